@@ -1,0 +1,1 @@
+"""Helpers that know nothing of networks or of MR: configuration, files, run folders, text."""

@@ -1,0 +1,1 @@
+"""The joint slice: what its channels mean, how it is stored, made from volumes, and shown."""

@@ -1,0 +1,63 @@
+"""Archives as a torch Dataset, for training the GAN."""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dnnlib.errors import UserError
+from slices.archive import ArchiveReader
+
+
+class Example(NamedTuple):
+    """One training example."""
+
+    stored: torch.Tensor  # uint8 [C + K, H, W]
+    label: torch.Tensor  # float32 [c_dim], one-hot; c_dim = 0 without --cond
+
+
+class SliceDataset(torch.utils.data.Dataset):
+    """Joint slices of an archive, optionally doubled by mirrored copies.
+
+    subset: use this many slices, drawn at random with `seed`; None takes all.
+    mirror: append every slice flipped left to right.
+    use_labels: return the archive's class labels, for a conditional GAN.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        subset: int | None = None,
+        mirror: bool = False,
+        use_labels: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.archive = ArchiveReader(path)
+        self.schema, self.resolution = self.archive.schema, self.archive.resolution
+        if use_labels and not self.archive.info.num_labels:
+            raise UserError(
+                f"{path} holds no class labels, which --cond needs: convert with --class-by grade, or leave out --cond"
+            )
+        self.c_dim = self.archive.info.num_labels if use_labels else 0
+
+        chosen = np.arange(len(self.archive))
+        if subset is not None:
+            if not 1 <= subset <= len(chosen):
+                raise UserError(f"--subset {subset}: {path} holds {len(chosen)} slices; choose from 1 to {len(chosen)}")
+            chosen = np.sort(np.random.RandomState(seed).permutation(chosen)[:subset])
+        flips = [False, True] if mirror else [False]
+        self._items = [(int(i), flip) for flip in flips for i in chosen]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, n: int) -> Example:
+        i, flip = self._items[n]
+        stored = self.archive.read(i)
+        if flip:
+            stored = stored[:, :, ::-1]
+        label = torch.zeros(self.c_dim)
+        if self.c_dim:
+            label[self.archive.label(i)] = 1
+        return Example(torch.from_numpy(stored.copy()), label)

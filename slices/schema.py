@@ -1,0 +1,132 @@
+"""What the channels of a joint slice mean.
+
+A joint slice is C contrasts and K label maps of one axial slice, stacked as [C + K, H, W]. Its Schema is written
+into every archive and snapshot and read from there; no other file knows a channel's number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dnnlib.errors import UserError
+
+# Stored bytes: background of a contrast, darkest and brightest value inside the head, a label map's two values.
+OUTSIDE, DARKEST, BRIGHTEST = 0, 1, 255
+LABEL_OFF, LABEL_ON = 0, 255
+
+
+@dataclass(frozen=True)
+class LesionClass:
+    """One class of the label map: short name, name for legends, value in the NIfTI label map."""
+
+    name: str
+    title: str
+    value: int
+
+
+@dataclass(frozen=True)
+class Region:
+    """A union of lesion classes that evaluations report, for example WT, the whole tumour."""
+
+    name: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Names and order of the channels: first the contrasts, then one label map per class, background first.
+
+    Without lesion classes there are no label maps at all: K = 0.
+    """
+
+    contrasts: tuple[str, ...]
+    classes: tuple[LesionClass, ...] = ()
+    regions: tuple[Region, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [*self.contrasts, *self.class_names]
+        if not self.contrasts:
+            raise UserError("a schema needs at least one contrast")
+        if len(set(names)) != len(names):
+            raise UserError(f"the names of contrasts and classes must differ: {', '.join(names)}")
+        if len({c.value for c in self.classes} | {0}) != len(self.classes) + 1:
+            raise UserError("lesion classes need different label values, none of them 0 (the background)")
+        for region in self.regions:
+            if unknown := set(region.classes) - set(self.class_names):
+                raise UserError(f"region {region.name} names an unknown class: {', '.join(sorted(unknown))}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def num_contrasts(self) -> int:
+        """C."""
+        return len(self.contrasts)
+
+    @property
+    def num_maps(self) -> int:
+        """K: one label map per class and one for the background; 0 for a schema without classes."""
+        return len(self.classes) + 1 if self.classes else 0
+
+    @property
+    def num_channels(self) -> int:
+        """C + K."""
+        return self.num_contrasts + self.num_maps
+
+    def region_indices(self, region: Region) -> list[int]:
+        """Class indices (1-based; 0 is the background) that make up a region."""
+        return [self.class_names.index(name) + 1 for name in region.classes]
+
+    def indices_from_values(self, label_map: np.ndarray) -> np.ndarray:
+        """Label values of a NIfTI file -> class indices 0..K−1, uint8, same shape.
+
+        Raises UserError naming the values that the schema doesn't know.
+        """
+        indices = np.zeros(label_map.shape, np.uint8)
+        known = label_map == 0
+        for index, lesion_class in enumerate(self.classes, start=1):
+            here = label_map == lesion_class.value
+            indices[here] = index
+            known |= here
+        if not known.all():
+            found = ", ".join(f"{v:g}" for v in np.unique(label_map[~known])[:5])
+            expected = ", ".join(str(c.value) for c in self.classes)
+            raise UserError(f"unknown label value {found}; expected 0 and {expected}")
+        return indices
+
+    def join(self, contrasts: np.ndarray, class_indices: np.ndarray | None = None) -> np.ndarray:
+        """uint8 contrasts [..., C, H, W] and class indices [..., H, W] -> stored joint slice [..., C + K, H, W]."""
+        if not self.num_maps:
+            return contrasts
+        one_hot = class_indices[..., None, :, :] == np.arange(self.num_maps).reshape(-1, 1, 1)
+        maps = np.where(one_hot, np.uint8(LABEL_ON), np.uint8(LABEL_OFF))
+        return np.concatenate([contrasts, maps], axis=-3)
+
+    def split(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Stored joint slice [..., C + K, H, W] -> uint8 contrasts [..., C, H, W], class indices [..., H, W]."""
+        contrasts, maps = stored[..., : self.num_contrasts, :, :], stored[..., self.num_contrasts :, :, :]
+        if not self.num_maps:
+            return contrasts, np.zeros(stored.shape[:-3] + stored.shape[-2:], np.uint8)
+        return contrasts, maps.argmax(axis=-3).astype(np.uint8)
+
+    def describe(self) -> str:
+        classes = ", ".join(self.class_names) or "no classes"
+        return f"{', '.join(self.contrasts)} | {classes}"
+
+
+BRATS = Schema(
+    contrasts=("t1", "t1ce", "t2", "flair"),
+    classes=(
+        LesionClass("NCR", "necrosis / non-enhancing", 1),
+        LesionClass("ED", "oedema", 2),
+        LesionClass("ET", "enhancing tumour", 4),
+    ),
+    regions=(
+        Region("WT", ("NCR", "ED", "ET")),
+        Region("TC", ("NCR", "ET")),
+        Region("ET", ("ET",)),
+    ),
+)
