@@ -1,0 +1,1 @@
+"""Helpers around PyTorch that know nothing of MR: operators, checkpoints, statistics, data order."""

@@ -1,0 +1,131 @@
+"""Upsample, pad, filter and downsample pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from torch_utils.ops import reference
+
+
+def setup_filter(
+    f: Sequence | torch.Tensor | None,
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+    separable: bool | None = None,
+) -> torch.Tensor:
+    """Filter taps as upfirdn2d takes them: float32, [taps] if separable, else [fh, fw].
+
+    f: 1-D or 2-D taps; None is the identity. normalize: divide by the sum. gain: of the picture as a whole.
+    separable: keep 1-D taps 1-D; None does so from 8 taps on, where two passes are faster than one.
+    """
+    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
+    if f.ndim == 0:
+        f = f.reshape(1)
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"a filter is a vector or a matrix; found the shape {list(f.shape)}")
+    if separable is None:
+        separable = f.ndim == 1 and f.numel() >= 8
+    if separable and f.ndim == 2:
+        raise ValueError(f"a separable filter is given by its 1-D taps; found the shape {list(f.shape)}")
+    if f.ndim == 1 and not separable:
+        f = f.outer(f)
+    if normalize:
+        f = f / f.sum()
+    if flip_filter:
+        f = f.flip(list(range(f.ndim)))
+    return f * gain ** (f.ndim / 2)
+
+
+def upfirdn2d(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+) -> torch.Tensor:
+    """Upsample by inserting zeros, pad, convolve with f, and keep every down-th sample.
+
+    x: [N, C, H, W]. f: from setup_filter; None is the identity. up, down: a number or (x, y). padding: a number,
+    (x, y) or (x before, x after, y before, y after), in samples of the upsampled picture; negative numbers crop.
+    flip_filter: correlate instead of convolving. gain: of the output. Returns [N, C, H', W'], differentiable twice.
+    Raises ValueError where nothing would be left of the picture.
+    """
+    up, down, padding = _pair(up, "up"), _pair(down, "down"), parse_padding(padding)
+    if x.ndim != 4:
+        raise ValueError(f"expected pictures [N, C, H, W], found the shape {list(x.shape)}")
+    if f is not None and f.ndim not in (1, 2):
+        raise ValueError(f"a filter is a vector or a matrix; found the shape {list(f.shape)}")
+    fw, fh = filter_size(f)
+    width = x.shape[3] * up[0] + padding[0] + padding[1]
+    height = x.shape[2] * up[1] + padding[2] + padding[3]
+    if width < fw or height < fh:
+        raise ValueError(
+            f"padding {list(padding)} leaves {height}×{width} of an input {list(x.shape)}, "
+            f"less than the filter's {fh}×{fw}"
+        )
+    return reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
+
+
+def filter2d(x, f, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1) -> torch.Tensor:
+    """Filter pictures, keeping their size; `padding` is added to what that takes."""
+    fw, fh = filter_size(f)
+    p = parse_padding(padding)
+    p = (p[0] + fw // 2, p[1] + (fw - 1) // 2, p[2] + fh // 2, p[3] + (fh - 1) // 2)
+    return upfirdn2d(x, f, padding=p, flip_filter=flip_filter, gain=gain)
+
+
+def upsample2d(
+    x, f, up: int | Sequence[int] = 2, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1
+) -> torch.Tensor:
+    """Enlarge pictures `up` times, keeping their brightness; `padding` is added to what that takes."""
+    up = _pair(up, "up")
+    p = [a + b for a, b in zip(parse_padding(padding), upsampling_padding(f, up), strict=True)]
+    return upfirdn2d(x, f, up=up, padding=p, flip_filter=flip_filter, gain=gain * up[0] * up[1])
+
+
+def downsample2d(
+    x, f, down: int | Sequence[int] = 2, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1
+) -> torch.Tensor:
+    """Reduce pictures `down` times, keeping their brightness; `padding` is added to what that takes."""
+    down = _pair(down, "down")
+    p = [a + b for a, b in zip(parse_padding(padding), downsampling_padding(f, down), strict=True)]
+    return upfirdn2d(x, f, down=down, padding=p, flip_filter=flip_filter, gain=gain)
+
+
+def upsampling_padding(f: torch.Tensor | None, up: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The padding with which ×up upsampling returns exactly `up` times the size, centred."""
+    fw, fh = filter_size(f)
+    return (fw + up[0] - 1) // 2, (fw - up[0]) // 2, (fh + up[1] - 1) // 2, (fh - up[1]) // 2
+
+
+def downsampling_padding(f: torch.Tensor | None, down: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The padding with which ×1/down downsampling returns exactly 1/`down` of the size, centred."""
+    fw, fh = filter_size(f)
+    return (fw - down[0] + 1) // 2, (fw - down[0]) // 2, (fh - down[1] + 1) // 2, (fh - down[1]) // 2
+
+
+def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
+    """(width, height) of a filter in taps."""
+    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+
+
+def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """A number, (x, y) or (x before, x after, y before, y after) -> the last of these."""
+    p = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    if len(p) == 2:
+        p = (p[0], p[0], p[1], p[1])
+    if len(p) != 4 or not all(isinstance(v, int) for v in p):
+        raise ValueError(f"padding {padding!r}: expected one, two or four whole numbers")
+    return p
+
+
+def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+        raise ValueError(f"{name} {value!r}: expected one or two whole numbers, at least 1")
+    return pair

@@ -1,0 +1,128 @@
+"""The discriminator: residual blocks, minibatch standard deviation, optional class projection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from torch_utils.ops.upfirdn2d import setup_filter
+from training.generator import channels_at, compute_dtype, resolutions_up_to, runs_in_half
+from training.layers import LOWPASS, Conv2dLayer, FullyConnectedLayer, MappingNetwork
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Constructor arguments of a Discriminator. residual False is the plain stack that the cifar preset uses."""
+
+    resolution: int
+    img_channels: int
+    c_dim: int = 0
+    channel_base: int = 32768
+    channel_max: int = 512
+    num_fp16_res: int = 0
+    conv_clamp: float | None = None
+    mbstd_group_size: int = 4
+    residual: bool = True
+
+
+def minibatch_std(x: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Append to [N, C, H, W] one channel with the mean standard deviation over groups of the minibatch.
+
+    Members of a group lie N / group_size apart. N must be a multiple of the group size, or smaller than it.
+    """
+    n, _, h, w = x.shape
+    group_size = min(group_size, n)
+    assert n % group_size == 0, f"a minibatch of {n} does not divide into groups of {group_size}"
+    groups = x.to(torch.float32).reshape(group_size, n // group_size, -1)
+    std = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=1)  # [N / group_size]
+    std = std.repeat(group_size).reshape(n, 1, 1, 1).expand(n, 1, h, w)
+    return torch.cat([x, std.to(x.dtype)], dim=1)
+
+
+class DiscriminatorBlock(nn.Module):
+    """Features [N, C, H, W] (or, in the first block, the image) -> [N, C', H / 2, W / 2]."""
+
+    def __init__(
+        self,
+        img_channels: int | None,
+        in_channels: int,
+        out_channels: int,
+        residual: bool,
+        use_fp16: bool,
+        conv_clamp: float | None,
+    ) -> None:
+        super().__init__()
+        self.residual, self.use_fp16 = residual, use_fp16
+        # No layer here reads it; published checkpoints carry it under this name.
+        self.register_buffer("resample_filter", setup_filter(LOWPASS))
+        self.fromrgb = None
+        if img_channels is not None:
+            self.fromrgb = Conv2dLayer(img_channels, in_channels, 1, activation="lrelu", conv_clamp=conv_clamp)
+        self.conv0 = Conv2dLayer(in_channels, in_channels, 3, activation="lrelu", conv_clamp=conv_clamp)
+        self.conv1 = Conv2dLayer(in_channels, out_channels, 3, activation="lrelu", down=2, conv_clamp=conv_clamp)
+        if residual:
+            self.skip = Conv2dLayer(in_channels, out_channels, 1, bias=False, down=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(compute_dtype(self.use_fp16, x.device))
+        if self.fromrgb is not None:
+            x = self.fromrgb(x)
+        if not self.residual:
+            return self.conv1(self.conv0(x))
+        # Each branch carries half of the power, so the sum keeps it.
+        return self.skip(x, gain=math.sqrt(0.5)) + self.conv1(self.conv0(x), gain=math.sqrt(0.5))
+
+
+class DiscriminatorEpilogue(nn.Module):
+    """Features [N, C, 4, 4] and the class map [N, cmap_dim] -> logits [N, 1], in float32."""
+
+    def __init__(self, channels: int, cmap_dim: int, mbstd_group_size: int, conv_clamp: float | None) -> None:
+        super().__init__()
+        self.mbstd_group_size = mbstd_group_size
+        self.cmap_dim = cmap_dim
+        self.conv = Conv2dLayer(channels + 1, channels, 3, activation="lrelu", conv_clamp=conv_clamp)
+        self.fc = FullyConnectedLayer(channels * 16, channels, activation="lrelu")
+        self.out = FullyConnectedLayer(channels, cmap_dim or 1)
+
+    def forward(self, x: torch.Tensor, cmap: torch.Tensor | None) -> torch.Tensor:
+        x = self.conv(minibatch_std(x.to(torch.float32), self.mbstd_group_size))
+        x = self.out(self.fc(x.flatten(1)))
+        if cmap is not None:
+            x = (x * cmap).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
+        return x
+
+
+class Discriminator(nn.Module):
+    """Joint slices [N, C + K, H, W], class labels c [N, c_dim] -> logits [N, 1]; large means real."""
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.resolutions = resolutions_up_to(config.resolution)[:0:-1]  # from the image down to 8
+
+        def channels(resolution: int) -> int:
+            return channels_at(resolution, config.channel_base, config.channel_max)
+
+        for resolution in self.resolutions:
+            block = DiscriminatorBlock(
+                config.img_channels if resolution == config.resolution else None,
+                channels(resolution),
+                channels(resolution // 2),
+                residual=config.residual,
+                use_fp16=runs_in_half(resolution, config.resolution, config.num_fp16_res),
+                conv_clamp=config.conv_clamp,
+            )
+            setattr(self, f"b{resolution}", block)
+        cmap_dim = channels(4) if config.c_dim else 0
+        if config.c_dim:
+            self.mapping = MappingNetwork(0, config.c_dim, cmap_dim, num_ws=None, track_average=False)
+        self.b4 = DiscriminatorEpilogue(channels(4), cmap_dim, config.mbstd_group_size, config.conv_clamp)
+
+    def forward(self, img: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+        x = img
+        for resolution in self.resolutions:
+            x = getattr(self, f"b{resolution}")(x)
+        return self.b4(x, self.mapping(None, c) if self.config.c_dim else None)

@@ -1,0 +1,236 @@
+"""The generator: mapping network, synthesis network with skip outputs, joint head (StyleGAN2, figures 2 and 7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
+from training.head import JointHead
+from training.layers import LOWPASS, FullyConnectedLayer, MappingNetwork, modulated_conv2d, scaled_bias_act
+
+NOISE_MODES = ("random", "const", "none")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Constructor arguments of a Generator. num_maps 0 is StyleGAN2's generator of num_contrasts channels."""
+
+    resolution: int
+    num_contrasts: int
+    num_maps: int
+    z_dim: int = 512
+    c_dim: int = 0
+    w_dim: int = 512
+    mapping_layers: int = 8
+    channel_base: int = 32768
+    channel_max: int = 512
+    num_fp16_res: int = 0
+    conv_clamp: float | None = None
+
+
+def resolutions_up_to(resolution: int) -> list[int]:
+    """[4, 8, …, resolution]."""
+    assert resolution >= 4 and resolution & (resolution - 1) == 0, resolution
+    return [2**i for i in range(2, int(math.log2(resolution)) + 1)]
+
+
+def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
+    """Number of feature maps at a resolution, in both networks."""
+    return min(channel_base // resolution, channel_max)
+
+
+def runs_in_half(resolution: int, full_resolution: int, num_fp16_res: int) -> bool:
+    """Whether a block is one of the `num_fp16_res` highest resolutions, which run in half precision on a GPU."""
+    return resolution > 4 and resolution * 2**num_fp16_res > full_resolution
+
+
+def compute_dtype(use_fp16: bool, device: torch.device) -> torch.dtype:
+    """Half precision only where it is fast: on a GPU."""
+    return torch.float16 if use_fp16 and device.type == "cuda" else torch.float32
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated 3×3 convolution, noise, bias, leaky ReLU: [N, C, H, W] -> [N, C', H·up, W·up]."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        up: int = 1,
+        conv_clamp: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.resolution, self.up, self.conv_clamp = resolution, up, conv_clamp
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        self.register_buffer("resample_filter", setup_filter(LOWPASS))
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        w: torch.Tensor,
+        noise_mode: str = "random",
+        generators: Sequence[torch.Generator] | None = None,
+        gain: float = 1,
+    ) -> torch.Tensor:
+        x = modulated_conv2d(
+            x,
+            self.weight,
+            styles=self.affine(w),
+            noise=self._noise(len(x), noise_mode, generators),
+            up=self.up,
+            padding=1,
+            resample_filter=self.resample_filter,
+            flip_weight=self.up == 1,  # published weights of upsampling layers are stored the other way round
+        )
+        return scaled_bias_act(x, self.bias, "lrelu", gain, self.conv_clamp)
+
+    def _noise(
+        self, batch: int, noise_mode: str, generators: Sequence[torch.Generator] | None
+    ) -> torch.Tensor | None:
+        if noise_mode == "none":
+            return None
+        if noise_mode == "const":
+            return self.noise_const * self.noise_strength
+        shape = [1, self.resolution, self.resolution]
+        if generators is None:
+            noise = torch.randn([batch, *shape], device=self.noise_const.device)
+        else:
+            noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
+        return noise.to(self.noise_const.device) * self.noise_strength
+
+
+class ToRGBLayer(nn.Module):
+    """The image output of one resolution: modulated 1×1 convolution without demodulation, bias, clamp.
+
+    "RGB" is the name that published checkpoints give it; here it makes all C + K channels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, conv_clamp: float | None = None) -> None:
+        super().__init__()
+        self.conv_clamp = conv_clamp
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.weight_gain = 1 / math.sqrt(in_channels)
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        x = modulated_conv2d(x, self.weight, styles=self.affine(w) * self.weight_gain, demodulate=False)
+        return scaled_bias_act(x, self.bias, "linear", 1, self.conv_clamp)
+
+
+class SynthesisBlock(nn.Module):
+    """All layers of one resolution. The block at 4×4 starts from a learned constant and has one convolution."""
+
+    def __init__(
+        self,
+        in_channels: int | None,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        img_channels: int,
+        use_fp16: bool,
+        conv_clamp: float | None,
+    ) -> None:
+        super().__init__()
+        self.use_fp16 = use_fp16
+        self.num_conv = 1 if in_channels is None else 2
+        self.register_buffer("resample_filter", setup_filter(LOWPASS))
+        if in_channels is None:
+            self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
+        else:
+            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up=2, conv_clamp=conv_clamp)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, conv_clamp=conv_clamp)
+        self.torgb = ToRGBLayer(out_channels, img_channels, w_dim, conv_clamp=conv_clamp)
+
+    def forward(
+        self, x: torch.Tensor | None, img: torch.Tensor | None, ws: torch.Tensor, **noise
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """ws: [N, num_conv + 1, w_dim]. Returns features and the image so far, in float32."""
+        dtype = compute_dtype(self.use_fp16, ws.device)
+        layer_ws = iter(ws.unbind(dim=1))
+        if self.num_conv == 1:
+            x = self.const.to(dtype).expand(len(ws), -1, -1, -1)
+        else:
+            x = self.conv0(x.to(dtype), next(layer_ws), **noise)
+        x = self.conv1(x, next(layer_ws), **noise)
+        y = self.torgb(x, next(layer_ws)).to(torch.float32)
+        if img is not None:
+            y = upsample2d(img, self.resample_filter) + y
+        return x, y
+
+
+class SynthesisNetwork(nn.Module):
+    """w [N, num_ws, w_dim] -> joint slices [N, C + K, H, W] with values around [−1, 1]."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.resolutions = resolutions_up_to(config.resolution)
+        self.num_ws = 2 * len(self.resolutions)
+        in_channels = None
+        for resolution in self.resolutions:
+            out_channels = channels_at(resolution, config.channel_base, config.channel_max)
+            block = SynthesisBlock(
+                in_channels,
+                out_channels,
+                config.w_dim,
+                resolution,
+                img_channels=config.num_contrasts + config.num_maps,
+                use_fp16=runs_in_half(resolution, config.resolution, config.num_fp16_res),
+                conv_clamp=config.conv_clamp,
+            )
+            setattr(self, f"b{resolution}", block)
+            in_channels = out_channels
+        self.head = JointHead(config.num_contrasts, config.num_maps) if config.num_maps else nn.Identity()
+
+    def forward(
+        self,
+        ws: torch.Tensor,
+        noise_mode: str = "random",
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> torch.Tensor:
+        """noise_mode: random (fresh, or drawn from one generator per sample), const (the stored buffers) or none."""
+        assert noise_mode in NOISE_MODES, noise_mode
+        ws = ws.to(torch.float32)
+        x = img = None
+        first = 0
+        for resolution in self.resolutions:
+            block = getattr(self, f"b{resolution}")
+            # The image output shares its w with the first convolution of the next block.
+            block_ws = ws.narrow(1, first, block.num_conv + 1)
+            x, img = block(x, img, block_ws, noise_mode=noise_mode, generators=generators)
+            first += block.num_conv
+        return self.head(img)
+
+
+class Generator(nn.Module):
+    """z [N, z_dim], class label c [N, c_dim] -> joint slices [N, C + K, H, W]."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.synthesis = SynthesisNetwork(config)
+        self.mapping = MappingNetwork(
+            config.z_dim, config.c_dim, config.w_dim, self.synthesis.num_ws, config.mapping_layers
+        )
+
+    def forward(
+        self,
+        z: torch.Tensor,
+        c: torch.Tensor | None = None,
+        truncation_psi: float = 1,
+        truncation_cutoff: int | None = None,
+        **synthesis,
+    ) -> torch.Tensor:
+        ws = self.mapping(z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
+        return self.synthesis(ws, **synthesis)
