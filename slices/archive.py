@@ -191,7 +191,9 @@ class ArchiveReader:
         if self.info.labels is not None:
             unlabelled = [r.file for r in self.info.slices if r.file not in self._labels]
             if unlabelled:
-                raise UserError(f"{self.path}: {len(unlabelled)} slices have no class label, the first is {unlabelled[0]}")
+                raise UserError(
+                    f"{self.path}: {len(unlabelled)} slices have no class label, the first is {unlabelled[0]}"
+                )
 
     def __len__(self) -> int:
         return len(self.info.slices)
@@ -210,7 +212,8 @@ class ArchiveReader:
         expected = (self.schema.num_channels, self.resolution, self.resolution)
         if stored.dtype != np.uint8 or stored.shape != expected:
             raise UserError(
-                f"{self.path}: {name} holds {stored.dtype} {list(stored.shape)}; its schema asks for uint8 {list(expected)}"
+                f"{self.path}: {name} holds {stored.dtype} {list(stored.shape)}; "
+                f"its schema asks for uint8 {list(expected)}"
             )
         return stored
 
@@ -240,7 +243,9 @@ class ArchiveReader:
             except zipfile.BadZipFile as error:
                 raise UserError(f"{self.path}: not a complete zip archive ({error}); make it again") from None
             except IsADirectoryError:
-                raise UserError(f"{self.path} is a folder; expected a .zip made by dataset_tool.py or generate.py") from None
+                raise UserError(
+                    f"{self.path} is a folder; expected a .zip made by dataset_tool.py or generate.py"
+                ) from None
             self._owner = os.getpid()
         return self._handle
 
@@ -267,7 +272,9 @@ class ArchiveReader:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{self.path}: {INDEX} does not describe joint slices (its format should be {FORMAT!r})")
         if content.get("version") != VERSION:
-            raise UserError(f"{self.path}: version {content.get('version')!r} of the format; this program reads {VERSION}")
+            raise UserError(
+                f"{self.path}: version {content.get('version')!r} of the format; this program reads {VERSION}"
+            )
         info = config.from_json(ArchiveInfo, content, f"{self.path}: {INDEX}")
         if not info.slices:
             raise UserError(f"{self.path}: holds no slice")

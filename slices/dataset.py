@@ -57,7 +57,11 @@ class SliceDataset(torch.utils.data.Dataset):
         stored = self.archive.read(i)
         if flip:
             stored = stored[:, :, ::-1]
+        return Example(torch.from_numpy(stored.copy()), self.label(n))
+
+    def label(self, n: int) -> torch.Tensor:
+        """One-hot class label of example n, [c_dim], without reading the slice."""
         label = torch.zeros(self.c_dim)
         if self.c_dim:
-            label[self.archive.label(i)] = 1
-        return Example(torch.from_numpy(stored.copy()), label)
+            label[self.archive.label(self._items[n][0])] = 1
+        return label

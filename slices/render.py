@@ -6,8 +6,10 @@ slices are enlarged by a whole factor, contrasts smoothly and labels without mix
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,7 +183,7 @@ _SWATCH, _LINE = _LEGEND, _LEGEND + 9
 def _layout_legend(schema: Schema, width: int) -> _Legend:
     entries, x, line = [], _MARGIN, 0
     for index, c in enumerate(schema.classes, start=1):
-        text = c.name if c.title in ("", c.name) else f"{c.name}  {c.title}"
+        text = _plain(c.name if c.title in ("", c.name) else f"{c.name}  {c.title}")
         needed = _SWATCH + 7 + math.ceil(_font(_LEGEND).getlength(text))
         if x > _MARGIN and x + needed > width - _MARGIN:
             x, line = _MARGIN, line + 1
@@ -208,10 +210,12 @@ def _write(
     centred: bool = False,
 ) -> None:
     """Write one line; text wider than `room` pixels becomes smaller, then loses its end."""
+    text = _plain(text)
     while size > 9 and _font(size).getlength(text) > room:
         size -= 1
     font = _font(size)
     if font.getlength(text) > room:
+        text = text[: int(len(text) * room / font.getlength(text)) + 1]
         while text and font.getlength(text + "…") > room:
             text = text[:-1]
         text += "…"
@@ -219,5 +223,13 @@ def _write(
     ImageDraw.Draw(canvas).text((x, corner[1]), text, font=font, fill=colour)
 
 
+def _plain(text: str) -> str:
+    """Text in ASCII: Pillow's own font, the only one that is always there, draws little else."""
+    simpler = unicodedata.normalize("NFKD", text.replace("×", "x").replace("−", "-").replace("–", "-"))
+    kept = (c for c in simpler if not unicodedata.combining(c))
+    return "".join(c if c.isascii() else "?" for c in kept)
+
+
+@functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)

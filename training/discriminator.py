@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from torch_utils.ops.upfirdn2d import setup_filter
+from training.config import DiscriminatorConfig
 from training.generator import channels_at, compute_dtype, resolutions_up_to, runs_in_half
 from training.layers import LOWPASS, Conv2dLayer, FullyConnectedLayer, MappingNetwork
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """Constructor arguments of a Discriminator. residual False is the plain stack that the cifar preset uses."""
-
-    resolution: int
-    img_channels: int
-    c_dim: int = 0
-    channel_base: int = 32768
-    channel_max: int = 512
-    num_fp16_res: int = 0
-    conv_clamp: float | None = None
-    mbstd_group_size: int = 4
-    residual: bool = True
 
 
 def minibatch_std(x: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -120,9 +105,10 @@ class Discriminator(nn.Module):
         if config.c_dim:
             self.mapping = MappingNetwork(0, config.c_dim, cmap_dim, num_ws=None, track_average=False)
         self.b4 = DiscriminatorEpilogue(channels(4), cmap_dim, config.mbstd_group_size, config.conv_clamp)
+        self.to(memory_format=torch.channels_last)  # on CPU nearly twice as fast; activations follow the weights
 
     def forward(self, img: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
-        x = img
+        x = img.contiguous(memory_format=torch.channels_last)
         for resolution in self.resolutions:
             x = getattr(self, f"b{resolution}")(x)
         return self.b4(x, self.mapping(None, c) if self.config.c_dim else None)

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
+from training.config import GeneratorConfig
 from training.head import JointHead
 from training.layers import LOWPASS, FullyConnectedLayer, MappingNetwork, modulated_conv2d, scaled_bias_act
 
 NOISE_MODES = ("random", "const", "none")
-
-
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """Constructor arguments of a Generator. num_maps 0 is StyleGAN2's generator of num_contrasts channels."""
-
-    resolution: int
-    num_contrasts: int
-    num_maps: int
-    z_dim: int = 512
-    c_dim: int = 0
-    w_dim: int = 512
-    mapping_layers: int = 8
-    channel_base: int = 32768
-    channel_max: int = 512
-    num_fp16_res: int = 0
-    conv_clamp: float | None = None
 
 
 def resolutions_up_to(resolution: int) -> list[int]:
@@ -95,9 +78,7 @@ class SynthesisLayer(nn.Module):
         )
         return scaled_bias_act(x, self.bias, "lrelu", gain, self.conv_clamp)
 
-    def _noise(
-        self, batch: int, noise_mode: str, generators: Sequence[torch.Generator] | None
-    ) -> torch.Tensor | None:
+    def _noise(self, batch: int, noise_mode: str, generators: Sequence[torch.Generator] | None) -> torch.Tensor | None:
         if noise_mode == "none":
             return None
         if noise_mode == "const":
@@ -223,6 +204,7 @@ class Generator(nn.Module):
         self.mapping = MappingNetwork(
             config.z_dim, config.c_dim, config.w_dim, self.synthesis.num_ws, config.mapping_layers
         )
+        self.to(memory_format=torch.channels_last)  # on CPU nearly twice as fast; activations follow the weights
 
     def forward(
         self,

@@ -1,0 +1,49 @@
+"""Run folders, numbered in order, and their log."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TextIO
+
+import tqdm
+
+from dnnlib.errors import UserError
+from dnnlib.files import make_folder
+
+
+def make_run_folder(outdir: str | os.PathLike, description: str) -> Path:
+    """Create and return `outdir/NNNNN-description`, with the first number after those in use."""
+    outdir = make_folder(outdir)
+    while True:
+        used = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5})(?:-|$)", p.name))]
+        folder = outdir / f"{max(used, default=-1) + 1:05d}-{description}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue  # another process took the number first
+
+
+def latest_run(outdir: str | os.PathLike) -> Path:
+    """The run folder with the highest number."""
+    runs = sorted(p for p in Path(outdir).iterdir() if p.is_dir() and re.match(r"\d{5}-", p.name))
+    if not runs:
+        raise UserError(f"{outdir}: holds no run folder such as 00000-train-auto")
+    return runs[-1]
+
+
+class Log:
+    """Lines for the terminal and for `log.txt`; a progress bar on the terminal stays below them."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._file: TextIO = open(path, "a", encoding="utf-8")
+
+    def __call__(self, line: str = "") -> None:
+        tqdm.tqdm.write(line)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

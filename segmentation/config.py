@@ -1,0 +1,52 @@
+"""Options of a U-Net and of its training, checked where they are made. No torch here: `--help` must answer at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dnnlib.errors import UserError
+
+SMALLEST = 32  # pixels; four halvings leave 2×2, the least that instance normalisation can normalise
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Constructor arguments of the network: contrasts in, classes (background included) out, channels at full size."""
+
+    in_channels: int
+    out_channels: int
+    width: int
+
+    @property
+    def features(self) -> tuple[int, int, int, int, int, int]:
+        """Channels of the five levels and of the last layer; width 32 gives MONAI's default."""
+        w = self.width
+        return (w, w, 2 * w, 4 * w, 8 * w, w)
+
+
+@dataclass(frozen=True)
+class TrainUNetConfig:
+    """How one U-Net is trained.
+
+    steps: optimisation steps; the budget is the same for every arm of an experiment, however many slices it has.
+    batch: slices per step.
+    lr: learning rate of Adam at the first step; a cosine takes it to 0 at the last.
+    seed: of the initial weights, the order of the slices, and the flips.
+    width: channels at full resolution; the levels have width × (1, 1, 2, 4, 8).
+    workers: processes that read slices when an archive is too large to be held in memory.
+    """
+
+    steps: int
+    batch: int = 32
+    lr: float = 1e-3
+    seed: int = 0
+    width: int = 32
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch", 1), ("seed", 0), ("width", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} {getattr(self, name)}: expected a whole number from {least} up")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UserError(f"--lr {self.lr:g}: expected a number above 0, for example 0.001")

@@ -1,0 +1,158 @@
+"""Train one U-Net on the union of some archives, for a fixed number of steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dnnlib import config as configs
+from dnnlib import files
+from dnnlib.errors import UserError
+from dnnlib.text import format_time
+from segmentation import unet as unets
+from segmentation.config import TrainUNetConfig
+from segmentation.data import Draws, UnionOfArchives, loader
+
+MODEL, RECORD, LOG = "unet.safetensors", "training.json", "log.txt"
+_POINTS = 200  # of the loss curve
+_LINES = 10  # progress lines in the log
+
+
+@dataclass(frozen=True)
+class LossPoint:
+    """Mean training loss of the steps since the point before."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class TrainRecord:
+    """What a training left: the content of training.json. Paths are as the user gave them."""
+
+    model: str
+    unet: unets.UNetInfo
+    device: str
+    seconds: float
+    curve: tuple[LossPoint, ...]
+
+
+def train(
+    config: TrainUNetConfig,
+    archives: Sequence[str | os.PathLike],
+    outdir: str | os.PathLike,
+    force: bool = False,
+) -> TrainRecord:
+    """Train a U-Net; write unet.safetensors, training.json and log.txt into `outdir` when it is done.
+
+    force: replace those files if they are there. Raises UserError for archives that don't fit each other or hold no
+    classes, for files in the way, and for a loss that ran off.
+    """
+    outdir = Path(outdir)
+    for name in (MODEL, RECORD, LOG):
+        files.refuse_existing(outdir / name, force)
+    data = UnionOfArchives(archives)
+    info = unets.UNetInfo(
+        schema=data.schema,
+        resolution=data.resolution,
+        network=unets.configure(data.schema, data.resolution, config.width),
+        training=config,
+        archives=tuple(_describe(archive) for archive in data.archives),
+    )
+    files.make_folder(outdir)
+
+    log, device, start = _Log(), unets.default_device(), time.monotonic()
+    log(_announce(info, device))
+    network = unets.build(info.network, config.seed).to(device)
+    curve = _optimise(network, data, config, log)
+    seconds = time.monotonic() - start
+    log(f"trained in {format_time(seconds)}: {outdir / MODEL}")
+
+    record = TrainRecord(str(outdir / MODEL), info, str(device), round(seconds, 2), curve)
+    files.write_bytes(outdir / LOG, log.text.encode())
+    files.write_json(outdir / RECORD, configs.to_json(record))
+    unets.save(outdir / MODEL, unets.UNet(network.eval(), info))  # last: where it is, the rest is too
+    return record
+
+
+def segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Soft Dice loss of the lesion classes plus cross-entropy of all: (logits [N, K, H, W], indices [N, 1, H, W]).
+
+    Dice is summed over the batch before dividing, for most slices lack some class, whose own Dice would be noise.
+    """
+    from monai.losses import DiceCELoss  # takes seconds to import
+
+    return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+
+
+def _optimise(
+    network: torch.nn.Module, data: UnionOfArchives, config: TrainUNetConfig, log: _Log
+) -> tuple[LossPoint, ...]:
+    """Take config.steps steps of Adam; the network is changed in place. Returns the loss curve."""
+    device = next(network.parameters()).device
+    loss_of = segmentation_loss()
+    optimiser = torch.optim.Adam(network.parameters(), lr=config.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.steps)
+    batches = loader(data, Draws(len(data), config.batch, config.steps, config.seed), config.workers, device.type == "cuda")
+
+    interval, line = max(1, config.steps // _POINTS), max(1, config.steps // _LINES)
+    curve: list[LossPoint] = []
+    total, steps_since = torch.zeros((), device=device), 0  # summed on the device: asking at every step would stall it
+    network.train()
+    with tqdm(batches, desc="U-Net", unit="step", disable=None, leave=False) as progress:
+        for step, pair in enumerate(progress, start=1):
+            images = unets.to_input(pair.contrasts.to(device, non_blocking=True), data.schema)  # [N, C, H, W]
+            truth = pair.indices.to(device, non_blocking=True)[:, None]  # [N, 1, H, W]
+            loss = loss_of(network(images), truth)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total, steps_since = total + loss.detach(), steps_since + 1
+
+            if step % interval == 0 or step == config.steps:
+                curve.append(LossPoint(step, _finite(total.item() / steps_since, step, config)))
+                total, steps_since = torch.zeros((), device=device), 0
+                progress.set_postfix(loss=f"{curve[-1].loss:.3f}")
+            if step % line == 0:
+                log(f"step {step:6d} of {config.steps}  loss {curve[-1].loss:.4f}")
+    return tuple(curve)
+
+
+def _finite(loss: float, step: int, config: TrainUNetConfig) -> float:
+    if not math.isfinite(loss):
+        raise UserError(f"the loss is {loss} at step {step}: try a smaller --lr than {config.lr:g}")
+    return loss
+
+
+def _describe(archive) -> unets.ArchiveUsed:
+    return unets.ArchiveUsed(
+        archive.path.name, files.sha256(archive.path), len(archive), len(archive.info.patients)
+    )
+
+
+def _announce(info: unets.UNetInfo, device: torch.device) -> str:
+    c = info.training
+    sources = " + ".join(f"{a.file} ({a.slices} slices, {a.patients} patients)" for a in info.archives)
+    return (
+        f"U-Net of width {c.width} on {sources}, {info.resolution}×{info.resolution}, {info.schema.describe()}\n"
+        f"{c.steps} steps of {c.batch} slices, learning rate {c.lr:g} falling to 0, seed {c.seed}, on {device}"
+    )
+
+
+class _Log:
+    """Lines that are shown now and written to a file when the training is complete."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def __call__(self, line: str) -> None:
+        tqdm.write(line)
+        self.text += line + "\n"

@@ -1,0 +1,109 @@
+"""The U-Net that judges slices: MONAI's 2-D BasicUNet, built from a configuration, saved and loaded with its schema."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnnlib import config as configs
+from dnnlib.errors import UserError
+from segmentation.config import SMALLEST, TrainUNetConfig, UNetConfig
+from slices.codec import SliceCodec
+from slices.schema import Schema
+from torch_utils import checkpoint
+
+KIND = "unet"
+
+
+@dataclass(frozen=True)
+class ArchiveUsed:
+    """An archive that a U-Net learned from: file name, SHA-256, number of slices and patients."""
+
+    file: str
+    sha256: str
+    slices: int
+    patients: int
+
+
+@dataclass(frozen=True)
+class UNetInfo:
+    """What a saved U-Net says of itself."""
+
+    schema: Schema
+    resolution: int
+    network: UNetConfig
+    training: TrainUNetConfig
+    archives: tuple[ArchiveUsed, ...]
+
+
+@dataclass(frozen=True)
+class UNet:
+    """A network, [N, C, H, W] in [−1, 1] -> logits [N, K, H, W], with what it was made for."""
+
+    network: torch.nn.Module
+    info: UNetInfo
+
+
+def configure(schema: Schema, resolution: int, width: int) -> UNetConfig:
+    """The network for slices of a schema. Raises UserError where there is nothing to segment, or too few pixels."""
+    if not schema.num_maps:
+        raise UserError(f"the slices have no lesion classes ({schema.describe()}), so there is nothing to segment")
+    if resolution < SMALLEST:
+        raise UserError(f"{resolution}×{resolution} pixels are too few for this U-Net: convert at --resolution {SMALLEST} or more")
+    return UNetConfig(schema.num_contrasts, schema.num_maps, width)
+
+
+def build(network: UNetConfig, seed: int = 0) -> torch.nn.Module:
+    """A new network on the CPU; its weights depend on the seed alone, and torch's global generator stays as it was."""
+    from monai.networks.nets import BasicUNet  # takes seconds to import
+
+    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):  # some versions print their widths
+        torch.default_generator.manual_seed(seed)
+        return BasicUNet(
+            spatial_dims=2,
+            in_channels=network.in_channels,
+            out_channels=network.out_channels,
+            features=network.features,
+        )
+
+
+def to_input(contrasts: torch.Tensor, schema: Schema) -> torch.Tensor:
+    """Stored contrasts, uint8 [N, C, H, W] -> float32 in [−1, 1]."""
+    return SliceCodec(schema).to_network(contrasts)
+
+
+@torch.inference_mode()
+def predict(unet: UNet, contrasts: np.ndarray) -> np.ndarray:
+    """Segment stored contrasts, uint8 [N, C, H, W], as one batch. Returns class indices, uint8 [N, H, W]."""
+    unet.network.eval()
+    device = next(unet.network.parameters()).device
+    pixels = torch.from_numpy(np.ascontiguousarray(contrasts)).to(device)
+    return unet.network(to_input(pixels, unet.info.schema)).argmax(dim=1).to(torch.uint8).cpu().numpy()
+
+
+def save(path: str | os.PathLike, unet: UNet) -> None:
+    metadata: dict[str, Any] = configs.to_json(unet.info)
+    checkpoint.save(path, unet.network.state_dict(), metadata, kind=KIND)
+
+
+def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> UNet:
+    """Read what `save` wrote, ready to predict. Raises UserError naming the file when it is something else."""
+    tensors, metadata = checkpoint.load(path, KIND)
+    info = configs.from_json(UNetInfo, metadata, str(path))
+    network = build(info.network)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path}: its tensors don't fit the U-Net that it describes ({error})") from None
+    return UNet(network.to(device).eval(), info)
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

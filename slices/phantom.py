@@ -1,0 +1,477 @@
+"""Seeded synthetic tumour patients in the BraTS 2018 layout, for trying the tools without data.
+
+A patient is the MNI152 anatomy, moved by a random affine map and a smooth random deformation, with a glioma grown along
+its tissue borders. All positions are in mm, with axes to L, P, S and the origin at the centre of the field of view.
+Every random number is drawn before the grid is known, so a patient has the same anatomy at every resolution.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage, sparse
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
+
+from dnnlib.errors import UserError
+from dnnlib.files import make_folder
+
+FIELD_OF_VIEW = (240, 240, 155)  # mm; at 1 mm voxels also the shape of a BraTS volume
+CONTRASTS = ("t1", "t1ce", "t2", "flair")
+NECROSIS, OEDEMA, ENHANCING = 1, 2, 4  # label values of BraTS 2018
+SMALLEST_SIDE = 16
+
+# Typical brightness relative to the contrast's brightest healthy tissue. Rows as CONTRASTS.
+#             GM    WM    CSF   oedema  enhancing  necrosis  non-enhancing
+_BRIGHTNESS = np.array([
+    [0.74, 1.00, 0.30, 0.70, 0.74, 0.42, 0.56],  # t1
+    [0.74, 0.97, 0.32, 0.70, 1.55, 0.42, 0.58],  # t1ce
+    [0.55, 0.40, 1.00, 0.80, 0.62, 0.95, 0.88],  # t2
+    [0.74, 0.60, 0.20, 1.18, 0.92, 0.50, 0.98],  # flair
+], np.float32)  # fmt: skip
+
+# MNI brains are large; in BraTS (SRI24) space a head fills the field of view less.
+_HEAD_SCALE = np.array([0.98, 0.97, 0.88])
+# Control point spacings of the smooth random fields, in mm.
+_COARSE, _FINE, _BIAS, _WOBBLE, _LUMPS, _TEXTURE, _NOISE = 32.0, 12.0, 70.0, 14.0, 9.0, 4.0, 1.9
+# Middle of the lateral ventricles, mm from the template's centre.
+_VENTRICLES = np.array([0, -2, 10], np.float32)
+
+Field = Callable[[np.ndarray, float], np.ndarray]  # control points, their spacing in mm -> float32 [N]
+
+
+@dataclass(frozen=True)
+class PhantomPatient:
+    """One patient in the file's axes (L, P, S).
+
+    contrasts: name -> int16 [X, Y, Z], background 0; label_map: uint8 [X, Y, Z] of 0, 1, 2, 4; affine: 4×4, in mm.
+    """
+
+    name: str
+    grade: str
+    contrasts: dict[str, np.ndarray]
+    label_map: np.ndarray
+    affine: np.ndarray
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Everything random about a patient; nothing here depends on the grid. Fields are control points, see `_field`."""
+
+    grade: str
+    enhances: bool
+    head: np.ndarray  # [3, 3]: offset from the template's centre -> offset from the centre of the field of view
+    shift: np.ndarray  # [3] mm
+    coarse: np.ndarray  # [3, ...] displacement in mm
+    fine: np.ndarray  # [3, ...] displacement in mm
+    ventricles: float  # how much larger (or smaller) they are, as a share of their size
+    place: float  # 0..1: where among the places that a glioma prefers
+    radius: float  # mm, of the whole tumour
+    core_radius: float  # mm
+    core_offset: np.ndarray  # [3] mm
+    rim: float  # mm, mean thickness of the enhancing rim
+    whole_axes: np.ndarray  # [3, 3]: ellipsoid -> unit sphere, per unit of radius
+    core_axes: np.ndarray  # [3, 3]
+    push: float  # mass effect, as a share of the distance from the tumour's centre
+    wobble: np.ndarray
+    lumps: np.ndarray
+    texture: np.ndarray
+    brightness: np.ndarray  # [contrast, tissue]
+    gain: np.ndarray  # [contrast] scanner units
+    bias: np.ndarray  # [contrast, ...]
+    noise: np.ndarray  # [contrast, ...]
+    noise_level: np.ndarray  # [contrast] relative to the brightest healthy tissue
+
+
+def make_patient(seed: int, index: int, shape: tuple[int, int, int] = FIELD_OF_VIEW) -> PhantomPatient:
+    """Patient number `index` of `seed`, on a grid of `shape` voxels that covers the field of view of BraTS.
+
+    A pure function of its arguments; another shape shows the same anatomy at another resolution.
+    """
+    _check(seed, index, shape)
+    voxel = tuple(side / n for side, n in zip(FIELD_OF_VIEW, shape, strict=True))
+    traits = _draw(np.random.default_rng([seed, index]))
+    box, axes = _head_box(traits, voxel, shape)
+    place = _to_template(traits, axes)  # [3, X, Y, Z] of the box
+    inside = _blurred(voxel)[0].at(place) > 0.5  # [X, Y, Z]
+
+    def field(control: np.ndarray, spacing: float) -> np.ndarray:
+        return _field(control, spacing, axes)[inside]
+
+    place, lesion = _grow(traits, place[:, inside], field)  # [3, N] and [N], head voxels only
+    shares = _tissue_shares(place, lesion, traits.enhances, voxel)
+    images = {name: _signal(traits, c, shares, field) for c, name in enumerate(CONTRASTS)}
+    return PhantomPatient(
+        name=f"Phantom{seed:03d}_{index:04d}_1",
+        grade=traits.grade,
+        contrasts={name: _paste(image, inside, box, shape) for name, image in images.items()},
+        label_map=_paste(_label_map(lesion, traits.enhances), inside, box, shape),
+        affine=_affine(voxel),
+    )
+
+
+def _check(seed: int, index: int, shape: tuple[int, int, int]) -> None:
+    if seed < 0 or index < 0:
+        raise UserError(f"seed {seed}, patient {index}: expected numbers from 0 up")
+    if len(shape) != 3 or min(shape) < SMALLEST_SIDE:
+        given = "×".join(map(str, shape))
+        raise UserError(
+            f"a shape of {given} voxels: expected three sides of at least {SMALLEST_SIDE}, such as 96×96×62"
+        )
+
+
+# ---- drawing ----
+
+
+def _draw(rng: np.random.Generator) -> Traits:
+    """All random numbers of one patient, in a fixed order."""
+    grade = "LGG" if rng.random() < 0.2 else "HGG"
+    enhances = bool(rng.random() < (0.25 if grade == "LGG" else 0.95))
+    turn = Rotation.from_euler("xyz", rng.uniform(-5, 5, 3), degrees=True).as_matrix()
+    shear = np.eye(3) + np.triu(rng.uniform(-0.03, 0.03, (3, 3)), 1)
+    scale = _HEAD_SCALE * rng.uniform(0.96, 1.04) * rng.uniform(0.96, 1.04, 3)
+    radius = rng.uniform(15, 42)
+    core_radius = max(9.5, radius * rng.uniform(0.5, 0.75))
+    return Traits(
+        grade=grade,
+        enhances=enhances,
+        head=turn @ shear @ np.diag(scale),
+        shift=rng.uniform(-2, 2, 3),
+        coarse=2.0 * _controls(rng, 3, _COARSE),
+        fine=1.0 * _controls(rng, 3, _FINE),
+        ventricles=rng.uniform(-0.15, 0.4),
+        place=rng.random(),
+        radius=radius,
+        core_radius=core_radius,
+        core_offset=rng.uniform(-0.2, 0.2, 3) * (radius - core_radius),
+        rim=rng.uniform(4.5, 7.0),
+        whole_axes=_ellipsoid(rng, 1.35),
+        core_axes=_ellipsoid(rng, 1.25),
+        push=rng.uniform(0.05, 0.25),
+        wobble=_controls(rng, 1, _WOBBLE)[0],
+        lumps=_controls(rng, 1, _LUMPS)[0],
+        texture=_controls(rng, 1, _TEXTURE)[0],
+        brightness=_BRIGHTNESS * rng.uniform(0.94, 1.06, _BRIGHTNESS.shape).astype(np.float32),
+        gain=np.exp(rng.uniform(np.log(350), np.log(1100), len(CONTRASTS))),
+        bias=0.07 * _controls(rng, len(CONTRASTS), _BIAS),
+        noise=_controls(rng, len(CONTRASTS), _NOISE),
+        noise_level=rng.uniform(0.01, 0.025, len(CONTRASTS)),
+    )
+
+
+def _ellipsoid(rng: np.random.Generator, elongation: float) -> np.ndarray:
+    """[3, 3]: maps a randomly turned ellipsoid of volume 4π/3 to the unit sphere."""
+    stretch = np.exp(rng.uniform(-np.log(elongation), np.log(elongation), 3))
+    return np.diag(stretch / np.prod(stretch) ** (1 / 3)) @ Rotation.random(rng=rng).as_matrix()
+
+
+def _controls(rng: np.random.Generator, count: int, spacing: float) -> np.ndarray:
+    """Control points of `count` random fields that cover the field of view: float32 [count, nx, ny, nz]."""
+    return rng.standard_normal((count, *(int(side // spacing) + 5 for side in FIELD_OF_VIEW)), dtype=np.float32)
+
+
+def _field(control: np.ndarray, spacing: float, axes: Sequence[np.ndarray]) -> np.ndarray:
+    """Cubic B-spline through control points `spacing` mm apart, at the grid of positions `axes`: float32 [X, Y, Z].
+
+    White control points of unit variance give a smooth field of unit variance, on the average over positions.
+    """
+    for side, positions in zip(FIELD_OF_VIEW, axes, strict=True):
+        t = (positions + side / 2) / spacing
+        cell = np.floor(t).astype(int)
+        f = t - cell
+        weights = np.stack([(1 - f) ** 3, 3 * f**3 - 6 * f**2 + 4, -3 * f**3 + 3 * f**2 + 3 * f + 1, f**3]) / 6
+        weights *= np.sqrt(315 / 151)  # the squared cubic B-spline integrates to 151/315
+        rows, columns = np.tile(np.arange(len(t)), 4), (cell + np.arange(4)[:, None]).ravel()
+        basis = sparse.csr_array((weights.astype(np.float32).ravel(), (rows, columns)), shape=(len(t), len(control)))
+        # Each pass turns the axes by one, so three passes bring them back. A sparse product keeps to one thread and
+        # one order of summation, so every process gets the same bytes.
+        passed = (basis @ control.reshape(len(control), -1)).reshape(-1, *control.shape[1:])
+        control = np.ascontiguousarray(np.moveaxis(passed, 0, 2))
+    return control
+
+
+# ---- anatomy ----
+
+
+@dataclass(frozen=True)
+class Map:
+    """Something known at every point of the template: float32 [X, Y, Z], axes to L, P, S.
+
+    spacing: mm between values; origin: [3] mm, where the first value lies, from the centre of the template's brain.
+    """
+
+    values: np.ndarray
+    spacing: float
+    origin: np.ndarray
+
+    def at(self, place: np.ndarray) -> np.ndarray:
+        """Values at template positions [3, ...] in mm; 0 beyond the map."""
+        index = (place - self.origin.reshape(3, *[1] * (place.ndim - 1))) / np.float32(self.spacing)
+        return ndimage.map_coordinates(self.values, index, np.float32, order=1)
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The MNI152 brain, and what steers a glioma in it.
+
+    brain, grey, white: 0..1. depth: mm to the nearest ventricle, fissure or brain surface, negative beyond it.
+    tract: `white` without its fine detail. interior: 0 at the brain's surface, 1 well inside.
+    sites: [M, 3] mm, where a glioma may start; odds: [M], their cumulative probability.
+    """
+
+    size: np.ndarray  # [3] mm, of the brain
+    brain: Map
+    grey: Map
+    white: Map
+    depth: Map
+    tract: Map
+    interior: Map
+    sites: np.ndarray
+    odds: np.ndarray
+
+
+@functools.lru_cache(maxsize=1)
+def _atlas() -> Atlas:
+    brain, grey, white = _template()
+    corners = np.argwhere(brain > 0.5)
+    size = np.ptp(corners, axis=0).astype(np.float32)
+    origin = -(corners.min(0) + size / 2)
+
+    fluid = ndimage.gaussian_filter(1 - grey - white, 1.5)[::2, ::2, ::2]
+    tissue = fluid < 0.5
+    depth = 2 * (ndimage.distance_transform_edt(tissue) - ndimage.distance_transform_edt(~tissue)).astype(np.float32)
+    tract = ndimage.gaussian_filter(white, 2.0)[::2, ::2, ::2]
+    interior = np.clip(2 * ndimage.gaussian_filter(brain, 6.0)[::2, ::2, ::2] - 1, 0, 1)
+
+    places = np.stack(np.meshgrid(*(2 * np.arange(n) for n in depth.shape), indexing="ij"), -1) + origin
+    side, back, up = np.abs(places[..., 0]), places[..., 1], places[..., 2]
+    hemispheres = (side > 12) & (up > -38) & ((up > -12) | (back < 10))  # neither midline nor brain stem nor cerebellum
+    odds = np.where(hemispheres & (depth > 7), tract, 0)
+    return Atlas(
+        size,
+        *(Map(values, 1.0, origin) for values in (brain, grey, white)),
+        *(Map(values, 2.0, origin) for values in (depth, tract, interior)),
+        sites=places[odds > 0],
+        odds=np.cumsum(odds[odds > 0]) / odds.sum(),
+    )
+
+
+def _template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Brain mask, grey and white matter of MNI152 at 1 mm, with some room around: float32 [X, Y, Z], to L, P, S."""
+    try:
+        from nilearn import datasets
+    except ImportError:
+        raise UserError(
+            "phantom patients need nilearn, for its template of the brain: pip install 'stylegan2-mr[demo]'"
+        ) from None
+    images = (
+        datasets.load_mni152_brain_mask(resolution=1),
+        datasets.load_mni152_gm_template(resolution=1),
+        datasets.load_mni152_wm_template(resolution=1),
+    )
+    maps = [np.asarray(image.dataobj, np.float32)[::-1, ::-1] for image in images]  # stored to R, A, S
+    around = ndimage.find_objects((maps[0] > 0.5).astype(int))[0]
+    brain, grey, white = (np.pad(m[around], 4) for m in maps)
+    return brain, grey * brain, white * brain
+
+
+@functools.lru_cache(maxsize=4)
+def _blurred(voxel: tuple[float, float, float]) -> tuple[Map, Map, Map]:
+    """Brain, grey and white matter as voxels of this size (mm) see them, so that large voxels do not alias."""
+    sigma = [0.4 * np.sqrt(max(0, side**2 - 1)) for side in voxel]
+    atlas = _atlas()
+    maps = (atlas.brain, atlas.grey, atlas.white)
+    return tuple(replace(m, values=ndimage.gaussian_filter(m.values, sigma)) for m in maps)
+
+
+def _head_box(traits: Traits, voxel: np.ndarray, shape: Sequence[int]) -> tuple[tuple[slice, ...], list[np.ndarray]]:
+    """The voxels that can hold the head: a slice for each axis, and their positions in mm for each axis."""
+    reach = np.abs(traits.head) @ (_atlas().size / 2) + 10  # mm; the deformation moves the surface by less
+    box, axes = [], []
+    for side, step, n, shift, half in zip(FIELD_OF_VIEW, voxel, shape, traits.shift, reach, strict=True):
+        positions = (np.arange(n) + 0.5) * step - side / 2
+        first, last = np.searchsorted(positions, [shift - half, shift + half])
+        box.append(slice(int(first), int(last)))
+        axes.append(positions[first:last])
+    return tuple(box), axes
+
+
+def _to_template(traits: Traits, axes: Sequence[np.ndarray]) -> np.ndarray:
+    """Where in the template a grid of positions (mm) lies: float32 [3, X, Y, Z], mm."""
+    back = np.linalg.inv(traits.head)
+    x, y, z = (positions - shift for positions, shift in zip(axes, traits.shift, strict=True))
+    place = np.empty((3, len(x), len(y), len(z)), np.float32)
+    for i in range(3):
+        place[i] = (back[i, 0] * x)[:, None, None] + (back[i, 1] * y)[:, None] + back[i, 2] * z
+        place[i] += _field(traits.coarse[i], _COARSE, axes) + _field(traits.fine[i], _FINE, axes)
+    swell = np.float32(traits.ventricles) * _near(place, _VENTRICLES, 30)
+    return place - (place - _VENTRICLES[:, None, None, None]) * swell
+
+
+def _near(place: np.ndarray, centre: np.ndarray, reach: float) -> np.ndarray:
+    """1 at the centre, falling off over `reach` mm: [3, ...] -> [...]."""
+    away = place - centre.astype(np.float32).reshape(3, *[1] * (place.ndim - 1))
+    return np.exp(-np.square(away).sum(0) / np.float32(reach**2))
+
+
+# ---- tumour ----
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """Signed distances to the borders of a tumour's parts, about mm, negative inside; float32 [N] each, nested."""
+
+    whole: np.ndarray
+    core: np.ndarray
+    necrosis: np.ndarray
+
+
+def _grow(traits: Traits, place: np.ndarray, field: Field) -> tuple[np.ndarray, Lesion]:
+    """Template positions [3, N] -> the same displaced by the tumour's mass, and the tumour.
+
+    Oedema spreads along white matter. No part crosses into fluid or out of the brain: wherever `depth` ends, every
+    part ends, the core a little before the oedema and the necrosis a rim's thickness before the core.
+    """
+    atlas = _atlas()
+    centre = atlas.sites[np.searchsorted(atlas.odds, traits.place)]
+    away = place - centre[:, None]
+    push = traits.push * _near(place, centre, 1.5 * traits.core_radius) * atlas.interior.at(place)
+    place = place - away * push
+
+    away = traits.head.astype(np.float32) @ away  # in mm of the patient
+    depth, tract = atlas.depth.at(place), atlas.tract.at(place)
+    wobble, lumps = field(traits.wobble, _WOBBLE), field(traits.lumps, _LUMPS)
+    across = np.maximum(0, -np.sign(centre[0]) * place[0])  # mm beyond the midline, which the falx mostly bars
+
+    core = _ellipsoid_distance(away - traits.core_offset[:, None], traits.core_axes, traits.core_radius)
+    core = np.maximum(core + 1.5 * wobble + 1.0 * lumps + across, 2 - depth)
+    whole = _ellipsoid_distance(away, traits.whole_axes, traits.radius)
+    whole = whole + 2.0 * wobble + 18 * (0.65 - tract) + 0.5 * across
+    whole = np.maximum(np.minimum(whole, core - 2), -depth)
+    rim = traits.rim * (1 + 0.3 * lumps).clip(0.6, 1.6)
+    return place, Lesion(whole, core, core + rim)
+
+
+def _ellipsoid_distance(away: np.ndarray, axes: np.ndarray, radius: float) -> np.ndarray:
+    """About the mm from [3, N] to an ellipsoid's surface, negative inside: float32 [N]."""
+    return np.sqrt(np.square(axes.astype(np.float32) @ away).sum(0)) - np.float32(radius)
+
+
+def _label_map(lesion: Lesion, enhances: bool) -> np.ndarray:
+    """uint8 [N] of 0, 1, 2, 4. Without enhancement all of the core is the non-enhancing tumour of label 1."""
+    labels = np.where(lesion.whole < 0, OEDEMA, 0)
+    labels[lesion.core < 0] = ENHANCING if enhances else NECROSIS
+    labels[lesion.necrosis < 0] = NECROSIS
+    return labels.astype(np.uint8)
+
+
+# ---- signal ----
+
+
+def _tissue_shares(place: np.ndarray, lesion: Lesion, enhances: bool, voxel: tuple[float, ...]) -> np.ndarray:
+    """How much of each voxel is which tissue, in the columns of _BRIGHTNESS: float32 [7, N], sums to 1."""
+    _, grey, white = (m.at(place) for m in _blurred(voxel))
+    healthy = np.stack([grey, white, np.maximum(0, 1 - grey - white)])
+    size = max(voxel)
+    whole, core, necrosis = (
+        np.clip(0.5 - level / np.float32(max(size, softness)), 0, 1)
+        for level, softness in ((lesion.whole, 3.0), (lesion.core, 1.5), (lesion.necrosis, 2.0))
+    )
+    core = np.minimum(core, whole)
+    necrosis = np.minimum(necrosis, core)
+    none = np.zeros_like(core)
+    in_core = [core - necrosis, necrosis, none] if enhances else [none, none, core]
+    return np.stack([*(healthy * (1 - whole)), whole - core, *in_core])
+
+
+def _signal(traits: Traits, contrast: int, shares: np.ndarray, field: Field) -> np.ndarray:
+    """Intensities of one contrast in scanner units: int16 [N], at least 1, because 0 is the background."""
+    brightness = traits.brightness[contrast]
+    image = sum(b * share for b, share in zip(brightness, shares, strict=True))
+    image *= 1 + 0.1 * shares[3:].sum(0) * field(traits.texture, _TEXTURE)
+    if CONTRASTS[contrast] == "t1ce":  # vessels
+        image += 0.5 * shares[2] * (field(traits.lumps, _LUMPS) - 0.8).clip(0, 1)
+    image *= np.exp(field(traits.bias[contrast], _BIAS))
+    image += traits.noise_level[contrast] * field(traits.noise[contrast], _NOISE)
+    return np.rint(image * traits.gain[contrast]).clip(1, 32767).astype(np.int16)
+
+
+def _paste(values: np.ndarray, inside: np.ndarray, box: tuple[slice, ...], shape: Sequence[int]) -> np.ndarray:
+    """Head voxels [N] -> whole volume [X, Y, Z] with background 0."""
+    volume = np.zeros(shape, values.dtype)
+    volume[box][inside] = values
+    return volume
+
+
+def _affine(voxel: np.ndarray) -> np.ndarray:
+    """Voxel indices -> mm to R, A, S. The outer faces of the field of view stay where BraTS has them."""
+    affine = np.diag([-voxel[0], -voxel[1], voxel[2], 1.0])
+    affine[:3, 3] = np.array([0.5, 239.5, -0.5]) + affine[:3, :3] @ [0.5, 0.5, 0.5]
+    return affine
+
+
+# ---- files ----
+
+
+def write_patients(
+    dest: str | os.PathLike,
+    patients: int,
+    seed: int,
+    shape: tuple[int, int, int] = FIELD_OF_VIEW,
+    workers: int = 1,
+    force: bool = False,
+) -> None:
+    """Write patients 0..patients−1 of `seed` as dest/{HGG,LGG}/<name>/<name>_{t1,t1ce,t2,flair,seg}.nii.gz.
+
+    A case's folder appears when it is complete. Refuses a folder that holds something already; with `force`, cases of
+    the same name are replaced and whatever else is there stays.
+    """
+    if patients < 1 or workers < 1:
+        raise UserError(f"{patients} patients by {workers} workers: expected at least one of each")
+    _check(seed, 0, shape)
+    dest = make_folder(dest)
+    if any(dest.iterdir()) and not force:
+        raise UserError(
+            f"{dest} is not empty: choose another folder, or pass --force to replace cases of the same name"
+        )
+    write = functools.partial(_write_case, dest, seed, shape)
+    progress = functools.partial(tqdm, total=patients, desc="phantom patients", unit="patient")
+    if workers == 1:
+        for index in progress(range(patients)):
+            write(index)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, patients), mp_context=spawn) as pool:
+        try:
+            for case in progress(as_completed([pool.submit(write, index) for index in range(patients)])):
+                case.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _write_case(dest: Path, seed: int, shape: tuple[int, int, int], index: int) -> None:
+    patient = make_patient(seed, index, shape)
+    final = dest / patient.grade / patient.name
+    part = make_folder(final.parent) / f".{patient.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        for suffix, volume in {**patient.contrasts, "seg": patient.label_map}.items():
+            image = nib.Nifti1Image(volume, patient.affine)
+            image.header.set_xyzt_units("mm")
+            nib.save(image, part / f"{patient.name}_{suffix}.nii.gz")
+        if final.exists():
+            shutil.rmtree(final)
+        part.rename(final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,63 @@
+"""What several tests share: golden arrays, and small archives drawn on the spot."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slices.archive import ArchiveWriter
+from slices.schema import BRATS, Schema
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden_arrays(name: str) -> dict[str, torch.Tensor]:
+    """Arrays that the published implementation computed, as tensors."""
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+def golden_cases(name: str):
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def draw_slice(random: np.random.RandomState, resolution: int, schema: Schema = BRATS) -> np.ndarray:
+    """A grey ellipse as a head with nested discs as lesions, stored uint8 [C + K, H, W]."""
+    y, x = np.mgrid[:resolution, :resolution] / resolution - 0.5
+    head = (x / 0.38) ** 2 + (y / 0.45) ** 2 < 1
+    cx, cy, radius = random.uniform(-0.12, 0.12), random.uniform(-0.12, 0.12), random.uniform(0.14, 0.22)
+    distance = np.hypot(x - cx, y - cy) / radius
+    classes = np.zeros([resolution, resolution], np.uint8)
+    order = [2, 3, 1] if len(schema.classes) == 3 else range(1, len(schema.classes) + 1)
+    for ring, index in enumerate(order):
+        classes[distance < 1 - ring / (len(schema.classes) or 1)] = index
+    classes[~head] = 0
+    contrasts = []
+    for contrast in range(schema.num_contrasts):
+        brightness = np.array([110, *(60 + 50 * ((np.arange(len(schema.classes)) + contrast) % 4))])[classes]
+        noisy = brightness + random.randn(resolution, resolution) * 8
+        contrasts.append(np.where(head, noisy.clip(1, 255), 0).astype(np.uint8))
+    return schema.join(np.stack(contrasts), classes)
+
+
+def write_archive(path: Path, count=24, resolution=16, schema=BRATS, per_patient=3, seed=0, labels=False) -> Path:
+    """An archive of `count` drawn slices; with labels, patients alternate between the classes HGG and LGG."""
+    random = np.random.RandomState(seed)
+    names = ("HGG", "LGG") if labels else None
+    with ArchiveWriter(path, schema, resolution, made={"command": "test"}, label_names=names) as archive:
+        for i in range(count):
+            patient = i // per_patient
+            archive.add(
+                draw_slice(random, resolution, schema),
+                patient=f"drawn{seed}-{patient}",
+                index=i % per_patient,
+                label=patient % 2 if labels else None,
+            )
+    return path
+
+
+@pytest.fixture
+def archive(tmp_path) -> Path:
+    return write_archive(tmp_path / "drawn.zip")

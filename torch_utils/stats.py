@@ -1,0 +1,38 @@
+"""Training statistics: moments of whatever is reported, gathered until they are read."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+
+class Moments(NamedTuple):
+    num: int
+    mean: float
+    std: float
+
+
+class Statistics:
+    """Accumulates count, sum and sum of squares per name; `collect` returns the moments and starts anew."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def report(self, name: str, values: torch.Tensor | float) -> None:
+        """Add values to a statistic; the values stay on their device until `collect`."""
+        values = torch.as_tensor(values).detach().to(torch.float64).flatten()
+        sums = torch.stack([torch.full_like(values, 1).sum(), values.sum(), values.square().sum()])
+        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+
+    def collect(self) -> dict[str, Moments]:
+        """Moments of everything that was reported since the last call, by name."""
+        result = {}
+        for name, sums in sorted(self._sums.items()):
+            num, total, squares = sums.tolist()
+            if num:
+                mean = total / num
+                result[name] = Moments(int(num), mean, math.sqrt(max(squares / num - mean**2, 0)))
+        self._sums.clear()
+        return result

@@ -1,0 +1,20 @@
+"""The exponential moving average of the generator, which is what gets published."""
+
+import torch
+from torch import nn
+
+
+def ema_beta(batch: int, ema_nimg: float, nimg: int, ramp: float | None) -> float:
+    """Decay of one step of `batch` images, for a half-life of ema_nimg images, or of ramp · nimg if that is less."""
+    if ramp is not None:
+        ema_nimg = min(ema_nimg, nimg * ramp)
+    return 0.5 ** (batch / max(ema_nimg, 1e-8))
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, beta: float) -> None:
+    """Move the parameters of `ema` towards those of `model`; buffers are copied, not averaged."""
+    for average, value in zip(ema.parameters(), model.parameters(), strict=True):
+        average.lerp_(value, 1 - beta)
+    for average, value in zip(ema.buffers(), model.buffers(), strict=True):
+        average.copy_(value)

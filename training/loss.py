@@ -1,0 +1,156 @@
+"""Losses as pure functions, and the four phases that accumulate their gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from torch_utils.stats import Statistics
+from training.config import LossConfig
+from training.discriminator import Discriminator
+from training.generator import Generator
+
+
+def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
+    """Non-saturating logistic loss −log σ(D(G(z))) of each sample (StyleGAN2, appendix B)."""
+    return F.softplus(-fake_logits)
+
+
+def discriminator_loss_on_fakes(fake_logits: torch.Tensor) -> torch.Tensor:
+    """−log(1 − σ(D(G(z)))) of each sample."""
+    return F.softplus(fake_logits)
+
+
+def discriminator_loss_on_reals(real_logits: torch.Tensor) -> torch.Tensor:
+    """−log σ(D(x)) of each sample."""
+    return F.softplus(-real_logits)
+
+
+def r1_gradients(real_logits: torch.Tensor, real_images: torch.Tensor) -> torch.Tensor:
+    """Gradient of every logit with respect to its own image, [N, C + K, H, W], itself differentiable."""
+    (gradients,) = torch.autograd.grad(real_logits.sum(), real_images, create_graph=True)
+    return gradients
+
+
+def r1_penalty(gradients: torch.Tensor) -> torch.Tensor:
+    """Squared norm of each image's gradient, [N]; the loss is γ/2 times this (Mescheder et al. 2018, equation 9)."""
+    return gradients.square().sum(dim=[1, 2, 3])
+
+
+def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Length of Jᵀy for each sample, [N], where J = ∂images/∂ws and y = noise/√(H·W) (StyleGAN2, equation 4).
+
+    images: [N, C + K, H, W], computed from ws [N, num_ws, w_dim]. noise: unit normal, shaped as the images.
+    """
+    y = noise / math.sqrt(images.shape[2] * images.shape[3])
+    (gradients,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
+    return gradients.square().sum(dim=2).mean(dim=1).sqrt()
+
+
+def path_length_penalty(
+    lengths: torch.Tensor, running_mean: torch.Tensor, decay: float = 0.01
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(penalty [N], updated mean). The gradient flows through the updated mean too; store it detached."""
+    mean = running_mean.lerp(lengths.mean(), decay)
+    return (lengths - mean).square(), mean
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Real images with their labels, and latents with labels for the fakes of one phase.
+
+    real: network values [N, C + K, H, W]. real_c, c: [N, c_dim]. z: [N, z_dim].
+    """
+
+    real: torch.Tensor
+    real_c: torch.Tensor
+    z: torch.Tensor
+    c: torch.Tensor
+
+    def parts(self, size: int) -> Iterator[Minibatch]:
+        """Parts of `size` images, as many as fit into memory at a time."""
+        columns = (self.real.split(size), self.real_c.split(size), self.z.split(size), self.c.split(size))
+        return (Minibatch(*part) for part in zip(*columns, strict=True))
+
+
+class Loss:
+    """Accumulates the gradients of one phase for a minibatch that fits into memory.
+
+    `gain` makes up for a phase that is applied only every so often. Each method leaves gradients in the parameters
+    and reports to the statistics.
+    """
+
+    def __init__(
+        self, generator: Generator, discriminator: Discriminator, config: LossConfig, statistics: Statistics
+    ) -> None:
+        self.generator, self.discriminator = generator, discriminator
+        self.config, self.statistics = config, statistics
+        self.pl_mean = torch.zeros([], device=next(generator.parameters()).device)
+
+    def generator_main(self, batch: Minibatch, gain: float) -> None:
+        """Gmain: make fakes that the discriminator takes for real."""
+        images, _ = self._generate(batch.z, batch.c)
+        logits = self.discriminator(images, batch.c)
+        loss = generator_loss(logits)
+        self.statistics.report("Loss/scores/fake", logits)
+        self.statistics.report("Loss/signs/fake", logits.sign())
+        self.statistics.report("Loss/G/loss", loss)
+        (loss.mean() * gain).backward()
+
+    def generator_path_length(self, batch: Minibatch, gain: float) -> None:
+        """Gpl: a step in w should change the image by the same amount everywhere (StyleGAN2, section 3.2)."""
+        n = max(len(batch.z) // self.config.pl_batch_shrink, 1)
+        images, ws = self._generate(batch.z[:n], batch.c[:n])
+        lengths = path_lengths(images, ws, torch.randn_like(images))
+        penalty, mean = path_length_penalty(lengths, self.pl_mean, self.config.pl_decay)
+        self.pl_mean = mean.detach()
+        self.statistics.report("Loss/pl_penalty", penalty)
+        self.statistics.report("Loss/G/pl_length", lengths)
+        (penalty.mean() * self.config.pl_weight * gain).backward()
+
+    def discriminator_main(self, batch: Minibatch, gain: float) -> None:
+        """Dmain: tell fakes from reals."""
+        with torch.no_grad():
+            images, _ = self._generate(batch.z, batch.c)
+        fake_logits = self.discriminator(images, batch.c)
+        fake_loss = discriminator_loss_on_fakes(fake_logits)
+        (fake_loss.mean() * gain).backward()
+        real_logits = self.discriminator(batch.real, batch.real_c)
+        real_loss = discriminator_loss_on_reals(real_logits)
+        (real_loss.mean() * gain).backward()
+        self.statistics.report("Loss/scores/fake", fake_logits)
+        self.statistics.report("Loss/signs/fake", fake_logits.sign())
+        self.statistics.report("Loss/scores/real", real_logits)
+        self.statistics.report("Loss/signs/real", real_logits.sign())
+        self.statistics.report("Loss/D/loss", fake_loss.detach() + real_loss.detach())
+
+    def discriminator_r1(self, batch: Minibatch, gain: float) -> None:
+        """Dr1: keep the discriminator flat around real images."""
+        real = batch.real.detach().requires_grad_(True)
+        gradients = r1_gradients(self.discriminator(real, batch.real_c), real)
+        penalty = r1_penalty(gradients)
+        self.statistics.report("Loss/r1_penalty", penalty)
+        self.statistics.report("Loss/D/reg", penalty * (self.config.r1_gamma / 2))
+        self._report_label_share(gradients.detach())
+        (penalty.mean() * (self.config.r1_gamma / 2) * gain).backward()
+
+    def _generate(self, z: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and the w's that made them; w_avg follows the first latent only, not that of style mixing."""
+        mapping = self.generator.mapping
+        ws = mapping(z, c, update_average=True)
+        if torch.rand([]) < self.config.mixing:
+            crossover = int(torch.randint(1, ws.shape[1], []))
+            ws = torch.cat([ws[:, :crossover], mapping(torch.randn_like(z), c)[:, crossover:]], dim=1)
+        return self.generator.synthesis(ws), ws
+
+    def _report_label_share(self, gradients: torch.Tensor) -> None:
+        """How much of its attention D gives to the label maps: near 0, it judges the contrasts alone."""
+        config = self.generator.config
+        if config.num_maps:
+            energy = gradients.square().sum(dim=[2, 3])  # [N, C + K]
+            share = energy[:, config.num_contrasts :].sum(dim=1) / energy.sum(dim=1).clamp(min=1e-20)
+            self.statistics.report("Loss/D/label_share", share)

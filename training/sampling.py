@@ -1,0 +1,75 @@
+"""From a snapshot and seeds to joint slices. A picture depends on its seed, not on the batch it is made in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dnnlib.errors import UserError
+from slices.codec import SliceCodec
+from training.snapshot import LoadedGenerator
+
+
+class Sample(NamedTuple):
+    """One generated slice: its seed, and uint8 [C + K, H, W] with one-hot label maps."""
+
+    seed: int
+    stored: np.ndarray
+
+
+def latent_of_seed(seed: int, z_dim: int) -> torch.Tensor:
+    """The z of a seed, [z_dim], as published StyleGAN2 generation draws it."""
+    return torch.from_numpy(np.random.RandomState(seed).randn(z_dim)).to(torch.float32)
+
+
+def class_vector(network: LoadedGenerator, wanted: str | None) -> torch.Tensor:
+    """One-hot class label [c_dim] for a class given by number or name.
+
+    Raises UserError where a conditional generator is given none, an unconditional one is given one, or it is unknown.
+    """
+    c_dim = network.generator.config.c_dim
+    names = list(network.info.label_names or map(str, range(c_dim)))
+    choices = ", ".join(f"{i} ({name})" if name != str(i) else name for i, name in enumerate(names))
+    if c_dim == 0:
+        if wanted is not None:
+            raise UserError(f"--class {wanted}: {network.path} was trained without --cond; leave out --class")
+        return torch.zeros(0)
+    if wanted is None:
+        raise UserError(f"{network.path} was trained with --cond: choose a --class from {choices}")
+    if wanted in names:
+        index = names.index(wanted)
+    elif wanted.isdigit() and int(wanted) < c_dim:
+        index = int(wanted)
+    else:
+        raise UserError(f"--class {wanted} is unknown; choose from {choices}")
+    return torch.nn.functional.one_hot(torch.tensor(index), c_dim).to(torch.float32)
+
+
+@torch.inference_mode()
+def generate(
+    network: LoadedGenerator,
+    seeds: Sequence[int],
+    c: torch.Tensor | None = None,
+    truncation_psi: float = 1,
+    noise_mode: str = "const",
+    batch: int = 8,
+) -> Iterator[Sample]:
+    """Yield one Sample per seed, in order.
+
+    c: class label [c_dim]. truncation_psi: 1 is the full variety, 0 the average slice. noise_mode: const uses the
+    noise stored in the network, random draws it from the seed, none leaves it out. batch: slices computed at a time.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = network.generator.to(device)
+    codec = SliceCodec(network.info.schema)
+    for first in range(0, len(seeds), batch):
+        chunk = list(seeds[first : first + batch])
+        z = torch.stack([latent_of_seed(seed, generator.config.z_dim) for seed in chunk]).to(device)
+        labels = None if c is None else c.to(device).expand(len(chunk), -1)
+        noise = [torch.Generator().manual_seed(seed) for seed in chunk] if noise_mode == "random" else None
+        images = generator(z, labels, truncation_psi=truncation_psi, noise_mode=noise_mode, generators=noise)
+        for seed, stored in zip(chunk, codec.to_stored(images).cpu().numpy(), strict=True):
+            yield Sample(seed, stored)
