@@ -1,0 +1,268 @@
+"""Make archives of joint slices from NIfTI files, make phantom patients, and look into archives."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from dnnlib import files
+from dnnlib.errors import UserError, reports_user_errors
+from dnnlib.text import format_table
+from slices.archive import ArchiveReader
+from slices.convert import CHOICES, ConvertOptions, Part, Tally, convert_release, default_workers
+from slices.volumes import GRADES
+
+PICTURED = 8  # slices in the picture of `inspect`
+
+PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def main() -> None:
+    """Archives of joint slices: C contrasts and K label maps of axial brain slices, one zip for training or testing."""
+
+
+# --- convert --------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--source", type=PATH, required=True, help="Folder in the layout of BraTS 2018; see above.")
+@click.option(
+    "--dest",
+    type=PATH,
+    required=True,
+    help="A name that ends in .zip makes one archive; a folder gets train.zip, test.zip and split.json.",
+)
+@click.option(
+    "--resolution",
+    type=int,
+    default=256,
+    show_default=True,
+    help="Pixels along an edge, a power of two. Slices that fit are padded, never enlarged; larger ones are averaged.",
+)
+@click.option("--fov", type=float, help="Edge of the square cut out of the middle, in mm.  [default: the whole slice]")
+@click.option(
+    "--slices",
+    type=click.Choice(CHOICES),
+    default="tumor",
+    show_default=True,
+    help="Slices to take: those with tumour, with brain, or all; with a folder as --dest, for train.zip.",
+)
+@click.option("--test-slices", type=click.Choice(CHOICES), help="The same for test.zip.  [default: all]")
+@click.option(
+    "--min-tumor-pixels",
+    type=int,
+    default=1,
+    show_default=True,
+    help="What counts as a slice with tumour, in pixels of the archive.",
+)
+@click.option(
+    "--grade",
+    type=click.Choice((*GRADES, "all")),
+    default="all",
+    show_default=True,
+    help="Patients to take: high-grade or low-grade glioma, or all.",
+)
+@click.option("--class-by", type=click.Choice(["grade"]), help="Store the grade as class label, for a conditional GAN.")
+@click.option("--test-fraction", type=float, help="Share of the patients in test.zip.  [default: 0.1]")
+@click.option("--split-seed", type=int, help="Draws another split of the same patients.  [default: 0]")
+@click.option("--split-file", type=PATH, help='Split to use instead: {"train": [patients], "test": [patients]}.')
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=default_workers,
+    show_default="number of CPUs, at most 8",
+    help="Processes; the result does not depend on it.",
+)
+@click.option("--force", is_flag=True, help="Replace what is there.")
+@reports_user_errors
+def convert(source: Path, dest: Path, workers: int, force: bool, split_file: Path | None, **options) -> None:
+    """Convert NIfTI volumes of patients to archives of slices.
+
+    \b
+    The folder holds, for every case,
+      {HGG,LGG}/<case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz   or
+      <case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz
+    Everything else in it is ignored. The split is by patient: no one is in both archives.
+    """
+    options = ConvertOptions(split_file=None if split_file is None else str(split_file), **options)
+    parts = convert_release(source, dest, options, workers=workers, force=force)
+    click.echo(_describe_tallies({part.name: part.tally for part in parts}))
+    if notes := _describe_notes(parts):
+        click.echo(f"\n{notes}")
+    click.echo(f"\nwritten: {', '.join(str(part.path) for part in parts)}")
+
+
+def _describe_tallies(tallies: dict[str, Tally]) -> str:
+    """Tables of slices and patients, and of class areas, per archive."""
+    rows = [(name, len(tally.patients), tally.slices) for name, tally in tallies.items()]
+    tables = [format_table(("archive", "patients", "slices"), rows)]
+    rows = [
+        (
+            f"{name}  {class_name}",
+            tally.class_slices[class_name],
+            f"{tally.class_pixels[class_name] / max(1, tally.class_slices[class_name]):.0f}",
+            f"{100 * tally.class_pixels[class_name] / tally.pixels:.3f} %",
+        )
+        for name, tally in tallies.items()
+        for class_name in tally.schema.class_names
+    ]
+    if rows:
+        tables.append(format_table(("class", "slices with it", "mean pixels in those", "of all pixels"), rows))
+    return "\n\n".join(tables)
+
+
+def _describe_notes(parts: Sequence[Part]) -> str:
+    """What was left out and why, and what was odd; empty if there is nothing to say."""
+    rows = []
+    for reason in dict.fromkeys(reason for part in parts for reason in part.left_out):
+        names = dict.fromkeys(name for part in parts for name in part.left_out.get(reason, []))
+        rows.append((f"left out: {reason}", _count(names, "patient"), _shorten(names)))
+    for part in parts:
+        rows += [(f"{part.name} left out: {why}", _count(range(n), "slice"), "") for why, n in part.skipped.items()]
+    for remark in dict.fromkeys(remark for part in parts for remark in part.remarks):
+        names = [name for part in parts for name in part.remarks.get(remark, [])]
+        rows.append((f"note: {remark}", _count(names, "case"), _shorten(names)))
+    return format_table(("notes", "how many", "which"), rows) if rows else ""
+
+
+def _count(things: Sequence | dict, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _shorten(names: Sequence[str] | dict[str, None], most: int = 3) -> str:
+    return ", ".join(list(names)[:most]) + (", …" if len(names) > most else "")
+
+
+# --- phantom --------------------------------------------------------------------------------------------------------
+
+
+def _parse_shape(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int, int]:
+    match = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text)
+    if not match:
+        raise click.BadParameter(f"{text!r}: expected three whole numbers such as 240x240x155")
+    return tuple(int(n) for n in match.groups())
+
+
+@main.command()
+@click.option("--dest", type=PATH, required=True, help="Folder to write; convert reads it.")
+@click.option("--patients", type=click.IntRange(min=1), required=True, help="How many.")
+@click.option("--seed", type=int, required=True, help="Another seed gives other patients.")
+@click.option(
+    "--shape",
+    default="240x240x155",
+    show_default=True,
+    callback=_parse_shape,
+    help="Voxels from right to left, front to back, feet to head; fewer show the same anatomy coarsely.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=default_workers,
+    show_default="number of CPUs, at most 8",
+    help="Processes; the result does not depend on it.",
+)
+@click.option("--force", is_flag=True, help="Replace what is there.")
+@reports_user_errors
+def phantom(dest: Path, patients: int, seed: int, shape: tuple[int, int, int], workers: int, force: bool) -> None:
+    """Draw synthetic tumour patients in the layout of BraTS 2018, to try the tools without data."""
+    from slices.phantom import write_patients  # what it needs is slow to import
+
+    write_patients(dest, patients=patients, seed=seed, shape=shape, workers=workers, force=force)
+
+
+# --- inspect --------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("archive", type=PATH)
+@click.option("--out", type=PATH, help=f"Picture to write (.png): {PICTURED} slices with large lesions.")
+@click.option("--force", is_flag=True, help="Replace the picture if there is one.")
+@reports_user_errors
+def inspect(archive: Path, out: Path | None, force: bool) -> None:
+    """Check every slice of ARCHIVE and say what it holds and how it was made."""
+    if out is not None:
+        if out.suffix.lower() != ".png":
+            raise UserError(f"--out {out}: pictures are written as PNG; choose a name that ends in .png")
+        files.refuse_existing(out, force)
+    reader = ArchiveReader(archive)
+    reader.validate()
+    tally, sizes = Tally(reader.schema), []
+    for i, record in enumerate(tqdm(reader.info.slices, desc="counting", unit="slice", leave=False)):
+        stored = reader.read(i)
+        tally.add(record.patient, stored)
+        sizes.append(_importance(stored, reader))
+    click.echo(_describe_archive(reader))
+    click.echo(f"\n{_describe_tallies({archive.name: tally})}")
+    if out is not None:
+        from slices.render import grid, save
+
+        shown = np.stack([reader.read(i) for i in choose_slices(reader.by_patient(), sizes, PICTURED)])
+        save(grid(shown, reader.schema), out)
+        click.echo(f"\nwritten: {out}")
+
+
+def _importance(stored: np.ndarray, reader: ArchiveReader) -> tuple[int, int]:
+    """Areas of the lesions and of the head: the order in which slices are worth showing."""
+    contrasts, classes = reader.schema.split(stored)
+    return int(np.count_nonzero(classes)), int(np.count_nonzero(contrasts[0]))
+
+
+def choose_slices(by_patient: dict[str, list[int]], sizes: Sequence[tuple[int, int]], most: int) -> list[int]:
+    """Numbers of up to `most` slices, the largest of each patient, from patients spread evenly over the archive.
+
+    With fewer patients than places, each shows more, out of the larger half of its slices.
+    """
+    patients = list(by_patient)
+    chosen = [patients[round(i)] for i in np.linspace(0, len(patients) - 1, min(most, len(patients)))]
+    each = math.ceil(most / len(chosen))
+    numbers = []
+    for patient in chosen:
+        ranked = sorted(by_patient[patient], key=lambda i: sizes[i], reverse=True)
+        half = ranked[: max(each, math.ceil(len(ranked) / 2))]
+        picks = np.linspace(0, len(half) - 1, min(each, len(half))).round().astype(int)
+        numbers += [half[i] for i in picks]
+    return numbers[:most]
+
+
+def _describe_archive(reader: ArchiveReader) -> str:
+    info, schema = reader.info, reader.schema
+    lines = [
+        f"{reader.path}: {len(reader)} slices of {info.resolution}×{info.resolution} pixels, "
+        f"{schema.num_contrasts} contrasts and {schema.num_maps} label maps; all are readable",
+        f"contrasts: {', '.join(schema.contrasts)}",
+    ]
+    lines += [f"class {c.name}: {c.title}, value {c.value} in NIfTI files" for c in schema.classes]
+    lines += [f"region {region.name}: {' + '.join(region.classes)}" for region in schema.regions]
+    if info.labels is not None:
+        names = info.label_names or [str(i) for i in range(info.num_labels)]
+        counts = np.bincount([label for _, label in info.labels], minlength=len(names))
+        lines.append("class labels: " + ", ".join(f"{n} {c} slices" for n, c in zip(names, counts, strict=True)))
+    if seeds := [record.seed for record in info.slices if record.seed is not None]:
+        snapshots = ", ".join(sorted({record.snapshot or "unnamed" for record in info.slices}))
+        lines.append(f"generated: {len(seeds)} slices, seeds {min(seeds)} to {max(seeds)}, snapshot {snapshots}")
+    lines += _describe_made(info.made)
+    return "\n".join(lines)
+
+
+def _describe_made(made: dict) -> list[str]:
+    """How the archive came to be; archives of other programs may say anything, or nothing."""
+    if not made:
+        return []
+    lines = [f"made by: {made.get('command', 'unknown')}, version {made.get('version', 'unknown')}"]
+    if isinstance(options := made.get("options"), dict):
+        lines += [f"  {name}: {value}" for name, value in options.items()]
+    if isinstance(split := made.get("split"), dict):
+        sizes = ", ".join(f"{len(names)} {side}" for side, names in split.items() if isinstance(names, list))
+        lines.append(f"  split: this is {split.get('part')} of {sizes} patients")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,24 @@ import torch
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
+from dnnlib.files import sha256
 from slices.archive import ArchiveReader, require_same_kind
 
 MEMORY = 2 << 30  # bytes of slices that are held in memory; more are read from the archives at every step
+
+
+@dataclass(frozen=True)
+class ArchiveFacts:
+    """Which archive was used: file name, SHA-256, number of slices and of patients."""
+
+    file: str
+    sha256: str
+    slices: int
+    patients: int
+
+
+def describe(archive: ArchiveReader) -> ArchiveFacts:
+    return ArchiveFacts(archive.path.name, sha256(archive.path), len(archive), len(archive.info.patients))
 
 
 class Draw(NamedTuple):

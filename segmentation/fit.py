@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -15,10 +16,11 @@ from tqdm import tqdm
 from dnnlib import config as configs
 from dnnlib import files
 from dnnlib.errors import UserError
+from dnnlib.runs import Log
 from dnnlib.text import format_time
 from segmentation import unet as unets
 from segmentation.config import TrainUNetConfig
-from segmentation.data import Draws, UnionOfArchives, loader
+from segmentation.data import Draws, UnionOfArchives, describe, loader
 
 MODEL, RECORD, LOG = "unet.safetensors", "training.json", "log.txt"
 _POINTS = 200  # of the loss curve
@@ -50,13 +52,13 @@ def train(
     outdir: str | os.PathLike,
     force: bool = False,
 ) -> TrainRecord:
-    """Train a U-Net; write unet.safetensors, training.json and log.txt into `outdir` when it is done.
+    """Train a U-Net; write unet.safetensors and training.json into `outdir` when it is done, log.txt on the way.
 
     force: replace those files if they are there. Raises UserError for archives that don't fit each other or hold no
     classes, for files in the way, and for a loss that ran off.
     """
     outdir = Path(outdir)
-    for name in (MODEL, RECORD, LOG):
+    for name in (MODEL, RECORD):
         files.refuse_existing(outdir / name, force)
     data = UnionOfArchives(archives)
     info = unets.UNetInfo(
@@ -64,11 +66,15 @@ def train(
         resolution=data.resolution,
         network=unets.configure(data.schema, data.resolution, config.width),
         training=config,
-        archives=tuple(_describe(archive) for archive in data.archives),
+        archives=tuple(describe(archive) for archive in data.archives),
     )
-    files.make_folder(outdir)
+    (files.make_folder(outdir) / LOG).unlink(missing_ok=True)
+    with contextlib.closing(Log(outdir / LOG)) as log:
+        return _train(data, info, outdir, log)
 
-    log, device, start = _Log(), unets.default_device(), time.monotonic()
+
+def _train(data: UnionOfArchives, info: unets.UNetInfo, outdir: Path, log: Log) -> TrainRecord:
+    config, device, start = info.training, unets.default_device(), time.monotonic()
     log(_announce(info, device))
     network = unets.build(info.network, config.seed).to(device)
     curve = _optimise(network, data, config, log)
@@ -76,7 +82,6 @@ def train(
     log(f"trained in {format_time(seconds)}: {outdir / MODEL}")
 
     record = TrainRecord(str(outdir / MODEL), info, str(device), round(seconds, 2), curve)
-    files.write_bytes(outdir / LOG, log.text.encode())
     files.write_json(outdir / RECORD, configs.to_json(record))
     unets.save(outdir / MODEL, unets.UNet(network.eval(), info))  # last: where it is, the rest is too
     return record
@@ -93,14 +98,15 @@ def segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
 
 
 def _optimise(
-    network: torch.nn.Module, data: UnionOfArchives, config: TrainUNetConfig, log: _Log
+    network: torch.nn.Module, data: UnionOfArchives, config: TrainUNetConfig, log: Log
 ) -> tuple[LossPoint, ...]:
     """Take config.steps steps of Adam; the network is changed in place. Returns the loss curve."""
     device = next(network.parameters()).device
     loss_of = segmentation_loss()
     optimiser = torch.optim.Adam(network.parameters(), lr=config.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.steps)
-    batches = loader(data, Draws(len(data), config.batch, config.steps, config.seed), config.workers, device.type == "cuda")
+    draws = Draws(len(data), config.batch, config.steps, config.seed)
+    batches = loader(data, draws, config.workers, pin=device.type == "cuda")
 
     interval, line = max(1, config.steps // _POINTS), max(1, config.steps // _LINES)
     curve: list[LossPoint] = []
@@ -132,12 +138,6 @@ def _finite(loss: float, step: int, config: TrainUNetConfig) -> float:
     return loss
 
 
-def _describe(archive) -> unets.ArchiveUsed:
-    return unets.ArchiveUsed(
-        archive.path.name, files.sha256(archive.path), len(archive), len(archive.info.patients)
-    )
-
-
 def _announce(info: unets.UNetInfo, device: torch.device) -> str:
     c = info.training
     sources = " + ".join(f"{a.file} ({a.slices} slices, {a.patients} patients)" for a in info.archives)
@@ -145,14 +145,3 @@ def _announce(info: unets.UNetInfo, device: torch.device) -> str:
         f"U-Net of width {c.width} on {sources}, {info.resolution}×{info.resolution}, {info.schema.describe()}\n"
         f"{c.steps} steps of {c.batch} slices, learning rate {c.lr:g} falling to 0, seed {c.seed}, on {device}"
     )
-
-
-class _Log:
-    """Lines that are shown now and written to a file when the training is complete."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def __call__(self, line: str) -> None:
-        tqdm.write(line)
-        self.text += line + "\n"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from slices.schema import Schema
+from segmentation.data import ArchiveFacts
 from segmentation.unet import UNetInfo
+from slices.schema import Schema
 
+FORMAT, VERSION = "segmentation-dice", 1
 MEASURE = (
-    "Dice of each patient's stacked volume: all slices of the patient in the archive taken together. "
-    "A class or region that is empty in truth and prediction counts 1, one that is empty in one of them 0. "
-    "labels: each class by itself; regions: unions of classes."
+    "Dice of each patient's stacked volume: all slices of the patient in the archive taken together. What is empty in "
+    "truth and prediction counts 1, what is empty in one of them 0. labels: each class by itself; regions: unions of "
+    "classes. sd: standard deviation over the patients (n - 1)."
 )
 
 
@@ -22,13 +24,67 @@ MEASURE = (
 class Target:
     """What a Dice is of: a label class or a region, by name, with its class indices."""
 
-    kind: str  # "label" or "region": BraTS has an ET of either kind
+    kind: str  # "label" or "region"; names alone don't tell, BraTS has an ET of either kind
     name: str
     classes: tuple[int, ...]
 
     @property
     def title(self) -> str:
-        return f"{self.kind} {self.name}"
+        return f"{self.name} ({self.kind})"
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Dice of one target in one patient, and its voxels in truth and prediction."""
+
+    dice: float
+    truth: int
+    predicted: int
+
+
+@dataclass(frozen=True)
+class PatientDice:
+    """One patient; `regions` and `labels` by name."""
+
+    patient: str
+    slices: int
+    regions: dict[str, Overlap]
+    labels: dict[str, Overlap]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Dice over the patients; sd is None for one patient. empty_truth: patients whose truth lacks the target."""
+
+    mean: float
+    sd: float | None
+    empty_truth: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.sd:.3f}" if self.sd is not None else f"{self.mean:.3f}"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Which U-Net was evaluated: file name, SHA-256, and what it says of itself."""
+
+    file: str
+    sha256: str
+    info: UNetInfo
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One U-Net on one archive: the content of results.json."""
+
+    format: str
+    version: int
+    measure: str
+    model: ModelFacts
+    data: ArchiveFacts
+    regions: dict[str, Summary]
+    labels: dict[str, Summary]
+    patients: tuple[PatientDice, ...]
 
 
 def targets_of(schema: Schema) -> tuple[Target, ...]:
@@ -38,15 +94,43 @@ def targets_of(schema: Schema) -> tuple[Target, ...]:
     return (*regions, *labels)
 
 
-@dataclass(frozen=True)
-class PatientDice:
-    """One patient: number of slices, Dice and voxels of the truth by target."""
+def of_target(record: Evaluation | PatientDice, target: Target) -> Summary | Overlap:
+    """The entry of a region or a label."""
+    return (record.regions if target.kind == "region" else record.labels)[target.name]
 
-    patient: str
-    slices: int
-    regions: dict[str, float]
-    labels: dict[str, float]
-    truth_voxels: dict[str, dict[str, int]]  # "regions" and "labels" -> name -> voxels
 
-    def of(self, target: Target) -> float:
-        return {"region": self.regions, "label": self.labels}[target.kind][target.name]
+def score_patient(patient: str, prediction: np.ndarray, truth: np.ndarray, schema: Schema) -> PatientDice:
+    """Compare class indices [S, H, W] of all slices of a patient, as one volume."""
+    targets = targets_of(schema)
+    predicted_masks, true_masks = _masks(prediction, targets), _masks(truth, targets)
+    overlaps = [
+        Overlap(dice, int(t.sum()), int(p.sum()))
+        for dice, t, p in zip(_dice(predicted_masks, true_masks), true_masks, predicted_masks, strict=True)
+    ]
+    by_kind = {
+        kind: {t.name: o for t, o in zip(targets, overlaps, strict=True) if t.kind == kind}
+        for kind in ("region", "label")
+    }
+    return PatientDice(patient, len(truth), by_kind["region"], by_kind["label"])
+
+
+def summarise(patients: Sequence[PatientDice], target: Target) -> Summary:
+    """Mean and SD over the patients."""
+    overlaps = [of_target(patient, target) for patient in patients]
+    dice = [o.dice for o in overlaps]
+    sd = statistics.stdev(dice) if len(dice) > 1 else None
+    return Summary(statistics.fmean(dice), sd, sum(o.truth == 0 for o in overlaps))
+
+
+def _masks(indices: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
+    """Class indices [S, H, W] -> bool [T, S, H, W], one mask per target."""
+    return np.stack([np.isin(indices, target.classes) for target in targets])
+
+
+def _dice(prediction: np.ndarray, truth: np.ndarray) -> list[float]:
+    """2 |P ∩ T| / (|P| + |T|) per target, of bool [T, S, H, W]; empty in both: 1, in one: 0."""
+    import torch
+    from monai.metrics import compute_dice  # takes seconds to import
+
+    batch = [torch.from_numpy(masks)[None] for masks in (prediction, truth)]  # [1, T, S, H, W]
+    return compute_dice(*batch, ignore_empty=False)[0].double().tolist()

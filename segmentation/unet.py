@@ -14,21 +14,12 @@ import torch
 from dnnlib import config as configs
 from dnnlib.errors import UserError
 from segmentation.config import SMALLEST, TrainUNetConfig, UNetConfig
+from segmentation.data import ArchiveFacts
 from slices.codec import SliceCodec
 from slices.schema import Schema
 from torch_utils import checkpoint
 
 KIND = "unet"
-
-
-@dataclass(frozen=True)
-class ArchiveUsed:
-    """An archive that a U-Net learned from: file name, SHA-256, number of slices and patients."""
-
-    file: str
-    sha256: str
-    slices: int
-    patients: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +30,7 @@ class UNetInfo:
     resolution: int
     network: UNetConfig
     training: TrainUNetConfig
-    archives: tuple[ArchiveUsed, ...]
+    archives: tuple[ArchiveFacts, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,9 @@ def configure(schema: Schema, resolution: int, width: int) -> UNetConfig:
     if not schema.num_maps:
         raise UserError(f"the slices have no lesion classes ({schema.describe()}), so there is nothing to segment")
     if resolution < SMALLEST:
-        raise UserError(f"{resolution}×{resolution} pixels are too few for this U-Net: convert at --resolution {SMALLEST} or more")
+        raise UserError(
+            f"{resolution}×{resolution} pixels are too few for this U-Net: convert at --resolution {SMALLEST} or more"
+        )
     return UNetConfig(schema.num_contrasts, schema.num_maps, width)
 
 
@@ -63,7 +56,10 @@ def build(network: UNetConfig, seed: int = 0) -> torch.nn.Module:
     """A new network on the CPU; its weights depend on the seed alone, and torch's global generator stays as it was."""
     from monai.networks.nets import BasicUNet  # takes seconds to import
 
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):  # some versions print their widths
+    with (
+        torch.random.fork_rng(devices=[]),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):  # some versions print their widths
         torch.default_generator.manual_seed(seed)
         return BasicUNet(
             spatial_dims=2,

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,7 +64,7 @@ class ConvertOptions:
         if self.fov is not None and not 0 < self.fov < float("inf"):
             raise UserError(f"--fov {self.fov:g}: expected a length in mm, such as 200")
         if self.min_tumor_pixels < 1:
-            raise UserError(f"--min-tumor-pixels {self.min_tumor_pixels}: expected 1 or more; --slices all takes the rest")
+            raise UserError(f"--min-tumor-pixels {self.min_tumor_pixels}: expected 1 or more")
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
             raise UserError(f"--test-fraction {self.test_fraction:g}: expected a share between 0 and 1, such as 0.1")
 
@@ -99,7 +99,7 @@ def area_weights(n: int, spacing: float, resolution: int, pixel: float) -> spars
     Where pixels and voxels have one size, voxels are shifted by a whole number of pixels: weights are 0 or 1.
     """
     if abs(pixel / spacing - 1) < SAME:
-        return sparse.eye_array(resolution, n, k=-((resolution - n) // 2), format="csr")
+        return sparse.csr_array(np.eye(resolution, n, k=-((resolution - n) // 2)))
     ratio = pixel / spacing
     voxels = np.arange(n + 1) - n / 2  # edges, in voxels
     pixels = ((np.arange(resolution + 1) - resolution / 2) * ratio)[:, None]
@@ -123,11 +123,13 @@ class Grid:
         return self.mean(mask) >= 0.5 - 1e-9
 
     def majority(self, classes: np.ndarray, num_classes: int) -> np.ndarray:
-        """Class indices [P, L] -> uint8 [R, R]: the class of largest area in each pixel, the lower one if two are equal.
+        """Class indices [P, L] -> uint8 [R, R]: the class of largest area, the lower of two equal ones.
 
         What lies outside the volume is background.
         """
         areas = np.zeros((num_classes, self.rows.shape[0], self.columns.shape[0]))
+        if not classes.any():
+            return np.zeros(areas.shape[1:], np.uint8)
         for index in np.unique(classes[classes > 0]):
             areas[index] = self.mean(classes == index)
         areas[0] = 1 - areas.sum(axis=0)
@@ -163,6 +165,7 @@ class CaseSlices:
 
 def cut_case(case: Case, choice: str, schema: Schema, options: ConvertOptions) -> CaseSlices:
     """Read a case and cut the slices of one of CHOICES out of it."""
+    assert choice in CHOICES, choice
     volumes = read_case(case, schema)
     sides, spacing = volumes.labels.shape[1:], volumes.spacing[1:]
     try:
@@ -326,11 +329,12 @@ def convert_release(
     """
     source, dest = Path(source), Path(dest)
     single = dest.suffix == ".zip"
+    options = _settle(options, dest, single)
     found = find_cases(source, schema)
     cases, left_out = _of_grade(found, source, options)
     split = None if single else _split(found, cases, options)
     parts = _parts(dest, cases, split, options, schema, left_out)
-    for case in cases:
+    for case in (case for part in parts for case in part.cases):
         case_files(case, schema)  # before the long work begins
     targets = [part.path for part in parts] + ([] if single else [dest / "split.json"])
     for target in targets:
@@ -344,19 +348,36 @@ def convert_release(
     return parts
 
 
+def _settle(options: ConvertOptions, dest: Path, single: bool) -> ConvertOptions:
+    """Fill in the options of a split, or refuse those that would change nothing."""
+    defaults = {"test_slices": "all", "test_fraction": 0.1, "split_seed": 0}
+    given = [name for name in (*defaults, "split_file") if getattr(options, name) is not None]
+    if single:
+        if given:
+            raise UserError(f"{_flag(given[0])} needs a folder as --dest, but {dest} is a single archive")
+        return options
+    if options.split_file is not None:
+        defaults = {"test_slices": "all"}
+        if drawn := [name for name in given if name in ("test_fraction", "split_seed")]:
+            raise UserError(f"{_flag(drawn[0])} draws a split, --split-file gives one: leave one of them out")
+    return replace(options, **{name: value for name, value in defaults.items() if name not in given})
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _of_grade(found: list[Case], source: Path, options: ConvertOptions) -> tuple[list[Case], dict[str, list[str]]]:
     """The cases of the grade asked for, and the patients left out."""
-    if options.class_by == "grade" and (bare := [case.name for case in found if not case.grade]):
-        raise UserError(f"{source}: --class-by grade needs cases in {source.name}/HGG or LGG; not there: {_some(bare)}")
-    if options.grade == "all":
-        return found, {}
-    chosen = [case for case in found if case.grade == options.grade]
+    chosen = [case for case in found if options.grade in ("all", case.grade)]
     if not chosen:
         raise UserError(
             f"{source}: no case in {source.name}/{options.grade}, which --grade {options.grade} asks for; "
             "in a flat folder grades are unknown: use --grade all"
         )
-    others = [case.patient for case in found if case.grade != options.grade]
+    if options.class_by == "grade" and (bare := [case.name for case in chosen if not case.grade]):
+        raise UserError(f"{source}: --class-by grade needs cases in {source.name}/HGG or LGG; not there: {_some(bare)}")
+    others = [case.patient for case in found if case not in chosen]
     return chosen, {f"grade is not {options.grade}": others} if others else {}
 
 
@@ -424,13 +445,12 @@ def _write_parts(
         writers = [
             stack.enter_context(ArchiveWriter(part.path, schema, options.resolution, {}, names)) for part in parts
         ]
-        results = stack.enter_context(
-            contextlib.closing(map_in_order(partial(_cut_job, schema, options), jobs, workers))
-        )
-        results = iter(tqdm(results, total=len(jobs), desc="converting", unit="patient"))
+        goals = [goal for goal in zip(parts, writers, strict=True) for _ in goal[0].cases]
+        results = map_in_order(partial(_cut_job, schema, options), jobs, workers)
+        stack.enter_context(contextlib.closing(results))
+        for result, goal in zip(tqdm(results, "converting", len(jobs), unit="patient"), goals, strict=True):
+            _add(result, *goal, schema, options)
         for part, writer in zip(parts, writers, strict=True):
-            for _ in part.cases:
-                _add(next(results), part, writer, schema, options)
             if not part.tally.slices:
                 raise UserError(_nothing(part, source, options))
             writer.made = _made(part, split, options, source)
@@ -508,26 +528,34 @@ def map_in_order(function: Callable[[Item], Result], items: Sequence[Item], work
     if workers <= 1:
         yield from map(function, items)
         return
-    # Spawned, not forked: a fork copies locks that other threads hold.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_parent)
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+    stop = context.Event()
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(stop,))
     pending: deque = deque()
     try:
         for item in items:
-            pending.append(pool.submit(function, item))
+            pending.append(pool.submit(_unless_stopped, function, item))
             if len(pending) > workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
         raise UserError("a worker process was killed, most likely for want of memory: use fewer --workers") from None
-    except BaseException:
-        for process in list(pool._processes.values()):  # ProcessPoolExecutor.terminate_workers comes with Python 3.14
-            process.terminate()
-        raise
     finally:
+        # Asked to stop, not killed: a process that dies while it sends a result leaves the pool waiting for the rest.
+        stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts_to_parent() -> None:
-    """Ctrl-C reaches every process of the terminal; the parent alone reports it and ends the workers."""
+_stop: Any = None  # in a worker: the parent's request to take up no further item
+
+
+def _begin_worker(stop: Any) -> None:
+    global _stop
+    _stop = stop
+    # Ctrl-C reaches every process of the terminal; the parent alone reports it and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _unless_stopped(function: Callable[[Item], Result], item: Item) -> Result | None:
+    return None if _stop.is_set() else function(item)

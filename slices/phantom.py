@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.files import make_folder
+from slices.schema import BRATS
 
 FIELD_OF_VIEW = (240, 240, 155)  # mm; at 1 mm voxels also the shape of a BraTS volume
-CONTRASTS = ("t1", "t1ce", "t2", "flair")
-NECROSIS, OEDEMA, ENHANCING = 1, 2, 4  # label values of BraTS 2018
+CONTRASTS = BRATS.contrasts
+NECROSIS, OEDEMA, ENHANCING = (lesion_class.value for lesion_class in BRATS.classes)
 SMALLEST_SIDE = 16
 
 # Typical brightness relative to the contrast's brightest healthy tissue. Rows as CONTRASTS.
@@ -39,10 +40,12 @@ _BRIGHTNESS = np.array([
     [0.74, 0.60, 0.20, 1.18, 0.92, 0.50, 0.98],  # flair
 ], np.float32)  # fmt: skip
 
-# MNI brains are large; in BraTS (SRI24) space a head fills the field of view less.
-_HEAD_SCALE = np.array([0.98, 0.97, 0.88])
+# MNI heads are tall: as they are, they would fill the field of view from its lowest to its highest slice.
+_HEAD_SCALE = np.array([0.98, 0.97, 0.86])
 # Control point spacings of the smooth random fields, in mm.
 _COARSE, _FINE, _BIAS, _WOBBLE, _LUMPS, _TEXTURE, _NOISE = 32.0, 12.0, 70.0, 14.0, 9.0, 4.0, 1.9
+# Standard deviation of the coarse displacement in mm; less up and down, where the field of view is tight.
+_SWAY = np.array([2.0, 2.0, 1.4], np.float32)
 # Middle of the lateral ventricles, mm from the template's centre.
 _VENTRICLES = np.array([0, -2, 10], np.float32)
 
@@ -139,32 +142,32 @@ def _draw(rng: np.random.Generator) -> Traits:
     turn = Rotation.from_euler("xyz", rng.uniform(-5, 5, 3), degrees=True).as_matrix()
     shear = np.eye(3) + np.triu(rng.uniform(-0.03, 0.03, (3, 3)), 1)
     scale = _HEAD_SCALE * rng.uniform(0.96, 1.04) * rng.uniform(0.96, 1.04, 3)
-    radius = rng.uniform(15, 42)
-    core_radius = max(9.5, radius * rng.uniform(0.5, 0.75))
+    radius = rng.uniform(16, 42)
+    core_radius = max(11, radius * rng.uniform(0.5, 0.75))
     return Traits(
         grade=grade,
         enhances=enhances,
         head=turn @ shear @ np.diag(scale),
-        shift=rng.uniform(-2, 2, 3),
-        coarse=2.0 * _controls(rng, 3, _COARSE),
-        fine=1.0 * _controls(rng, 3, _FINE),
+        shift=rng.uniform(-2, 2, 3) * [1, 1, 0.5],
+        coarse=_controls(rng, 3, _COARSE) * _SWAY.reshape(3, 1, 1, 1),
+        fine=_controls(rng, 3, _FINE),
         ventricles=rng.uniform(-0.15, 0.4),
         place=rng.random(),
         radius=radius,
         core_radius=core_radius,
-        core_offset=rng.uniform(-0.2, 0.2, 3) * (radius - core_radius),
-        rim=rng.uniform(4.5, 7.0),
+        core_offset=(rng.uniform(-0.2, 0.2, 3) * (radius - core_radius)).astype(np.float32),
+        rim=min(rng.uniform(4.5, 7), core_radius / 2),
         whole_axes=_ellipsoid(rng, 1.35),
         core_axes=_ellipsoid(rng, 1.25),
-        push=rng.uniform(0.05, 0.25),
+        push=rng.uniform(0.1, 0.35),
         wobble=_controls(rng, 1, _WOBBLE)[0],
         lumps=_controls(rng, 1, _LUMPS)[0],
         texture=_controls(rng, 1, _TEXTURE)[0],
         brightness=_BRIGHTNESS * rng.uniform(0.94, 1.06, _BRIGHTNESS.shape).astype(np.float32),
-        gain=np.exp(rng.uniform(np.log(350), np.log(1100), len(CONTRASTS))),
+        gain=np.exp(rng.uniform(np.log(350), np.log(1100), len(CONTRASTS))).astype(np.float32),
         bias=0.07 * _controls(rng, len(CONTRASTS), _BIAS),
         noise=_controls(rng, len(CONTRASTS), _NOISE),
-        noise_level=rng.uniform(0.01, 0.025, len(CONTRASTS)),
+        noise_level=rng.uniform(0.01, 0.025, len(CONTRASTS)).astype(np.float32),
     )
 
 
@@ -244,7 +247,7 @@ def _atlas() -> Atlas:
     brain, grey, white = _template()
     corners = np.argwhere(brain > 0.5)
     size = np.ptp(corners, axis=0).astype(np.float32)
-    origin = -(corners.min(0) + size / 2)
+    origin = (-corners.min(0) - size / 2).astype(np.float32)
 
     fluid = ndimage.gaussian_filter(1 - grey - white, 1.5)[::2, ::2, ::2]
     tissue = fluid < 0.5
@@ -256,12 +259,13 @@ def _atlas() -> Atlas:
     side, back, up = np.abs(places[..., 0]), places[..., 1], places[..., 2]
     hemispheres = (side > 12) & (up > -38) & ((up > -12) | (back < 10))  # neither midline nor brain stem nor cerebellum
     odds = np.where(hemispheres & (depth > 7), tract, 0)
+    cumulative = np.cumsum(odds[odds > 0], dtype=np.float64)
     return Atlas(
         size,
         *(Map(values, 1.0, origin) for values in (brain, grey, white)),
         *(Map(values, 2.0, origin) for values in (depth, tract, interior)),
-        sites=places[odds > 0],
-        odds=np.cumsum(odds[odds > 0]) / odds.sum(),
+        sites=places[odds > 0].astype(np.float32),
+        odds=cumulative / cumulative[-1],
     )
 
 
@@ -273,18 +277,14 @@ def _template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise UserError(
             "phantom patients need nilearn, for its template of the brain: pip install 'stylegan2-mr[demo]'"
         ) from None
-    images = (
-        datasets.load_mni152_brain_mask(resolution=1),
-        datasets.load_mni152_gm_template(resolution=1),
-        datasets.load_mni152_wm_template(resolution=1),
-    )
-    maps = [np.asarray(image.dataobj, np.float32)[::-1, ::-1] for image in images]  # stored to R, A, S
+    load = (datasets.load_mni152_brain_mask, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
+    maps = [np.asarray(one(resolution=1).dataobj, np.float32)[::-1, ::-1] for one in load]  # stored to R, A, S
     around = ndimage.find_objects((maps[0] > 0.5).astype(int))[0]
     brain, grey, white = (np.pad(m[around], 4) for m in maps)
     return brain, grey * brain, white * brain
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def _blurred(voxel: tuple[float, float, float]) -> tuple[Map, Map, Map]:
     """Brain, grey and white matter as voxels of this size (mm) see them, so that large voxels do not alias."""
     sigma = [0.4 * np.sqrt(max(0, side**2 - 1)) for side in voxel]
@@ -293,7 +293,9 @@ def _blurred(voxel: tuple[float, float, float]) -> tuple[Map, Map, Map]:
     return tuple(replace(m, values=ndimage.gaussian_filter(m.values, sigma)) for m in maps)
 
 
-def _head_box(traits: Traits, voxel: np.ndarray, shape: Sequence[int]) -> tuple[tuple[slice, ...], list[np.ndarray]]:
+def _head_box(
+    traits: Traits, voxel: Sequence[float], shape: Sequence[int]
+) -> tuple[tuple[slice, ...], list[np.ndarray]]:
     """The voxels that can hold the head: a slice for each axis, and their positions in mm for each axis."""
     reach = np.abs(traits.head) @ (_atlas().size / 2) + 10  # mm; the deformation moves the surface by less
     box, axes = [], []
@@ -347,23 +349,28 @@ def _grow(traits: Traits, place: np.ndarray, field: Field) -> tuple[np.ndarray, 
     push = traits.push * _near(place, centre, 1.5 * traits.core_radius) * atlas.interior.at(place)
     place = place - away * push
 
-    away = traits.head.astype(np.float32) @ away  # in mm of the patient
+    away = _turn(traits.head, away)  # in mm of the patient
     depth, tract = atlas.depth.at(place), atlas.tract.at(place)
     wobble, lumps = field(traits.wobble, _WOBBLE), field(traits.lumps, _LUMPS)
     across = np.maximum(0, -np.sign(centre[0]) * place[0])  # mm beyond the midline, which the falx mostly bars
 
     core = _ellipsoid_distance(away - traits.core_offset[:, None], traits.core_axes, traits.core_radius)
-    core = np.maximum(core + 1.5 * wobble + 1.0 * lumps + across, 2 - depth)
+    core = np.maximum(core + 1.5 * wobble + lumps + across, 2 - depth)
     whole = _ellipsoid_distance(away, traits.whole_axes, traits.radius)
-    whole = whole + 2.0 * wobble + 18 * (0.65 - tract) + 0.5 * across
+    whole = whole + 2 * wobble + 18 * (0.65 - tract) + 1.5 * across
     whole = np.maximum(np.minimum(whole, core - 2), -depth)
     rim = traits.rim * (1 + 0.3 * lumps).clip(0.6, 1.6)
     return place, Lesion(whole, core, core + rim)
 
 
+def _turn(matrix: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """[3, 3] times [3, N]; like `_field` not by BLAS, whose last bits may depend on the number of threads."""
+    return np.einsum("ij,jn->in", matrix.astype(np.float32), vectors)
+
+
 def _ellipsoid_distance(away: np.ndarray, axes: np.ndarray, radius: float) -> np.ndarray:
     """About the mm from [3, N] to an ellipsoid's surface, negative inside: float32 [N]."""
-    return np.sqrt(np.square(axes.astype(np.float32) @ away).sum(0)) - np.float32(radius)
+    return np.sqrt(np.square(_turn(axes, away)).sum(0)) - np.float32(radius)
 
 
 def _label_map(lesion: Lesion, enhances: bool) -> np.ndarray:
@@ -377,17 +384,14 @@ def _label_map(lesion: Lesion, enhances: bool) -> np.ndarray:
 # ---- signal ----
 
 
-def _tissue_shares(place: np.ndarray, lesion: Lesion, enhances: bool, voxel: tuple[float, ...]) -> np.ndarray:
+def _tissue_shares(place: np.ndarray, lesion: Lesion, enhances: bool, voxel: tuple[float, float, float]) -> np.ndarray:
     """How much of each voxel is which tissue, in the columns of _BRIGHTNESS: float32 [7, N], sums to 1."""
     _, grey, white = (m.at(place) for m in _blurred(voxel))
     healthy = np.stack([grey, white, np.maximum(0, 1 - grey - white)])
-    size = max(voxel)
+    softness = {"whole": 3.0, "core": 1.5, "necrosis": 2.0}  # mm
     whole, core, necrosis = (
-        np.clip(0.5 - level / np.float32(max(size, softness)), 0, 1)
-        for level, softness in ((lesion.whole, 3.0), (lesion.core, 1.5), (lesion.necrosis, 2.0))
+        np.clip(0.5 - getattr(lesion, part) / np.float32(max(width, *voxel)), 0, 1) for part, width in softness.items()
     )
-    core = np.minimum(core, whole)
-    necrosis = np.minimum(necrosis, core)
     none = np.zeros_like(core)
     in_core = [core - necrosis, necrosis, none] if enhances else [none, none, core]
     return np.stack([*(healthy * (1 - whole)), whole - core, *in_core])
@@ -412,7 +416,7 @@ def _paste(values: np.ndarray, inside: np.ndarray, box: tuple[slice, ...], shape
     return volume
 
 
-def _affine(voxel: np.ndarray) -> np.ndarray:
+def _affine(voxel: Sequence[float]) -> np.ndarray:
     """Voxel indices -> mm to R, A, S. The outer faces of the field of view stay where BraTS has them."""
     affine = np.diag([-voxel[0], -voxel[1], voxel[2], 1.0])
     affine[:3, 3] = np.array([0.5, 239.5, -0.5]) + affine[:3, :3] @ [0.5, 0.5, 0.5]

@@ -63,8 +63,8 @@ def find_cases(source: Path, schema: Schema) -> list[Case]:
     parents = [source, *(source / grade for grade in GRADES if (source / grade).is_dir())]
     folders = [folder for parent in parents for folder in sorted(parent.iterdir()) if _is_case(folder)]
     if not folders:
-        example = "/".join(("<case>", f"<case>_{{{','.join(_kinds(schema))}}}.nii.gz"))
-        raise UserError(f"{source}: no cases found; expected {source.name}/{{HGG,LGG}}/{example} or {source.name}/{example}")
+        case = f"<case>/<case>_{{{','.join(_kinds(schema))}}}.nii.gz"
+        raise UserError(f"{source}: no cases found; expected in it {{HGG,LGG}}/{case} or {case}")
     grades = [folder.absolute().parent.name for folder in folders]
     cases = [
         Case(folder.name, folder.name, grade if grade in GRADES else None, folder)
@@ -100,6 +100,10 @@ def case_files(case: Case, schema: Schema) -> dict[str, Path]:
     return files
 
 
+# What nibabel and gzip raise for damaged files; the last two come from headers with absurd sizes.
+_DAMAGE = (ImageFileError, HeaderDataError, WrapStructError, EOFError, zlib.error, OSError, ValueError, OverflowError)
+
+
 @dataclass(frozen=True)
 class Nifti:
     """A file's voxels in its own axes, their place in mm, and whether the header states an orientation at all."""
@@ -123,14 +127,14 @@ def read_nifti(path: Path) -> Nifti:
             kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
             image = kind.from_bytes(content)
             voxels = np.asanyarray(image.dataobj)
-    except (ImageFileError, HeaderDataError, WrapStructError, EOFError, zlib.error, OSError, ValueError) as error:
+    except _DAMAGE as error:
         reason = str(error) or type(error).__name__
-        raise UserError(f"{path}: damaged, incomplete or not a NIfTI file ({reason}); copy or download it again") from None
-    if voxels.ndim != 3:
+        raise UserError(f"{path}: damaged, incomplete or not NIfTI ({reason}); copy or download it again") from None
+    if voxels.ndim != 3 or not voxels.size:
         raise UserError(f"{path}: expected a 3-D volume, found the shape {_format_shape(voxels.shape)}")
     if voxels.dtype.kind not in "buif":
         raise UserError(f"{path}: expected voxels of real numbers, found {voxels.dtype}")
-    if wrong := int((~np.isfinite(voxels)).sum()) if voxels.dtype.kind == "f" else 0:
+    if voxels.dtype.kind == "f" and (wrong := np.count_nonzero(~(np.abs(voxels) <= np.finfo(np.float32).max))):
         raise UserError(f"{path}: {wrong} voxels are NaN or infinite; repair the file or leave the case out")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
         raise UserError(f"{path}: the header's affine is not invertible, so the orientation is unknown")
@@ -200,9 +204,13 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
     if MASK in files:
         labels = _class_indices(files[MASK].voxels, paths[MASK], schema)
     affine = first.affine @ nib.orientations.inv_ornt_aff(_turn_to_lps(first.affine), first.voxels.shape)
+    labels = np.ascontiguousarray(_pictures(labels, first.affine))
+    contrasts = np.empty((schema.num_contrasts, *labels.shape), np.float32)
+    for contrast, kind in zip(contrasts, schema.contrasts, strict=True):
+        contrast[...] = _pictures(files[kind].voxels, first.affine)
     return CaseVolumes(
-        contrasts=np.stack([_pictures(files[c].voxels, first.affine).astype(np.float32) for c in schema.contrasts]),
-        labels=np.ascontiguousarray(_pictures(labels, first.affine)),
+        contrasts=contrasts,
+        labels=labels,
         spacing=tuple(float(mm) for mm in nib.affines.voxel_sizes(affine)[::-1]),
         shape=first.voxels.shape,
         affine=first.affine,

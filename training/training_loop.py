@@ -160,7 +160,7 @@ class TrainingRun:
             batch_size=self.config.batch,
             sampler=EndlessSampler(len(self.dataset), seed=self.config.seed),
             num_workers=self.config.data.workers,
-            worker_init_fn=_leave_ctrl_c_to_the_parent,
+            worker_init_fn=_leave_signals_to_the_parent,
             pin_memory=self.device.type == "cuda",
         )
         return iter(loader)
@@ -257,5 +257,6 @@ def _ctrl_c_sets_flag(log: Log) -> Iterator[Callable[[], bool]]:
             signal.signal(signum, handler)
 
 
-def _leave_ctrl_c_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_parent(worker: int) -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)

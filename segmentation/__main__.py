@@ -1,0 +1,69 @@
+"""Train a U-Net on archives of joint slices, and evaluate it on the slices of other patients."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from dnnlib.errors import reports_user_errors
+from segmentation.config import TrainUNetConfig
+
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainUNetConfig)}
+
+
+def _option(name: str, help: str):
+    """An option of the training, with its default where the configuration has it."""
+    return click.option(f"--{name}", type=type(_DEFAULTS[name]), default=_DEFAULTS[name], show_default=True, help=help)
+
+
+@click.group()
+def main() -> None:
+    """Train a U-Net on joint slices, and measure its Dice on the slices of other patients. For research use only."""
+
+
+@main.command()
+@click.option(
+    "--data",
+    "archives",
+    metavar="ZIP",
+    multiple=True,
+    required=True,
+    help="Archive of slices, real or generated. Repeat it to mix several: all slices of their union count alike.",
+)
+@click.option("--steps", type=int, required=True, help="Optimisation steps: the budget, the same for every arm.")
+@click.option("--outdir", metavar="DIR", required=True, help="Folder for unet.safetensors, training.json and log.txt.")
+@_option("batch", "Slices per step.")
+@_option("lr", "Learning rate of Adam at the start; a cosine takes it to 0.")
+@_option("seed", "Of the initial weights, the order of the slices, and the flips.")
+@_option("width", "Channels at full resolution; levels have this × (1, 1, 2, 4, 8). Small widths suit a laptop.")
+@_option("workers", "Processes that read slices, where these don't fit in memory.")
+@click.option("--force", is_flag=True, help="Replace a U-Net that is in --outdir already.")
+@reports_user_errors
+def train(archives: tuple[str, ...], outdir: str, force: bool, **options) -> None:
+    """Train a U-Net: contrasts in, lesion classes out. Slices are flipped left to right at random."""
+    config = TrainUNetConfig(**options)
+    from segmentation import fit  # after the options are known to be good: torch and MONAI take seconds to import
+
+    fit.train(config, archives, outdir, force)
+
+
+@main.command()
+@click.option("--model", metavar="PATH", required=True, help="A folder that `train` wrote, or a unet.safetensors.")
+@click.option("--data", metavar="ZIP", required=True, help="Archive of the patients to test on.")
+@click.option("--outdir", metavar="DIR", required=True, help="Folder for results.json and patients.png.")
+@click.option("--force", is_flag=True, help="Replace the results that are in --outdir already.")
+@reports_user_errors
+def evaluate(model: str, data: str, outdir: str, force: bool) -> None:
+    """Dice of each patient's stacked volume, per region and label class; mean and SD over the patients."""
+    from segmentation import evaluate as evaluation
+    from segmentation import report
+
+    result = evaluation.evaluate(model, data, outdir, force)
+    click.echo(report.describe_data(result))
+    click.echo(report.evaluation_table(result).text())
+    click.echo(f"written to {outdir}: {evaluation.RESULTS}, {evaluation.PICTURE}")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m segmentation")

@@ -1,0 +1,382 @@
+"""The archive, the schema and the codec: what is written comes back, and what doesn't fit is refused with a reason."""
+
+import io
+import json
+import multiprocessing
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from dnnlib.errors import UserError
+from slices.archive import INDEX, ArchiveReader, ArchiveWriter, Volume, require_same_kind
+from slices.codec import SliceCodec
+from slices.schema import BRATS, LABEL_ON, LesionClass, Region, Schema
+
+RESOLUTION = 8
+NO_CLASSES = Schema(contrasts=("t1", "t2"))
+ONE_CLASS = Schema(contrasts=("t1", "t2", "flair"), classes=(LesionClass("MS", "lesion", 1),))
+SCHEMAS = pytest.mark.parametrize("schema", [BRATS, ONE_CLASS, NO_CLASSES], ids=["brats", "one class", "no classes"])
+VOLUME = Volume(
+    patient="a",
+    shape=(8, 8, 3),
+    affine=((-1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 7.5), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
+    windows={"t1": (0.1, 1e9 / 3), "t1ce": (-3.0, 2.0), "t2": (0.0, 1.0), "flair": (0.0, 1.0)},
+)
+
+
+def draw(schema, count=6, seed=0):
+    """Random stored joint slices, uint8 [N, C + K, H, W]."""
+    rng = np.random.default_rng(seed)
+    contrasts = rng.integers(0, 256, (count, schema.num_contrasts, RESOLUTION, RESOLUTION), dtype=np.uint8)
+    return schema.join(contrasts, rng.integers(0, max(1, schema.num_maps), (count, RESOLUTION, RESOLUTION)))
+
+
+def write(path, schema=BRATS, stored=None, **arguments):
+    stored = draw(schema) if stored is None else stored
+    with ArchiveWriter(path, schema, RESOLUTION, {"options": {"x": 1}}, **arguments) as writer:
+        writer.volumes["a"] = VOLUME
+        for i, one in enumerate(stored):
+            writer.add(one, patient="ab"[i // 4], volume="a", index=i)
+    return path
+
+
+def rewrite(path, change_index=None, replace=None, drop=()):
+    """Write an archive anew with a changed dataset.json, other members' bytes, or without some members."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if name not in drop}
+    if change_index:
+        content = json.loads(members[INDEX])
+        members[INDEX] = json.dumps(change_index(content) or content).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (members | (replace or {})).items():
+            archive.writestr(name, content)
+
+
+def as_npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+FIRST = "slices/00000/00000000.npy"
+
+
+# --- round trip -----------------------------------------------------------------------------------------------------
+
+
+@SCHEMAS
+def test_round_trip(tmp_path, schema):
+    stored = draw(schema)
+    reader = ArchiveReader(write(tmp_path / "x.zip", schema, stored))
+    assert reader.schema == schema and reader.resolution == RESOLUTION
+    assert len(reader) == len(stored)
+    np.testing.assert_array_equal(np.stack([reader.read(i) for i in range(len(reader))]), stored)
+    assert reader.info.volumes == {"a": VOLUME}  # floats come back to the last bit
+    assert reader.info.made == {"options": {"x": 1}}
+    assert [record.index for record in reader.info.slices] == list(range(6))
+    assert reader.info.patients == ["a", "b"]
+    assert reader.by_patient() == {"a": [0, 1, 2, 3], "b": [4, 5]}
+    assert reader.label(0) is None and reader.info.num_labels == 0
+    reader.validate()
+
+
+def test_generated_slices_keep_seed_and_snapshot(tmp_path):
+    with ArchiveWriter(tmp_path / "x.zip", BRATS, RESOLUTION, {}) as writer:
+        for seed, one in enumerate(draw(BRATS)):
+            writer.add(one, patient=f"seed{seed}", seed=seed, snapshot="abc")
+    records = ArchiveReader(tmp_path / "x.zip").info.slices
+    assert [(r.seed, r.snapshot, r.volume, r.index) for r in records] == [(s, "abc", None, None) for s in range(6)]
+
+
+def test_class_labels(tmp_path):
+    with ArchiveWriter(tmp_path / "x.zip", BRATS, RESOLUTION, {}, label_names=("HGG", "LGG")) as writer:
+        for i, one in enumerate(draw(BRATS)):
+            writer.add(one, patient="a", label=i % 2)
+    reader = ArchiveReader(tmp_path / "x.zip")
+    assert [reader.label(i) for i in range(6)] == [0, 1, 0, 1, 0, 1]
+    assert reader.info.num_labels == 2 and reader.info.label_names == ("HGG", "LGG")
+
+    rewrite(tmp_path / "x.zip", lambda index: index.update(labels=index["labels"][1:]))
+    with pytest.raises(UserError, match=f"1 slices have no class label, the first is {FIRST}"):
+        ArchiveReader(tmp_path / "x.zip")
+
+
+def test_bytes_depend_on_the_content_alone(tmp_path):
+    first, again = write(tmp_path / "x.zip"), write(tmp_path / "y.zip")
+    other = write(tmp_path / "z.zip", stored=draw(BRATS, seed=1))
+    assert first.read_bytes() == again.read_bytes() != other.read_bytes()
+
+
+def test_members_lie_a_thousand_to_a_folder(tmp_path):
+    stored = np.zeros((1, 1, 1), np.uint8)
+    with ArchiveWriter(tmp_path / "x.zip", Schema(("t1",)), 1, {}) as writer:
+        for _ in range(1001):
+            writer.add(stored, patient="a")
+    files = [record.file for record in ArchiveReader(tmp_path / "x.zip").info.slices]
+    assert files[0] == FIRST and files[999:] == ["slices/00000/00000999.npy", "slices/00001/00001000.npy"]
+
+
+# --- nothing by halves ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), ArchiveWriter(tmp_path / "x.zip", BRATS, RESOLUTION, {}) as writer:
+        writer.add(draw(BRATS)[0], patient="a")
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_exception_leaves_the_archive_that_was_there(tmp_path):
+    before = write(tmp_path / "x.zip").read_bytes()
+    with pytest.raises(RuntimeError), ArchiveWriter(tmp_path / "x.zip", BRATS, RESOLUTION, {}) as writer:
+        writer.add(draw(BRATS, seed=1)[0], patient="a")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
+    assert (tmp_path / "x.zip").read_bytes() == before
+
+
+def test_an_archive_without_slices_is_not_written(tmp_path):
+    with pytest.raises(UserError, match="x.zip: no slice to write"), ArchiveWriter(tmp_path / "x.zip", BRATS, 8, {}):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_impossible_destination_is_noticed_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError) as caught, ArchiveWriter(tmp_path / "file" / "x.zip", BRATS, 8, {}):
+        pytest.fail("the block should not be entered")
+    assert caught.value.filename == str(tmp_path / "file" / "x.zip")
+
+
+def test_a_slice_of_another_shape_or_type_is_a_bug(tmp_path):
+    for wrong in (np.zeros((8, 8, 7), np.uint8), np.zeros((8, 8, 8), np.float32)):
+        with pytest.raises(AssertionError), ArchiveWriter(tmp_path / "x.zip", BRATS, 8, {}) as writer:
+            writer.add(wrong, patient="a")
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+def refused(path, *words):
+    """Reading everything raises one UserError that names the file and contains the words."""
+    with pytest.raises(UserError) as caught:
+        ArchiveReader(path).validate()
+    message = str(caught.value)
+    assert all(word in message for word in (str(path), *words)), message
+
+
+def test_missing_file_folder_and_text(tmp_path):
+    refused(tmp_path / "none.zip", "no such file")
+    refused(tmp_path, "is a folder")
+    (tmp_path / "text.zip").write_text("no zip at all")
+    refused(tmp_path / "text.zip", "not a complete zip")
+    (tmp_path / "empty.zip").write_bytes(b"")
+    refused(tmp_path / "empty.zip", "not a complete zip")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_truncated_zip(tmp_path, share):
+    path = write(tmp_path / "x.zip")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    refused(path, "not a complete zip")
+
+
+def test_a_flipped_byte_is_refused_or_harmless(tmp_path):
+    path = write(tmp_path / "x.zip")
+    good, content = ArchiveReader(path), path.read_bytes()
+    expected = [good.read(i) for i in range(len(good))]
+    refusals = 0
+    for position in range(0, len(content), 61):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :])
+        try:
+            reader = ArchiveReader(path)
+            found = [reader.read(i) for i in range(len(reader))]
+        except UserError as error:
+            assert str(path) in str(error)
+            refusals += 1
+        else:
+            assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True)), position
+    assert refusals > 20
+
+
+def test_another_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("picture.png", b"")
+    refused(tmp_path / "x.zip", f"no {INDEX}", "dataset_tool.py convert")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(INDEX, '{"labels": null}')  # as other programs' archives of pictures have
+    refused(tmp_path / "x.zip", "does not describe joint slices")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(INDEX, "{")
+    refused(tmp_path / "x.zip", "is not JSON")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (as_npy(np.zeros((8, 8, 4), np.uint8)), ["uint8 [8, 8, 4]", "uint8 [8, 8, 8]"]),
+        (as_npy(np.zeros((8, 8, 8), np.int16)), ["int16"]),
+        (as_npy(np.array([{"a": 1}], dtype=object)), ["not a plain array"]),
+        (pickle.dumps([1, 2]), ["not a plain array"]),
+        (b"", ["not a plain array"]),
+        (as_npy(np.zeros((8, 8, 8), np.uint8))[:200], ["not a plain array"]),
+        (as_npy(np.zeros((8, 8, 8), np.uint8)), ["not one-hot"]),
+        (as_npy(np.full((8, 8, 8), LABEL_ON, np.uint8)), ["not one-hot"]),
+        (as_npy(np.full((8, 8, 8), 7, np.uint8)), ["not one-hot"]),
+    ],
+    ids=["shape", "dtype", "objects", "pickle", "empty", "cut off", "no class", "all classes", "grey label maps"],
+)
+def test_wrong_member(tmp_path, content, words):
+    path = write(tmp_path / "x.zip")
+    rewrite(path, replace={FIRST: content})
+    refused(path, FIRST, *words)
+
+
+def test_missing_member(tmp_path):
+    path = write(tmp_path / "x.zip")
+    rewrite(path, drop=[FIRST])
+    refused(path, f"the member {FIRST} is missing")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda x: x.update(version=2), ["version 2", "reads 1"]),
+        (lambda x: x.update(format="pictures"), ["joint-slices"]),
+        (lambda x: x.update(resolution="8"), ["resolution", "expected int", "'8'"]),
+        (lambda x: x.update(resolution=16), ["[8, 16, 16]"]),
+        (lambda x: x.update(extra=1), ["unknown field 'extra'"]),
+        (lambda x: x.pop("schema") and None, ["'schema' is missing"]),
+        (lambda x: x["slices"][1].update(index="one"), ["slices[1].index", "expected int"]),
+        (lambda x: x["slices"][1].pop("patient") and None, ["slices[1]", "'patient' is missing"]),
+        (lambda x: x["volumes"]["a"].update(shape=[1, 2]), ["volumes['a'].shape", "expected 3 values"]),
+        (lambda x: x["schema"].update(contrasts=[]), ["at least one contrast"]),
+        (lambda x: x.update(slices=[]), ["holds no slice"]),
+        (lambda x: x["slices"].append(x["slices"][0]), [f"lists {FIRST} twice"]),
+        (lambda x: [x], ["does not describe"]),
+    ],
+)
+def test_wrong_index(tmp_path, change, words):
+    path = write(tmp_path / "x.zip")
+    rewrite(path, change)
+    with pytest.raises(UserError) as caught:
+        ArchiveReader(path).read(0)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_archives_of_one_kind(tmp_path):
+    first = ArchiveReader(write(tmp_path / "x.zip"))
+    require_same_kind(first, ArchiveReader(write(tmp_path / "y.zip", stored=draw(BRATS, seed=1))))
+    with pytest.raises(UserError, match="t1, t2, flair | MS"):
+        require_same_kind(first, ArchiveReader(write(tmp_path / "z.zip", ONE_CLASS)))
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def _sum(reader, start, results):
+    results.put([int(reader.read(i % len(reader)).sum()) for i in range(start, start + 300)])
+
+
+def test_forked_processes_read_one_reader_at_a_time_of_their_own(tmp_path):
+    reader = ArchiveReader(write(tmp_path / "x.zip", stored=draw(BRATS, 50)))
+    reader.read(0)  # the file is open now, and would be shared
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    processes = [context.Process(target=_sum, args=(reader, 0, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    expected = [int(reader.read(i % 50).sum()) for i in range(300)]
+    assert all(results.get() == expected for _ in processes)
+    for process in processes:
+        process.join()
+
+
+def test_a_reader_travels_to_spawned_processes(tmp_path):
+    reader = ArchiveReader(write(tmp_path / "x.zip"))
+    expected = reader.read(3)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(reader)).read(3), expected)
+
+
+# --- schema ---------------------------------------------------------------------------------------------------------
+
+
+@SCHEMAS
+def test_join_and_split_are_inverse(schema):
+    rng = np.random.default_rng(0)
+    contrasts = rng.integers(0, 256, (2, schema.num_contrasts, 5, 4), dtype=np.uint8)
+    classes = rng.integers(0, max(1, schema.num_maps), (2, 5, 4))
+    stored = schema.join(contrasts, classes)
+    assert stored.dtype == np.uint8 and stored.shape == (2, schema.num_channels, 5, 4)
+    for found, expected in zip(schema.split(stored), (contrasts, classes), strict=True):
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_channel_counts():
+    assert (BRATS.num_contrasts, BRATS.num_maps, BRATS.num_channels) == (4, 4, 8)
+    assert (ONE_CLASS.num_maps, ONE_CLASS.num_channels) == (2, 5)
+    assert (NO_CLASSES.num_maps, NO_CLASSES.num_channels) == (0, 2)
+    assert NO_CLASSES.describe() == "t1, t2 | no classes"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])
+def test_label_values(dtype):
+    values = np.array([[0, 1], [2, 4]], dtype)
+    np.testing.assert_array_equal(BRATS.indices_from_values(values), [[0, 1], [2, 3]])
+    values[0, 0] = 3
+    with pytest.raises(UserError, match="unknown label value 3; expected 0 and 1, 2, 4"):
+        BRATS.indices_from_values(values)
+
+
+def test_regions():
+    assert {region.name: BRATS.region_indices(region) for region in BRATS.regions} == {
+        "WT": [1, 2, 3],
+        "TC": [1, 3],
+        "ET": [3],
+    }
+
+
+def test_a_schema_must_make_sense():
+    lesion = LesionClass("MS", "lesion", 1)
+    with pytest.raises(UserError, match="must differ"):
+        Schema(("t1", "t1"))
+    with pytest.raises(UserError, match="none of them 0"):
+        Schema(("t1",), (LesionClass("MS", "lesion", 0),))
+    with pytest.raises(UserError, match="different label values"):
+        Schema(("t1",), (lesion, LesionClass("X", "other", 1)))
+    with pytest.raises(UserError, match="unknown class: ET"):
+        Schema(("t1",), (lesion,), (Region("WT", ("MS", "ET")),))
+
+
+# --- codec ----------------------------------------------------------------------------------------------------------
+
+
+@SCHEMAS
+def test_stored_slices_come_back_from_the_network(schema):
+    stored = torch.from_numpy(draw(schema, 40))
+    codec = SliceCodec(schema)
+    images = codec.to_network(stored)
+    assert images.dtype == torch.float32 and -1 <= images.min() and images.max() <= 1
+    assert torch.equal(codec.to_stored(images), stored)
+
+
+def test_every_grey_level_comes_back():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    codec = SliceCodec(Schema(("t1",)))
+    assert torch.equal(codec.to_stored(codec.to_network(levels)), levels)
+    assert torch.equal(codec.to_stored(torch.tensor([-3.0, -1, 1, 3]).reshape(1, 1, 2, 2)).ravel(), levels.new_tensor([0, 0, 255, 255]))
+
+
+def test_label_maps_become_one_hot_where_largest():
+    maps = torch.tensor([[0.1, 0.2, 0.3, 0.3], [0.5, 0.5, 0.5, 0.5], [-1, -1, -1, -1], [-0.9, -1, -0.9, -1]])
+    images = torch.cat([torch.zeros(4, 4), maps], dim=1).reshape(4, 8, 1, 1)
+    stored = SliceCodec(BRATS).to_stored(images)[:, 4:, 0, 0]
+    assert stored.argmax(dim=1).tolist() == [2, 0, 0, 0]  # equal values: the first class
+    assert stored.sum(dim=1).tolist() == [255] * 4
+    assert set(stored.unique().tolist()) == {0, 255}

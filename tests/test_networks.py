@@ -1,0 +1,248 @@
+"""The networks against the published implementation, their initialisation, and the joint head."""
+
+import pytest
+import torch
+
+from conftest import golden_arrays, golden_cases
+from slices.codec import SliceCodec
+from slices.schema import BRATS
+from torch_utils.stats import Statistics
+from training import loss
+from training.config import DiscriminatorConfig, GeneratorConfig, LossConfig
+from training.discriminator import Discriminator, minibatch_std
+from training.generator import Generator, runs_in_half
+from training.head import JointHead
+
+TOLERANCE = 1e-4
+
+
+class Published:
+    """The networks of one golden file, with its arrays."""
+
+    def __init__(self, name: str) -> None:
+        self.arrays = golden_arrays(f"networks_{name}")
+        self.settings = golden_cases("networks")[name]
+        g, d = self.settings["G"], self.settings["D"]
+        shared = {k: v for k, v in g["synthesis_kwargs"].items()}
+        self.generator = Generator(
+            GeneratorConfig(
+                resolution=g["img_resolution"],
+                num_contrasts=g["img_channels"],
+                num_maps=0,
+                z_dim=g["z_dim"],
+                c_dim=g["c_dim"],
+                w_dim=g["w_dim"],
+                mapping_layers=g["mapping_kwargs"]["num_layers"],
+                **shared,
+            )
+        )
+        self.discriminator = Discriminator(
+            DiscriminatorConfig(
+                resolution=d["img_resolution"],
+                img_channels=d["img_channels"],
+                c_dim=d["c_dim"],
+                mbstd_group_size=d["mbstd_group_size"],
+                **shared,
+            )
+        )
+        self.generator.load_state_dict(self._state("G."))
+        self.discriminator.load_state_dict(self._state("D."))
+
+    def _state(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.arrays[name]
+
+    @property
+    def c(self) -> torch.Tensor | None:
+        return self.arrays.get("c")
+
+    def require_gradients(self, module: torch.nn.Module, prefix: str) -> None:
+        """Compare every parameter's gradient with the golden one; those without one must have none."""
+        expected = self._state(prefix)
+        assert expected
+        found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        assert set(expected) <= set(found)
+        for name, gradient in found.items():
+            close(gradient, expected[name] if name in expected else torch.zeros_like(gradient))
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal within 1e-4 of the largest value."""
+    scale = max(float(expected.abs().max()), 1e-6)
+    torch.testing.assert_close(found.to(expected.dtype), expected, rtol=TOLERANCE, atol=TOLERANCE * scale)
+
+
+@pytest.fixture(params=["uncond", "cond"])
+def published(request) -> Published:
+    return Published(request.param)
+
+
+def test_mapping_and_truncation(published):
+    mapping = published.generator.mapping
+    close(mapping(published["z"], published.c), published["ws"])
+    truncated = mapping(published["z"], published.c, truncation_psi=0.7, truncation_cutoff=4)
+    close(truncated, published["ws_psi07_cut4"])
+
+
+@pytest.mark.parametrize("noise_mode", ["const", "none"])
+def test_synthesis(published, noise_mode):
+    close(published.generator.synthesis(published["ws"], noise_mode=noise_mode), published[f"img_{noise_mode}"])
+
+
+def test_truncated_images(published):
+    images = published.generator(published["z"], published.c, truncation_psi=0.7, noise_mode="const")
+    close(images, published["img_psi07"])
+
+
+def test_logits(published):
+    close(published.discriminator(published["real"], published.c), published["D_logits"])
+
+
+def test_r1_penalty_and_its_gradients(published):
+    real = published["real"].requires_grad_()
+    penalty = loss.r1_penalty(loss.r1_gradients(published.discriminator(real, published.c), real))
+    gamma = published.settings["r1_gamma"]
+    close(penalty, published["r1_penalty"])
+    (penalty * (gamma / 2)).mean().backward()
+    published.require_gradients(published.discriminator, "r1_gamma10_grad.")
+
+
+def test_path_length_penalty_and_its_gradients(published):
+    ws = published["pl_ws"].requires_grad_()
+    images = published.generator.synthesis(ws, noise_mode="const")
+    lengths = loss.path_lengths(images, ws, published["pl_noise"])
+    close(lengths, published["pl_lengths"])
+    settings = published.settings["path_length"]
+    penalty, mean = loss.path_length_penalty(lengths, published["pl_mean_before"], settings["decay"])
+    close(mean, published["pl_mean_after"])
+    close(penalty, published["pl_penalty"])
+    (penalty * settings["weight"]).mean().backward()
+    published.require_gradients(published.generator.synthesis, "pl_weight2_grad.")
+
+
+def test_generator_loss_and_its_gradients(published):
+    images = published.generator(published["z"], published.c, noise_mode="const")
+    values = loss.generator_loss(published.discriminator(images, published.c))
+    if "G_loss" in published.arrays:
+        close(values, published["G_loss"])
+    values.mean().backward()
+    published.require_gradients(published.generator, "Gmain_grad.")
+
+
+def test_initialisation_has_the_published_names_shapes_and_moments():
+    torch.manual_seed(0)
+    networks = {
+        "G": Generator(GeneratorConfig(64, 8, 0, mapping_layers=8, channel_base=8192)),
+        "D": Discriminator(DiscriminatorConfig(64, 8, channel_base=8192)),
+    }
+    for key, network in networks.items():
+        expected = golden_cases("initialisation")[key]
+        state = network.state_dict()
+        assert {k for k in state if "resample_filter" not in k} == {k for k in expected if "resample_filter" not in k}
+        for name, want in expected.items():
+            values = state[name]
+            assert list(values.shape) == want["shape"], name
+            if values.numel() == 1:
+                assert float(values) == pytest.approx(want["mean"]), name
+                continue
+            # Two independent draws: 6 standard errors of a mean, of a standard deviation.
+            error = 6 * max(want["std"], 1e-9) / values.numel() ** 0.5
+            assert float(values.mean()) == pytest.approx(want["mean"], abs=2 * error), name
+            assert float(values.std()) == pytest.approx(want["std"], abs=2 * error), name
+
+
+# ---- What the golden numbers don't cover ---------------------------------------------------------------------
+
+
+def small_generator(**changes) -> Generator:
+    torch.manual_seed(0)
+    return Generator(GeneratorConfig(**{**dict(resolution=16, num_contrasts=4, num_maps=4, z_dim=8, w_dim=8,
+                                               mapping_layers=2, channel_base=128, channel_max=16), **changes}))  # fmt: skip
+
+
+def test_joint_head_starts_as_softmax_of_the_logits():
+    torch.manual_seed(0)
+    head, x = JointHead(3, 4), torch.randn(2, 7, 5, 5) * 3
+    y = head(x)
+    assert torch.equal(y[:, :3], x[:, :3])
+    torch.testing.assert_close((y[:, 3:] + 1) / 2, x[:, 3:].softmax(dim=1))
+    torch.testing.assert_close(((y[:, 3:] + 1) / 2).sum(dim=1), torch.ones(2, 5, 5))
+
+
+def test_label_maps_of_generated_slices_are_probabilities_in_the_range_of_stored_ones():
+    images = small_generator()(torch.randn(3, 8))
+    maps = (images[:, 4:] + 1) / 2
+    assert images.shape == (3, 8, 16, 16)
+    assert maps.min() >= 0 and maps.max() <= 1
+    torch.testing.assert_close(maps.sum(dim=1), torch.ones(3, 16, 16))
+    stored = SliceCodec(BRATS).to_stored(images)
+    assert (stored[:, 4:].to(int).sum(dim=1) == 255).all()
+    assert torch.equal(stored[:, 4:].argmax(dim=1), images[:, 4:].argmax(dim=1))
+
+
+def test_gradients_reach_contrasts_and_labels_alike():
+    generator = small_generator()
+    generator(torch.randn(2, 8))[:, 4:].square().sum().backward()
+    assert generator.synthesis.head.label_conv.weight.grad.abs().sum() > 0
+    assert generator.synthesis.b16.torgb.weight.grad[4:].abs().sum() > 0
+
+
+def test_minibatch_std_compares_strided_groups():
+    x = torch.zeros(8, 1, 2, 2)
+    x[1] = 4  # with groups of 2, samples 1 and 5 are compared
+    std = minibatch_std(x, group_size=2)[:, 1, 0, 0]
+    expected = torch.full([8], 1e-4)
+    expected[[1, 5]] = 2
+    torch.testing.assert_close(std, expected)
+
+
+def test_noise_modes():
+    generator = small_generator()
+    for name, parameter in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.data.fill_(0.5)
+    z = torch.randn(2, 8)
+    with torch.no_grad():
+        images = {mode: generator(z, noise_mode=mode) for mode in ("const", "none", "random")}
+        assert torch.equal(images["const"], generator(z, noise_mode="const"))
+        assert not torch.equal(images["random"], generator(z, noise_mode="random"))
+        assert not torch.allclose(images["const"], images["none"])
+        seeded = [torch.Generator().manual_seed(s) for s in (1, 2)]
+        both = generator(z, noise_mode="random", generators=seeded)
+        alone = generator(z[1:], noise_mode="random", generators=[torch.Generator().manual_seed(2)])
+        torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_w_avg_moves_by_half_a_percent_and_only_when_told():
+    generator = small_generator()
+    z = torch.randn(5, 8)
+    ws = generator.mapping(z, None)
+    assert torch.equal(generator.mapping.w_avg, torch.zeros(8))
+    generator.mapping(z, None, update_average=True)
+    torch.testing.assert_close(generator.mapping.w_avg, ws[:, 0].mean(dim=0) * 0.005)
+
+
+def test_style_mixing_does_not_move_w_avg_twice():
+    generator = small_generator()
+    discriminator = Discriminator(DiscriminatorConfig(16, 8, channel_base=128, channel_max=16))
+    z = torch.randn(4, 8)
+    c = torch.zeros(4, 0)
+    expected = generator.mapping(z, c)[:, 0].mean(dim=0).detach() * 0.005
+    run = loss.Loss(generator, discriminator, LossConfig(r1_gamma=1, mixing=1), Statistics())
+    run.generator_main(loss.Minibatch(torch.zeros(4, 8, 16, 16), c, z, c), gain=1)
+    torch.testing.assert_close(generator.mapping.w_avg, expected)
+
+
+def test_half_precision_is_for_the_highest_resolutions():
+    assert [r for r in (4, 8, 16, 32, 64, 128, 256) if runs_in_half(r, 256, 4)] == [32, 64, 128, 256]
+    assert not any(runs_in_half(r, 256, 0) for r in (4, 256))
+    assert not runs_in_half(4, 16, 4)
+
+
+def test_published_checkpoints_fit_by_name():
+    """The names are an interface: a K = 0 network has no tensor that published ones lack."""
+    published = golden_arrays("networks_uncond")
+    network = Published("uncond").generator
+    assert {f"G.{name}" for name in network.state_dict()} == {name for name in published if name.startswith("G.")}
