@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,6 +90,7 @@ def convert(source: Path, dest: Path, workers: int, force: bool, split_file: Pat
     The folder holds, for every case,
       {HGG,LGG}/<case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz   or
       <case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz
+
     Everything else in it is ignored. The split is by patient: no one is in both archives.
     """
     options = ConvertOptions(split_file=None if split_file is None else str(split_file), **options)
@@ -123,17 +125,17 @@ def _describe_notes(parts: Sequence[Part]) -> str:
     rows = []
     for reason in dict.fromkeys(reason for part in parts for reason in part.left_out):
         names = dict.fromkeys(name for part in parts for name in part.left_out.get(reason, []))
-        rows.append((f"left out: {reason}", _count(names, "patient"), _shorten(names)))
+        rows.append((f"left out: {reason}", _count(len(names), "patient"), _shorten(names)))
     for part in parts:
-        rows += [(f"{part.name} left out: {why}", _count(range(n), "slice"), "") for why, n in part.skipped.items()]
+        rows += [(f"{part.name} left out: {why}", _count(n, "slice"), "") for why, n in part.skipped.items()]
     for remark in dict.fromkeys(remark for part in parts for remark in part.remarks):
         names = [name for part in parts for name in part.remarks.get(remark, [])]
-        rows.append((f"note: {remark}", _count(names, "case"), _shorten(names)))
+        rows.append((f"note: {remark}", _count(len(names), "case"), _shorten(names)))
     return format_table(("notes", "how many", "which"), rows) if rows else ""
 
 
-def _count(things: Sequence | dict, noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _shorten(names: Sequence[str] | dict[str, None], most: int = 3) -> str:
@@ -191,6 +193,7 @@ def inspect(archive: Path, out: Path | None, force: bool) -> None:
         if out.suffix.lower() != ".png":
             raise UserError(f"--out {out}: pictures are written as PNG; choose a name that ends in .png")
         files.refuse_existing(out, force)
+        files.make_folder(out.parent)
     reader = ArchiveReader(archive)
     reader.validate()
     tally, sizes = Tally(reader.schema), []
@@ -241,9 +244,9 @@ def _describe_archive(reader: ArchiveReader) -> str:
     lines += [f"class {c.name}: {c.title}, value {c.value} in NIfTI files" for c in schema.classes]
     lines += [f"region {region.name}: {' + '.join(region.classes)}" for region in schema.regions]
     if info.labels is not None:
-        names = info.label_names or [str(i) for i in range(info.num_labels)]
-        counts = np.bincount([label for _, label in info.labels], minlength=len(names))
-        lines.append("class labels: " + ", ".join(f"{n} {c} slices" for n, c in zip(names, counts, strict=True)))
+        names = dict(enumerate(info.label_names or ()))
+        counts = sorted(Counter(label for _, label in info.labels).items())
+        lines.append("class labels: " + ", ".join(f"{names.get(i, i)} {_count(n, 'slice')}" for i, n in counts))
     if seeds := [record.seed for record in info.slices if record.seed is not None]:
         snapshots = ", ".join(sorted({record.snapshot or "unnamed" for record in info.slices}))
         lines.append(f"generated: {len(seeds)} slices, seeds {min(seeds)} to {max(seeds)}, snapshot {snapshots}")

@@ -86,6 +86,7 @@ def write_archive(samples, count: int, loaded, dest: Path, options: dict) -> Non
         "options": options,
         "snapshot": {"name": loaded.path.name, "sha256": loaded.sha256, "kimg": loaded.info.kimg},
     }
+    make_folder(dest.parent)
     resolution = loaded.generator.config.resolution
     with ArchiveWriter(dest, loaded.info.schema, resolution, made) as archive:
         for sample in tqdm.tqdm(samples, total=count, unit="slice"):

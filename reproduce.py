@@ -1,0 +1,353 @@
+"""The whole experiment, stage by stage: convert, train a GAN, generate, train U-Nets, compare their Dice.
+
+    python reproduce.py --preset=demo --outdir=runs/demo
+    python reproduce.py --preset=paper --outdir=runs/paper --source=BraTS18
+"""
+
+import glob
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from dnnlib.errors import UserError, reports_user_errors
+from dnnlib.files import make_folder, read_json, sha256, write_bytes, write_json
+from dnnlib.text import format_table, format_time
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What the stages are told. Each field holds options of the command that its name says."""
+
+    convert: tuple[str, ...]
+    train: tuple[str, ...]
+    unet: tuple[str, ...]
+    phantom: tuple[str, ...] = ()  # the paper's data come from --source
+    hint: str = ""
+
+
+PRESETS = {
+    # Chosen so that all of it takes about twenty minutes on two CPU cores.
+    "demo": Preset(
+        phantom=("--patients=90", "--seed=0", "--shape=96x96x62"),
+        convert=("--resolution=64", "--fov=200", "--min-tumor-pixels=16", "--test-fraction=0.15"),
+        train=("--cfg=auto", "--mirror=1", "--batch=16", "--gamma=1", "--mixing=0", "--pl-weight=0", "--z-dim=128",
+               "--cbase=1024", "--cmax=64", "--kimg=40", "--snap=2"),  # fmt: skip
+        unet=("--steps=600", "--width=16", "--batch=32"),
+    ),
+    # The abstract leaves open what --slices, --min-tumor-pixels and the U-Net's options say; see the README.
+    "paper": Preset(
+        convert=("--resolution=256", "--grade=HGG"),
+        train=("--cfg=stylegan2", "--mirror=1"),
+        unet=("--steps=20000", "--width=32", "--batch=32"),
+    ),
+}
+ARMS = {"100 % R": ("real",), "100 % F": ("fake",), "100 % F + 100 % R": ("fake", "real")}
+
+
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option("--preset", type=click.Choice(list(PRESETS)), required=True, help="demo: phantoms at 64×64 on a laptop; "
+              "paper: BraTS 2018 at 256×256 on GPUs")  # fmt: skip
+@click.option("--outdir", required=True, metavar="DIR", help="where all results go; a second call goes on from there")
+@click.option("--source", metavar="DIR", help="BraTS 2018 training data, for --preset=paper")
+@click.option("--kimg", type=click.FloatRange(0, min_open=True), help="train the GAN for as many kimg instead")
+@click.option("--steps", type=click.IntRange(1), help="train each U-Net for as many steps instead")
+@click.option("--patients", type=click.IntRange(4), help="make as many phantom patients instead (demo)")
+@reports_user_errors
+def main(preset, outdir, source, kimg, steps, patients):
+    """Reproduce the paper's first table: U-Nets trained on real, on fake, and on both, tested on real patients.
+
+    A stage whose options and inputs are the same as last time, and whose results are there, is not run again.
+    """
+    chosen = PRESETS[preset]
+    if (source is None) == (preset == "paper"):
+        raise UserError(
+            "--preset=paper needs --source, the folder of BraTS 2018 with HGG and LGG in it; --preset=demo makes its "
+            "own patients and takes none"
+        )
+    if patients is not None and preset == "paper":
+        raise UserError("--patients is the number of phantoms; --preset=paper takes the patients of --source")
+    if source is not None and not Path(source).is_dir():
+        raise UserError(f"{source}: no such folder; --source is the folder of BraTS 2018 with HGG and LGG in it")
+    chosen = replace(
+        chosen,
+        train=with_option(chosen.train, "kimg", kimg),
+        unet=with_option(chosen.unet, "steps", steps),
+        phantom=with_option(chosen.phantom, "patients", patients),
+    )
+    reproduce(chosen, source, Stages(make_folder(outdir)))
+
+
+def with_option(options: tuple[str, ...], name: str, value) -> tuple[str, ...]:
+    """Options with --name=value in place of what was there; unchanged if the value is None."""
+    if value is None:
+        return options
+    return (*(o for o in options if not o.startswith(f"--{name}=")), f"--{name}={value:g}")
+
+
+def reproduce(preset: Preset, source: str | None, stages: "Stages") -> None:
+    start = time.time()
+    if source is None:
+        (source,) = stages.run(
+            "phantom", "make synthetic patients",
+            ["dataset_tool.py", "phantom", "--dest={out}/phantoms", *preset.phantom], [], ["phantoms"],
+        )  # fmt: skip
+    real, test = stages.run(
+        "convert", "cut the patients' volumes into joint slices, split by patient",
+        ["dataset_tool.py", "convert", f"--source={source}", "--dest={out}/real", *preset.convert],
+        [source], ["real/train.zip", "real/test.zip"], may_replace=True,
+    )  # fmt: skip
+    (snapshot,) = stages.run(
+        "train", "train the GAN on the real training slices",
+        ["train.py", "--outdir={out}/gan", f"--data={real}", *preset.train],
+        [real], ["gan/*/network-snapshot-*.safetensors"],
+    )  # fmt: skip
+    (fake,) = stages.run(
+        "generate", "as many fake slices as there are real ones",
+        ["generate.py", f"--network={snapshot}", f"--seeds=0-{count_slices(real) - 1}", "--dest={out}/fake/fake.zip"],
+        [snapshot, real], ["fake/fake.zip"], may_replace=True,
+    )  # fmt: skip
+    (sheet,) = stages.run(
+        "panels", "pictures of the first fakes",
+        ["generate.py", f"--network={snapshot}", "--seeds=0-23", "--outdir={out}/panels"],
+        [snapshot], ["panels/contact_sheet.png"], may_replace=True,
+    )  # fmt: skip
+    archives = {"real": real, "fake": fake}
+    results = {}
+    for arm, names in ARMS.items():
+        short = "unet-" + "-".join(names)
+        data = [archives[name] for name in names]
+        (unet,) = stages.run(
+            short, f"train a U-Net on {arm}",
+            ["-m", "segmentation", "train", *(f"--data={d}" for d in data), f"--outdir={{out}}/{short}", *preset.unet],
+            data, [f"{short}/unet.safetensors"], may_replace=True,
+        )  # fmt: skip
+        results[arm], picture = stages.run(
+            f"{short}-test", f"Dice of that U-Net ({arm}) on the real test patients",
+            ["-m", "segmentation", "evaluate", f"--model={unet}", f"--data={test}", f"--outdir={{out}}/{short}-test"],
+            [unet, test], [f"{short}-test/results.json", f"{short}-test/patients.png"], may_replace=True,
+        )  # fmt: skip
+    report(stages.outdir, results, real, fake)
+    print(f"\nPictures\n  {sheet}   fakes: contrasts and labels\n  {snapshot.parent / 'reals.png'}   real slices")
+    for arm in results:
+        print(f"  {results[arm].parent / 'patients.png'}   worst, median and best patient of {arm}")
+    print(f"  {stages.outdir / 'dice.png'}   the table as a figure")
+    print(f"\nAll of it took {format_time(time.time() - start)}. Results: {stages.outdir}/results.json")
+    print(what_next(snapshot))
+
+
+class Stages:
+    """Runs one stage after the other as a command of its own, unless its results are there already.
+
+    A stage's record (`stages/<name>.json`) holds a fingerprint of its options and inputs, and of its results; it is
+    complete when the command ended well.
+    """
+
+    def __init__(self, outdir: Path) -> None:
+        self.outdir = outdir
+        self.records = make_folder(outdir / "stages")
+
+    def run(
+        self,
+        name: str,
+        purpose: str,
+        command: Sequence[str],
+        inputs: Sequence[str | Path],
+        outputs: Sequence[str],
+        may_replace: bool = False,
+    ) -> list[Path]:
+        """Run `python command` and return the paths of its outputs.
+
+        `{out}` in the command is the output folder. outputs are patterns below it; of several matches the last in
+        order counts. may_replace: pass --force where an earlier call of this very stage left something.
+        """
+        command = [part.replace("{out}", str(self.outdir)) for part in command]
+        record_path = self.records / f"{name}.json"
+        record = read_json(record_path) if record_path.exists() else {}
+        wanted = fingerprint([command, *(describe_input(Path(i)) for i in inputs)])
+        print(f"\n=== {name}: {purpose}", flush=True)
+        if record.get("complete") and record.get("wanted") == wanted and results_are_there(record["results"]):
+            print("    done before with these options and inputs")
+            return [Path(p) for p in record["results"]]
+        if record.get("complete"):
+            changed = "options or inputs changed" if record.get("wanted") != wanted else "results changed or are gone"
+            print(f"    {changed} since the last time: making them again")
+        force = ["--force"] if record and (may_replace or name == "phantom") else []
+        write_json(record_path, {"complete": False, "wanted": wanted, "command": command})
+        print("    $ python " + shlex.join([*command, *force]), flush=True)
+        self._execute([*command, *force], name)
+        results = [self._newest(pattern, name) for pattern in outputs]
+        record = {"complete": True, "wanted": wanted, "command": command}
+        write_json(record_path, {**record, "results": {str(p): describe_result(p) for p in results}})
+        return results
+
+    def _execute(self, command: list[str], name: str) -> None:
+        start = time.time()
+        script = [str(HERE / command[0])] if command[0].endswith(".py") else [command[0]]
+        try:
+            code = subprocess.run([sys.executable, *script, *command[1:]], env=environment()).returncode
+        except KeyboardInterrupt:  # the stage got it too, and has said what became of it
+            code = 130
+        if code:
+            print(f"\n{name} ended early (exit code {code}); the same command goes on with this stage", file=sys.stderr)
+            sys.exit(2 if code == 2 else 130 if code == 130 else 1)
+        print(f"    took {format_time(time.time() - start)}", flush=True)
+
+    def _newest(self, pattern: str, name: str) -> Path:
+        found = sorted(glob.glob(str(self.outdir / pattern)))
+        assert found, f"{name} ended well, but left no {pattern}"
+        return Path(found[-1])
+
+
+def environment() -> dict[str, str]:
+    """The environment of a stage: its modules are found beside this file from whatever folder it is called."""
+    import os
+
+    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def fingerprint(content) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def describe_input(path: Path):
+    """What tells whether an input changed: a file's SHA-256, or names, sizes and dates of the files in a folder."""
+    if path.is_file():
+        return sha256(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return [[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+def describe_result(path: Path) -> str:
+    return fingerprint(describe_input(path))
+
+
+def results_are_there(results: dict[str, str]) -> bool:
+    return all(Path(path).exists() and describe_result(Path(path)) == was for path, was in results.items())
+
+
+def count_slices(archive: Path) -> int:
+    from slices.archive import ArchiveReader
+
+    return len(ArchiveReader(archive))
+
+
+# ---- What came of it -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassAreas:
+    """Mean area of each lesion class, as a share of the slice, in real and in fake slices."""
+
+    real: dict[str, float]
+    fake: dict[str, float]
+
+    def rows(self) -> list[list[str]]:
+        return [
+            [name, f"{self.real[name]:.3%}", f"{self.fake[name]:.3%}", f"{self.fake[name] / self.real[name]:.2f}"]
+            for name in self.real
+        ]
+
+
+def mean_areas(path: Path) -> dict[str, float]:
+    """Class name -> mean share of a slice's pixels over all slices of an archive."""
+    import numpy as np
+
+    from slices.archive import ArchiveReader
+
+    archive = ArchiveReader(path)
+    counts = np.zeros(archive.schema.num_maps)
+    for i in range(len(archive)):
+        _, classes = archive.schema.split(archive.read(i))
+        counts += np.bincount(classes.ravel(), minlength=archive.schema.num_maps)
+    shares = counts / counts.sum()
+    return dict(zip(archive.schema.class_names, shares[1:].tolist(), strict=True))
+
+
+def report(outdir: Path, results: dict[str, Path], real: Path, fake: Path) -> None:
+    """Print the Dice table and the class areas; write them as results.json, results.md and dice.png."""
+    from segmentation.evaluate import load
+    from segmentation.report import arms_table, describe_data
+
+    arms = {arm: load(path) for arm, path in results.items()}
+    areas = ClassAreas(mean_areas(real), mean_areas(fake))
+    table = arms_table(arms)
+    area_header = ["class", "real", "fake", "fake / real"]
+    print("\n=== Dice on real test patients (mean ± SD over patients, whole volumes)")
+    print(describe_data(next(iter(arms.values()))))
+    print(table.text())
+    print("\n=== Mean area of each class in a training slice")
+    print(format_table(area_header, areas.rows()))
+    write_json(
+        outdir / "results.json",
+        {
+            "dice": {arm: read_json(path) for arm, path in results.items()},
+            "class_areas": {"real": areas.real, "fake": areas.fake},
+        },
+    )
+    markdown = [table.markdown(), "", "| " + " | ".join(area_header) + " |", "| --- | ---: | ---: | ---: |"]
+    markdown += ["| " + " | ".join(row) + " |" for row in areas.rows()]
+    write_bytes(outdir / "results.md", ("\n".join(markdown) + "\n").encode())
+    draw_dice(arms, areas, outdir / "dice.png")
+
+
+def draw_dice(arms, areas: ClassAreas, path: Path) -> None:
+    """Bars of Dice per region and arm, one dot per patient, and beside them the class areas of real and fake."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from dnnlib.files import atomic_path
+
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
+    first = next(iter(arms.values()))
+    regions = list(first.regions) or list(first.labels)
+    colours = ("#4477aa", "#ee6677", "#228833")
+    for k, (arm, evaluation) in enumerate(arms.items()):
+        x = np.arange(len(regions)) + (k - 1) * 0.27
+        summaries = evaluation.regions or evaluation.labels
+        means = [summaries[r].mean for r in regions]
+        left.bar(x, means, width=0.25, color=colours[k], alpha=0.75, label=f"trained on {arm}")
+        for place, region in zip(x, regions, strict=True):
+            dice = [(p.regions or p.labels)[region].dice for p in evaluation.patients]
+            spread = np.linspace(-0.08, 0.08, len(dice)) if len(dice) > 1 else [0]
+            left.plot(place + spread, dice, ".", color="black", markersize=3, alpha=0.6)
+    left.set_xticks(range(len(regions)), regions)
+    left.set(ylim=(0, 1.02), ylabel="Dice (bar: mean, dots: patients)", title="Dice on real test patients")
+    left.legend(fontsize=8, loc="lower right")
+    x = np.arange(len(areas.real))
+    right.bar(x - 0.2, [100 * v for v in areas.real.values()], width=0.38, color="#777777", label="real")
+    right.bar(x + 0.2, [100 * v for v in areas.fake.values()], width=0.38, color=colours[1], label="fake")
+    right.set_xticks(x, list(areas.real))
+    right.set(ylabel="mean share of a slice in %", title="Class areas")
+    right.legend(fontsize=8)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def what_next(snapshot: Path) -> str:
+    """A few commands to go on with."""
+    return f"""
+What to try next
+  python generate.py --network={snapshot} --seeds=100-123 --trunc=0.7 --outdir=out
+  python dataset_tool.py convert --source=<your BraTS folder> --dest=data --resolution=128
+  python reproduce.py --preset=paper --source=<BraTS 2018 training folder> --outdir=runs/paper
+For research only: not for diagnosis, and synthetic slices are no means of anonymisation."""
+
+
+if __name__ == "__main__":
+    main()

@@ -65,10 +65,13 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def describe_data(evaluation: Evaluation) -> str:
-    """One line: how many patients and slices stand behind the numbers."""
+    """How many patients and slices stand behind the numbers, and whether the U-Net knows them already."""
     counts = [p.slices for p in evaluation.patients]
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    return f"{evaluation.data.file}: {len(counts)} patients, {sum(counts)} slices ({each} per patient)"
+    text = f"{evaluation.data.file}: {len(counts)} patients, {sum(counts)} slices ({each} per patient)"
+    if evaluation.data.sha256 in [a.sha256 for a in evaluation.model.info.archives]:
+        text += "\nnote: the U-Net was trained on this very archive, so its Dice says nothing about other patients"
+    return text
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------
@@ -94,8 +97,8 @@ def draw_patients(path: str | os.PathLike, choices: Sequence[Choice], volumes: M
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    tile, margin = 3.0, 0.62  # inches
-    figure = Figure(figsize=(3 * tile, len(choices) * (tile + 0.3) + 2 * margin), dpi=120, layout="constrained")
+    tile, title, legend = 3.0, 0.45, 0.35 + 0.2 * math.ceil(len(schema.classes) / 3)  # inches
+    figure = Figure(figsize=(3 * tile, len(choices) * (tile + title) + legend), dpi=120, layout="constrained")
     axes = figure.subplots(len(choices), 3, squeeze=False)
     for row, choice in zip(axes, choices, strict=True):
         volume = volumes[choice.patient]

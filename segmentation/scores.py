@@ -16,7 +16,7 @@ FORMAT, VERSION = "segmentation-dice", 1
 MEASURE = (
     "Dice of each patient's stacked volume: all slices of the patient in the archive taken together. What is empty in "
     "truth and prediction counts 1, what is empty in one of them 0. labels: each class by itself; regions: unions of "
-    "classes. sd: standard deviation over the patients (n - 1)."
+    "classes. Outside the head, where every contrast is 0, the prediction is background. sd: standard deviation over the patients (n - 1)."
 )
 
 
@@ -103,14 +103,11 @@ def score_patient(patient: str, prediction: np.ndarray, truth: np.ndarray, schem
     """Compare class indices [S, H, W] of all slices of a patient, as one volume."""
     targets = targets_of(schema)
     predicted_masks, true_masks = _masks(prediction, targets), _masks(truth, targets)
-    overlaps = [
-        Overlap(dice, int(t.sum()), int(p.sum()))
-        for dice, t, p in zip(_dice(predicted_masks, true_masks), true_masks, predicted_masks, strict=True)
-    ]
-    by_kind = {
-        kind: {t.name: o for t, o in zip(targets, overlaps, strict=True) if t.kind == kind}
-        for kind in ("region", "label")
-    }
+    dice = _dice(predicted_masks, true_masks)
+    by_kind: dict[str, dict[str, Overlap]] = {"region": {}, "label": {}}
+    for t, target in enumerate(targets):
+        overlap = Overlap(dice[t], int(true_masks[t].sum()), int(predicted_masks[t].sum()))
+        by_kind[target.kind][target.name] = overlap
     return PatientDice(patient, len(truth), by_kind["region"], by_kind["label"])
 
 

@@ -16,7 +16,7 @@ from dnnlib.errors import UserError
 from segmentation.config import SMALLEST, TrainUNetConfig, UNetConfig
 from segmentation.data import ArchiveFacts
 from slices.codec import SliceCodec
-from slices.schema import Schema
+from slices.schema import OUTSIDE, Schema
 from torch_utils import checkpoint
 
 KIND = "unet"
@@ -76,11 +76,17 @@ def to_input(contrasts: torch.Tensor, schema: Schema) -> torch.Tensor:
 
 @torch.inference_mode()
 def predict(unet: UNet, contrasts: np.ndarray) -> np.ndarray:
-    """Segment stored contrasts, uint8 [N, C, H, W], as one batch. Returns class indices, uint8 [N, H, W]."""
+    """Segment stored contrasts, uint8 [N, C, H, W], as one batch. Returns class indices, uint8 [N, H, W].
+
+    Outside the head, where every contrast is 0, the answer is the background. Left to itself the network may answer
+    anything there: instance normalisation blows up the padding of a slice that is empty, as many of a volume are.
+    """
     unet.network.eval()
     device = next(unet.network.parameters()).device
     pixels = torch.from_numpy(np.ascontiguousarray(contrasts)).to(device)
-    return unet.network(to_input(pixels, unet.info.schema)).argmax(dim=1).to(torch.uint8).cpu().numpy()
+    indices = unet.network(to_input(pixels, unet.info.schema)).argmax(dim=1).to(torch.uint8)
+    inside = (pixels != OUTSIDE).any(dim=1)
+    return (indices * inside).cpu().numpy()
 
 
 def save(path: str | os.PathLike, unet: UNet) -> None:

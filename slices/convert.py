@@ -328,7 +328,7 @@ def convert_release(
     Raises UserError for whatever doesn't fit, naming the file.
     """
     source, dest = Path(source), Path(dest)
-    single = dest.suffix == ".zip"
+    single = dest.suffix.lower() == ".zip"
     options = _settle(options, dest, single)
     found = find_cases(source, schema)
     cases, left_out = _of_grade(found, source, options)

@@ -156,7 +156,7 @@ def _draw(rng: np.random.Generator) -> Traits:
         radius=radius,
         core_radius=core_radius,
         core_offset=(rng.uniform(-0.2, 0.2, 3) * (radius - core_radius)).astype(np.float32),
-        rim=min(rng.uniform(4.5, 7), core_radius / 2),
+        rim=min(rng.uniform(5, 7.5), core_radius / 2),
         whole_axes=_ellipsoid(rng, 1.35),
         core_axes=_ellipsoid(rng, 1.25),
         push=rng.uniform(0.1, 0.35),
@@ -242,8 +242,22 @@ class Atlas:
     odds: np.ndarray
 
 
-@functools.lru_cache(maxsize=1)
+_loaded: Atlas | None = None
+
+
 def _atlas() -> Atlas:
+    """The atlas, made once per process."""
+    if _loaded is None:
+        _adopt(_make_atlas())
+    return _loaded
+
+
+def _adopt(atlas: Atlas) -> None:
+    global _loaded
+    _loaded = atlas
+
+
+def _make_atlas() -> Atlas:
     brain, grey, white = _template()
     corners = np.argwhere(brain > 0.5)
     size = np.ptp(corners, axis=0).astype(np.float32)
@@ -359,7 +373,7 @@ def _grow(traits: Traits, place: np.ndarray, field: Field) -> tuple[np.ndarray, 
     whole = _ellipsoid_distance(away, traits.whole_axes, traits.radius)
     whole = whole + 2 * wobble + 18 * (0.65 - tract) + 1.5 * across
     whole = np.maximum(np.minimum(whole, core - 2), -depth)
-    rim = traits.rim * (1 + 0.3 * lumps).clip(0.6, 1.6)
+    rim = traits.rim * (1 + 0.25 * lumps).clip(0.7, 1.5)
     return place, Lesion(whole, core, core + rim)
 
 
@@ -369,8 +383,11 @@ def _turn(matrix: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def _ellipsoid_distance(away: np.ndarray, axes: np.ndarray, radius: float) -> np.ndarray:
-    """About the mm from [3, N] to an ellipsoid's surface, negative inside: float32 [N]."""
-    return np.sqrt(np.square(_turn(axes, away)).sum(0)) - np.float32(radius)
+    """Nearly the mm from [3, N] to an ellipsoid's surface, negative inside: float32 [N]."""
+    scaled = _turn(axes, away)
+    norm = np.sqrt(np.square(scaled).sum(0))
+    slope = np.sqrt(np.square(_turn(axes.T, scaled)).sum(0)) / np.maximum(norm, 1e-3)  # of the norm, per mm
+    return (norm - np.float32(radius)) / np.maximum(slope, 0.5)
 
 
 def _label_map(lesion: Lesion, enhances: bool) -> np.ndarray:
@@ -453,8 +470,9 @@ def write_patients(
         for index in progress(range(patients)):
             write(index)
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, patients), mp_context=spawn) as pool:
+    # A worker that is handed the atlas need not import nilearn, which takes longer than some patients.
+    pool = ProcessPoolExecutor(min(workers, patients), multiprocessing.get_context("spawn"), _adopt, (_atlas(),))
+    with pool:
         try:
             for case in progress(as_completed([pool.submit(write, index) for index in range(patients)])):
                 case.result()

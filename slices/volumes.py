@@ -79,7 +79,7 @@ def find_cases(source: Path, schema: Schema) -> list[Case]:
 
 
 def _is_case(folder: Path) -> bool:
-    if folder.name.startswith(".") or not folder.is_dir():
+    if folder.name in GRADES or not folder.is_dir():
         return False
     return any(file.name.endswith(SUFFIXES) for file in folder.glob(f"{glob.escape(folder.name)}_*"))
 

@@ -39,7 +39,7 @@ def write(path, schema=BRATS, stored=None, **arguments):
     with ArchiveWriter(path, schema, RESOLUTION, {"options": {"x": 1}}, **arguments) as writer:
         writer.volumes["a"] = VOLUME
         for i, one in enumerate(stored):
-            writer.add(one, patient="ab"[i // 4], volume="a", index=i)
+            writer.add(one, patient="ab"[i >= 4], volume="a", index=i)
     return path
 
 
@@ -370,7 +370,9 @@ def test_every_grey_level_comes_back():
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     codec = SliceCodec(Schema(("t1",)))
     assert torch.equal(codec.to_stored(codec.to_network(levels)), levels)
-    assert torch.equal(codec.to_stored(torch.tensor([-3.0, -1, 1, 3]).reshape(1, 1, 2, 2)).ravel(), levels.new_tensor([0, 0, 255, 255]))
+    assert torch.equal(
+        codec.to_stored(torch.tensor([-3.0, -1, 1, 3]).reshape(1, 1, 2, 2)).ravel(), levels.new_tensor([0, 0, 255, 255])
+    )
 
 
 def test_label_maps_become_one_hot_where_largest():

@@ -88,7 +88,9 @@ def test_resampling_helpers_meet_golden_values(case):
     close(y, UPFIRDN[f"helper{case['helper']}_y"], 1e-5)
 
 
-@pytest.mark.parametrize("up, down, padding", [(1, 1, (3, 2, 1, 4)), (2, 3, (2, 2, 2, 2)), ((3, 1), (1, 2), (4, 0, 3, 3))])
+@pytest.mark.parametrize(
+    "up, down, padding", [(1, 1, (3, 2, 1, 4)), (2, 3, (2, 2, 2, 2)), ((3, 1), (1, 2), (4, 0, 3, 3))]
+)
 def test_upfirdn2d_agrees_with_scipy(up, down, padding):
     """An independent implementation: zeros inserted by hand, scipy's convolution, every down-th sample."""
     random = np.random.RandomState(0)

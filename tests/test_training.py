@@ -1,0 +1,324 @@
+"""The training loop and its parts: data order, averages, lazy regularisation, what a run leaves behind."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import train
+from conftest import write_archive
+from dnnlib.errors import UserError
+from dnnlib.runs import Log
+from slices.dataset import SliceDataset
+from slices.schema import BRATS, Schema
+from torch_utils.sampler import EndlessSampler
+from torch_utils.stats import Statistics
+from training.config import CFG_NAMES, DataConfig, Overrides, auto_preset, resolve
+from training.ema import ema_beta, update_ema
+from training.snapshot import find_snapshot, load_discriminator, load_generator
+from training.training_loop import TrainingRun
+
+ROOT = Path(__file__).parent.parent
+TINY = Overrides(kimg=0.016, batch=4, cbase=64, cmax=8, z_dim=8, map_depth=2)
+TINY_OPTIONS = ["--kimg=0.016", "--batch=4", "--cbase=64", "--cmax=8", "--z-dim=8", "--map-depth=2", "--workers=0"]
+
+
+def tiny_config(data: Path, cfg="auto", **changes):
+    dataset = SliceDataset(data, use_labels=changes.get("cond", False))
+    data_config = DataConfig(str(data), cond=changes.pop("cond", False), workers=0)
+    overrides = Overrides(**{**vars(TINY), **changes})
+    return resolve(cfg, data_config, dataset.schema, dataset.resolution, dataset.c_dim, overrides, seed=0, snap=0)
+
+
+def tiny_run(tmp_path: Path, data: Path, cfg="auto", **changes) -> TrainingRun:
+    config = tiny_config(data, cfg, **changes)
+    folder = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
+    folder.mkdir()
+    return TrainingRun(config, SliceDataset(data, use_labels=config.data.cond), folder, Log(folder / "log.txt"))
+
+
+# ---- Presets -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "resolution, gpus, batch, mbstd, gamma, ema",
+    [
+        (256, 1, 16, 4, 0.8192, 5),
+        (256, 8, 64, 4, 0.2048, 20),
+        (1024, 1, 4, 4, 52.4288, 1.25),
+        (64, 1, 32, 4, 0.0256, 10),
+    ],
+)
+def test_auto_preset_follows_the_published_formulas(resolution, gpus, batch, mbstd, gamma, ema):
+    preset = auto_preset(resolution, gpus)
+    assert (preset.batch, preset.mbstd) == (batch, mbstd)
+    assert preset.gamma == pytest.approx(gamma) and preset.ema_kimg == pytest.approx(ema)
+    assert preset.fmaps == (1 if resolution >= 512 else 0.5)
+    assert preset.lrate == (0.002 if resolution >= 1024 else 0.0025)
+
+
+def test_stylegan2_preset_as_the_paper_trained_it():
+    config = resolve("stylegan2", DataConfig("x.zip"), BRATS, 256, 0, Overrides(), seed=0, snap=50)
+    g, d = config.generator, config.discriminator
+    assert (g.z_dim, g.w_dim, g.mapping_layers, g.channel_base, g.channel_max) == (512, 512, 8, 32768, 512)
+    assert (g.num_contrasts, g.num_maps, d.img_channels) == (4, 4, 8)
+    assert (config.batch, config.lrate, config.loss.r1_gamma, config.loss.mixing) == (32, 0.002, 10, 0.9)
+    assert (config.loss.pl_weight, config.ema_kimg, config.ema_ramp, config.kimg) == (2, 10, None, 25000)
+
+
+def test_cifar_preset_is_plain():
+    config = resolve("cifar", DataConfig("x.zip"), BRATS, 32, 0, Overrides(), seed=0, snap=50)
+    assert not config.discriminator.residual and config.loss.mixing == 0 and config.loss.pl_weight == 0
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (Overrides(batch=6), "6 images at a time do not divide into groups of 4.*of 4 or 8"),
+        (Overrides(batch=32, batch_gpu=12), "--batch 32 is not a multiple of --batch-gpu 12: use --batch-gpu 8"),
+        (Overrides(cbase=32), "--cbase 32 leaves no feature map at 64"),
+    ],
+)
+def test_impossible_options_are_refused_with_what_would_do(overrides, message):
+    with pytest.raises(UserError, match=message):
+        resolve("auto", DataConfig("x.zip"), BRATS, 64, 0, overrides, seed=0, snap=50)
+
+
+# ---- Parts of the loop ---------------------------------------------------------------------------------------
+
+
+def test_endless_sampler_sees_everything_equally_often_in_an_order_that_changes():
+    order = list(islice(EndlessSampler(50, seed=3), 50 * 40))
+    assert sorted(order[:50]) == list(range(50)) or len(set(order[:50])) > 35  # swaps reach back within the first pass
+    counts = Counter(order)
+    assert set(counts) == set(range(50)) and 25 <= min(counts.values()) and max(counts.values()) <= 60
+    assert order[:50] != order[50:100]
+    assert order == list(islice(EndlessSampler(50, seed=3), 50 * 40))
+    assert order != list(islice(EndlessSampler(50, seed=4), 50 * 40))
+
+
+def test_ema_half_life_and_buffers():
+    assert ema_beta(batch=32, ema_nimg=10_000, nimg=10**6, ramp=None) ** (10_000 / 32) == pytest.approx(0.5)
+    assert ema_beta(batch=32, ema_nimg=10_000, nimg=20_000, ramp=0.05) ** (1_000 / 32) == pytest.approx(0.5)
+    assert ema_beta(batch=32, ema_nimg=10_000, nimg=0, ramp=0.05) == 0
+    model, average = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    model.weight.data.fill_(2)
+    model.running_mean.fill_(7)
+    average.weight.data.fill_(1)
+    update_ema(average, model, 0.75)
+    torch.testing.assert_close(average.weight.data, torch.full([3], 1.25))
+    torch.testing.assert_close(average.running_mean, torch.full([3], 7.0))
+
+
+def test_statistics_are_moments_since_the_last_look():
+    statistics = Statistics()
+    values = torch.randn(7)
+    statistics.report("x", values[:3])
+    statistics.report("x", values[3:])
+    moments = statistics.collect()["x"]
+    assert moments.num == 7
+    assert moments.mean == pytest.approx(float(values.mean()))
+    assert moments.std == pytest.approx(float(values.std(unbiased=False)))
+    assert statistics.collect() == {}
+
+
+def test_mirror_doubles_and_subset_draws(archive):
+    plain, doubled = SliceDataset(archive), SliceDataset(archive, mirror=True)
+    assert len(doubled) == 2 * len(plain)
+    assert torch.equal(doubled[len(plain) + 5].stored, plain[5].stored.flip(2))
+    first, again, other = (SliceDataset(archive, subset=10, seed=s) for s in (1, 1, 2))
+    assert [i for i, _ in first._items] == [i for i, _ in again._items] != [i for i, _ in other._items]
+    with pytest.raises(UserError, match="--subset 25: .* holds 24 slices"):
+        SliceDataset(archive, subset=25)
+
+
+# ---- A run ---------------------------------------------------------------------------------------------------
+
+
+def test_lazy_regularisation_scales_the_optimiser(tmp_path, archive):
+    run = tiny_run(tmp_path, archive)
+    assert [p.name for p in run.phases] == ["Gmain", "Gpl", "Dmain", "Dr1"]
+    g, d = run.phases[0].optimizer.defaults, run.phases[2].optimizer.defaults
+    assert run.phases[1].optimizer is run.phases[0].optimizer and run.phases[3].optimizer is run.phases[2].optimizer
+    assert g["lr"] == pytest.approx(0.0025 * 4 / 5) and g["betas"] == pytest.approx((0, 0.99 ** (4 / 5)))
+    assert d["lr"] == pytest.approx(0.0025 * 16 / 17) and d["betas"] == pytest.approx((0, 0.99 ** (16 / 17)))
+    plain = tiny_run(tmp_path, archive, pl_weight=0, gamma=0)
+    assert [p.name for p in plain.phases] == ["Gmain", "Dmain"]
+    assert plain.phases[0].optimizer.defaults["lr"] == pytest.approx(0.0025)
+
+
+def test_a_minibatch_in_parts_has_the_gradient_of_the_whole(tmp_path, archive):
+    """Gradient accumulation; R1 compares no samples, and groups of one take minibatch statistics out of it."""
+
+    def gradients(batch_gpu: int) -> list[torch.Tensor]:
+        run = tiny_run(tmp_path, archive, batch=4, batch_gpu=batch_gpu)
+        run.discriminator.b4.mbstd_group_size = 1
+        phase = run.phases[3]
+        kept = []
+        phase.optimizer.step = lambda: kept.extend(
+            p.grad.clone() for p in phase.module.parameters() if p.grad is not None
+        )
+        torch.manual_seed(1)
+        run._step()
+        return kept
+
+    for whole, parts in zip(gradients(4), gradients(2), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_training_moves_both_networks_and_is_reproducible(tmp_path, archive):
+    runs = [tiny_run(tmp_path, archive) for _ in range(2)]
+    before = [p.clone() for p in runs[0].generator.parameters()]
+    for run in runs:
+        torch.manual_seed(5)
+        for _ in range(3):
+            run._step()
+    after = list(runs[0].generator.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    for module in ("generator", "discriminator", "ema"):
+        for a, b in zip(getattr(runs[0], module).parameters(), getattr(runs[1], module).parameters(), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_non_finite_gradients_are_counted_and_replaced(tmp_path, archive):
+    run = tiny_run(tmp_path, archive)
+    phase = run.phases[0]
+    for parameter in phase.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    first = next(phase.module.parameters())
+    first.grad.flatten()[:3] = torch.tensor([math.nan, math.inf, -math.inf])
+    run._replace_non_finite_gradients(phase)
+    assert first.grad.flatten()[:3].tolist() == [0, 1e5, -1e5]
+    assert run.statistics.collect()["Health/non_finite_gradients/Gmain"].mean == 3
+
+
+@pytest.mark.parametrize("cfg, cond", [("auto", False), ("stylegan2", True), ("cifar", False)])
+def test_a_run_leaves_its_files(tmp_path, cfg, cond):
+    data = write_archive(tmp_path / "data.zip", labels=True)
+    options = [f"--outdir={tmp_path / 'runs'}", f"--data={data}", f"--cfg={cfg}", f"--cond={int(cond)}", *TINY_OPTIONS]
+    result = CliRunner().invoke(train.main, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == f"00000-data{'-cond' * cond}-{cfg}-batch4"
+    lines = [line for line in (folder / "log.txt").read_text().splitlines() if line.startswith("tick")]
+    assert all(word in lines[-1] for word in ("kimg 0.0", "sec/tick", "sec/kimg", "maintenance", "cpumem", "gpumem"))
+    stats = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    assert stats[-1]["Progress/kimg"]["mean"] == pytest.approx(0.016)
+    assert {"Loss/G/loss", "Loss/D/loss", "Loss/D/label_share"} <= set(stats[0])
+    assert 0 < stats[0]["Loss/D/label_share"]["mean"] < 1
+    for name in ("reals.png", "fakesinit.png", "fakes000000.png"):
+        Image.open(folder / name).verify()
+    loaded = load_generator(folder)
+    assert loaded.info.schema == BRATS and loaded.info.kimg == pytest.approx(0.016)
+    assert loaded.generator.config.c_dim == (2 if cond else 0)
+    assert loaded.info.label_names == (("HGG", "LGG") if cond else None)
+    assert json.loads((folder / "training_options.json").read_text())["batch"] == 4
+
+
+def test_another_schema_trains_as_well(tmp_path):
+    plain = Schema(contrasts=("t1", "pd", "t2"))
+    data = write_archive(tmp_path / "data.zip", schema=plain, count=8)
+    run = tiny_run(tmp_path, data)
+    outcome = run.run()
+    assert load_generator(outcome.snapshot).generator(torch.zeros(1, 8)).shape == (1, 3, 16, 16)
+
+
+def test_snapshot_holds_all_three_networks(tmp_path, archive):
+    run = tiny_run(tmp_path, archive)
+    snapshot = run.run().snapshot
+    x = torch.randn(4, 8, 16, 16)
+    assert torch.equal(load_discriminator(snapshot)(x), run.discriminator(x))
+    z = torch.randn(2, 8)
+    assert torch.equal(load_generator(snapshot).generator(z, noise_mode="const"), run.ema(z, noise_mode="const"))
+
+
+def test_dry_run_writes_nothing(tmp_path, archive):
+    result = CliRunner().invoke(train.main, [f"--outdir={tmp_path / 'runs'}", f"--data={archive}", "--batch=8", "-n"])
+    assert result.exit_code == 0 and not (tmp_path / "runs").exists()
+    assert '"r1_gamma"' in result.output and "--batch 8 is given by hand" in result.output
+
+
+@pytest.mark.parametrize(
+    "make, options, message",
+    [
+        (lambda p: p, [], "no such file"),
+        (lambda p: p.write_bytes(b"nonsense"), [], "not a complete zip archive"),
+        (write_archive, ["--cond=1"], "no class labels, which --cond needs"),
+        (write_archive, ["--subset=99"], "--subset 99"),
+        (write_archive, ["--batch=5"], "do not divide into groups"),
+        (write_archive, ["--outdir=/dev/null/runs"], "a file is where a folder is needed"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_code_2(tmp_path, make, options, message):
+    data = tmp_path / "data.zip"
+    make(data)
+    result = CliRunner().invoke(
+        train.main, [f"--outdir={tmp_path / 'runs'}", f"--data={data}", *TINY_OPTIONS, *options]
+    )
+    assert result.exit_code == 2
+    assert message in result.output and "Traceback" not in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_run_folders_are_numbered(tmp_path, archive):
+    for _ in range(2):
+        options = [f"--outdir={tmp_path / 'runs'}", f"--data={archive}", *TINY_OPTIONS]
+        assert CliRunner().invoke(train.main, options, catch_exceptions=False).exit_code == 0
+    assert sorted(p.name[:5] for p in (tmp_path / "runs").iterdir()) == ["00000", "00001"]
+
+
+def test_find_snapshot_takes_the_latest(tmp_path):
+    for kimg in (0, 200, 1000):
+        (tmp_path / f"network-snapshot-{kimg:06d}.safetensors").touch()
+    assert find_snapshot(tmp_path).name == "network-snapshot-001000.safetensors"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no network-snapshot-NNNNNN.safetensors"):
+        find_snapshot(tmp_path / "empty")
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_snapshot_first(tmp_path, archive):
+    options = [f"--outdir={tmp_path}", f"--data={archive}", *TINY_OPTIONS, "--kimg=1000", "--workers=2"]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("tick 0"):
+            time.sleep(0.5)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the data workers too
+    assert process.wait(timeout=60) == 130
+    text = "".join(lines)
+    assert "Traceback" not in text and "Saved" in text
+    (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
+    assert 0 < load_generator(folder).info.kimg < 1000
+
+
+def test_command_line_offers_every_preset():
+    (option,) = (p for p in train.main.params if p.name == "cfg")
+    assert tuple(option.type.choices) == CFG_NAMES
+
+
+def test_hostile_names_do_not_reach_the_run_folder():
+    assert train.describe_run(DataConfig("../a b;c.zip"), "auto", None) == "a_b_c-auto"
+    assert np.all([c.isprintable() for c in train.describe_run(DataConfig("ü\n.zip", mirror=True), "auto", 4)])

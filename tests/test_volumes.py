@@ -1,0 +1,684 @@
+"""Volumes and how slices are cut from them, on heads drawn here: orientation, head, grey levels, areas, split."""
+
+import gzip
+import json
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from dnnlib.errors import UserError
+from slices.convert import (
+    ConvertOptions,
+    Grid,
+    apply_window,
+    area_weights,
+    cut_case,
+    draw_split,
+    map_in_order,
+    pixel_size,
+    read_split,
+)
+from slices.schema import BRATS, LesionClass, Schema
+from slices.volumes import (
+    case_files,
+    find_cases,
+    find_head,
+    foreground,
+    intensity_window,
+    otsu_threshold,
+    read_case,
+    read_nifti,
+)
+
+SHAPE = (60, 60, 10)
+MARKER = (slice(42, 46), slice(12, 16), slice(3, 7))  # in voxels along L, P, S: the patient's left, in front
+BRIGHT = 1500  # the marker's intensity, far above the rest
+
+
+# --- drawn data -----------------------------------------------------------------------------------------------------
+
+
+def draw_head(seed=0):
+    """Four contrasts int16 and a label map uint8 [L, P, S], in voxel axes to L, P, S: {contrast or 'seg': volume}."""
+    rng = np.random.default_rng(seed)
+    l, p, s = np.indices(SHAPE)
+    inside = ((l - 30) / 22) ** 2 + ((p - 30) / 26) ** 2 + ((s - 4.5) / 6) ** 2 < 1
+    inside &= ~((l < 16) & (p > 40))  # as no head is symmetric
+    volumes = {}
+    for n, contrast in enumerate(BRATS.contrasts):
+        texture = rng.integers(0, 40, SHAPE)
+        volumes[contrast] = np.where(inside, 200 + 100 * n + 3 * l + p + 5 * s + texture, 0).astype(np.int16)
+        volumes[contrast][MARKER] = BRIGHT
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[20:32, 30:44, 3:7] = 2
+    labels[23:29, 33:41, 3:6] = 4
+    labels[25:27, 35:38, 4:5] = 1
+    return volumes | {"seg": labels}
+
+
+# A letter is the direction in which an axis of the file runs: which of L, P, S it lies along, backwards or not, and
+# the direction in the world of NIfTI, whose axes run to R, A, S.
+DIRECTIONS = {
+    "L": (0, 1, (-1, 0, 0)),
+    "R": (0, -1, (1, 0, 0)),
+    "P": (1, 1, (0, -1, 0)),
+    "A": (1, -1, (0, 1, 0)),
+    "S": (2, 1, (0, 0, 1)),
+    "I": (2, -1, (0, 0, -1)),
+}
+
+
+def turned(volume, axes, spacing=(1.0, 1.0, 1.0)):
+    """A volume [L, P, S] as a file with other axes holds it, and that file's affine; spacing along L, P, S in mm."""
+    affine = np.eye(4)
+    for column, letter in enumerate(axes):
+        along, step, world = DIRECTIONS[letter]
+        volume = volume[tuple(slice(None, None, step) if a == along else slice(None) for a in range(3))]
+        affine[:3, column] = np.array(world) * spacing[along]
+    affine[:3, 3] = (11.0, -7.0, 3.5)  # where the volume lies is of no importance
+    return volume.transpose([DIRECTIONS[letter][0] for letter in axes]), affine
+
+
+def write_nifti(path, volume, affine=None, dtype=None):
+    image = nib.Nifti1Image(np.asarray(volume, dtype), np.diag((-1.0, -1, 1, 1)) if affine is None else affine)
+    image.header.set_slope_inter(1, 0)
+    nib.save(image, path)
+
+
+def write_case(parent, name="case1", volumes=None, axes="LPS", spacing=(1.0, 1.0, 1.0), suffix=".nii.gz"):
+    """Write the files of a case below `parent`; the volumes are given in axes to L, P, S."""
+    folder = parent / name
+    folder.mkdir(parents=True)
+    for kind, volume in (draw_head() if volumes is None else volumes).items():
+        write_nifti(folder / f"{name}_{kind}{suffix}", *turned(volume, axes, spacing))
+    return folder
+
+
+def read_only_case(source, schema=BRATS):
+    (case,) = find_cases(source, schema)
+    return read_case(case, schema)
+
+
+def cut_only_case(source, choice="tumor", schema=BRATS, **options):
+    (case,) = find_cases(source, schema)
+    return cut_case(case, choice, schema, ConvertOptions(**options))
+
+
+# --- cases ----------------------------------------------------------------------------------------------------------
+
+
+def test_cases_of_graded_and_flat_folders(tmp_path):
+    for parent, name in (("HGG", "B_x_1"), ("LGG", "A[1]"), ("", "C")):
+        write_case(tmp_path / parent, name)
+    (tmp_path / "survival_data.csv").write_text("stray")
+    (tmp_path / "HGG" / "notes.txt").write_text("stray")
+    (tmp_path / "templates").mkdir()
+    write_nifti(tmp_path / "templates" / "atlas.nii.gz", np.zeros((2, 2, 2), np.uint8))
+    write_nifti(tmp_path / "LGG" / "LGG_mean.nii.gz", np.zeros((2, 2, 2), np.uint8))
+    (tmp_path / "HGG" / ".hidden").mkdir()
+    cases = find_cases(tmp_path, BRATS)
+    assert [(c.name, c.patient, c.grade) for c in cases] == [
+        ("A[1]", "A[1]", "LGG"),
+        ("B_x_1", "B_x_1", "HGG"),
+        ("C", "C", None),
+    ]
+    assert [c.grade for c in find_cases(tmp_path / "HGG", BRATS)] == ["HGG"]
+    assert list(case_files(cases[0], BRATS)) == ["t1", "t1ce", "t2", "flair", "seg"]
+
+
+def test_uncompressed_files_will_do(tmp_path):
+    write_case(tmp_path, suffix=".nii")
+    np.testing.assert_array_equal(read_only_case(tmp_path).contrasts[2].T, draw_head()["t2"])
+
+
+def test_no_cases(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}/none: no such folder"):
+        find_cases(tmp_path / "none", BRATS)
+    (tmp_path / "HGG" / "case").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match="no cases found; expected in it {HGG,LGG}/<case>/<case>_{t1,t1ce,t2,flair,seg}"
+    ):
+        find_cases(tmp_path, BRATS)
+
+
+def test_two_cases_of_one_name(tmp_path):
+    write_case(tmp_path / "HGG", "a")
+    write_case(tmp_path / "LGG", "a")
+    with pytest.raises(UserError, match="HGG/a has the same name"):
+        find_cases(tmp_path, BRATS)
+
+
+def test_a_missing_file(tmp_path):
+    (write_case(tmp_path) / "case1_t2.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"case1/case1_t2.nii.gz is missing; a case holds t1, t1ce, t2, flair, seg"):
+        read_only_case(tmp_path)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def refused(path, *words):
+    with pytest.raises(UserError) as caught:
+        read_nifti(path)
+    assert all(word in str(caught.value) for word in (str(path), *words)), caught.value
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "x.nii.gz"
+    write_nifti(path, np.random.default_rng(0).integers(0, 999, SHAPE), dtype=np.int16)
+    content = path.read_bytes()
+    plain = gzip.decompress(content)
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for damaged in (
+        b"",
+        b"text",
+        content[:5],
+        content[:1000],
+        content[:-8],
+        content[:-1],
+        bytes(flipped),
+        plain[:2000],
+    ):
+        path.write_bytes(damaged)
+        refused(path, "damaged, incomplete or not NIfTI", "download it again")
+    path.write_bytes(plain)  # not compressed in spite of its name: that is harmless
+    assert read_nifti(path).voxels.shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    "volume, words",
+    [
+        (np.zeros((4, 4, 4, 2), np.int16), ["expected a 3-D volume", "4×4×4×2"]),
+        (np.zeros((4, 4), np.int16), ["expected a 3-D volume"]),
+        (np.zeros((4, 4, 4), np.complex64), ["expected voxels of real numbers", "complex64"]),
+        (np.array([0, np.nan, np.inf, -np.inf] * 16, np.float32).reshape(4, 4, 4), ["48 voxels are NaN or infinite"]),
+        (np.full((4, 4, 4), 1e300), ["64 voxels are NaN or infinite"]),
+    ],
+    ids=["4-D", "2-D", "complex", "not finite", "beyond float32"],
+)
+def test_files_that_hold_something_else(tmp_path, volume, words):
+    write_nifti(tmp_path / "x.nii", volume)
+    refused(tmp_path / "x.nii", *words)
+
+
+def test_an_affine_that_says_nothing(tmp_path):
+    write_nifti(tmp_path / "x.nii", np.ones((4, 4, 4), np.int16))
+    content = bytearray((tmp_path / "x.nii").read_bytes())
+    for row in (bytes(16), np.full(4, np.nan, np.float32).tobytes()):
+        content[312:328] = row  # the affine's third row in a NIfTI-1 header
+        (tmp_path / "x.nii").write_bytes(content)
+        refused(tmp_path / "x.nii", "affine is not invertible")
+
+
+def test_nifti_2_and_scaled_integers(tmp_path):
+    volume = np.arange(64, dtype=np.int16).reshape(4, 4, 4)
+    nib.save(nib.Nifti2Image(volume, np.eye(4)), tmp_path / "two.nii.gz")
+    np.testing.assert_array_equal(read_nifti(tmp_path / "two.nii.gz").voxels, volume)
+    image = nib.Nifti1Image(volume, np.eye(4))
+    image.header.set_slope_inter(0.5, -3)
+    nib.save(image, tmp_path / "scaled.nii.gz")
+    raw = gzip.decompress((tmp_path / "scaled.nii.gz").read_bytes())
+    stored = np.frombuffer(raw, np.int16, 64, 352).reshape(4, 4, 4, order="F")
+    np.testing.assert_allclose(read_nifti(tmp_path / "scaled.nii.gz").voxels, stored * 0.5 - 3)
+
+
+# --- orientation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "LAS", "RPI", "PSR", "SLA", "AIL"])
+def test_pictures_stand_nose_up_with_the_patients_left_on_the_right(tmp_path, axes):
+    drawn = draw_head()
+    write_case(tmp_path, axes=axes)
+    volumes = read_only_case(tmp_path)
+    for n, contrast in enumerate(BRATS.contrasts):
+        for k in range(SHAPE[2]):
+            np.testing.assert_array_equal(volumes.contrasts[n, k], drawn[contrast][:, :, k].T)
+    np.testing.assert_array_equal(volumes.labels == 3, (drawn["seg"] == 4).T)
+    rows, columns = np.nonzero(volumes.contrasts[0, 5] == BRIGHT)
+    assert rows.max() < 20 and columns.min() > 40  # the marker: top right
+    assert volumes.shape == tuple(SHAPE[DIRECTIONS[letter][0]] for letter in axes)
+    assert nib.aff2axcodes(volumes.affine) == tuple(axes)
+
+
+def test_spacing_follows_the_axes(tmp_path):
+    write_case(tmp_path, axes="SRA", spacing=(0.5, 0.75, 3.0))
+    assert read_only_case(tmp_path).spacing == pytest.approx((3.0, 0.75, 0.5))
+
+
+def test_an_oblique_volume_is_taken_along_its_nearest_axes(tmp_path):
+    angle = np.deg2rad(12)
+    tilt = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    folder = write_case(tmp_path)
+    for kind, volume in draw_head().items():
+        voxels, affine = turned(volume, "RAS", (1, 2, 3))
+        affine[:3, :3] = tilt @ affine[:3, :3]
+        write_nifti(folder / f"case1_{kind}.nii.gz", voxels, affine)
+    volumes = read_only_case(tmp_path)
+    np.testing.assert_array_equal(volumes.contrasts[0].T, draw_head()["t1"])
+    assert volumes.spacing == pytest.approx((3, 2, 1))
+
+
+# --- one grid -------------------------------------------------------------------------------------------------------
+
+
+def test_files_of_different_shapes(tmp_path):
+    folder = write_case(tmp_path)
+    write_nifti(folder / "case1_t2.nii.gz", np.ones((60, 60, 9), np.int16))
+    with pytest.raises(UserError, match=r"case1_t2.nii.gz: 60×60×9 voxels, but case1_t1.nii.gz has 60×60×10"):
+        read_only_case(tmp_path)
+
+
+def test_a_label_map_with_another_affine_is_taken_voxel_by_voxel(tmp_path):
+    folder = write_case(tmp_path)
+    write_nifti(folder / "case1_seg.nii.gz", draw_head()["seg"], np.eye(4))
+    volumes = read_only_case(tmp_path)
+    assert volumes.remarks == ("affine of a label map differs, voxels taken as on the grid of t1",)
+    np.testing.assert_array_equal(volumes.labels.T > 0, draw_head()["seg"] > 0)
+
+
+def test_contrasts_with_other_axes_are_refused(tmp_path):
+    folder = write_case(tmp_path)
+    write_nifti(folder / "case1_t2.nii.gz", *turned(draw_head()["t2"], "RAS"))
+    with pytest.raises(UserError, match=r"case1_t2.nii.gz: its axes run to RAS, those of case1_t1.nii.gz to LPS"):
+        read_only_case(tmp_path)
+    write_nifti(folder / "case1_t2.nii.gz", draw_head()["t2"], np.diag((-1.0, -1, 1.001, 1)) + 0.1 * np.eye(4, k=3))
+    assert read_only_case(tmp_path).remarks == ("affine of a contrast differs, voxels taken as on the grid of t1",)
+
+
+def test_a_header_without_orientation_is_remarked(tmp_path):
+    folder = write_case(tmp_path)
+    image = nib.load(folder / "case1_t1.nii.gz")
+    image.header.set_sform(None, 0)
+    image.header.set_qform(None, 0)
+    voxels, header = np.asarray(image.dataobj), image.header
+    nib.save(nib.Nifti1Image(voxels, None, header), folder / "case1_t1.nii.gz")
+    (case,) = find_cases(tmp_path, Schema(("t1",)))
+    volumes = read_case(case, Schema(("t1",)))
+    assert volumes.remarks == ("no orientation in the header, axes assumed to run to L, A, S",)
+    np.testing.assert_array_equal(volumes.contrasts[0].T[:, ::-1], draw_head()["t1"])
+
+
+# --- label maps -----------------------------------------------------------------------------------------------------
+
+
+def test_label_maps_of_floats(tmp_path):
+    folder = write_case(tmp_path)
+    expected = read_only_case(tmp_path).labels
+    labels = draw_head()["seg"].astype(np.float64)
+    write_nifti(folder / "case1_seg.nii.gz", labels)
+    np.testing.assert_array_equal(read_only_case(tmp_path).labels, expected)
+    for value, words in (
+        (1.25, "holds whole numbers, but this one has 1.25"),
+        (3, "unknown label value 3; expected 0 and"),
+    ):
+        labels[30, 30, 5] = value
+        write_nifti(folder / "case1_seg.nii.gz", labels)
+        with pytest.raises(UserError, match=f"case1_seg.nii.gz: .*{words}"):
+            read_only_case(tmp_path)
+
+
+def test_other_schemas(tmp_path):
+    drawn = draw_head()
+    write_case(tmp_path, volumes=drawn | {"seg": (drawn["seg"] == 2).astype(np.uint8)})
+    lesion = Schema(("t2", "t1", "flair"), (LesionClass("MS", "lesion", 1),))
+    volumes = read_only_case(tmp_path, lesion)
+    np.testing.assert_array_equal(volumes.contrasts[1].T, drawn["t1"])
+    np.testing.assert_array_equal(volumes.labels.T, drawn["seg"] == 2)
+    (tmp_path / "case1" / "case1_seg.nii.gz").unlink()
+    result = cut_only_case(tmp_path, "all", Schema(("flair",)), resolution=64)
+    assert result.contrasts.shape == (10, 1, 64, 64) and not result.classes.any()
+
+
+# --- head -----------------------------------------------------------------------------------------------------------
+
+DRAWN = np.stack([draw_head()[contrast].T for contrast in BRATS.contrasts]).astype(np.float32)
+INSIDE = DRAWN[0] > 0  # [S, P, L]
+
+
+def z_score(contrast, background=0.0):
+    values = contrast[INSIDE]
+    return np.where(INSIDE, (contrast - values.mean()) / values.std(), background)
+
+
+@pytest.mark.parametrize(
+    "contrasts",
+    [
+        DRAWN,
+        np.where(INSIDE, DRAWN, -1000),
+        np.where(INSIDE, -DRAWN, 0),
+        np.where(INSIDE, DRAWN - 300, 0),
+        np.stack([z_score(c) for c in DRAWN]),
+        np.stack([z_score(c, z_score(c).min()) for c in DRAWN]),
+        np.concatenate([np.zeros_like(DRAWN[:1]), DRAWN[1:]]),
+        DRAWN + np.random.default_rng(0).uniform(-2, 2, DRAWN.shape),
+    ],
+    ids=[
+        "as drawn",
+        "-1000",
+        "negative",
+        "zeros inside",
+        "z-scores",
+        "background = min",
+        "an empty contrast",
+        "ripples",
+    ],
+)
+def test_the_head_is_found_whatever_the_intensities(contrasts):
+    np.testing.assert_array_equal(find_head(contrasts.astype(np.float32)), INSIDE)
+
+
+def test_specks_and_ringing_do_not_count_and_holes_do():
+    contrasts = DRAWN.copy()
+    contrasts[:, 4:6, 20:24, 28:32] = 0  # a hole
+    contrasts[2, 2, 55, 3] = 900  # a speck
+    contrasts[1, :, 2, :] = 40  # one line of ringing through all slices, from face to face
+    contrasts[0, 5, 56:59, 50:53] = 900  # a fragment
+    contrasts[3, 0, 0, 0] = 30000  # an outlier
+    np.testing.assert_array_equal(find_head(contrasts), INSIDE)
+
+
+def test_noise_in_the_background():
+    rng = np.random.default_rng(0)
+    noisy = np.abs(DRAWN + rng.normal(0, 15, DRAWN.shape) + 1j * rng.normal(0, 15, DRAWN.shape)).round()
+    found = find_head(noisy.astype(np.float32))
+    assert np.count_nonzero(found != INSIDE) < 0.01 * INSIDE.sum()
+
+
+def test_a_head_cut_off_by_the_field_of_view():
+    cropped = DRAWN[:, 3:7, 15:45, 15:]  # the head fills two faces and touches four
+    np.testing.assert_array_equal(find_head(cropped), INSIDE[3:7, 15:45, 15:])
+    one_slice = DRAWN[:, 4:5]
+    np.testing.assert_array_equal(find_head(one_slice), INSIDE[4:5])
+
+
+def test_nothing_to_find():
+    with pytest.raises(UserError, match="no head found"):
+        find_head(np.full((4, 5, 6, 7), 3, np.float32))
+
+
+def test_otsu_lies_in_the_gap():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(10, 2, 5000), rng.normal(100, 10, 800)])
+    assert 25 < otsu_threshold(values) < 65
+    assert foreground(np.float32([[[5, 5, 5, 9]]])).tolist() == [[[False, False, False, True]]]
+
+
+# --- grey levels ----------------------------------------------------------------------------------------------------
+
+
+def test_windows_are_percentiles_of_the_head(tmp_path):
+    write_case(tmp_path)
+    result = cut_only_case(tmp_path, resolution=64)
+    for contrast, window in result.volume.windows.items():
+        values = draw_head()[contrast][INSIDE.T].astype(np.float64)
+        assert window == pytest.approx(tuple(np.percentile(values, (0.5, 99.5))), rel=1e-12)
+
+
+def test_grey_levels_inside_a_window():
+    values = np.array([-50.0, 100, 227, 354, 1e5])
+    np.testing.assert_allclose(apply_window(values, (100.0, 354.0)), [1, 1, 128, 255, 255])
+    with np.errstate(all="raise"):
+        assert set(apply_window(np.array([6.0, 7.0, 7.0, 8.0]), (7.0, 7.0))) == {1.0}  # no contrast: no bright pixel
+    assert intensity_window(np.full(10, 7, np.float32)) == (7.0, 7.0)
+
+
+def test_a_slice_that_fits_is_padded_and_nothing_else(tmp_path):
+    drawn = draw_head()
+    write_case(tmp_path)
+    result = cut_only_case(tmp_path, "all", resolution=64)
+    assert result.contrasts.shape == (10, 4, 64, 64) and result.contrasts.dtype == np.uint8
+    middle = result.contrasts[:, :, 2:62, 2:62]
+    for n, contrast in enumerate(BRATS.contrasts):
+        low, high = result.volume.windows[contrast]
+        pictures = drawn[contrast].T.astype(np.float64)  # [S, P, L]
+        expected = np.where(INSIDE, np.rint(1 + 254 * np.clip((pictures - low) / (high - low), 0, 1)), 0)
+        np.testing.assert_array_equal(middle[:, n], expected)
+    assert result.contrasts.sum() == middle.sum()  # the frame is empty
+    np.testing.assert_array_equal(result.classes[:, 2:62, 2:62] == 3, drawn["seg"].T == 4)
+    assert result.classes.sum() == result.classes[:, 2:62, 2:62].sum()
+
+
+def test_reduced_slices_are_block_means_rounded_once(tmp_path):
+    write_case(tmp_path)
+    fine = cut_only_case(tmp_path, "all", resolution=64)
+    coarse = cut_only_case(tmp_path, "all", resolution=32, fov=64.0)
+    levels, covered = np.empty((10, 4, 60, 60)), INSIDE
+    for n, contrast in enumerate(BRATS.contrasts):
+        low, high = fine.volume.windows[contrast]
+        share = np.clip((DRAWN[n].astype(np.float64) - low) / (high - low), 0, 1)
+        levels[:, n] = np.where(INSIDE, 1 + 254 * share, 0)
+    blocks = np.pad(levels, [(0, 0), (0, 0), (2, 2), (2, 2)]).reshape(10, 4, 32, 2, 32, 2).mean(axis=(3, 5))
+    covered = np.pad(covered, [(0, 0), (2, 2), (2, 2)]).reshape(10, 32, 2, 32, 2).mean(axis=(2, 4)) >= 0.5
+    expected = np.where(covered[:, None], np.clip(np.rint(blocks), 1, 255), 0)
+    np.testing.assert_array_equal(coarse.contrasts, expected)
+    # Rounding first would give other values somewhere: the test would notice.
+    twice = fine.contrasts.reshape(10, 4, 32, 2, 32, 2).mean(axis=(3, 5))
+    assert (np.rint(twice) != expected)[covered[:, None].repeat(4, 1)].any()
+
+
+# --- areas ----------------------------------------------------------------------------------------------------------
+
+
+def grid_for(sides, spacing, resolution, fov=None):
+    pixel = pixel_size(sides, spacing, resolution, fov)
+    return Grid(*(area_weights(n, mm, resolution, pixel) for n, mm in zip(sides, spacing, strict=True))), pixel
+
+
+@pytest.mark.parametrize(
+    "sides, resolution, fov, corner",
+    [((240, 240), 256, None, (8, 8)), ((218, 181), 256, None, (19, 37)), ((60, 50), 16, 16.0, (-22, -17))],
+)
+def test_pixels_of_the_voxels_size_are_voxels(sides, resolution, fov, corner):
+    picture = np.random.default_rng(0).normal(size=sides)
+    grid, pixel = grid_for(sides, (1.0, 1.0), resolution, fov)
+    found, expected = grid.mean(picture), np.zeros((resolution, resolution))
+    for row in range(resolution):
+        for column in range(resolution):
+            y, x = row - corner[0], column - corner[1]
+            if 0 <= y < sides[0] and 0 <= x < sides[1]:
+                expected[row, column] = picture[y, x]
+    assert pixel == 1
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_spacing_stored_in_float32_is_what_was_meant():
+    grid, _ = grid_for((240, 240), (0.9999999403953552, 1.0), 256)
+    assert set(np.unique(grid.rows.toarray())) == {0, 1} == set(np.unique(grid.columns.toarray()))
+
+
+def test_weights_are_the_shares_of_area():
+    for n, spacing, resolution, pixel in (
+        (240, 1.0, 64, 3.75),
+        (61, 1.0, 16, 2.3),
+        (50, 0.7, 32, 1.4),
+        (33, 1.3, 16, 3.0),
+    ):
+        weights = area_weights(n, spacing, resolution, pixel).toarray()
+        assert (weights >= 0).all() and weights.sum(axis=1).max() <= 1 + 1e-12
+        # An independent way: cut the length into thin strips and count which voxel and which pixel each lies in.
+        strips = (np.arange(400_000) + 0.5) / 400_000 * resolution * pixel - resolution * pixel / 2
+        voxel, owner = (
+            np.floor(strips / spacing + n / 2).astype(int),
+            np.repeat(np.arange(resolution), 400_000 // resolution),
+        )
+        real = (voxel >= 0) & (voxel < n)
+        counted = np.zeros((resolution, n))
+        np.add.at(counted, (owner[real], voxel[real]), resolution / 400_000)
+        np.testing.assert_allclose(weights, counted, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "sides, spacing, resolution", [((240, 240), (1, 1), 64), ((61, 47), (1, 1), 32), ((120, 240), (2, 1), 64)]
+)
+def test_area_means_conserve_the_sum(sides, spacing, resolution):
+    picture = np.random.default_rng(0).uniform(size=sides)
+    grid, pixel = grid_for(sides, spacing, resolution)
+    assert grid.mean(picture).sum() * pixel**2 == pytest.approx(picture.sum() * spacing[0] * spacing[1], rel=1e-9)
+
+
+def test_voxels_that_are_not_square_become_square_pixels():
+    # A disc of 20 mm radius on voxels of 2 mm × 0.5 mm is round in the archive.
+    p, l = np.meshgrid((np.arange(40) - 19.5) * 2, (np.arange(160) - 79.5) * 0.5, indexing="ij")
+    grid, pixel = grid_for((40, 160), (2.0, 0.5), 32)
+    assert pixel == 2.5
+    shares = grid.mean(p**2 + l**2 < 20**2)
+    assert shares.sum() * pixel**2 == pytest.approx(np.pi * 20**2, rel=0.02)
+    np.testing.assert_allclose(shares.sum(axis=0), shares.sum(axis=1), atol=0.7)
+    # Padding keeps the longer voxel's size and averages over the shorter ones: 2 mm pixels.
+    assert grid_for((40, 160), (2.0, 0.5), 64)[1] == 2.0
+
+
+def test_majority_is_the_class_of_largest_area():
+    rng = np.random.default_rng(0)
+    classes = np.kron(rng.integers(0, 4, (12, 10)), np.ones((4, 5), int)).astype(np.uint8)  # [48, 50]
+    for resolution, fov, scale in ((16, 48.0, 3), (32, None, 1.5625), (16, 40.0, 2.5)):
+        grid, pixel = grid_for((48, 50), (1.0, 1.0), resolution, fov)
+        assert pixel == pytest.approx(scale if fov else 50 / resolution)
+        # Strips again: a quarter-hundredth of a voxel, so that no edge falls inside one.
+        fine = np.kron(classes, np.ones((16, 16), np.uint8))
+        cells = round(pixel * 16)
+        edge = cells * resolution
+        canvas = np.zeros((edge, edge), np.uint8)
+        put, take = zip(*(_centred(edge, n * 16) for n in (48, 50)), strict=True)
+        canvas[put] = fine[take]
+        counts = np.stack([
+            (canvas == c).reshape(resolution, cells, resolution, cells).sum(axis=(1, 3)) for c in range(4)
+        ])  # fmt: skip
+        np.testing.assert_array_equal(grid.majority(classes, 4), counts.argmax(axis=0))  # equal areas: lower class
+
+
+def _centred(outer, inner):
+    """Slices that put the middle of a line of `inner` cells into one of `outer`."""
+    shift = (outer - inner) // 2
+    assert (outer - inner) % 2 == 0
+    if shift >= 0:
+        return slice(shift, shift + inner), slice(0, inner)
+    return slice(0, outer), slice(-shift, outer - shift)
+
+
+def test_nothing_is_enlarged():
+    with pytest.raises(UserError) as caught:
+        pixel_size((240, 240), (1.0, 1.0), 256, 128.0)
+    assert "pixels of 0.5 mm" in str(caught.value)
+    assert "choose --fov 256 or more, or --resolution 128 or less" in str(caught.value)
+    assert pixel_size((240, 240), (1.0, 1.0), 128, 128.0) == 1
+    with pytest.raises(UserError, match=r"choose --fov 16 or more$"):
+        pixel_size((240, 240), (1.0, 1.0), 16, 10.0)
+    with pytest.raises(UserError, match="a voxel has 2 mm"):
+        pixel_size((240, 240), (1.0, 2.0), 64, 100.0)
+
+
+# --- slices ---------------------------------------------------------------------------------------------------------
+
+
+def test_choices(tmp_path):
+    drawn = draw_head()
+    for volume in drawn.values():
+        volume[:, :, 0] = 0
+    write_case(tmp_path, volumes=drawn)
+    tumour = cut_only_case(tmp_path, "tumor", resolution=64)
+    assert tumour.indices == (3, 4, 5, 6) and tumour.skipped == {"no tumour": 6}
+    brain = cut_only_case(tmp_path, "brain", resolution=64)
+    assert brain.indices == tuple(range(1, 10)) and brain.skipped == {"no brain": 1}
+    everything = cut_only_case(tmp_path, "all", resolution=64)
+    assert everything.indices == tuple(range(10)) and everything.skipped == {}
+    np.testing.assert_array_equal(everything.contrasts[3:7], tumour.contrasts)
+
+
+def test_tumour_pixels_are_counted_in_the_archive(tmp_path):
+    drawn = draw_head()
+    drawn["seg"][:] = 0
+    drawn["seg"][20:24, 20:24, 4] = 1  # 16 voxels, 4 pixels at half the resolution
+    drawn["seg"][20, 20, 6] = 1  # a quarter of a pixel: none
+    write_case(tmp_path, volumes=drawn)
+    assert cut_only_case(tmp_path, resolution=64).indices == (4, 6)
+    assert cut_only_case(tmp_path, resolution=64, min_tumor_pixels=16).indices == (4,)
+    assert cut_only_case(tmp_path, resolution=32, fov=64.0, min_tumor_pixels=4).indices == (4,)
+    result = cut_only_case(tmp_path, resolution=32, fov=64.0, min_tumor_pixels=5)
+    assert result.indices == () and result.contrasts.shape == (0, 4, 32, 32)
+    assert result.skipped == {"no tumour": 9, "fewer than 5 tumour pixels": 1}
+
+
+def test_the_volume_is_described_as_the_file_has_it(tmp_path):
+    write_case(tmp_path, axes="RSA", spacing=(1, 1.5, 2))
+    result = cut_only_case(tmp_path, resolution=32)
+    assert result.volume.patient == "case1" and result.volume.shape == (60, 10, 60)
+    np.testing.assert_array_equal(result.volume.affine, turned(np.zeros(SHAPE), "RSA", (1, 1.5, 2))[1])
+    assert result.indices == (3, 4, 5, 6)  # counted from the feet up, whichever axis that is
+
+
+def test_options_are_checked():
+    for wrong, words in (
+        (dict(resolution=100), "power of two from 16 up, such as 64 or 128"),
+        (dict(resolution=8), "such as 16 or 32"),
+        (dict(resolution=-4), "power of two"),
+        (dict(fov=0.0), "length in mm"),
+        (dict(fov=float("nan")), "length in mm"),
+        (dict(min_tumor_pixels=0), "1 or more"),
+        (dict(test_fraction=1.0), "between 0 and 1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            ConvertOptions(**wrong)
+
+
+# --- split ----------------------------------------------------------------------------------------------------------
+
+PATIENTS = [f"Brats18_{n:03d}" for n in range(210)]
+
+
+def test_split_of_210_patients():
+    split = draw_split(PATIENTS, 0.1, seed=0)
+    assert (len(split.train), len(split.test)) == (189, 21)
+    assert sorted(split.train + split.test) == PATIENTS
+
+
+def test_split_depends_on_names_and_seed_alone():
+    split = draw_split(PATIENTS, 0.1, seed=0)
+    assert draw_split(reversed(PATIENTS), 0.1, seed=0) == split
+    assert draw_split(PATIENTS * 2, 0.1, seed=0) == split
+    assert draw_split(PATIENTS, 0.1, seed=1) != split
+    assert set(split.test) < set(draw_split(PATIENTS, 0.2, seed=0).test)
+    assert split.test[:3] == ("Brats18_028", "Brats18_033", "Brats18_035")  # a published split must stay what it is
+
+
+def test_small_splits():
+    assert [len(side) for side in vars(draw_split("ab", 0.1, 0)).values()] == [1, 1]
+    assert [len(side) for side in vars(draw_split("abc", 0.99, 0)).values()] == [1, 2]
+    with pytest.raises(UserError, match="1 patient .a. can't be split"):
+        draw_split("a", 0.1, 0)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ({"train": ["a"], "test": ["x", "y"]}, "names unknown patients: x, y"),
+        ({"train": ["a", "b"], "test": ["b"]}, "names b more than once"),
+        ({"train": ["a"]}, "'test' is missing"),
+        ({"train": ["a"], "test": ["b"], "val": []}, "unknown field 'val'"),
+        ({"train": ["a"], "test": [1]}, "expected str, found 1"),
+        ([], "expected an object"),
+    ],
+)
+def test_wrong_split_files(tmp_path, content, words):
+    (tmp_path / "split.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        read_split(tmp_path / "split.json", ["a", "b", "c"])
+    assert words in str(caught.value) and "split.json" in str(caught.value)
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def test_one_worker_is_this_process_and_works_as_asked():
+    done = []
+    results = map_in_order(lambda n: done.append(n) or n * n, [1, 2, 3], workers=1)
+    assert next(results) == 1 and done == [1]
+    assert list(results) == [4, 9]
+
+
+def test_a_worker_that_dies_is_reported():
+    with pytest.raises(UserError, match="a worker process was killed.*use fewer --workers"):
+        list(map_in_order(os._exit, [3, 3, 3], workers=2))
