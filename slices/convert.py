@@ -534,7 +534,8 @@ def map_in_order(function: Callable[[Item], Result], items: Sequence[Item], work
     pending: deque = deque()
     try:
         for item in items:
-            pending.append(pool.submit(_unless_stopped, function, item))
+            with _interrupts_held():  # this may start a process
+                pending.append(pool.submit(_unless_stopped, function, item))
             if len(pending) > workers:
                 yield pending.popleft().result()
         while pending:
@@ -553,8 +554,18 @@ _stop: Any = None  # in a worker: the parent's request to take up no further ite
 def _begin_worker(stop: Any) -> None:
     global _stop
     _stop = stop
-    # Ctrl-C reaches every process of the terminal; the parent alone reports it and ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the block is over. Processes started in it never notice one, from their first instruction on:
+    a terminal sends it to all, but the parent alone reports it and ends the workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _unless_stopped(function: Callable[[Item], Result], item: Item) -> Result | None:

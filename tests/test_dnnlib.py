@@ -1,0 +1,151 @@
+"""Configuration, files, run folders, text; and that the lists of dependencies agree."""
+
+import errno
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from dnnlib import config, files, runs, text
+from dnnlib.errors import UserError, reports_user_errors
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Inner:
+    x: float
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    pair: tuple[int, int]
+    by_name: dict[str, Inner]
+    maybe: int | None = None
+
+
+EXAMPLE = Outer(Inner(1.5, ("a", "b")), (1, 2), {"k": Inner(2)}, None)
+
+
+def test_dataclasses_survive_json():
+    assert config.from_json(Outer, config.to_json(EXAMPLE)) == EXAMPLE
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"pair": [1, 2, 3]}, r"Outer.pair: expected 2 values, found 3"),
+        ({"pair": [1, "2"]}, r"Outer.pair\[1\]: expected int, found '2'"),
+        ({"pair": [1, True]}, r"Outer.pair\[1\]: expected int, found True"),
+        ({"inner": {"x": "1"}}, r"Outer.inner.x: expected float, found '1'"),
+        ({"inner": {}}, r"Outer.inner: the field 'x' is missing"),
+        ({"inner": 3}, r"Outer.inner: expected an object, found 3"),
+        ({"by_name": {"k": {"x": 1, "y": 2}}}, r"Outer.by_name\['k'\]: unknown field 'y'"),
+        ({"by_name": []}, r"Outer.by_name: expected an object"),
+        ({"maybe": 1.5}, r"Outer.maybe: expected int, found 1.5"),
+    ],
+)
+def test_json_that_does_not_fit_is_refused_by_field(change, message):
+    with pytest.raises(UserError, match=message):
+        config.from_json(Outer, {**config.to_json(EXAMPLE), **change})
+
+
+def test_atomic_path_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), files.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+    files.write_bytes(path, b"new")
+    assert path.read_text() == "new" and os.listdir(tmp_path) == ["file"]
+
+
+def test_operating_system_errors_name_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(OSError) as caught:
+        files.write_bytes(tmp_path / "none" / "file", b"x")
+    assert caught.value.filename == str(tmp_path / "none" / "file")
+
+
+def test_user_errors_and_full_disks_end_with_code_2_and_bugs_with_a_traceback():
+    @click.command()
+    @click.argument("what")
+    @reports_user_errors
+    def command(what):
+        raise {
+            "user": UserError("3 is not 4: use 4"),
+            "disk": OSError(errno.ENOSPC, "No space left on device", "x.zip"),
+            "bug": KeyError("x"),
+        }[what]
+
+    invoke = CliRunner().invoke
+    assert (invoke(command, ["user"]).exit_code, invoke(command, ["user"]).output) == (2, "error: 3 is not 4: use 4\n")
+    disk = invoke(command, ["disk"])
+    assert disk.exit_code == 2 and disk.output.startswith("error: x.zip: No space left on device; free some space")
+    assert isinstance(invoke(command, ["bug"]).exception, KeyError)
+
+
+def test_run_folders_count_up_past_gaps_and_strangers(tmp_path):
+    (tmp_path / "00007-old").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert runs.make_run_folder(tmp_path, "x").name == "00008-x"
+    assert runs.make_run_folder(tmp_path, "y").name == "00009-y"
+    assert runs.make_run_folder(tmp_path / "new", "z").name == "00000-z"
+
+
+def test_parse_integers():
+    assert text.parse_integers("0-3, 7,9-9") == [0, 1, 2, 3, 7, 9]
+    for wrong in ("", "3-1", "a", "1..3", "-1"):
+        with pytest.raises(UserError, match="list of whole numbers"):
+            text.parse_integers(wrong)
+
+
+@pytest.mark.parametrize(
+    "seconds, expected", [(12.4, "12s"), (185, "3m 05s"), (3723, "1h 02m 03s"), (183840, "2d 03h 04m")]
+)
+def test_format_time(seconds, expected):
+    assert text.format_time(seconds) == expected
+
+
+def test_format_table():
+    table = text.format_table(["name", "n"], [["a", 1], ["long name", 234]])
+    assert table == "name         n\n---------  ---\na            1\nlong name  234"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib comes with Python 3.11")
+def test_environment_yml_lists_what_pyproject_does():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    in_yml = re.findall(r"^      - (\S+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    assert in_yml == listed
+    readme = (ROOT / "README.md").read_text()
+    for requirement in listed:
+        name = re.match(r"[a-z]+", requirement)[0]
+        assert re.search(rf"^\| `{name}`", readme, re.MULTILINE), f"the README gives no reason for {name}"
+
+
+def test_nothing_below_imports_from_above():
+    """The floors of the house: a file imports only from lower ones, and training and segmentation not each other."""
+    floors = {"dnnlib": 1, "slices": 2, "torch_utils": 2, "training": 3, "segmentation": 3}
+    for package, floor in floors.items():
+        for path in (ROOT / package).rglob("*.py"):
+            for name in re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE):
+                if name != package and name in floors:
+                    assert floors[name] < floor, f"{path.relative_to(ROOT)} imports {name}"
+                assert name not in ("train", "generate", "dataset_tool", "reproduce"), path
+
+
+def test_only_slices_knows_the_channels():
+    for package in ("dnnlib", "torch_utils", "training", "segmentation"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert not re.search(r"127\.5|\b128\b", path.read_text()), path

@@ -1,0 +1,167 @@
+"""Generation: a picture belongs to its seed; archives of fakes read like real ones."""
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import generate
+from conftest import write_archive
+from dnnlib.runs import Log
+from slices.archive import ArchiveReader
+from slices.dataset import SliceDataset
+from slices.schema import BRATS
+from torch_utils import checkpoint
+from training import sampling
+from training.config import DataConfig, Overrides, resolve
+from training.snapshot import load_generator
+from training.training_loop import TrainingRun
+
+
+def make_snapshot(folder, cond: bool):
+    """A run folder with the snapshot of two steps, noise and truncation made visible."""
+    folder.mkdir()
+    data = write_archive(folder / "data.zip", labels=True)
+    dataset = SliceDataset(data, use_labels=cond)
+    overrides = Overrides(kimg=0.008, batch=4, cbase=256, cmax=16, z_dim=16, map_depth=2)
+    config = resolve("auto", DataConfig(str(data), cond=cond, workers=0), BRATS, 16, dataset.c_dim, overrides, 0, 0)
+    log = Log(folder / "log.txt")
+    run = TrainingRun(config, dataset, folder, log)
+    run.run()
+    for name, parameter in run.ema.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.data.fill_(0.3)
+    run._save()
+    log.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    return make_snapshot(tmp_path_factory.mktemp("runs") / "plain", cond=False)
+
+
+@pytest.fixture(scope="module")
+def conditional_run_folder(tmp_path_factory):
+    return make_snapshot(tmp_path_factory.mktemp("runs") / "cond", cond=True)
+
+
+def invoke(*options):
+    return CliRunner().invoke(generate.main, [str(o) for o in options])
+
+
+@pytest.mark.parametrize("noise_mode", ["const", "random", "none"])
+def test_a_picture_belongs_to_its_seed_not_to_its_batch(run_folder, noise_mode):
+    """At most one grey level, and one label pixel in a thousand, for convolutions may differ by batch size."""
+    network = load_generator(run_folder)
+    together = {s.seed: s.stored for s in sampling.generate(network, range(12), noise_mode=noise_mode, batch=12)}
+    alone = {s.seed: s.stored for s in sampling.generate(network, [11, 3, 7], noise_mode=noise_mode, batch=1)}
+    for seed, stored in alone.items():
+        contrasts, classes = BRATS.split(stored)
+        same_contrasts, same_classes = BRATS.split(together[seed])
+        assert np.abs(contrasts.astype(int) - same_contrasts).max() <= 1
+        assert (classes != same_classes).mean() <= 1e-3
+    assert (together[3] != together[7]).mean() > 0.01
+
+
+def test_z_of_a_seed_is_the_published_one():
+    expected = np.random.RandomState(42).randn(1, 16)[0]
+    np.testing.assert_allclose(sampling.latent_of_seed(42, 16).numpy(), expected, rtol=1e-6)
+
+
+def test_truncation_zero_is_one_slice_for_every_seed(run_folder):
+    network = load_generator(run_folder)
+    first, second = sampling.generate(network, [1, 2], truncation_psi=0)
+    assert np.array_equal(first.stored, second.stored)
+
+
+def test_archive_of_fakes(run_folder, tmp_path):
+    dest = tmp_path / "new" / "fake.zip"
+    result = invoke("--network", run_folder, "--seeds", "0-9,20", "--dest", dest, "--batch", 4)
+    assert result.exit_code == 0, result.output
+    archive = ArchiveReader(dest)
+    archive.validate()  # label maps are one-hot
+    assert archive.schema == BRATS and archive.resolution == 16
+    assert [r.seed for r in archive.info.slices] == [*range(10), 20]
+    assert len(archive.info.patients) == 11  # every fake is its own patient
+    snapshot = load_generator(run_folder)
+    assert {r.snapshot for r in archive.info.slices} == {snapshot.sha256}
+    for i, sample in enumerate(sampling.generate(snapshot, [*range(10), 20], batch=4)):
+        assert np.array_equal(archive.read(i), sample.stored)
+
+
+def test_pictures(run_folder, tmp_path):
+    result = invoke("--network", run_folder, "--seeds", "3,5", "--outdir", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["contact_sheet.png", "seed0003.png", "seed0005.png"]
+    panels = [np.array(Image.open(tmp_path / "out" / f"seed000{s}.png")) for s in (3, 5)]
+    assert panels[0].shape == panels[1].shape and (panels[0] != panels[1]).any()
+    again = invoke("--network", run_folder, "--seeds", "5-6", "--outdir", tmp_path / "out")
+    assert again.exit_code == 2 and "seed0005.png exists already" in again.output
+    assert not (tmp_path / "out" / "seed0006.png").exists()
+    assert invoke("--network", run_folder, "--seeds", "5-6", "--outdir", tmp_path / "out", "--force").exit_code == 0
+
+
+def test_conditional_generator_takes_a_class_by_name_or_number(conditional_run_folder, tmp_path):
+    network = load_generator(conditional_run_folder)
+    assert torch.equal(sampling.class_vector(network, "LGG"), sampling.class_vector(network, "1"))
+    by_class = [
+        next(sampling.generate(network, [0], sampling.class_vector(network, name))).stored for name in ("HGG", "LGG")
+    ]
+    assert not np.array_equal(*by_class)
+    common = ("--network", conditional_run_folder, "--seeds", "0", "--dest", tmp_path / "fake.zip")
+    missing, wrong, right = invoke(*common), invoke(*common, "--class", "IV"), invoke(*common, "--class", "HGG")
+    assert missing.exit_code == 2 and "choose a --class from 0 (HGG), 1 (LGG)" in missing.output
+    assert wrong.exit_code == 2 and "--class IV is unknown" in wrong.output
+    assert right.exit_code == 0
+
+
+def test_mistakes_end_with_one_message_and_code_2(run_folder, tmp_path):
+    (tmp_path / "text.safetensors").write_text("hello")
+    snapshot = next(run_folder.glob("*.safetensors"))
+    (tmp_path / "short.safetensors").write_bytes(snapshot.read_bytes()[:5000])
+    checkpoint.save(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {}, kind="something else")
+    out = ("--outdir", tmp_path / "out")
+    for options, message in [
+        (("--network", tmp_path / "none.safetensors", "--seeds", "0", *out), "no such file"),
+        (("--network", tmp_path / "text.safetensors", "--seeds", "0", *out), "text.safetensors: not a .safetensors"),
+        (("--network", tmp_path / "short.safetensors", "--seeds", "0", *out), "short.safetensors: an incomplete"),
+        (("--network", tmp_path / "other.safetensors", "--seeds", "0", *out), "is a something else; expected"),
+        (("--network", tmp_path, "--seeds", "0", *out), "no network-snapshot-NNNNNN.safetensors"),
+        (("--network", run_folder / "data.zip", "--seeds", "0", *out), "a zip file"),
+        (("--network", run_folder, "--seeds", "a-b", *out), "not a list of whole numbers"),
+        (("--network", run_folder, "--seeds", "0"), "either --outdir for pictures or --dest"),
+        (("--network", run_folder, "--seeds", "0", "--dest", tmp_path / "fake.npz"), "ends in .zip"),
+        (("--network", run_folder, "--seeds", "0", "--class", "1", *out), "trained without --cond"),
+        (("--network", run_folder, "--seeds", "4294967296", *out), "too large"),
+        (("--network", run_folder, "--seeds", "0", "--outdir", "/dev/null/x"), "a file is where a folder is needed"),
+    ]:
+        result = invoke(*options)
+        assert result.exit_code == 2, (options, result.output)
+        assert message in result.output and "Traceback" not in result.output, result.output
+        assert len(result.output.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.part"))
+
+
+def test_a_full_disk_leaves_the_old_archive(run_folder, tmp_path):
+    """The third member of the new archive meets a full disk."""
+    dest = write_archive(tmp_path / "fake.zip", count=3)
+    before = dest.read_bytes()
+    options = ("--network", run_folder, "--seeds", "0-3", "--dest", dest)
+    assert invoke(*options).exit_code == 2 and dest.read_bytes() == before  # not replaced unasked
+
+    import slices.archive as module
+
+    real = module.zipfile.ZipFile.writestr
+
+    def full(self, *args, **kwargs):
+        if self.filename.endswith(".part") and len(self.filelist) == 2:
+            raise OSError(28, "No space left on device")
+        return real(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.zipfile.ZipFile, "writestr", full)
+        result = invoke(*options, "--force")
+    assert result.exit_code == 2 and "fake.zip: No space left on device; free some space" in result.output
+    assert dest.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["fake.zip"]

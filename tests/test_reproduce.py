@@ -1,0 +1,116 @@
+"""The pipeline: stages are skipped exactly when nothing changed, and the whole chain runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import reproduce
+from conftest import write_archive
+from slices.archive import ArchiveReader
+
+ROOT = Path(__file__).parent.parent
+COPY = "import sys; from pathlib import Path; Path(sys.argv[2]).write_text(Path(sys.argv[1]).read_text() + sys.argv[3])"
+
+
+@pytest.fixture
+def stages(tmp_path):
+    (tmp_path / "in.txt").write_text("input ")
+    return reproduce.Stages(tmp_path)
+
+
+def copy(stages, suffix="done"):
+    """A stage that copies in.txt to out.txt with something behind it; returns whether it ran."""
+    before = (stages.outdir / "out.txt").stat().st_mtime_ns if (stages.outdir / "out.txt").exists() else None
+    command = ["-c", COPY, "{out}/in.txt", "{out}/out.txt", suffix]
+    (result,) = stages.run("copy", "copy", command, [stages.outdir / "in.txt"], ["out.txt"])
+    assert result.read_text() == (stages.outdir / "in.txt").read_text() + suffix
+    return result.stat().st_mtime_ns != before
+
+
+def test_a_stage_runs_again_only_if_options_inputs_or_results_changed(stages):
+    assert copy(stages)
+    assert not copy(stages)
+    assert copy(stages, suffix="other options")
+    (stages.outdir / "in.txt").write_text("another input ")
+    assert copy(stages, suffix="other options")
+    (stages.outdir / "out.txt").write_text("damaged")
+    assert copy(stages, suffix="other options")
+    (stages.outdir / "out.txt").unlink()
+    assert copy(stages, suffix="other options")
+    assert not copy(stages, suffix="other options")
+
+
+def test_a_stage_that_failed_is_not_done(stages, capfd):
+    command = ["-c", "import sys; open(sys.argv[1], 'w').write('half'); sys.exit(int(sys.argv[2]))", "{out}/out.txt"]
+    for code, expected in ((2, 2), (1, 1), (130, 130)):
+        with pytest.raises(SystemExit) as stopped:
+            stages.run("half", "fail", [*command, str(code)], [], ["out.txt"])
+        assert stopped.value.code == expected
+        assert not json.loads((stages.records / "half.json").read_text())["complete"]
+    assert "half ended early" in capfd.readouterr().err
+    stages.run("half", "succeed", [*command, "0"], [], ["out.txt"])
+    assert json.loads((stages.records / "half.json").read_text())["complete"]
+
+
+def test_force_is_passed_only_for_what_the_stage_itself_left(stages):
+    command = ["-c", "import sys; open(sys.argv[1], 'w').write(' '.join(sys.argv[2:]))", "{out}/out.txt"]
+    (out,) = stages.run("write", "", [*command, "one"], [], ["out.txt"], may_replace=True)
+    assert out.read_text() == "one"
+    stages.run("write", "", [*command, "two"], [], ["out.txt"], may_replace=True)
+    assert out.read_text() == "two --force"
+
+
+def test_mean_areas(tmp_path):
+    archive = ArchiveReader(write_archive(tmp_path / "a.zip", count=4))
+    classes = [archive.schema.split(archive.read(i))[1] for i in range(4)]
+    areas = reproduce.mean_areas(archive.path)
+    for index, name in enumerate(archive.schema.class_names, start=1):
+        assert areas[name] == pytest.approx(sum((c == index).mean() for c in classes) / 4)
+        assert areas[name] > 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--preset=paper"], "--preset=paper needs --source"),
+        (["--preset=demo", "--source=x"], "--preset=demo makes its own patients"),
+        (["--preset=paper", "--source=/nowhere"], "/nowhere: no such folder"),
+        (["--preset=paper", "--source=.", "--patients=5"], "--patients is the number of phantoms"),
+    ],
+)
+def test_mistakes(tmp_path, options, message):
+    result = CliRunner().invoke(reproduce.main, [*options, f"--outdir={tmp_path / 'out'}"])
+    assert result.exit_code == 2 and message in result.output and not (tmp_path / "out").exists()
+
+
+def test_with_option_replaces():
+    assert reproduce.with_option(("--kimg=50", "--batch=4"), "kimg", 0.5) == ("--batch=4", "--kimg=0.5")
+    assert reproduce.with_option(("--kimg=50",), "kimg", None) == ("--kimg=50",)
+
+
+@pytest.mark.slow
+def test_the_whole_chain(tmp_path):
+    """Small in everything but the number of stages: from phantom volumes to the table, then nothing to do."""
+    command = [sys.executable, "reproduce.py", "--preset=demo", f"--outdir={tmp_path}"]
+    command += ["--kimg=0.1", "--steps=8", "--patients=8"]
+
+    def run():
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    first = run()
+    assert "Dice on real test patients" in first and first.count("took") > 9
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["dice"]) == {"100 % R", "100 % F", "100 % F + 100 % R"}
+    assert {"WT", "TC", "ET"} == set(results["dice"]["100 % R"]["regions"])
+    real, fake = ArchiveReader(tmp_path / "real" / "train.zip"), ArchiveReader(tmp_path / "fake" / "fake.zip")
+    assert len(real) == len(fake) and real.schema == fake.schema
+    both = json.loads((tmp_path / "unet-fake-real" / "training.json").read_text())
+    assert [a["slices"] for a in both["unet"]["archives"]] == [len(fake), len(real)]
+    assert run().count("done before") == 11
