@@ -15,8 +15,9 @@ from slices.schema import Schema
 FORMAT, VERSION = "segmentation-dice", 1
 MEASURE = (
     "Dice of each patient's stacked volume: all slices of the patient in the archive taken together. What is empty in "
-    "truth and prediction counts 1, what is empty in one of them 0. labels: each class by itself; regions: unions of "
-    "classes. Outside the head, where every contrast is 0, the prediction is background. sd: standard deviation over the patients (n - 1)."
+    "truth and prediction counts 1, what is empty in one of them 0. Outside the head, where every contrast is 0, the "
+    "prediction is background. labels: each class by itself; regions: unions of classes. sd: standard deviation over "
+    "the patients (n - 1). truth, predicted: voxels. empty_truth: patients whose truth lacks the class or region."
 )
 
 

@@ -1,0 +1,487 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from dnnlib.errors import UserError
+from dnnlib.files import sha256
+from segmentation import data as datas
+from segmentation import evaluate as evaluation
+from segmentation import fit, report, scores, unet
+from segmentation.__main__ import main
+from segmentation.config import TrainUNetConfig
+from slices.archive import ArchiveReader, ArchiveWriter
+from slices.schema import BRATS, LesionClass, Region, Schema
+from torch_utils import checkpoint
+
+RING = Schema(
+    contrasts=("t1", "flair"),
+    classes=(LesionClass("core", "bright core", 1), LesionClass("rim", "grey rim", 2)),
+    regions=(Region("whole", ("core", "rim")), Region("core", ("core",))),
+)
+SIZE = 32
+
+
+def draw_slice(rng, schema=RING, size=SIZE, lesion=True, empty=False):
+    """A head with a lesion of nested discs, each class with its own grey value; `empty`: nothing but background."""
+    y, x = np.mgrid[:size, :size] / size
+    head = ((y - 0.5) / 0.45) ** 2 + ((x - 0.5) / 0.38) ** 2 < 1
+    contrasts = rng.integers(60, 90, (schema.num_contrasts, size, size))
+    indices = np.zeros((size, size), np.uint8)
+    centre, radius = rng.uniform(0.38, 0.62, 2), rng.uniform(0.14, 0.2)
+    if lesion:
+        for index in range(len(schema.classes), 0, -1):  # the first class is innermost
+            here = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < (radius * index / len(schema.classes)) ** 2
+            indices[here & head] = index
+            contrasts[:, here & head] = 250 - 60 * (index - 1)
+    contrasts[:, ~head | empty] = 0
+    indices[~head | empty] = 0
+    return schema.join(contrasts.astype(np.uint8), indices)
+
+
+def write_archive(path, slices, schema=RING):
+    """slices: (patient, stored slice) in the order of the archive."""
+    slices = list(slices)
+    with ArchiveWriter(path, schema, slices[0][1].shape[-1], {"tool": "test"}) as writer:
+        for patient, stored in slices:
+            writer.add(stored, patient=patient)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("segmentation")
+
+
+@pytest.fixture(scope="module")
+def train_zip(folder):
+    rng = np.random.default_rng(1)
+    return write_archive(folder / "train.zip", ((f"p{i // 4}", draw_slice(rng)) for i in range(48)))
+
+
+@pytest.fixture(scope="module")
+def test_zip(folder):
+    """Four patients of six slices, two of them empty; the last patient has no lesion, the slices take turns."""
+    rng = np.random.default_rng(2)
+    slices = []
+    for s in range(6):
+        for patient in ("a", "b", "c", "d"):
+            slices.append((patient, draw_slice(rng, lesion=patient != "d" and s < 3, empty=s in (0, 5))))
+    return write_archive(folder / "test.zip", slices)
+
+
+@pytest.fixture(scope="module")
+def trained(folder, train_zip):
+    config = TrainUNetConfig(steps=80, batch=8, lr=0.02, width=4)
+    return fit.train(config, [train_zip], folder / "trained")
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder, trained, test_zip):
+    return evaluation.evaluate(trained.model, test_zip, folder / "evaluated")
+
+
+def plain_dice(prediction, truth, classes):
+    p, t = np.isin(prediction, classes), np.isin(truth, classes)
+    return 1.0 if not p.any() and not t.any() else 2 * (p & t).sum() / (p.sum() + t.sum())
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_small_unet_learns_a_visible_lesion(trained, evaluated):
+    lesioned = [p for p in evaluated.patients if p.patient != "d"]
+    assert min(p.regions["whole"].dice for p in lesioned) > 0.8
+    assert min(p.labels["rim"].dice for p in lesioned) > 0.7
+    assert trained.curve[-1].loss < 0.3 * trained.curve[0].loss
+    assert trained.curve[-1].step == 80
+
+
+def test_training_leaves_the_model_its_record_and_its_log(trained, train_zip, folder):
+    record = json.loads((folder / "trained" / "training.json").read_text())
+    assert record["unet"]["training"]["steps"] == 80
+    assert record["unet"]["archives"] == [
+        {"file": "train.zip", "sha256": sha256(train_zip), "slices": 48, "patients": 12}
+    ]
+    assert [point["step"] for point in record["curve"]] == list(range(1, 81))
+    assert "step     80 of 80" in (folder / "trained" / "log.txt").read_text()
+    assert sorted(p.name for p in (folder / "trained").iterdir()) == ["log.txt", "training.json", "unet.safetensors"]
+
+
+def test_the_seed_alone_decides_the_result(tmp_path, train_zip):
+    def run(name, seed, before):
+        torch.manual_seed(before)
+        fit.train(TrainUNetConfig(steps=3, batch=4, width=2, seed=seed), [train_zip], tmp_path / name)
+        return checkpoint.load(tmp_path / name / fit.MODEL, unet.KIND).tensors
+
+    first, again, other = run("first", 5, before=0), run("again", 5, before=1), run("other", 6, before=0)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert (tmp_path / "first" / fit.MODEL).read_bytes() == (tmp_path / "again" / fit.MODEL).read_bytes()
+    assert not torch.equal(first["final_conv.weight"], other["final_conv.weight"])
+
+
+def test_training_does_not_disturb_the_callers_random_numbers(tmp_path, train_zip):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    fit.train(TrainUNetConfig(steps=1, batch=2, width=2), [train_zip], tmp_path)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_an_interrupted_training_leaves_no_model_and_keeps_the_old_one(tmp_path, train_zip, monkeypatch):
+    config = TrainUNetConfig(steps=1, batch=2, width=2)
+    fit.train(config, [train_zip], tmp_path / "old")
+    before = (tmp_path / "old" / fit.MODEL).read_bytes()
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "_optimise", interrupted)
+    for name in ("new", "old"):
+        with pytest.raises(KeyboardInterrupt):
+            fit.train(config, [train_zip], tmp_path / name, force=True)
+    assert not (tmp_path / "new" / fit.MODEL).exists() and not (tmp_path / "new" / fit.RECORD).exists()
+    assert (tmp_path / "old" / fit.MODEL).read_bytes() == before
+
+
+def test_a_loss_that_runs_off_is_reported(tmp_path, train_zip):
+    with pytest.raises(UserError, match="smaller --lr"):
+        fit.train(TrainUNetConfig(steps=6, batch=4, width=2, lr=1e30), [train_zip], tmp_path)
+    assert not (tmp_path / fit.MODEL).exists()
+
+
+def test_the_loss_is_dice_of_the_lesions_plus_cross_entropy_of_all_classes():
+    rng = np.random.default_rng(0)
+    logits, truth = rng.normal(size=(2, 3, 8, 8)), rng.integers(0, 3, (2, 8, 8))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    one_hot = np.moveaxis(np.eye(3)[truth], -1, 1)
+    cross_entropy = -(one_hot * np.log(p)).sum(axis=1).mean()
+    soft = 2 * (p * one_hot).sum(axis=(0, 2, 3)) / (p.sum(axis=(0, 2, 3)) + one_hot.sum(axis=(0, 2, 3)))
+    expected = cross_entropy + 1 - soft[1:].mean()
+    found = fit.segmentation_loss()(torch.from_numpy(logits), torch.from_numpy(truth)[:, None])
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_flips_move_image_and_labels_together(train_zip):
+    union = datas.UnionOfArchives([train_zip])
+    stored = union.archives[0].read(3)
+    contrasts, indices = RING.split(stored)
+    plain, flipped = union[datas.Draw(3, False)], union[datas.Draw(3, True)]
+    assert (plain.contrasts.numpy() == contrasts).all() and (plain.indices.numpy() == indices).all()
+    assert (flipped.contrasts.numpy() == contrasts[:, :, ::-1]).all()
+    assert (flipped.indices.numpy() == indices[:, ::-1]).all() and not (indices == indices[:, ::-1]).all()
+
+
+def test_mixing_draws_every_slice_of_the_union_equally_often(tmp_path):
+    rng = np.random.default_rng(0)
+    few = write_archive(tmp_path / "few.zip", (("f", draw_slice(rng)) for _ in range(3)))
+    many = write_archive(tmp_path / "many.zip", (("m", draw_slice(rng)) for _ in range(7)))
+    union = datas.UnionOfArchives([few, many])
+    assert len(union) == 10
+    assert (union[datas.Draw(2, False)].contrasts.numpy() == union.archives[0].read(2)[:2]).all()
+    assert (union[datas.Draw(3, False)].contrasts.numpy() == union.archives[1].read(0)[:2]).all()
+    draws = [draw for batch in datas.Draws(len(union), batch=4, steps=500, seed=0) for draw in batch]
+    assert Counter(draw.slice for draw in draws) == {n: 200 for n in range(10)}
+    assert 850 < sum(draw.flip for draw in draws) < 1150
+    assert {draw.slice for draw in draws[:10]} == set(range(10)), "shuffled, not drawn with replacement"
+    assert [d.slice for d in draws[:10]] != [d.slice for d in draws[10:20]]
+
+
+def test_a_batch_may_be_larger_than_the_archive():
+    (batch,) = datas.Draws(3, batch=8, steps=1, seed=0)
+    assert len(batch) == 8 and {draw.slice for draw in batch} == {0, 1, 2}
+
+
+def test_slices_read_by_workers_are_those_held_in_memory(train_zip):
+    def batches(memory):
+        union = datas.UnionOfArchives([train_zip], memory)
+        assert union.in_memory == bool(memory)
+        return list(datas.loader(union, datas.Draws(len(union), 5, 4, seed=7), workers=2, pin=False))
+
+    held, read = batches(1 << 30), batches(0)
+    assert len(held) == len(read) == 4 and held[0].contrasts.shape == (5, 2, SIZE, SIZE)
+    assert held[0].contrasts.dtype == held[0].indices.dtype == torch.uint8
+    for one, other in zip(held, read, strict=True):
+        assert torch.equal(one.contrasts, other.contrasts) and torch.equal(one.indices, other.indices)
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+def test_a_loaded_unet_gives_the_same_logits(trained, tmp_path):
+    first = unet.load(trained.model)
+    unet.save(tmp_path / "again.safetensors", first)
+    again = unet.load(tmp_path / "again.safetensors")
+    assert again.info == first.info == trained.unet
+    x = torch.rand(2, 2, SIZE, SIZE) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(first.network(x), again.network(x))
+        assert first.network(x).shape == (2, 3, SIZE, SIZE)
+
+
+def test_width_scales_every_level():
+    config = unet.configure(BRATS, 256, 32)
+    assert (config.in_channels, config.out_channels) == (4, 4)
+    assert config.features == (32, 32, 64, 128, 256, 32)
+    small, large = (
+        sum(p.numel() for p in unet.build(dataclasses.replace(config, width=w)).parameters()) for w in (4, 8)
+    )
+    assert 3 < large / small < 4.2
+
+
+def test_the_prediction_outside_the_head_is_background(trained):
+    rng = np.random.default_rng(0)
+    net = unet.load(trained.model)
+    for p in net.network.final_conv.parameters():
+        torch.nn.init.zeros_(p)
+    net.network.final_conv.bias.data[2] = 5.0  # class 2 everywhere
+    contrasts = np.stack([RING.split(draw_slice(rng, empty=e))[0] for e in (False, True)])
+    contrasts[0, 0, 16, 16] = 0  # dark in one contrast only: still inside
+    found = unet.predict(net, contrasts)
+    assert found.dtype == np.uint8 and (found == 2 * (contrasts > 0).any(axis=1)).all()
+    assert found[0, 16, 16] == 2 and not found[1].any()
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_dice_is_that_of_the_stacked_volume():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, (6, 16, 16)) * (rng.random((6, 16, 16)) < 0.2)
+    prediction = np.where(rng.random(truth.shape) < 0.7, truth, rng.integers(0, 4, truth.shape))
+    truth[3:], prediction[3:] = 0, 0  # half of the slices are empty, as in a real volume
+    result = scores.score_patient("p", prediction, truth, BRATS)
+    for target in scores.targets_of(BRATS):
+        overlap = scores.of_target(result, target)
+        assert overlap.dice == pytest.approx(plain_dice(prediction, truth, target.classes), abs=1e-6)
+        assert overlap.truth == np.isin(truth, target.classes).sum()
+        assert overlap.predicted == np.isin(prediction, target.classes).sum()
+        of_slices = np.mean([plain_dice(p, t, target.classes) for p, t in zip(prediction, truth, strict=True)])
+        assert overlap.dice < of_slices - 0.1, "averaging slices would flatter"
+    assert result.regions["ET"] == result.labels["ET"]
+    assert result.regions["WT"].truth == sum(o.truth for o in result.labels.values())
+
+
+@pytest.mark.parametrize(
+    "in_truth, in_prediction, expected",
+    [(False, False, 1.0), (True, False, 0.0), (False, True, 0.0), (True, True, 1.0)],
+)
+def test_dice_of_what_is_empty(in_truth, in_prediction, expected):
+    truth, prediction = np.zeros((2, 8, 8), np.uint8), np.zeros((2, 8, 8), np.uint8)
+    truth[0, 0, 0], prediction[0, 0, 0] = in_truth, in_prediction
+    one = Schema(("t1",), (LesionClass("MS", "lesion", 1),))  # a single target: MONAI treats one channel apart
+    assert scores.score_patient("p", prediction, truth, one).labels["MS"].dice == expected
+    assert scores.score_patient("p", prediction, truth, BRATS).labels["NCR"].dice == expected
+    assert scores.score_patient("p", prediction, truth, BRATS).labels["ET"].dice == 1
+
+
+def test_summaries_are_over_patients():
+    target = scores.targets_of(RING)[0]
+
+    def patient(dice, truth):
+        return scores.PatientDice("p", 1, {"whole": scores.Overlap(dice, truth, 5)}, {})
+
+    summary = scores.summarise([patient(0.5, 9), patient(1.0, 0), patient(0.9, 3)], target)
+    assert summary.mean == pytest.approx(0.8) and summary.empty_truth == 1
+    assert summary.sd == pytest.approx(np.std([0.5, 1.0, 0.9], ddof=1))
+    assert str(summary) == "0.800 ± 0.265"
+    assert str(scores.summarise([patient(0.5, 9)], target)) == "0.500"
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_results_json_add_up(evaluated, trained, test_zip, folder):
+    content = json.loads((folder / "evaluated" / "results.json").read_text())
+    assert content["data"] == {"file": "test.zip", "sha256": sha256(test_zip), "slices": 24, "patients": 4}
+    assert content["model"]["sha256"] == sha256(trained.model)
+    assert [p["patient"] for p in content["patients"]] == ["a", "b", "c", "d"]
+    assert [p["slices"] for p in content["patients"]] == [6] * 4
+    for kind, names in (("regions", ["whole", "core"]), ("labels", ["core", "rim"])):
+        assert list(content[kind]) == names
+        for name in names:
+            dice = [p[kind][name]["dice"] for p in content["patients"]]
+            assert content[kind][name]["mean"] == pytest.approx(np.mean(dice))
+            assert content[kind][name]["sd"] == pytest.approx(np.std(dice, ddof=1))
+            assert content[kind][name]["empty_truth"] == 1
+    assert evaluation.load(folder / "evaluated" / "results.json") == evaluated
+
+
+def test_patients_are_put_together_from_slices_that_take_turns(evaluated, trained, test_zip, monkeypatch):
+    reader, net = ArchiveReader(test_zip), unet.load(trained.model)
+    monkeypatch.setattr(evaluation, "_BATCH", 5)
+    volumes = list(evaluation.predict_patients(net, reader, ["c", "a"]))
+    assert [v.patient for v in volumes] == ["c", "a"]
+    for volume in volumes:
+        stored = np.stack([reader.read(i) for i in reader.by_patient()[volume.patient]])
+        contrasts, truth = RING.split(stored)
+        assert (volume.truth == truth).all() and (volume.background == contrasts[:, -1]).all()
+        (patient,) = (p for p in evaluated.patients if p.patient == volume.patient)
+        expected = plain_dice(unet.predict(net, contrasts), truth, (1, 2))
+        assert patient.regions["whole"].dice == pytest.approx(expected, abs=1e-3)
+
+
+def test_generated_slices_are_patients_of_their_own(tmp_path, trained):
+    rng = np.random.default_rng(0)
+    fakes = tmp_path / "fake.zip"
+    with ArchiveWriter(fakes, RING, SIZE, {"tool": "test"}) as writer:
+        for seed in range(70):
+            writer.add(draw_slice(rng), patient=f"seed{seed:04d}", seed=seed)
+    result = evaluation.evaluate(Path(trained.model).parent, fakes, tmp_path / "out")
+    assert len(result.patients) == 70 and result.regions["whole"].mean > 0.8
+    assert report.describe_data(result) == "fake.zip: 70 patients, 70 slices (1 per patient)"
+
+
+def test_the_picture_shows_worst_median_and_best(evaluated, folder):
+    choices = report.worst_median_best(evaluated)
+    dice = sorted(p.regions["whole"].dice for p in evaluated.patients)
+    assert [c.rank for c in choices] == ["worst", "median", "best"]
+    assert [c.dice for c in choices] == [dice[0], dice[1], dice[3]]
+    with Image.open(folder / "evaluated" / "patients.png") as image:
+        assert image.format == "PNG" and image.width > 700 and image.height > image.width
+    one = dataclasses.replace(evaluated, patients=evaluated.patients[:1])
+    assert [c.rank for c in report.worst_median_best(one)] == ["worst"]
+
+
+def test_the_slice_shown_is_that_with_most_lesion():
+    truth, prediction = np.zeros((5, 4, 4), np.uint8), np.zeros((5, 4, 4), np.uint8)
+    assert report.slice_to_show(truth, prediction) == 2
+    prediction[4, 0, 0] = 1
+    assert report.slice_to_show(truth, prediction) == 4
+    truth[1, :2], truth[3, :3] = 3, 1
+    assert report.slice_to_show(truth, prediction) == 3
+
+
+def test_a_schema_without_regions_is_evaluated_by_its_labels(tmp_path):
+    one = Schema(("t1", "t2", "flair"), (LesionClass("MS", "", 1),))
+    rng = np.random.default_rng(0)
+    archive = write_archive(tmp_path / "ms.zip", (("p", draw_slice(rng, one)) for _ in range(2)), one)
+    record = fit.train(TrainUNetConfig(steps=1, batch=2, width=2), [archive], tmp_path)
+    result = evaluation.evaluate(record.model, archive, tmp_path)
+    assert result.regions == {} and result.labels["MS"].sd is None
+    assert (tmp_path / "patients.png").exists()
+    assert "trained on this very archive" in report.describe_data(result)
+
+
+def test_tables_of_arms(evaluated):
+    half = dataclasses.replace(evaluated, regions={**evaluated.regions, "whole": scores.Summary(0.5, 0.25, 0)})
+    table = report.arms_table({"100% R": evaluated, "100% F": half})
+    assert table.header == ("trained on", "whole (region)", "core (region)", "core (label)", "rim (label)")
+    assert [row[0] for row in table.rows] == ["100% R", "100% F"]
+    assert table.rows[0][1] == str(evaluated.regions["whole"]) and table.rows[1][1] == "0.500 ± 0.250"
+    assert table.text().splitlines()[3].startswith("100% F")
+    assert table.markdown().splitlines()[1] == "| --- | ---: | ---: | ---: | ---: |"
+    other = dataclasses.replace(evaluated, data=dataclasses.replace(evaluated.data, sha256="0" * 64, file="b.zip"))
+    with pytest.raises(UserError, match="b.zip, test.zip"):
+        report.arms_table({"100% R": evaluated, "100% F": other})
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    return result.exit_code, result.output
+
+
+def refused(*arguments):
+    """Run a command that must end with exit code 2 and one line."""
+    code, output = run(*arguments)
+    assert code == 2 and output.startswith("error: ") and output.count("\n") == 1, output
+    return output
+
+
+def test_the_commands_work_together(tmp_path, train_zip, test_zip):
+    options = ("--steps", 2, "--batch", 2, "--width", 2, "--lr", 0.01, "--seed", 3, "--workers", 0)
+    code, output = run("train", "--data", train_zip, "--data", train_zip, "--outdir", tmp_path, *options)
+    assert code == 0 and "train.zip (48 slices, 12 patients) + train.zip" in output, output
+    code, output = run("evaluate", "--model", tmp_path, "--data", test_zip, "--outdir", tmp_path)
+    assert code == 0 and "4 patients, 24 slices (6 per patient)" in output, output
+    assert "whole (region)" in output and "rim (label)" in output and "empty truth" in output
+    assert "unet.safetensors exists already" in refused(
+        "train", "--data", train_zip, "--steps", 1, "--outdir", tmp_path
+    )
+    again = ("evaluate", "--model", tmp_path / "unet.safetensors", "--data", test_zip, "--outdir", tmp_path)
+    assert "results.json exists already" in refused(*again)
+    assert run(*again, "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "option, value", [("steps", 0), ("batch", 0), ("lr", 0), ("lr", "nan"), ("width", 0), ("seed", -1), ("workers", -1)]
+)
+def test_options_out_of_range_are_refused(tmp_path, train_zip, option, value):
+    steps = () if option == "steps" else ("--steps", 1)
+    output = refused("train", "--data", train_zip, "--outdir", tmp_path / "new", *steps, f"--{option}", value)
+    assert f"--{option}" in output and not (tmp_path / "new").exists()
+
+
+def test_archives_that_cannot_be_trained_on_are_refused(tmp_path, train_zip):
+    rng = np.random.default_rng(0)
+    bare = Schema(("t1", "flair"))
+    archives = {
+        "no classes": write_archive(tmp_path / "bare.zip", [("p", draw_slice(rng, bare))], bare),
+        "too small": write_archive(tmp_path / "small.zip", [("p", draw_slice(rng, size=16))]),
+        "large": write_archive(tmp_path / "large.zip", [("p", draw_slice(rng, size=64))]),
+        "brats": write_archive(tmp_path / "brats.zip", [("p", draw_slice(rng, BRATS))], BRATS),
+    }
+
+    def train(*paths):
+        data = [part for path in paths for part in ("--data", path)]
+        return refused("train", *data, "--steps", 1, "--outdir", tmp_path / "new")
+
+    assert "no lesion classes" in train(archives["no classes"])
+    assert "--resolution 32 or more" in train(archives["too small"])
+    assert "64×64" in train(train_zip, archives["large"])
+    assert "use archives of one schema" in train(train_zip, archives["brats"])
+    assert "no such file" in train(tmp_path / "nothing.zip")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_evaluated_is_refused(tmp_path, trained, train_zip, test_zip):
+    rng = np.random.default_rng(0)
+    large = write_archive(tmp_path / "large.zip", [("p", draw_slice(rng, size=64))])
+    brats = write_archive(tmp_path / "brats.zip", [("p", draw_slice(rng, BRATS))], BRATS)
+    checkpoint.save(tmp_path / "snapshot.safetensors", {"G.w": torch.zeros(1)}, {}, kind="snapshot")
+    (tmp_path / "empty").mkdir()
+
+    def evaluate(model, data):
+        return refused("evaluate", "--model", model, "--data", data, "--outdir", tmp_path / "new")
+
+    assert "convert the archive at --resolution 32" in evaluate(trained.model, large)
+    assert "was trained on t1, flair | core, rim" in evaluate(trained.model, brats)
+    assert "is a snapshot; expected a unet" in evaluate(tmp_path / "snapshot.safetensors", test_zip)
+    assert "a zip file" in evaluate(test_zip, test_zip)
+    assert "holds no unet.safetensors" in evaluate(tmp_path / "empty", test_zip)
+    assert "no such file" in evaluate(tmp_path / "nothing", test_zip)
+    assert "not a complete zip archive" in evaluate(trained.model, trained.model)
+    assert not (tmp_path / "new").exists()
+
+
+def test_results_of_another_kind_are_refused(tmp_path, folder, evaluated):
+    with pytest.raises(UserError, match="training.json: not the results of an evaluation"):
+        evaluation.load(folder / "trained" / "training.json")
+    content = json.loads((folder / "evaluated" / "results.json").read_text())
+    (tmp_path / "new.json").write_text(json.dumps({**content, "version": 99}))
+    with pytest.raises(UserError, match="version 99"):
+        evaluation.load(tmp_path / "new.json")
+
+
+def test_help_answers_without_loading_torch():
+    code = (
+        "import sys; from segmentation.__main__ import main\n"
+        "try: main(['train', '--help'])\n"
+        "finally: assert not {'torch', 'monai', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--width" in done.stdout, done.stderr
