@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from dnnlib import files
 from dnnlib.errors import UserError, reports_user_errors
+from dnnlib.processes import default_workers
 from dnnlib.text import format_table
 from slices.archive import ArchiveReader
-from slices.convert import CHOICES, ConvertOptions, Part, Tally, convert_release, default_workers
+from slices.convert import CHOICES, ConvertOptions, Part, Tally, convert_release
 from slices.volumes import GRADES
 
 PICTURED = 8  # slices in the picture of `inspect`
@@ -195,10 +196,9 @@ def inspect(archive: Path, out: Path | None, force: bool) -> None:
         files.refuse_existing(out, force)
         files.make_folder(out.parent)
     reader = ArchiveReader(archive)
-    reader.validate()
     tally, sizes = Tally(reader.schema), []
-    for i, record in enumerate(tqdm(reader.info.slices, desc="counting", unit="slice", leave=False)):
-        stored = reader.read(i)
+    for i, record in enumerate(tqdm(reader.info.slices, desc="checking", unit="slice", leave=False)):
+        stored = reader.read_checked(i)
         tally.add(record.patient, stored)
         sizes.append(_importance(stored, reader))
     click.echo(_describe_archive(reader))

@@ -10,7 +10,7 @@ import click
 
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.files import make_folder, refuse_existing
-from dnnlib.text import parse_integers
+from dnnlib.text import parse_integers, tool_version
 
 ON_SHEET = 60  # more slices than this are not legible on one contact sheet
 
@@ -82,6 +82,7 @@ def write_archive(samples, count: int, loaded, dest: Path, options: dict) -> Non
     from slices.archive import ArchiveWriter
 
     made = {
+        "version": tool_version(),
         "command": "generate.py",
         "options": options,
         "snapshot": {"name": loaded.path.name, "sha256": loaded.sha256, "kimg": loaded.info.kimg},

@@ -1,5 +1,6 @@
 """Words and tables for the terminal."""
 
+import importlib.metadata
 import re
 from collections.abc import Sequence
 
@@ -38,3 +39,11 @@ def parse_integers(text: str) -> list[int]:
             raise UserError(f"{text!r} is not a list of whole numbers: write for example 0-63 or 1,5,20-25")
         values += range(int(match[1]), int(match[2] or match[1]) + 1)
     return values
+
+
+def tool_version() -> str:
+    """The installed version of this project, for records of how a file was made."""
+    try:
+        return importlib.metadata.version("stylegan2-mr")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (not installed)"

@@ -71,8 +71,10 @@ class ArchiveInfo:
 
     @property
     def num_labels(self) -> int:
-        """How many classes `--cond` would condition on; 0 without class labels."""
-        return 1 + max(label for _, label in self.labels) if self.labels else 0
+        """How many classes `--cond` would condition on, seen in these slices or not; 0 without class labels."""
+        if self.labels is None:
+            return 0
+        return len(self.label_names) if self.label_names else 1 + max(label for _, label in self.labels)
 
 
 class ArchiveWriter:
@@ -195,6 +197,9 @@ class ArchiveReader:
                     f"{self.path}: {len(unlabelled)} slices have no class label, the first is {unlabelled[0]}"
                 )
 
+            if wrong := [label for label in self._labels.values() if not 0 <= label < self.info.num_labels]:
+                raise UserError(f"{self.path}: class label {wrong[0]} is not one of 0 to {self.info.num_labels - 1}")
+
     def __len__(self) -> int:
         return len(self.info.slices)
 
@@ -228,13 +233,14 @@ class ArchiveReader:
             groups.setdefault(record.patient, []).append(i)
         return groups
 
-    def validate(self) -> None:
-        """Read every slice; raise UserError at the first whose bytes or label maps are wrong."""
-        for i, record in enumerate(self.info.slices):
-            maps = self.read(i)[self.schema.num_contrasts :]
-            values_fit = np.isin(maps, (LABEL_OFF, LABEL_ON)).all()
-            if self.schema.num_maps and not (values_fit and ((maps == LABEL_ON).sum(axis=0) == 1).all()):
-                raise UserError(f"{self.path}: the label maps of {record.file} are not one-hot")
+    def read_checked(self, i: int) -> np.ndarray:
+        """As `read`, and a UserError unless the label maps are one-hot."""
+        stored = self.read(i)
+        maps = stored[self.schema.num_contrasts :]
+        values_fit = np.isin(maps, (LABEL_OFF, LABEL_ON)).all()
+        if self.schema.num_maps and not (values_fit and ((maps == LABEL_ON).sum(axis=0) == 1).all()):
+            raise UserError(f"{self.path}: the label maps of {self.info.slices[i].file} are not one-hot")
+        return stored
 
     def _zip(self) -> zipfile.ZipFile:
         if self._handle is None or self._owner != os.getpid():  # a forked worker must not share the file position

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
-import multiprocessing
-import os
-import signal
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -23,6 +17,8 @@ from tqdm import tqdm
 
 from dnnlib import config, files
 from dnnlib.errors import UserError
+from dnnlib.processes import map_in_order
+from dnnlib.text import tool_version
 from slices.archive import ArchiveWriter, Volume
 from slices.schema import BRATS, BRIGHTEST, DARKEST, LABEL_ON, OUTSIDE, Schema
 from slices.volumes import GRADES, Case, case_files, find_cases, find_head, intensity_window, read_case
@@ -497,76 +493,3 @@ def _made(part: Part, split: Split | None, options: ConvertOptions, source: Path
         "skipped": {"patients": part.left_out, "slices": dict(sorted(part.skipped.items()))},
         "remarks": part.remarks,
     }
-
-
-def tool_version() -> str:
-    """The installed version of this project."""
-    try:
-        return importlib.metadata.version("stylegan2-mr")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown (not installed)"
-
-
-# --- processes ------------------------------------------------------------------------------------------------------
-
-Item, Result = TypeVar("Item"), TypeVar("Result")
-
-
-def default_workers() -> int:
-    """One process per CPU that this one may use, at most 8."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cpus, 8)
-
-
-def map_in_order(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    """Yield function(item) in the order of the items, computed by `workers` processes; one worker means this process.
-
-    At most workers + 1 results exist at a time. Whatever ends the iteration early stops the processes: close it.
-    Raises what the function raises.
-    """
-    workers = min(workers, len(items))
-    if workers <= 1:
-        yield from map(function, items)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-    stop = context.Event()
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(stop,))
-    pending: deque = deque()
-    try:
-        for item in items:
-            with _interrupts_held():  # this may start a process
-                pending.append(pool.submit(_unless_stopped, function, item))
-            if len(pending) > workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool:
-        raise UserError("a worker process was killed, most likely for want of memory: use fewer --workers") from None
-    finally:
-        # Asked to stop, not killed: a process that dies while it sends a result leaves the pool waiting for the rest.
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_stop: Any = None  # in a worker: the parent's request to take up no further item
-
-
-def _begin_worker(stop: Any) -> None:
-    global _stop
-    _stop = stop
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the block is over. Processes started in it never notice one, from their first instruction on:
-    a terminal sends it to all, but the parent alone reports it and ends the workers.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _unless_stopped(function: Callable[[Item], Result], item: Item) -> Result | None:
-    return None if _stop.is_set() else function(item)

@@ -7,12 +7,11 @@ Every random number is drawn before the grid is known, so a patient has the same
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.files import make_folder
+from dnnlib.processes import map_in_order
 from slices.schema import BRATS
 
 FIELD_OF_VIEW = (240, 240, 155)  # mm; at 1 mm voxels also the shape of a BraTS volume
@@ -465,20 +465,12 @@ def write_patients(
             f"{dest} is not empty: choose another folder, or pass --force to replace cases of the same name"
         )
     write = functools.partial(_write_case, dest, seed, shape)
-    progress = functools.partial(tqdm, total=patients, desc="phantom patients", unit="patient")
-    if workers == 1:
-        for index in progress(range(patients)):
-            write(index)
-        return
     # A worker that is handed the atlas need not import nilearn, which takes longer than some patients.
-    pool = ProcessPoolExecutor(min(workers, patients), multiprocessing.get_context("spawn"), _adopt, (_atlas(),))
-    with pool:
-        try:
-            for case in progress(as_completed([pool.submit(write, index) for index in range(patients)])):
-                case.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    hand_over = functools.partial(_adopt, _atlas()) if min(workers, patients) > 1 else None
+    written = map_in_order(write, range(patients), workers, set_up=hand_over)
+    with contextlib.closing(written):
+        for _ in tqdm(written, total=patients, desc="phantom patients", unit="patient"):
+            pass
 
 
 def _write_case(dest: Path, seed: int, shape: tuple[int, int, int], index: int) -> None:

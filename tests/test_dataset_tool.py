@@ -78,7 +78,8 @@ def copy(release, tmp_path):
 def test_one_archive(release, tmp_path):
     output = convert(release, tmp_path / "all.zip")
     reader = ArchiveReader(tmp_path / "all.zip")
-    reader.validate()
+    for i in range(len(reader)):
+        reader.read_checked(i)
     assert reader.schema == BRATS and reader.resolution == 64
     assert [(r.patient, r.volume, r.index) for r in reader.info.slices] == [
         (p, p, k) for p in ("P0", "P1", "P3", "P4") for k in (3, 4, 5, 6)

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from dnnlib import config, files, runs, text
 from dnnlib.errors import UserError, reports_user_errors
+from dnnlib.processes import map_in_order
 
 ROOT = Path(__file__).parent.parent
 
@@ -118,6 +119,31 @@ def test_format_time(seconds, expected):
 def test_format_table():
     table = text.format_table(["name", "n"], [["a", 1], ["long name", 234]])
     assert table == "name         n\n---------  ---\na            1\nlong name  234"
+
+
+def test_one_worker_is_this_process_and_works_as_asked():
+    done = []
+    results = map_in_order(lambda n: done.append(n) or n * n, [1, 2, 3], workers=1)
+    assert next(results) == 1 and done == [1]
+    assert list(results) == [4, 9]
+
+
+def test_a_worker_that_dies_is_reported():
+    with pytest.raises(UserError, match="a worker process was killed.*use fewer --workers"):
+        list(map_in_order(os._exit, [3, 3, 3], workers=2))
+
+
+def remember_set_up():
+    os.environ["SET_UP"] = "done"
+
+
+def read_set_up(_):
+    return os.environ.get("SET_UP")
+
+
+def test_every_worker_is_set_up_and_this_process_is_not():
+    assert list(map_in_order(read_set_up, range(6), workers=2, set_up=remember_set_up)) == ["done"] * 6
+    assert "SET_UP" not in os.environ
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib comes with Python 3.11")

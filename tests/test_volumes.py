@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +15,6 @@ from slices.convert import (
     area_weights,
     cut_case,
     draw_split,
-    map_in_order,
     pixel_size,
     read_split,
 )
@@ -667,18 +665,3 @@ def test_wrong_split_files(tmp_path, content, words):
     with pytest.raises(UserError) as caught:
         read_split(tmp_path / "split.json", ["a", "b", "c"])
     assert words in str(caught.value) and "split.json" in str(caught.value)
-
-
-# --- processes ------------------------------------------------------------------------------------------------------
-
-
-def test_one_worker_is_this_process_and_works_as_asked():
-    done = []
-    results = map_in_order(lambda n: done.append(n) or n * n, [1, 2, 3], workers=1)
-    assert next(results) == 1 and done == [1]
-    assert list(results) == [4, 9]
-
-
-def test_a_worker_that_dies_is_reported():
-    with pytest.raises(UserError, match="a worker process was killed.*use fewer --workers"):
-        list(map_in_order(os._exit, [3, 3, 3], workers=2))

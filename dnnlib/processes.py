@@ -1,0 +1,85 @@
+"""Work for several processes, in order, with a quiet end."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from dnnlib.errors import UserError
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def default_workers() -> int:
+    """One process per CPU that this one may use, at most 8."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, 8)
+
+
+def map_in_order(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    set_up: Callable[[], None] | None = None,
+) -> Iterator[Result]:
+    """Yield function(item) in the order of the items, computed by `workers` processes; one worker means this process.
+
+    set_up: called first in every process that is started, and not in this one.
+    At most workers + 1 results exist at a time. Whatever ends the iteration early stops the processes: close it.
+    Raises what the function raises.
+    """
+    workers = min(workers, len(items))
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+    stop = context.Event()
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(stop, set_up))
+    pending: deque = deque()
+    try:
+        for item in items:
+            with _interrupts_held():  # this may start a process
+                pending.append(pool.submit(_unless_stopped, function, item))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise UserError("a worker process was killed, most likely for want of memory: use fewer --workers") from None
+    finally:
+        # Asked to stop, not killed: a process that dies while it sends a result leaves the pool waiting for the rest.
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_stop: Any = None  # in a worker: the parent's request to take up no further item
+
+
+def _begin_worker(stop: Any, set_up: Callable[[], None] | None) -> None:
+    global _stop
+    _stop = stop
+    if set_up is not None:
+        set_up()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the block is over. Processes started in it never notice one, from their first instruction on:
+    a terminal sends it to all, but the parent alone reports it and ends the workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _unless_stopped(function: Callable[[Item], Result], item: Item) -> Result | None:
+    return None if _stop.is_set() else function(item)
