@@ -159,6 +159,18 @@ def test_a_loss_that_runs_off_is_reported(tmp_path, train_zip):
     assert not (tmp_path / fit.MODEL).exists()
 
 
+def test_the_learning_rate_falls_along_a_cosine(tmp_path, train_zip, monkeypatch):
+    rates, step = [], torch.optim.Adam.step
+
+    def recorded(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    fit.train(TrainUNetConfig(steps=5, batch=2, width=2, lr=0.01), [train_zip], tmp_path)
+    assert rates == pytest.approx([0.005 * (1 + np.cos(np.pi * k / 5)) for k in range(5)])
+
+
 def test_the_loss_is_dice_of_the_lesions_plus_cross_entropy_of_all_classes():
     rng = np.random.default_rng(0)
     logits, truth = rng.normal(size=(2, 3, 8, 8)), rng.integers(0, 3, (2, 8, 8))
