@@ -39,6 +39,8 @@ from training.config import CFG_NAMES, DataConfig, Overrides, notes, resolve
 @click.option("--cbase", type=click.IntRange(1), help="feature maps at a resolution: cbase / resolution, …  "
               "[default: the preset's]")  # fmt: skip
 @click.option("--cmax", type=click.IntRange(1), help="… but at most cmax  [default: 512]")
+@click.option("--fp32", type=bool, default=False, metavar="BOOL", help="no half precision on a GPU, and no clamp of "
+              "activations, which only that needs")  # fmt: skip
 @click.option("--z-dim", type=click.IntRange(1), help="size of the latent z  [default: 512]")
 @click.option("--w-dim", type=click.IntRange(1), help="size of the style w  [default: --z-dim]")
 @click.option("-n", "--dry-run", is_flag=True, help="print the resolved configuration and stop")

@@ -29,8 +29,8 @@ from training.training_loop import TrainingRun
 
 # The demo's networks and minibatch, with and without what the demo leaves out.
 CONFIGURATIONS = {
-    "demo": Overrides(batch=16, gamma=1, mixing=0, pl_weight=0, z_dim=128, cbase=1024, cmax=64),
-    "demo with all regularisation": Overrides(batch=16, gamma=1, z_dim=128, cbase=1024, cmax=64),
+    "demo": Overrides(batch=16, gamma=1, mixing=0, pl_weight=0, z_dim=128, cbase=1024, cmax=64, fp32=True),
+    "demo with all regularisation": Overrides(batch=16, gamma=1, z_dim=128, cbase=1024, cmax=64, fp32=True),
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from dnnlib.errors import UserError
 from slices.schema import Schema
 
-NUM_FP16_RES, CONV_CLAMP = 4, 256  # the four highest resolutions in half precision, on a GPU
+NUM_FP16_RES, CONV_CLAMP = 4, 256  # the four highest resolutions in half precision, on a GPU; its range needs a clamp
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,7 @@ class Overrides:
     map_depth: int | None = None
     cbase: int | None = None
     cmax: int | None = None
+    fp32: bool | None = None
     z_dim: int | None = None
     w_dim: int | None = None
 
@@ -182,8 +183,8 @@ def resolve(
     channels = {
         "channel_base": given.get("cbase", int(preset.fmaps * 32768)),
         "channel_max": given.get("cmax", 512),
-        "num_fp16_res": NUM_FP16_RES,
-        "conv_clamp": CONV_CLAMP,
+        "num_fp16_res": 0 if overrides.fp32 else NUM_FP16_RES,
+        "conv_clamp": None if overrides.fp32 else CONV_CLAMP,
     }
     if channels["channel_base"] < resolution or channels["channel_max"] < 1:
         raise UserError(f"--cbase {channels['channel_base']} leaves no feature map at {resolution}×{resolution}")

@@ -122,6 +122,8 @@ class TrainingRun:
 
     def _replace_non_finite_gradients(self, phase: Phase) -> None:
         gradients = [p.grad for p in phase.module.parameters() if p.grad is not None]
+        if torch.stack([g.sum() for g in gradients]).isfinite().all():  # one look for the usual case
+            return
         count = sum((~g.isfinite()).sum() for g in gradients)
         self.statistics.report(f"Health/non_finite_gradients/{phase.name}", count)
         for gradient in gradients:
@@ -149,7 +151,11 @@ class TrainingRun:
         """Adam whose rate and decays are those of one network trained with a regulariser every reg_interval steps."""
         ratio = reg_interval / (reg_interval + 1) if reg_interval else 1.0
         return torch.optim.Adam(
-            module.parameters(), lr=self.config.lrate * ratio, betas=(0.0**ratio, 0.99**ratio), eps=1e-8
+            module.parameters(),
+            lr=self.config.lrate * ratio,
+            betas=(0.0**ratio, 0.99**ratio),
+            eps=1e-8,
+            fused=True,  # one pass over all parameters, on CPU too
         )
 
     # ---- Data ------------------------------------------------------------------------------------------------
@@ -160,7 +166,7 @@ class TrainingRun:
             batch_size=self.config.batch,
             sampler=EndlessSampler(len(self.dataset), seed=self.config.seed),
             num_workers=self.config.data.workers,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_leave_ctrl_c_to_the_parent,
             pin_memory=self.device.type == "cuda",
         )
         return iter(loader)
@@ -240,23 +246,21 @@ class TrainingRun:
 
 @contextlib.contextmanager
 def _ctrl_c_sets_flag(log: Log) -> Iterator[Callable[[], bool]]:
-    """Within the block the first Ctrl-C or TERM asks the loop to finish its step; the second one stops at once."""
+    """Within the block the first Ctrl-C asks the loop to finish its step; the second one stops at once."""
     asked = []
 
     def ask(signum, frame):
         if asked:
             raise KeyboardInterrupt
-        asked.append(signum)
+        asked.append(True)
         log("Stopping after this step, to save a snapshot; press Ctrl-C again to stop without one")
 
-    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = signal.signal(signal.SIGINT, ask)
     try:
         yield lambda: bool(asked)
     finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+        signal.signal(signal.SIGINT, previous)
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+def _leave_ctrl_c_to_the_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -64,13 +64,15 @@ def upfirdn2d(
         f = x.new_ones([1, 1], dtype=torch.float32)
     channels = x.shape[1]
     x = _insert_zeros(x, *up)
-    if any(padding):
+    x0, x1, y0, y1 = padding
+    own = (y0, x0) if f.ndim == 2 and x0 == x1 >= 0 and y0 == y1 >= 0 else (0, 0)  # the convolution pads without a copy
+    if any(padding) and not any(own):
         x = F.pad(x, padding)
     f = (f * gain ** (f.ndim / 2)).to(x.dtype)
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))
     if f.ndim == 2:
-        return F.conv2d(x, f.expand(channels, 1, -1, -1), groups=channels, stride=down[::-1])
+        return F.conv2d(x, f.expand(channels, 1, -1, -1), groups=channels, stride=down[::-1], padding=own)
     x = F.conv2d(x, f.reshape(1, -1).expand(channels, 1, 1, -1), groups=channels, stride=(1, down[0]))
     return F.conv2d(x, f.reshape(-1, 1).expand(channels, 1, -1, 1), groups=channels, stride=(down[1], 1))
 
