@@ -23,6 +23,13 @@ from slices.volumes import GRADES
 PICTURED = 8  # slices in the picture of `inspect`
 
 PATH = click.Path(path_type=Path)
+WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=default_workers,
+    show_default="number of CPUs, at most 8",
+    help="Processes; the result does not depend on it.",
+)
 
 
 @click.group()
@@ -75,13 +82,7 @@ def main() -> None:
 @click.option("--test-fraction", type=float, help="Share of the patients in test.zip.  [default: 0.1]")
 @click.option("--split-seed", type=int, help="Draws another split of the same patients.  [default: 0]")
 @click.option("--split-file", type=PATH, help='Split to use instead: {"train": [patients], "test": [patients]}.')
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=default_workers,
-    show_default="number of CPUs, at most 8",
-    help="Processes; the result does not depend on it.",
-)
+@WORKERS
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @reports_user_errors
 def convert(source: Path, dest: Path, workers: int, force: bool, split_file: Path | None, **options) -> None:
@@ -164,13 +165,7 @@ def _parse_shape(context: click.Context, parameter: click.Parameter, text: str) 
     callback=_parse_shape,
     help="Voxels from right to left, front to back, feet to head; fewer show the same anatomy coarsely.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=default_workers,
-    show_default="number of CPUs, at most 8",
-    help="Processes; the result does not depend on it.",
-)
+@WORKERS
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @reports_user_errors
 def phantom(dest: Path, patients: int, seed: int, shape: tuple[int, int, int], workers: int, force: bool) -> None:

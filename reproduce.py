@@ -193,13 +193,16 @@ class Stages:
     def _execute(self, command: list[str], name: str) -> None:
         start = time.time()
         script = [str(HERE / command[0])] if command[0].endswith(".py") else [command[0]]
-        try:
-            code = subprocess.run([sys.executable, *script, *command[1:]], env=environment()).returncode
-        except KeyboardInterrupt:  # the stage got it too, and has said what became of it
-            code = 130
-        if code:
-            print(f"\n{name} ended early (exit code {code}); the same command goes on with this stage", file=sys.stderr)
-            sys.exit(2 if code == 2 else 130 if code == 130 else 1)
+        process = subprocess.Popen([sys.executable, *script, *command[1:]], env=environment())
+        interrupted = False
+        while process.returncode is None:
+            try:
+                process.wait()
+            except KeyboardInterrupt:  # a terminal sends it to the stage as well, which ends in its own time
+                interrupted = True
+        if process.returncode or interrupted:
+            print(f"\n{name} ended early; the same command skips what is done and begins it anew", file=sys.stderr)
+            sys.exit(130 if interrupted or process.returncode == 130 else 2 if process.returncode == 2 else 1)
         print(f"    took {format_time(time.time() - start)}", flush=True)
 
     def _newest(self, pattern: str, name: str) -> Path:

@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +70,18 @@ def test_atomic_path_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
     files.write_bytes(path, b"new")
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_killed_process_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    script = (
+        "import os, signal, sys; from dnnlib.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL and path.read_text() == "old"
 
 
 def test_operating_system_errors_name_the_file_that_was_asked_for(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,27 @@ def test_a_stage_that_failed_is_not_done(stages, capfd):
     assert "half ended early" in capfd.readouterr().err
     stages.run("half", "succeed", [*command, "0"], [], ["out.txt"])
     assert json.loads((stages.records / "half.json").read_text())["complete"]
+
+
+def test_ctrl_c_lets_the_stage_end_in_its_own_time(tmp_path):
+    """As in a terminal, where Ctrl-C reaches the pipeline and the stage at once: training then saves a snapshot."""
+    stage = (
+        "import signal, sys, time; signal.signal(signal.SIGINT, lambda *a: None); print('ready', flush=True);"
+        "time.sleep(2); time.sleep(1); open(sys.argv[1], 'w').write('saved'); sys.exit(130)"
+    )
+    script = (
+        f"import reproduce; from pathlib import Path; stages = reproduce.Stages(Path({str(tmp_path)!r}));"
+        f"stages.run('slow', '', ['-c', {stage!r}, '{{out}}/out.txt'], [], ['out.txt'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stdout:
+        if line.startswith("ready"):
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert (tmp_path / "out.txt").read_text() == "saved"
+    assert not json.loads((tmp_path / "stages" / "slow.json").read_text())["complete"]
 
 
 def test_force_is_passed_only_for_what_the_stage_itself_left(stages):

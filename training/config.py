@@ -175,6 +175,8 @@ def resolve(
     snap: int,
 ) -> TrainingConfig:
     """Fill in a preset with what was given by hand. Raises UserError for what can't be trained."""
+    if resolution < 8 or resolution & (resolution - 1):
+        raise UserError(f"{data.path}: {resolution}×{resolution} pixels; the networks need a power of two from 8 up")
     preset = auto_preset(resolution) if cfg == "auto" else PRESETS[cfg]
     if overrides.batch is not None:  # a small minibatch can't hold a whole group; all else stays the preset's
         preset = replace(preset, mbstd=min(preset.mbstd, overrides.batch))
