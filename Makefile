@@ -17,7 +17,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo 'error: no $(PYTHON): install Python 3.10 or newer, or call make PYTHON=/path/to/python3'; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $$($(PYTHON) --version) is too old: 3.10 or newer is needed; call make PYTHON=/path/to/python3"; exit 2; }
-	@test -x $(VENV)/bin/python || { echo '[set-up] creating $(VENV)'; $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'error: could not create $(VENV); on Debian and Ubuntu: apt-get install python3-venv'; exit 2; }; }
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { echo '[set-up] creating $(VENV)'; $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'error: could not create $(VENV); on Debian and Ubuntu: apt-get install python3-venv'; exit 2; }; }
 	@echo '[set-up] installing what pyproject.toml lists into $(VENV); PyTorch is large, so the first time takes a few minutes'
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
 	@touch $(STAMP)

@@ -34,10 +34,8 @@ def main(network, seeds, outdir, dest, trunc, noise_mode, wanted_class, batch, f
     """
     if (outdir is None) == (dest is None):
         raise UserError("give either --outdir for pictures or --dest for an archive")
-    seeds = list(dict.fromkeys(parse_integers(seeds)))
-    if max(seeds) >= 2**32:
-        raise UserError(f"seed {max(seeds)} is too large: seeds go up to {2**32 - 1}")
-    if dest is not None and not dest.endswith(".zip"):
+    seeds = list(dict.fromkeys(parse_integers(seeds, limit=2**32)))
+    if dest is not None and not dest.lower().endswith(".zip"):
         raise UserError(f"--dest {dest}: expected a name that ends in .zip")
 
     from training import sampling  # torch takes seconds to import: --help and mistakes should not

@@ -4,7 +4,6 @@
     python reproduce.py --preset=paper --outdir=runs/paper --source=BraTS18
 """
 
-import glob
 import hashlib
 import json
 import shlex
@@ -41,7 +40,7 @@ PRESETS = {
         phantom=("--patients=90", "--seed=0", "--shape=96x96x62"),
         convert=("--resolution=64", "--fov=200", "--min-tumor-pixels=16", "--test-fraction=0.15"),
         train=("--cfg=auto", "--mirror=1", "--batch=16", "--gamma=1", "--mixing=0", "--pl-weight=0", "--z-dim=128",
-               "--cbase=1024", "--cmax=64", "--fp32=1", "--kimg=50", "--snap=2"),  # fmt: skip
+               "--cbase=1024", "--cmax=64", "--fp32=1", "--kimg=60", "--snap=2"),  # fmt: skip
         unet=("--steps=700", "--width=8", "--batch=8", "--lr=0.01"),
     ),
     # The abstract leaves open what --slices, --min-tumor-pixels and the U-Net's options say; see the README.
@@ -91,50 +90,51 @@ def with_option(options: tuple[str, ...], name: str, value) -> tuple[str, ...]:
     """Options with --name=value in place of what was there; unchanged if the value is None."""
     if value is None:
         return options
-    return (*(o for o in options if not o.startswith(f"--{name}=")), f"--{name}={value:g}")
+    return (*(o for o in options if not o.startswith(f"--{name}=")), f"--{name}={value}")
 
 
 def reproduce(preset: Preset, source: str | None, stages: "Stages") -> None:
     start = time.time()
     if source is None:
+        folder = "phantoms-" + fingerprint(preset.phantom)[:8]  # other patients go elsewhere, never among these
         (source,) = stages.run(
             "phantom", "make synthetic patients",
-            ["dataset_tool.py", "phantom", "--dest={out}/phantoms", *preset.phantom], [], ["phantoms"],
+            ["dataset_tool.py", "phantom", f"--dest={{out}}/{folder}", *preset.phantom], [], [folder],
         )  # fmt: skip
-    real, test = stages.run(
+    real, test, _ = stages.run(
         "convert", "cut the patients' volumes into joint slices, split by patient",
         ["dataset_tool.py", "convert", f"--source={source}", "--dest={out}/real", *preset.convert],
-        [source], ["real/train.zip", "real/test.zip"], may_replace=True,
+        [source], ["real/train.zip", "real/test.zip", "real/split.json"],
     )  # fmt: skip
     (snapshot,) = stages.run(
         "train", "train the GAN on the real training slices",
         ["train.py", "--outdir={out}/gan", f"--data={real}", *preset.train],
-        [real], ["gan/*/network-snapshot-*.safetensors"],
+        [real], ["gan/*/network-snapshot-*.safetensors"], replaces=False,
     )  # fmt: skip
     (fake,) = stages.run(
         "generate", "as many fake slices as there are real ones",
         ["generate.py", f"--network={snapshot}", f"--seeds=0-{count_slices(real) - 1}", "--dest={out}/fake/fake.zip"],
-        [snapshot, real], ["fake/fake.zip"], may_replace=True,
+        [snapshot, real], ["fake/fake.zip"],
     )  # fmt: skip
-    (sheet,) = stages.run(
+    sheet, _ = stages.run(
         "panels", "pictures of the first fakes",
         ["generate.py", f"--network={snapshot}", "--seeds=0-23", "--outdir={out}/panels"],
-        [snapshot], ["panels/contact_sheet.png"], may_replace=True,
+        [snapshot], ["panels/contact_sheet.png", "panels/seed*.png"],
     )  # fmt: skip
     archives = {"real": real, "fake": fake}
     results = {}
     for arm, names in ARMS.items():
         short = "unet-" + "-".join(names)
         data = [archives[name] for name in names]
-        (unet,) = stages.run(
+        unet, _ = stages.run(
             short, f"train a U-Net on {arm}",
             ["-m", "segmentation", "train", *(f"--data={d}" for d in data), f"--outdir={{out}}/{short}", *preset.unet],
-            data, [f"{short}/unet.safetensors"], may_replace=True,
+            data, [f"{short}/unet.safetensors", f"{short}/training.json"],
         )  # fmt: skip
-        results[arm], picture = stages.run(
-            f"{short}-test", f"Dice of that U-Net ({arm}) on the real test patients",
+        results[arm], _ = stages.run(
+            f"{short}-test", f"Dice of that U-Net ({arm}) on the test patients",
             ["-m", "segmentation", "evaluate", f"--model={unet}", f"--data={test}", f"--outdir={{out}}/{short}-test"],
-            [unet, test], [f"{short}-test/results.json", f"{short}-test/patients.png"], may_replace=True,
+            [unet, test], [f"{short}-test/results.json", f"{short}-test/patients.png"],
         )  # fmt: skip
     report(stages.outdir, results, real, fake)
     print(f"\nPictures\n  {sheet}   fakes: contrasts and labels\n  {snapshot.parent / 'reals.png'}   real slices")
@@ -163,32 +163,50 @@ class Stages:
         command: Sequence[str],
         inputs: Sequence[str | Path],
         outputs: Sequence[str],
-        may_replace: bool = False,
+        replaces: bool = True,
     ) -> list[Path]:
         """Run `python command` and return the paths of its outputs.
 
         `{out}` in the command is the output folder. outputs are patterns below it; of several matches the last in
-        order counts. may_replace: pass --force where an earlier call of this very stage left something.
+        order counts. replaces: the command writes to the same names again, and takes --force where an earlier call of
+        this very stage left something. What the stage did not make is never replaced.
         """
         command = [part.replace("{out}", str(self.outdir)) for part in command]
         record_path = self.records / f"{name}.json"
         record = read_json(record_path) if record_path.exists() else {}
-        wanted = fingerprint([command, *(describe_input(Path(i)) for i in inputs)])
+        # Neither the place nor the spelling of the output folder matters.
+        portable = [part.replace(str(self.outdir), "{out}") for part in command]
+        wanted = fingerprint([portable, *(describe_input(Path(i)) for i in inputs)])
         print(f"\n=== {name}: {purpose}", flush=True)
-        if record.get("complete") and record.get("wanted") == wanted and results_are_there(record["results"]):
+        if record.get("complete") and record["wanted"] == wanted and self._are_there(record["results"]):
             print("    done before with these options and inputs")
-            return [Path(p) for p in record["results"]]
+            return [self._newest(pattern) for pattern in outputs]
         if record.get("complete"):
-            changed = "options or inputs changed" if record.get("wanted") != wanted else "results changed or are gone"
+            changed = "options or inputs changed" if record["wanted"] != wanted else "results changed or are gone"
             print(f"    {changed} since the last time: making them again")
-        force = ["--force"] if record and (may_replace or name == "phantom") else []
-        write_json(record_path, {"complete": False, "wanted": wanted, "command": command})
-        print("    $ python " + shlex.join([*command, *force]), flush=True)
-        self._execute([*command, *force], name)
-        results = [self._newest(pattern, name) for pattern in outputs]
-        record = {"complete": True, "wanted": wanted, "command": command}
-        write_json(record_path, {**record, "results": {str(p): describe_result(p) for p in results}})
+        if not record and replaces and (strangers := [p for o in outputs for p in self._matches(o)]):
+            raise UserError(f"{strangers[0]} is there already, but not from this stage: choose another --outdir")
+        if record and replaces:
+            command.append("--force")
+        write_json(record_path, {"complete": False, "wanted": wanted, "command": portable})
+        print("    $ python " + shlex.join(command), flush=True)
+        self._execute(command, name)
+        results = [self._newest(pattern) for pattern in outputs]
+        described = {str(p.relative_to(self.outdir)): fingerprint(describe_input(p)) for p in results}
+        write_json(record_path, {"complete": True, "wanted": wanted, "command": portable, "results": described})
         return results
+
+    def _are_there(self, results: dict[str, str]) -> bool:
+        paths = {self.outdir / name: was for name, was in results.items()}
+        return all(path.exists() and fingerprint(describe_input(path)) == was for path, was in paths.items())
+
+    def _matches(self, pattern: str) -> list[Path]:
+        return sorted(self.outdir.glob(pattern))
+
+    def _newest(self, pattern: str) -> Path:
+        found = self._matches(pattern)
+        assert found, f"{self.outdir} holds no {pattern}"
+        return found[-1]
 
     def _execute(self, command: list[str], name: str) -> None:
         start = time.time()
@@ -205,11 +223,6 @@ class Stages:
             sys.exit(130 if interrupted or process.returncode == 130 else 2 if process.returncode == 2 else 1)
         print(f"    took {format_time(time.time() - start)}", flush=True)
 
-    def _newest(self, pattern: str, name: str) -> Path:
-        found = sorted(glob.glob(str(self.outdir / pattern)))
-        assert found, f"{name} ended well, but left no {pattern}"
-        return Path(found[-1])
-
 
 def environment() -> dict[str, str]:
     """The environment of a stage: its modules are found beside this file from whatever folder it is called."""
@@ -224,19 +237,11 @@ def fingerprint(content) -> str:
 
 
 def describe_input(path: Path):
-    """What tells whether an input changed: a file's SHA-256, or names, sizes and dates of the files in a folder."""
+    """What tells whether an input changed: a file's SHA-256, or names, sizes and dates of the volumes in a folder."""
     if path.is_file():
         return sha256(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file())
+    files = sorted(p for p in path.rglob("*.nii*") if p.is_file())
     return [[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-
-
-def describe_result(path: Path) -> str:
-    return fingerprint(describe_input(path))
-
-
-def results_are_there(results: dict[str, str]) -> bool:
-    return all(Path(path).exists() and describe_result(Path(path)) == was for path, was in results.items())
 
 
 def count_slices(archive: Path) -> int:
@@ -257,8 +262,8 @@ class ClassAreas:
 
     def rows(self) -> list[list[str]]:
         return [
-            [name, f"{self.real[name]:.3%}", f"{self.fake[name]:.3%}", f"{self.fake[name] / self.real[name]:.2f}"]
-            for name in self.real
+            [name, f"{real:.3%}", f"{self.fake[name]:.3%}", f"{self.fake[name] / real:.2f}" if real else "-"]
+            for name, real in self.real.items()
         ]
 
 
@@ -286,7 +291,7 @@ def report(outdir: Path, results: dict[str, Path], real: Path, fake: Path) -> No
     areas = ClassAreas(mean_areas(real), mean_areas(fake))
     table = arms_table(arms)
     area_header = ["class", "real", "fake", "fake / real"]
-    print("\n=== Dice on real test patients (mean ± SD over patients, whole volumes)")
+    print("\n=== Dice on patients whom no network has seen (mean ± SD over patients, whole volumes)")
     print(describe_data(next(iter(arms.values()))))
     print(table.text())
     print("\n=== Mean area of each class in a training slice")
@@ -327,8 +332,9 @@ def draw_dice(arms, areas: ClassAreas, path: Path) -> None:
             spread = np.linspace(-0.08, 0.08, len(dice)) if len(dice) > 1 else [0]
             left.plot(place + spread, dice, ".", color="black", markersize=3, alpha=0.6)
     left.set_xticks(range(len(regions)), regions)
-    left.set(ylim=(0, 1.02), ylabel="Dice (bar: mean, dots: patients)", title="Dice on real test patients")
-    left.legend(fontsize=8, loc="lower right")
+    left.set_title("Dice on patients whom no network has seen")
+    left.set(ylim=(0, 1.02), ylabel="Dice (bar: mean, dots: patients)")
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False)
     x = np.arange(len(areas.real))
     right.bar(x - 0.2, [100 * v for v in areas.real.values()], width=0.38, color="#777777", label="real")
     right.bar(x + 0.2, [100 * v for v in areas.fake.values()], width=0.38, color=colours[1], label="fake")

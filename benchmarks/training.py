@@ -1,6 +1,6 @@
 """Seconds of each training phase and of generation, beside the speed of a matrix product in the same run.
 
-    python benchmarks/training.py --steps=32
+    python benchmarks/training.py --periods=2
 
 Compare figures of one run with each other: machines differ, and one machine differs from hour to hour.
 """
@@ -35,9 +35,9 @@ CONFIGURATIONS = {
 
 
 @click.command()
-@click.option("--steps", type=click.IntRange(16), default=32, show_default=True, help="counted steps per configuration")
+@click.option("--periods", type=click.IntRange(1), default=2, show_default=True, help="counted periods of 16 steps")
 @click.option("--images", type=click.IntRange(3), default=8, show_default=True, help="counted images at 256×256")
-def main(steps: int, images: int) -> None:
+def main(periods: int, images: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"PyTorch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
     print(f"4096³ float32 matrix product: {matrix_product_speed(device):.0f} GFLOP/s\n")
@@ -45,7 +45,7 @@ def main(steps: int, images: int) -> None:
         archive = draw_archive(Path(folder) / "noise.zip", resolution=64)
         for name, overrides in CONFIGURATIONS.items():
             print(f"{name}: 64×64, " + ", ".join(f"{k} {v:g}" for k, v in vars(overrides).items() if v is not None))
-            print(time_training(archive, Path(folder), overrides, steps) + "\n")
+            print(time_training(archive, Path(folder), overrides, 16 * periods) + "\n")
     print(f"generation at 256×256, `auto` networks: {time_generation(device, images):.3f} s an image (median)")
     print(f"4096³ float32 matrix product, again: {matrix_product_speed(device):.0f} GFLOP/s")
     print(f"resident memory at the end: {psutil.Process().memory_info().rss / 2**30:.2f} GiB")
@@ -79,7 +79,7 @@ def draw_archive(path: Path, resolution: int, count: int = 64) -> Path:
 
 
 def time_training(archive: Path, folder: Path, overrides: Overrides, steps: int) -> str:
-    """A table of the phases: seconds each time, and per kimg."""
+    """A table of the phases: seconds each time, and per kimg. steps: a multiple of the longest interval."""
     dataset = SliceDataset(archive)
     data = DataConfig(str(archive), workers=2)
     config = resolve("auto", data, dataset.schema, dataset.resolution, dataset.c_dim, overrides, seed=0, snap=0)
@@ -103,7 +103,6 @@ def time_training(archive: Path, folder: Path, overrides: Overrides, steps: int)
         counted += per_kimg
         rows.append([phase.name, f"{seconds:.3f}", f"1 in {phase.interval}", f"{per_kimg:.2f}"])
     whole = statistics.mean(totals) * steps_per_kimg
-    # Counted over whole periods of the regularisers only, so that the sum is that of a long run.
     rows.append(["rest (data, EMA)", "", "", f"{max(whole - counted, 0):.2f}"])
     rows.append(["together", "", "", f"{whole:.2f}"])
     return format_table(["phase", "s each", "steps", "s per kimg"], rows)

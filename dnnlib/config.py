@@ -40,7 +40,11 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     ]
     if missing := [name for name in required if name not in data]:
         raise UserError(f"{where}: the field {missing[0]!r} is missing")
-    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+    values = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    try:
+        return cls(**values)
+    except UserError as error:  # what the class itself checks
+        raise UserError(f"{where}: {error}") from None
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -9,7 +9,6 @@ from typing import TextIO
 
 import tqdm
 
-from dnnlib.errors import UserError
 from dnnlib.files import make_folder
 
 
@@ -24,14 +23,6 @@ def make_run_folder(outdir: str | os.PathLike, description: str) -> Path:
             return folder
         except FileExistsError:
             continue  # another process took the number first
-
-
-def latest_run(outdir: str | os.PathLike) -> Path:
-    """The run folder with the highest number."""
-    runs = sorted(p for p in Path(outdir).iterdir() if p.is_dir() and re.match(r"\d{5}-", p.name))
-    if not runs:
-        raise UserError(f"{outdir}: holds no run folder such as 00000-train-auto")
-    return runs[-1]
 
 
 class Log:

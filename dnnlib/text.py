@@ -30,13 +30,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     return "\n".join([lines[0].rstrip(), "  ".join("-" * w for w in widths), *(line.rstrip() for line in lines[1:])])
 
 
-def parse_integers(text: str) -> list[int]:
-    """'0-3,7' -> [0, 1, 2, 3, 7]. Raises UserError for anything else."""
+def parse_integers(text: str, limit: int) -> list[int]:
+    """'0-3,7' -> [0, 1, 2, 3, 7]. Raises UserError for anything else, and for numbers from `limit` on."""
     values: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise UserError(f"{text!r} is not a list of whole numbers: write for example 0-63 or 1,5,20-25")
+        if (largest := int(match[2] or match[1])) >= limit:
+            raise UserError(f"{largest} is too large: numbers go up to {limit - 1}")
         values += range(int(match[1]), int(match[2] or match[1]) + 1)
     return values
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from slices.archive import ArchiveReader, require_same_kind
+from torch_utils.loading import minibatches
 
 MEMORY = 2 << 30  # bytes of slices that are held in memory; more are read from the archives at every step
 
@@ -109,9 +110,9 @@ class Draws:
             yield [Draw(int(n), bool(flip)) for n, flip in zip(now, flips, strict=True)]
 
 
-def loader(data: UnionOfArchives, draws: Draws, workers: int, pin: bool) -> torch.utils.data.DataLoader:
+def loader(data: UnionOfArchives, draws: Draws, workers: int, pin: bool) -> Iterator[Pair]:
     """Batches of pairs, uint8 [N, C, H, W] and [N, H, W], in the order of the draws."""
-    return torch.utils.data.DataLoader(
+    return minibatches(
         data,
         batch_sampler=draws,
         num_workers=0 if data.in_memory else workers,

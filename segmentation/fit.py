@@ -68,8 +68,7 @@ def train(
         training=config,
         archives=tuple(describe(archive) for archive in data.archives),
     )
-    (files.make_folder(outdir) / LOG).unlink(missing_ok=True)
-    with contextlib.closing(Log(outdir / LOG)) as log:
+    with contextlib.closing(Log(files.make_folder(outdir) / LOG)) as log:  # goes on in a log that is there
         return _train(data, info, outdir, log)
 
 
@@ -112,7 +111,7 @@ def _optimise(
     curve: list[LossPoint] = []
     total, steps_since = torch.zeros((), device=device), 0  # summed on the device: asking at every step would stall it
     network.train()
-    with tqdm(batches, desc="U-Net", unit="step", disable=None, leave=False) as progress:
+    with tqdm(batches, desc="U-Net", total=config.steps, unit="step", disable=None, leave=False) as progress:
         for step, pair in enumerate(progress, start=1):
             images = unets.to_input(pair.contrasts.to(device, non_blocking=True), data.schema)  # [N, C, H, W]
             truth = pair.indices.to(device, non_blocking=True)[:, None]  # [N, 1, H, W]

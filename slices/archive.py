@@ -97,6 +97,7 @@ class ArchiveWriter:
         self.volumes: dict[str, Volume] = {}
         self._records: list[SliceRecord] = []
         self._labels: list[int | None] = []
+        self._finished = False
 
     def __enter__(self) -> ArchiveWriter:
         self._file = atomic_path(self.path)
@@ -135,14 +136,21 @@ class ArchiveWriter:
         member.external_attr = 0o644 << 16
         self._zip.writestr(member, content)
 
+    def finish(self) -> None:
+        """Write what is left, so that nothing but the renaming can fail; for archives that appear together."""
+        if self._finished:
+            return
+        if not self._records:
+            raise UserError(f"{self.path}: no slice to write")
+        self._write(INDEX, json.dumps(config.to_json(self._info())).encode())
+        self._zip.close()
+        self._finished = True
+
     def __exit__(self, kind, error, trace) -> None:
         if error is not None:
             self._abandon(error)
         try:
-            if not self._records:
-                raise UserError(f"{self.path}: no slice to write")
-            self._write(INDEX, json.dumps(config.to_json(self._info())).encode())
-            self._zip.close()
+            self.finish()
         except BaseException as failure:
             self._abandon(failure)
         self._file.__exit__(None, None, None)
@@ -246,7 +254,7 @@ class ArchiveReader:
         if self._handle is None or self._owner != os.getpid():  # a forked worker must not share the file position
             try:
                 self._handle = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile as error:
+            except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
                 raise UserError(f"{self.path}: not a complete zip archive ({error}); make it again") from None
             except IsADirectoryError:
                 raise UserError(

@@ -25,6 +25,7 @@ from slices.volumes import GRADES, Case, case_files, find_cases, find_head, inte
 
 CHOICES = ("tumor", "brain", "all")
 SMALLEST_RESOLUTION = 16
+SPLIT_FILE = "split.json"
 SAME = 1e-4  # lengths that differ by less than this share are one length: affines are stored as float32
 
 
@@ -332,7 +333,7 @@ def convert_release(
     parts = _parts(dest, cases, split, options, schema, left_out)
     for case in (case for part in parts for case in part.cases):
         case_files(case, schema)  # before the long work begins
-    targets = [part.path for part in parts] + ([] if single else [dest / "split.json"])
+    targets = [part.path for part in parts] + ([] if single else [dest / SPLIT_FILE])
     for target in targets:
         files.refuse_existing(target, force)
         if target.is_dir():
@@ -340,7 +341,7 @@ def convert_release(
     with _folder(dest.parent if single else dest):
         _write_parts(parts, split, options, schema, workers, source)
         if split:
-            files.write_json(dest / "split.json", config.to_json(split))
+            files.write_json(dest / SPLIT_FILE, config.to_json(split))
     return parts
 
 
@@ -450,6 +451,10 @@ def _write_parts(
             if not part.tally.slices:
                 raise UserError(_nothing(part, source, options))
             writer.made = _made(part, split, options, source)
+        for writer in writers:
+            writer.finish()  # all of them, before the first appears under its name: a pair belongs to one split
+        if split:  # that of the archives which are about to be replaced
+            (parts[0].path.parent / SPLIT_FILE).unlink(missing_ok=True)
 
 
 def _cut_job(schema: Schema, options: ConvertOptions, job: tuple[Case, str]) -> CaseSlices:

@@ -46,6 +46,7 @@ class SliceDataset(torch.utils.data.Dataset):
             if not 1 <= subset <= len(chosen):
                 raise UserError(f"--subset {subset}: {path} holds {len(chosen)} slices; choose from 1 to {len(chosen)}")
             chosen = np.sort(np.random.RandomState(seed).permutation(chosen)[:subset])
+        self.num_originals = len(chosen)  # come first; their mirrored copies follow
         flips = [False, True] if mirror else [False]
         self._items = [(int(i), flip) for flip in flips for i in chosen]
 

@@ -289,7 +289,8 @@ def _template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         from nilearn import datasets
     except ImportError:
         raise UserError(
-            "phantom patients need nilearn, for its template of the brain: pip install 'stylegan2-mr[demo]'"
+            "phantom patients need nilearn, for its template of the brain: "
+            "install it with `make setup`, or pip install 'nilearn>=0.10.3'"
         ) from None
     load = (datasets.load_mni152_brain_mask, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
     maps = [np.asarray(one(resolution=1).dataobj, np.float32)[::-1, ::-1] for one in load]  # stored to R, A, S

@@ -1,5 +1,6 @@
 """The archive, the schema and the codec: what is written comes back, and what doesn't fit is refused with a reason."""
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -155,6 +156,18 @@ def test_a_slice_of_another_shape_or_type_is_a_bug(tmp_path):
     for wrong in (np.zeros((8, 8, 7), np.uint8), np.zeros((8, 8, 8), np.float32)):
         with pytest.raises(AssertionError), ArchiveWriter(tmp_path / "x.zip", BRATS, 8, {}) as writer:
             writer.add(wrong, patient="a")
+
+
+def test_archives_finished_together_appear_together(tmp_path):
+    """What fails while the second one is completed leaves both old ones."""
+    paths = [write(tmp_path / name, BRATS, draw(BRATS)) for name in ("train.zip", "test.zip")]
+    before = [path.read_bytes() for path in paths]
+    with pytest.raises(UserError, match="no slice to write"), contextlib.ExitStack() as stack:
+        full, empty = (stack.enter_context(ArchiveWriter(path, BRATS, RESOLUTION, {"new": 1}, None)) for path in paths)
+        full.add(draw(BRATS)[0], patient="x")
+        for writer in (full, empty):
+            writer.finish()
+    assert [path.read_bytes() for path in paths] == before and len(list(tmp_path.iterdir())) == 2
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import resource
-import shlex
 import shutil
 import signal
 import subprocess
@@ -448,13 +447,3 @@ def test_help_describes_every_option(command):
     assert code == 0
     for parameter in main.commands[command].params:
         assert isinstance(parameter, click.Argument) or (parameter.help and parameter.opts[0] in output), parameter.name
-
-
-def test_commands_in_the_documentation_parse():
-    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = [
-        shlex.split(line, comments=True)[2:] for line in text.splitlines() if line.startswith("python dataset_tool.py")
-    ]
-    assert len(commands) > 3
-    for name, *arguments in commands:
-        main.commands[name].make_context(name, arguments)

@@ -117,10 +117,12 @@ def test_run_folders_count_up_past_gaps_and_strangers(tmp_path):
 
 
 def test_parse_integers():
-    assert text.parse_integers("0-3, 7,9-9") == [0, 1, 2, 3, 7, 9]
+    assert text.parse_integers("0-3, 7,9-9", limit=10) == [0, 1, 2, 3, 7, 9]
     for wrong in ("", "3-1", "a", "1..3", "-1"):
         with pytest.raises(UserError, match="list of whole numbers"):
-            text.parse_integers(wrong)
+            text.parse_integers(wrong, limit=10)
+    with pytest.raises(UserError, match="99999999999 is too large: numbers go up to 9"):
+        text.parse_integers("0-99999999999", limit=10)
 
 
 @pytest.mark.parametrize(

@@ -351,5 +351,5 @@ def test_impossible_values_are_refused_before_anything_is_written(tmp_path, chan
 def test_missing_nilearn_is_named(monkeypatch):
     monkeypatch.setattr(phantom, "_loaded", None)
     monkeypatch.setitem(sys.modules, "nilearn", None)
-    with pytest.raises(UserError, match=r"pip install 'stylegan2-mr\[demo\]'"):
+    with pytest.raises(UserError, match="install it with `make setup`"):
         make_patient(0, 0, (16, 16, 16))

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 import reproduce
 from conftest import write_archive
+from dnnlib.errors import UserError
 from slices.archive import ArchiveReader
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,7 @@ def copy(stages, suffix="done"):
     """A stage that copies in.txt to out.txt with something behind it; returns whether it ran."""
     before = (stages.outdir / "out.txt").stat().st_mtime_ns if (stages.outdir / "out.txt").exists() else None
     command = ["-c", COPY, "{out}/in.txt", "{out}/out.txt", suffix]
-    (result,) = stages.run("copy", "copy", command, [stages.outdir / "in.txt"], ["out.txt"])
+    (result,) = stages.run("copy", "copy", command, [stages.outdir / "in.txt"], ["out.txt"], replaces=False)
     assert result.read_text() == (stages.outdir / "in.txt").read_text() + suffix
     return result.stat().st_mtime_ns != before
 
@@ -81,10 +82,34 @@ def test_ctrl_c_lets_the_stage_end_in_its_own_time(tmp_path):
 
 def test_force_is_passed_only_for_what_the_stage_itself_left(stages):
     command = ["-c", "import sys; open(sys.argv[1], 'w').write(' '.join(sys.argv[2:]))", "{out}/out.txt"]
-    (out,) = stages.run("write", "", [*command, "one"], [], ["out.txt"], may_replace=True)
+    (out,) = stages.run("write", "", [*command, "one"], [], ["out.txt"])
     assert out.read_text() == "one"
-    stages.run("write", "", [*command, "two"], [], ["out.txt"], may_replace=True)
+    stages.run("write", "", [*command, "two"], [], ["out.txt"])
     assert out.read_text() == "two --force"
+
+
+def test_what_a_stage_did_not_make_is_not_replaced(stages):
+    (stages.outdir / "out.txt").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(UserError, match="out.txt is there already, but not from this stage"):
+            stages.run("write", "", ["-c", "import sys; open(sys.argv[1], 'w')", "{out}/out.txt"], [], ["out.txt"])
+    assert (stages.outdir / "out.txt").read_text() == "mine"
+
+
+def test_a_moved_output_folder_is_still_done(stages, tmp_path, monkeypatch):
+    command = ["-c", "import sys; open(sys.argv[1], 'w').write('x')", "{out}/out.txt"]
+    stages.run("write", "", command, [], ["out.txt"])
+    moved = tmp_path.rename(tmp_path.parent / "moved [1]")
+    before = (moved / "out.txt").stat().st_mtime_ns
+    reproduce.Stages(moved).run("write", "", command, [], ["out.txt"])
+    monkeypatch.chdir(moved.parent)
+    reproduce.Stages(Path("moved [1]")).run("write", "", command, [], ["out.txt"])
+    assert (moved / "out.txt").stat().st_mtime_ns == before
+
+
+def test_a_class_that_real_slices_lack_has_no_ratio():
+    areas = reproduce.ClassAreas({"NCR": 0.0, "ED": 0.02}, {"NCR": 0.01, "ED": 0.01})
+    assert areas.rows() == [["NCR", "0.000%", "1.000%", "-"], ["ED", "2.000%", "1.000%", "0.50"]]
 
 
 def test_mean_areas(tmp_path):
@@ -113,6 +138,7 @@ def test_mistakes(tmp_path, options, message):
 def test_with_option_replaces():
     assert reproduce.with_option(("--kimg=50", "--batch=4"), "kimg", 0.5) == ("--batch=4", "--kimg=0.5")
     assert reproduce.with_option(("--kimg=50",), "kimg", None) == ("--kimg=50",)
+    assert reproduce.with_option((), "steps", 1234567) == ("--steps=1234567",)
 
 
 @pytest.mark.slow
@@ -127,7 +153,7 @@ def test_the_whole_chain(tmp_path):
         return done.stdout
 
     first = run()
-    assert "Dice on real test patients" in first and first.count("took") > 9
+    assert "Dice on patients whom no network has seen" in first and first.count("took") > 9
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["dice"]) == {"100 % R", "100 % F", "100 % F + 100 % R"}
     assert {"WT", "TC", "ET"} == set(results["dice"]["100 % R"]["regions"])

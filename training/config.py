@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from dnnlib.errors import UserError
@@ -130,8 +131,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch", "batch_gpu", "lrate", "kimg", "kimg_per_tick"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number above 0")
+        for name in ("r1_gamma", "pl_weight"):
+            if not 0 <= getattr(self.loss, name) < math.inf:
+                raise UserError(f"--{name.removeprefix('r1_').replace('_', '-')}: expected a number from 0 up")
         if self.batch % self.batch_gpu:
             below = max(b for b in range(1, self.batch_gpu + 1) if self.batch % b == 0)
             raise UserError(
@@ -228,11 +232,19 @@ def resolve(
 
 def notes(cfg: str, resolution: int, overrides: Overrides) -> list[str]:
     """What the user should know of how the preset and the values given by hand go together."""
-    if overrides.batch is None or cfg != "auto":
+    preset = auto_preset(resolution) if cfg == "auto" else PRESETS[cfg]
+    given = {name: value for name, value in vars(overrides).items() if value is not None and value is not False}
+    if not given:
         return []
-    preset = auto_preset(resolution)
-    return [
-        f"--batch {overrides.batch} is given by hand; what `auto` computed for its own {preset.batch} stays: "
-        + (f"gamma {preset.gamma:g}, " if overrides.gamma is None else "")
-        + f"learning rate {preset.lrate:g}, EMA {preset.ema_kimg:g} kimg"
-    ]
+    lines = ["By hand: " + ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in given.items())]
+    if overrides.batch is not None:
+        kept = {"gamma": preset.gamma, "learning rate": preset.lrate, "EMA kimg": preset.ema_kimg}
+        if overrides.gamma is not None:
+            del kept["gamma"]
+        lines.append(
+            f"What `{cfg}` has for its own batch of {preset.batch} stays: "
+            + ", ".join(f"{name} {value:g}" for name, value in kept.items())
+        )
+        if overrides.batch < preset.mbstd:
+            lines.append(f"The minibatch standard deviation compares {overrides.batch} slices, not {preset.mbstd}")
+    return lines

@@ -64,7 +64,6 @@ class SynthesisLayer(nn.Module):
         w: torch.Tensor,
         noise_mode: str = "random",
         generators: Sequence[torch.Generator] | None = None,
-        gain: float = 1,
     ) -> torch.Tensor:
         x = modulated_conv2d(
             x,
@@ -76,7 +75,7 @@ class SynthesisLayer(nn.Module):
             resample_filter=self.resample_filter,
             flip_weight=self.up == 1,  # published weights of upsampling layers are stored the other way round
         )
-        return scaled_bias_act(x, self.bias, "lrelu", gain, self.conv_clamp)
+        return scaled_bias_act(x, self.bias, "lrelu", 1, self.conv_clamp)
 
     def _noise(self, batch: int, noise_mode: str, generators: Sequence[torch.Generator] | None) -> torch.Tensor | None:
         if noise_mode == "none":

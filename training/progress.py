@@ -58,9 +58,8 @@ def grid_size(resolution: int) -> int:
 
 
 def save_reals(path: Path, dataset: SliceDataset, seed: int) -> None:
-    """A sheet of real slices, drawn at random."""
-    count = min(grid_size(dataset.resolution), len(dataset))
-    chosen = np.random.RandomState(seed).permutation(len(dataset))[:count]
+    """A sheet of real slices, drawn at random, none of them mirrored."""
+    chosen = np.random.RandomState(seed).permutation(dataset.num_originals)[: grid_size(dataset.resolution)]
     stored = np.stack([dataset[int(i)].stored.numpy() for i in chosen])
     render.save(render.grid(stored, dataset.schema), path)
 

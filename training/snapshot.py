@@ -15,7 +15,6 @@ from dnnlib.files import sha256
 from slices.schema import Schema
 from torch_utils import checkpoint
 from training.config import TrainingConfig
-from training.discriminator import Discriminator
 from training.generator import Generator
 
 KIND = "network snapshot"
@@ -24,10 +23,15 @@ _NAME = re.compile(r"network-snapshot-(\d{6})\.safetensors")
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """What travels with the weights. label_names: names of the classes that a conditional generator knows."""
+    """What travels with the weights.
+
+    training.data.path: the archive's name without its folder, which is nobody's business; data_sha256: its content.
+    label_names: names of the classes that a conditional generator knows.
+    """
 
     schema: Schema
     training: TrainingConfig
+    data_sha256: str
     kimg: float
     label_names: tuple[str, ...] | None = None
 
@@ -67,15 +71,6 @@ def load_generator(source: str | os.PathLike) -> LoadedGenerator:
     generator = Generator(info.training.generator)
     _fill(generator, tensors, "G_ema", path)
     return LoadedGenerator(generator.eval().requires_grad_(False), info, path, sha256(path))
-
-
-def load_discriminator(source: str | os.PathLike) -> Discriminator:
-    """The discriminator of a snapshot; arguments and errors as for load_generator."""
-    path = find_snapshot(source)
-    tensors, metadata = checkpoint.load(path, kind=KIND)
-    discriminator = Discriminator(config.from_json(SnapshotInfo, metadata, str(path)).training.discriminator)
-    _fill(discriminator, tensors, "D", path)
-    return discriminator.eval().requires_grad_(False)
 
 
 def _fill(network: nn.Module, tensors: dict, prefix: str, path: Path) -> None:

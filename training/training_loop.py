@@ -7,15 +7,17 @@ import copy
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import tqdm
 
+from dnnlib.files import sha256
 from dnnlib.runs import Log
 from slices.codec import SliceCodec
 from slices.dataset import SliceDataset
+from torch_utils.loading import minibatches
 from torch_utils.sampler import EndlessSampler
 from torch_utils.stats import Statistics
 from training import progress
@@ -54,6 +56,7 @@ class TrainingRun:
         self.config, self.dataset, self.folder, self.log = config, dataset, folder, log
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.codec = SliceCodec(dataset.schema)
+        self.data_sha256 = sha256(dataset.archive.path)
         self.statistics = Statistics()
         self.nimg = 0
         self.step = 0
@@ -161,7 +164,7 @@ class TrainingRun:
     # ---- Data ------------------------------------------------------------------------------------------------
 
     def _endless_reals(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        loader = torch.utils.data.DataLoader(
+        return minibatches(
             self.dataset,
             batch_size=self.config.batch,
             sampler=EndlessSampler(len(self.dataset), seed=self.config.seed),
@@ -169,7 +172,6 @@ class TrainingRun:
             worker_init_fn=_leave_ctrl_c_to_the_parent,
             pin_memory=self.device.type == "cuda",
         )
-        return iter(loader)
 
     def _all_labels(self) -> torch.Tensor:
         """Class labels of the data, [len(dataset), c_dim]: fakes get theirs from the same distribution."""
@@ -230,7 +232,9 @@ class TrainingRun:
         path = self.folder / snapshot_name(kimg)
         networks = {"G": self.generator, "D": self.discriminator, "G_ema": self.ema}
         label_names = self.dataset.archive.info.label_names if self.config.data.cond else None
-        save_snapshot(path, networks, SnapshotInfo(self.dataset.schema, self.config, kimg, label_names))
+        named = replace(self.config, data=replace(self.config.data, path=self.dataset.archive.path.name))
+        info = SnapshotInfo(self.dataset.schema, named, self.data_sha256, kimg, label_names)
+        save_snapshot(path, networks, info)
         return path
 
     @torch.no_grad()

@@ -1,0 +1,78 @@
+"""Every command that the README and docs/ show parses, and every file that they name is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+import dataset_tool
+import generate
+import reproduce
+import segmentation.__main__
+import train
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = {
+    "dataset_tool.py": dataset_tool.main,
+    "train.py": train.main,
+    "generate.py": generate.main,
+    "reproduce.py": reproduce.main,
+    "-m segmentation": segmentation.__main__.main,
+}
+
+
+def commands_on(page: Path) -> list[str]:
+    """Lines of the page's code blocks that start one of our programs."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("python ")]
+
+
+def parse(words: list[str]) -> None:
+    """Parse the words behind `python` as the program would; click raises for what it doesn't know."""
+    name = " ".join(words[:2]) if words[0] == "-m" else words[0]
+    arguments = words[len(name.split()) :]
+    if name == "benchmarks/training.py":
+        assert (ROOT / name).is_file()
+        return
+    command = PROGRAMS[name]
+    if isinstance(command, click.Group):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    command.make_context(name, arguments, resilient_parsing=False)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_parse(page):
+    found = commands_on(page)
+    assert found or page.name == "code.md"
+    for line in found:
+        try:
+            parse(shlex.split(line, comments=True)[1:])
+        except click.exceptions.Exit:
+            pass  # --help
+        except click.ClickException as error:
+            pytest.fail(f"{page.name}: {line}\n{error.format_message()}")
+
+
+def test_what_reproduce_runs_parses():
+    for preset in reproduce.PRESETS.values():
+        parse(["dataset_tool.py", "convert", "--source=x", "--dest=y", *preset.convert])
+        parse(["train.py", "--outdir=x", "--data=y", *preset.train])
+        parse(["-m", "segmentation", "train", "--data=x", "--outdir=y", *preset.unet])
+        if preset.phantom:
+            parse(["dataset_tool.py", "phantom", "--dest=x", *preset.phantom])
+
+
+def test_a_wrong_option_would_be_noticed():
+    with pytest.raises(click.ClickException):
+        parse(["train.py", "--outdir=x", "--data=y", "--augpipe=bgc"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_pictures_are_there(page):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
