@@ -82,6 +82,8 @@ def worst_median_best(evaluation: Evaluation) -> list[Choice]:
     target = targets_of(evaluation.model.info.schema)[0]
     ranked = sorted(evaluation.patients, key=lambda p: of_target(p, target).dice)
     places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
+    if len(ranked) == 1:
+        places = {"only patient": 0}
     chosen: dict[int, Choice] = {}
     for rank, place in places.items():
         chosen.setdefault(place, Choice(rank, ranked[place].patient, target, of_target(ranked[place], target).dice))

@@ -361,7 +361,7 @@ def test_the_picture_shows_worst_median_and_best(evaluated, folder):
     with Image.open(folder / "evaluated" / "patients.png") as image:
         assert image.format == "PNG" and image.width > 700 and image.height > image.width
     one = dataclasses.replace(evaluated, patients=evaluated.patients[:1])
-    assert [c.rank for c in report.worst_median_best(one)] == ["worst"]
+    assert [c.rank for c in report.worst_median_best(one)] == ["only patient"]
 
 
 def test_the_slice_shown_is_that_with_most_lesion():
