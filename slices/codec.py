@@ -12,7 +12,7 @@ class SliceCodec:
         self.schema = schema
 
     def to_network(self, stored: torch.Tensor) -> torch.Tensor:
-        """uint8 [N, C + K, H, W] -> float32 of the same shape in [−1, 1]."""
+        """uint8 [N, …, H, W], all channels or some -> float32 of the same shape in [−1, 1]."""
         return stored.to(torch.float32) / 127.5 - 1
 
     def to_stored(self, images: torch.Tensor) -> torch.Tensor:
