@@ -179,7 +179,7 @@ class Stages:
         print(f"\n=== {name}: {purpose}", flush=True)
         if record.get("complete") and record["wanted"] == wanted and self._are_there(record["results"]):
             print("    done before with these options and inputs")
-            return [self._newest(pattern) for pattern in outputs]
+            return [self.outdir / name for name in record["results"]]
         if record.get("complete"):
             changed = "options or inputs changed" if record["wanted"] != wanted else "results changed or are gone"
             print(f"    {changed} since the last time: making them again")
