@@ -173,7 +173,7 @@ def phantom(dest: Path, patients: int, seed: int, shape: tuple[int, int, int], w
     from slices.phantom import write_patients  # what it needs is slow to import
 
     write_patients(dest, patients=patients, seed=seed, shape=shape, workers=workers, force=force)
-    click.echo(f"{_count(range(patients), 'phantom patient')} in {dest}")
+    click.echo(f"{_count(patients, 'phantom patient')} in {dest}")
 
 
 # --- inspect --------------------------------------------------------------------------------------------------------

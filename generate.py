@@ -4,6 +4,7 @@ python generate.py --network=runs/00000-train-stylegan2 --seeds=0-63 --outdir=ou
 python generate.py --network=runs/00000-train-stylegan2 --seeds=0-9999 --dest=fake.zip
 """
 
+import math
 from pathlib import Path
 
 import click
@@ -34,6 +35,8 @@ def main(network, seeds, outdir, dest, trunc, noise_mode, wanted_class, batch, f
     """
     if (outdir is None) == (dest is None):
         raise UserError("give either --outdir for pictures or --dest for an archive")
+    if not math.isfinite(trunc):
+        raise UserError(f"--trunc {trunc}: expected a number, such as 0.7")
     seeds = list(dict.fromkeys(parse_integers(seeds, limit=2**32)))
     if dest is not None and not dest.lower().endswith(".zip"):
         raise UserError(f"--dest {dest}: expected a name that ends in .zip")

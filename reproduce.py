@@ -67,11 +67,10 @@ def main(preset, outdir, source, kimg, steps, patients):
     A stage whose options and inputs are the same as last time, and whose results are there, is not run again.
     """
     chosen = PRESETS[preset]
-    if (source is None) == (preset == "paper"):
-        raise UserError(
-            "--preset=paper needs --source, the folder of BraTS 2018 with HGG and LGG in it; --preset=demo makes its "
-            "own patients and takes none"
-        )
+    if source is None and preset == "paper":
+        raise UserError("--preset=paper needs --source, the folder of BraTS 2018 with HGG and LGG in it")
+    if source is not None and preset == "demo":
+        raise UserError("--preset=demo makes its own patients and takes no --source; --preset=paper does")
     if patients is not None and preset == "paper":
         raise UserError("--patients is the number of phantoms; --preset=paper takes the patients of --source")
     if source is not None and not Path(source).is_dir():
@@ -218,8 +217,10 @@ class Stages:
             except KeyboardInterrupt:  # a terminal sends it to the stage as well, which ends in its own time
                 interrupted = True
         if process.returncode or interrupted:
-            print(f"\n{name} ended early; the same command skips what is done and begins it anew", file=sys.stderr)
-            sys.exit(130 if interrupted or process.returncode == 130 else 2 if process.returncode == 2 else 1)
+            interrupted = interrupted or process.returncode == 130
+            advice = "; the same command skips what is done and begins it anew" if interrupted else ""
+            print(f"\n{name} ended early{advice}", file=sys.stderr)
+            sys.exit(130 if interrupted else 2 if process.returncode == 2 else 1)
         print(f"    took {format_time(time.time() - start)}", flush=True)
 
 
@@ -293,7 +294,7 @@ def report(outdir: Path, results: dict[str, Path], real: Path, fake: Path) -> No
     print("\n=== Dice on patients whom no network has seen (mean ± SD over patients, whole volumes)")
     print(describe_data(next(iter(arms.values()))))
     print(table.text())
-    print(compare(arms))
+    print("\n".join([compare(arms), *note_empty_truths(arms)]))
     print("\n=== Mean area of each class in a training slice")
     print(format_table(area_header, areas.rows()))
     write_json(
@@ -316,6 +317,17 @@ def compare(arms) -> str:
     dice = [(e.regions or e.labels)[name].mean for e in (real, fake)]
     share = f"{dice[1] / dice[0]:.0%} of" if dice[0] else "not comparable with"
     return f"{name}: the Dice of 100 % F is {share} that of 100 % R"
+
+
+def note_empty_truths(arms) -> list[str]:
+    """Lines on what some test patients don't have: there a Dice is 1 or 0, and finding nothing scores 1."""
+    first = next(iter(arms.values()))
+    return [
+        f"{name}: {summary.empty_truth} of {len(first.patients)} test patients have none; "
+        "there the Dice is 1 if none is found, and else 0"
+        for name, summary in {**first.regions, **first.labels}.items()
+        if summary.empty_truth
+    ]
 
 
 def draw_dice(arms, areas: ClassAreas, path: Path) -> None:

@@ -35,6 +35,7 @@ def describe_os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     advice = {
         errno.ENOSPC: "; free some space or choose another destination",
+        errno.ENOENT: "; check that its folder is there and that files can be made in it",
         errno.EACCES: "; choose a destination that you may write to, or change its permissions",
         errno.EROFS: "; choose a destination that is not read-only",
     }.get(error.errno, "")

@@ -63,6 +63,8 @@ def _digest(file) -> str:  # Python 3.10 has no hashlib.file_digest
 def refuse_existing(path: str | os.PathLike, force: bool) -> Path:
     """Return `path`, unless something is there already and the user did not ask to replace it."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; a file is to be written there: choose another name")
     if path.exists() and not force:
         raise UserError(f"{path} exists already: choose another name, or pass --force to replace it")
     return path
@@ -74,5 +76,6 @@ def make_folder(path: str | os.PathLike) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{path}: a file is where a folder is needed; choose another name") from None
+        blocking = next((p for p in (path, *path.parents) if p.is_file()), path)
+        raise UserError(f"{blocking}: a file is where a folder is needed; choose another name") from None
     return path

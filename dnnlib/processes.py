@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -74,11 +75,21 @@ def _interrupts_held() -> Iterator[None]:
     """Ctrl-C waits until the block is over. Processes started in it never notice one, from their first instruction on:
     a terminal sends it to all, but the parent alone reports it and ends the workers.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if threading.current_thread() is not threading.main_thread():  # others are never interrupted
+        yield
+        return
+    asked = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # The mask is this thread's and its children's. Where another thread takes the signal, Python still calls the
+    # handler in this one, and a process whose start is interrupted would wait for its instructions forever.
+    handler = signal.signal(signal.SIGINT, lambda *_: asked.append(True))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _unless_stopped(function: Callable[[Item], Result], item: Item) -> Result | None:

@@ -91,7 +91,7 @@ def predict_patients(unet: unets.UNet, reader: ArchiveReader, patients: Sequence
 def _model_file(path: str | os.PathLike) -> Path:
     path = Path(path)
     if path.is_dir() and not (path / MODEL).exists():
-        raise UserError(f"{path}: holds no {MODEL}; train one with: python -m segmentation train --outdir {path} ...")
+        raise UserError(f"{path}: holds no {MODEL}; expected the --outdir of python -m segmentation train")
     return path / MODEL if path.is_dir() else path
 
 

@@ -255,7 +255,10 @@ class ArchiveReader:
             try:
                 self._handle = zipfile.ZipFile(self.path)
             except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-                raise UserError(f"{self.path}: not a complete zip archive ({error}); make it again") from None
+                raise UserError(
+                    f"{self.path}: not a complete zip archive ({error}); expected one made by "
+                    "dataset_tool.py or generate.py"
+                ) from None
             except IsADirectoryError:
                 raise UserError(
                     f"{self.path} is a folder; expected a .zip made by dataset_tool.py or generate.py"

@@ -336,8 +336,6 @@ def convert_release(
     targets = [part.path for part in parts] + ([] if single else [dest / SPLIT_FILE])
     for target in targets:
         files.refuse_existing(target, force)
-        if target.is_dir():
-            raise UserError(f"{target} is a folder; a file is to be written there: choose another name")
     with _folder(dest.parent if single else dest):
         _write_parts(parts, split, options, schema, workers, source)
         if split:

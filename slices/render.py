@@ -22,7 +22,7 @@ from slices.schema import Schema
 # so that any two stay apart (CIELAB distance > 16) in normal vision and in simulated protan-, deuter- and tritanopia.
 _CODES = "D55E00 56B4E9 F0E442 009E73 CC79A7 0072B2 8700F0 C3FFA5 00FFD2 874B2D 9678FF A5B45A 784B78 5A4BC3 FF0F69"
 PALETTE = tuple(tuple(bytes.fromhex(code)) for code in _CODES.split())
-FILL = 0.35  # opacity inside an outline: the lesion must stay visible under it
+FILL = 0.5  # opacity inside an outline: the colour must show on a bright lesion, and the lesion under it
 MAX_WIDTH = 2600  # pixels; what a browser and a paper's page still show whole
 PANEL_TILE, GRID_TILE = 192, 96  # smallest edge of one slice, pixels
 

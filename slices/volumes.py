@@ -59,7 +59,7 @@ def find_cases(source: Path, schema: Schema) -> list[Case]:
     """
     source = Path(source)
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder")
+        raise UserError(f"{source}: {'a file; expected a folder of cases' if source.exists() else 'no such folder'}")
     parents = [source, *(source / grade for grade in GRADES if (source / grade).is_dir())]
     folders = [folder for parent in parents for folder in sorted(parent.iterdir()) if _is_case(folder)]
     if not folders:

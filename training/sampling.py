@@ -71,5 +71,7 @@ def generate(
         labels = None if c is None else c.to(device).expand(len(chunk), -1)
         noise = [torch.Generator().manual_seed(seed) for seed in chunk] if noise_mode == "random" else None
         images = generator(z, labels, truncation_psi=truncation_psi, noise_mode=noise_mode, generators=noise)
+        if not images.isfinite().all():
+            raise UserError(f"{network.path}: its slices of seeds {chunk[0]} to {chunk[-1]} are not finite numbers")
         for seed, stored in zip(chunk, codec.to_stored(images).cpu().numpy(), strict=True):
             yield Sample(seed, stored)

@@ -74,12 +74,12 @@ class TrainingRun:
 
     def run(self) -> Outcome:
         """Train until the configured length, or until Ctrl-C; either way the last snapshot is saved."""
-        self._describe()
-        progress.save_reals(self.folder / "reals.png", self.dataset, self.config.seed)
-        self._save_fakes("fakesinit.png")
-        tick, start = 0, time.time()
-        tick_start, tick_nimg, maintenance = start, 0, 0.0
         with _ctrl_c_sets_flag(self.log) as interrupted, self._progress_bar() as bar:
+            self._describe()
+            progress.save_reals(self.folder / "reals.png", self.dataset, self.config.seed)
+            self._save_fakes("fakesinit.png")
+            tick, start = 0, time.time()
+            tick_start, tick_nimg, maintenance = start, 0, 0.0
             while True:
                 self._step()
                 bar.update(self.config.batch / 1000)
@@ -186,7 +186,8 @@ class TrainingRun:
         def millions(module: torch.nn.Module) -> str:
             return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} million parameters"
 
-        self.log(f"Data       {self.dataset.archive.path}: {len(self.dataset)} slices")
+        mirrored = f", {len(self.dataset)} with their mirrored copies" if self.config.data.mirror else ""
+        self.log(f"Data       {self.dataset.archive.path}: {self.dataset.num_originals} slices{mirrored}")
         self.log(f"Channels   {self.dataset.schema.describe()}, {self.dataset.resolution}×{self.dataset.resolution}")
         self.log(f"Generator  {millions(self.generator)}")
         self.log(f"Discrim.   {millions(self.discriminator)}")
