@@ -351,7 +351,7 @@ def draw_dice(arms, areas: ClassAreas, path: Path) -> None:
         for place, region in zip(x, regions, strict=True):
             dice = [(p.regions or p.labels)[region].dice for p in evaluation.patients]
             spread = np.linspace(-0.08, 0.08, len(dice)) if len(dice) > 1 else [0]
-            left.plot(place + spread, dice, ".", color="black", markersize=3, alpha=0.6)
+            left.plot(place + spread, dice, ".", color="black", markersize=3, alpha=0.6, clip_on=False)
     left.set_xticks(range(len(regions)), regions)
     left.set_title("Dice on patients whom no network has seen")
     left.set(ylim=(0, 1.02), ylabel="Dice (bar: mean, dots: patients)")

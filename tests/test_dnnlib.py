@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 
 from dnnlib import config, files, runs, text
 from dnnlib.errors import UserError, reports_user_errors
-from dnnlib.processes import map_in_order
+from dnnlib.processes import _interrupts_held, map_in_order
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,6 +148,26 @@ def test_one_worker_is_this_process_and_works_as_asked():
 def test_a_worker_that_dies_is_reported():
     with pytest.raises(UserError, match="a worker process was killed.*use fewer --workers"):
         list(map_in_order(os._exit, [3, 3, 3], workers=2))
+
+
+@pytest.mark.parametrize("sender", ["this thread", "another thread"])
+def test_an_interrupt_waits_until_a_process_has_started(sender):
+    started, go = [], threading.Event()
+
+    def send():
+        go.wait()
+        if sender == "another thread":
+            signal.raise_signal(signal.SIGINT)
+
+    other = threading.Thread(target=send)
+    other.start()  # before the mask, as the threads of a pool or of a progress bar
+    with pytest.raises(KeyboardInterrupt), _interrupts_held():
+        if sender == "this thread":
+            signal.raise_signal(signal.SIGINT)
+        go.set()
+        other.join()
+        started.append(True)
+    assert started == [True] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def remember_set_up():

@@ -121,6 +121,7 @@ def test_mistakes_end_with_one_message_and_code_2(run_folder, tmp_path):
     snapshot = next(run_folder.glob("*.safetensors"))
     (tmp_path / "short.safetensors").write_bytes(snapshot.read_bytes()[:5000])
     checkpoint.save(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {}, kind="something else")
+    (tmp_path / "d.zip").mkdir()
     out = ("--outdir", tmp_path / "out")
     for options, message in [
         (("--network", tmp_path / "none.safetensors", "--seeds", "0", *out), "no such file"),
@@ -134,6 +135,8 @@ def test_mistakes_end_with_one_message_and_code_2(run_folder, tmp_path):
         (("--network", run_folder, "--seeds", "0", "--dest", tmp_path / "fake.npz"), "ends in .zip"),
         (("--network", run_folder, "--seeds", "0", "--class", "1", *out), "trained without --cond"),
         (("--network", run_folder, "--seeds", "4294967296", *out), "too large"),
+        (("--network", run_folder, "--seeds", "0", "--trunc", "nan", *out), "--trunc nan: expected a number"),
+        (("--network", run_folder, "--seeds", "0", "--dest", tmp_path / "d.zip"), "is a folder; a file is to be"),
         (("--network", run_folder, "--seeds", "0", "--outdir", "/dev/null/x"), "a file is where a folder is needed"),
     ]:
         result = invoke(*options)
