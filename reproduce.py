@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -226,8 +227,6 @@ class Stages:
 
 def environment() -> dict[str, str]:
     """The environment of a stage: its modules are found beside this file from whatever folder it is called."""
-    import os
-
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 

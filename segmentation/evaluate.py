@@ -81,7 +81,7 @@ def predict_patients(unet: unets.UNet, reader: ArchiveReader, patients: Sequence
     patient = next(todo, None)
     for start in range(0, len(order), _BATCH):
         contrasts, truth = schema.split(np.stack([reader.read(i) for i in order[start : start + _BATCH]]))
-        waiting += zip(contrasts[:, -1], truth, unets.predict(unet, contrasts), strict=True)
+        waiting += zip(contrasts[:, schema.shown], truth, unets.predict(unet, contrasts), strict=True)
         while patient is not None and len(waiting) >= len(groups[patient]):
             complete, waiting = waiting[: len(groups[patient])], waiting[len(groups[patient]) :]
             yield PatientVolume(patient, *(np.stack(part) for part in zip(*complete, strict=True)))

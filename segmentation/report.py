@@ -107,7 +107,7 @@ def draw_patients(path: str | os.PathLike, choices: Sequence[Choice], volumes: M
         s = slice_to_show(volume.truth, volume.prediction)
         pictures = _pictures(volume.background[s], volume.truth[s], volume.prediction[s], schema)
         titles = (
-            f"{choice.rank}: {choice.patient}\nslice {s + 1} of {len(volume.truth)}, {schema.contrasts[-1]}",
+            f"{choice.rank}: {choice.patient}\nslice {s + 1} of {len(volume.truth)}, {schema.contrasts[schema.shown]}",
             "truth",
             f"prediction\n{choice.target.name} Dice {choice.dice:.3f} (whole volume)",
         )

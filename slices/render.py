@@ -131,7 +131,8 @@ def _faces(stored: np.ndarray, schema: Schema, edge: int) -> list[tuple[str, Ima
     if schema.num_maps:
         indices = _resize(indices, edge, Image.Resampling.NEAREST)
         faces.append((_MAP_NAME, Image.fromarray(label_map(indices, schema))))
-        faces.append((f"{schema.contrasts[-1]} + labels", Image.fromarray(overlay(scaled[-1], indices, schema))))
+        name, background = schema.contrasts[schema.shown], scaled[schema.shown]
+        faces.append((f"{name} + labels", Image.fromarray(overlay(background, indices, schema))))
     return faces
 
 

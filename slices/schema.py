@@ -67,6 +67,11 @@ class Schema:
         return len(self.contrasts)
 
     @property
+    def shown(self) -> int:
+        """Index of the contrast that labels are drawn over: the last one, FLAIR for BraTS."""
+        return self.num_contrasts - 1
+
+    @property
     def num_maps(self) -> int:
         """K: one label map per class and one for the background; 0 for a schema without classes."""
         return len(self.classes) + 1 if self.classes else 0

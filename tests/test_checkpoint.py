@@ -28,7 +28,6 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert set(again.tensors) == set(example())
     for name, tensor in example().items():
         assert again.tensors[name].dtype == tensor.dtype and torch.equal(again.tensors[name], tensor)
-    assert checkpoint.load_metadata(tmp_path / "a.safetensors", "snapshot") == metadata
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
@@ -48,15 +47,14 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.load_metadata])
-def test_another_kind_or_version_is_named(tmp_path, read):
+def test_another_kind_or_version_is_named(tmp_path):
     path = tmp_path / "a.safetensors"
     checkpoint.save(path, example(), {}, kind="unet")
     with pytest.raises(UserError, match=r"a\.safetensors is a unet; expected a snapshot"):
-        read(path, "snapshot")
+        checkpoint.load(path, "snapshot")
     checkpoint.save(path, example(), {}, kind="unet", version=7)
     with pytest.raises(UserError, match="version 7 .* reads version 1"):
-        read(path, "unet")
+        checkpoint.load(path, "unet")
 
 
 def pickled():
@@ -92,13 +90,12 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.load_metadata])
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_foreign_file_is_refused_with_its_name_and_what_it_is(tmp_path, name, read):
+def test_a_foreign_file_is_refused_with_its_name_and_what_it_is(tmp_path, name):
     make, expected = FOREIGN[name]
     (tmp_path / "foreign").write_bytes(make())
     with pytest.raises(UserError, match=expected) as error:
-        read(tmp_path / "foreign", "snapshot")
+        checkpoint.load(tmp_path / "foreign", "snapshot")
     assert str(tmp_path / "foreign") in str(error.value)
 
 
@@ -115,5 +112,5 @@ def test_a_failed_write_leaves_the_old_file_as_it_was(tmp_path):
     for unfit in ({"round": float("nan")}, {"round": object()}):
         with pytest.raises((ValueError, TypeError)):
             checkpoint.save(path, example(), unfit, kind="snapshot")
-    assert checkpoint.load_metadata(path, "snapshot") == {"round": 1}
+    assert checkpoint.load(path, "snapshot").metadata == {"round": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]

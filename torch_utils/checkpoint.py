@@ -55,12 +55,6 @@ def load(path: str | os.PathLike, kind: str, version: int = VERSION) -> Checkpoi
         return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, metadata)
 
 
-def load_metadata(path: str | os.PathLike, kind: str, version: int = VERSION) -> dict[str, Any]:
-    """The metadata alone, without reading the tensors. Raises UserError as `load` does."""
-    with _open(path) as file:
-        return _metadata(path, file, kind, version)
-
-
 def _open(path: str | os.PathLike) -> Any:
     path = Path(path)
     if path.is_dir():

@@ -55,6 +55,11 @@ def auto_preset(resolution: int, gpus: int = 1) -> Preset:
     )
 
 
+def find_preset(cfg: str, resolution: int) -> Preset:
+    """The preset of one of CFG_NAMES."""
+    return auto_preset(resolution) if cfg == "auto" else PRESETS[cfg]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What to train on. subset None takes every slice; mirror adds flipped copies; cond uses the class labels."""
@@ -181,7 +186,7 @@ def resolve(
     """Fill in a preset with what was given by hand. Raises UserError for what can't be trained."""
     if resolution < 8 or resolution & (resolution - 1):
         raise UserError(f"{data.path}: {resolution}×{resolution} pixels; the networks need a power of two from 8 up")
-    preset = auto_preset(resolution) if cfg == "auto" else PRESETS[cfg]
+    preset = find_preset(cfg, resolution)
     if overrides.batch is not None:  # a small minibatch can't hold a whole group; all else stays the preset's
         preset = replace(preset, mbstd=min(preset.mbstd, overrides.batch))
     given = {name: value for name, value in vars(overrides).items() if value is not None}
@@ -232,7 +237,7 @@ def resolve(
 
 def notes(cfg: str, resolution: int, overrides: Overrides) -> list[str]:
     """What the user should know of how the preset and the values given by hand go together."""
-    preset = auto_preset(resolution) if cfg == "auto" else PRESETS[cfg]
+    preset = find_preset(cfg, resolution)
     given = {name: value for name, value in vars(overrides).items() if value is not None and value is not False}
     if not given:
         return []
