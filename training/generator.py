@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
 from training.config import GeneratorConfig
 from training.head import JointHead
@@ -65,29 +66,30 @@ class SynthesisLayer(nn.Module):
         noise_mode: str = "random",
         generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
-        x = modulated_conv2d(
+        noise = self._noise(len(x), noise_mode, generators)
+        x, scale = modulated_conv2d(
             x,
             self.weight,
             styles=self.affine(w),
-            noise=self._noise(len(x), noise_mode, generators),
             up=self.up,
             padding=1,
             resample_filter=self.resample_filter,
             flip_weight=self.up == 1,  # published weights of upsampling layers are stored the other way round
         )
-        return scaled_bias_act(x, self.bias, "lrelu", 1, self.conv_clamp)
+        strength = None if noise is None else self.noise_strength
+        return synthesis_tail(x, scale, noise, strength, self.bias, act="lrelu", clamp=self.conv_clamp)
 
     def _noise(self, batch: int, noise_mode: str, generators: Sequence[torch.Generator] | None) -> torch.Tensor | None:
         if noise_mode == "none":
             return None
         if noise_mode == "const":
-            return self.noise_const * self.noise_strength
+            return self.noise_const
         shape = [1, self.resolution, self.resolution]
         if generators is None:
             noise = torch.randn([batch, *shape], device=self.noise_const.device)
         else:
             noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
-        return noise.to(self.noise_const.device) * self.noise_strength
+        return noise.to(self.noise_const.device)
 
 
 class ToRGBLayer(nn.Module):
@@ -105,7 +107,7 @@ class ToRGBLayer(nn.Module):
         self.weight_gain = 1 / math.sqrt(in_channels)
 
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        x = modulated_conv2d(x, self.weight, styles=self.affine(w) * self.weight_gain, demodulate=False)
+        x, _ = modulated_conv2d(x, self.weight, styles=self.affine(w) * self.weight_gain, demodulate=False)
         return scaled_bias_act(x, self.bias, "linear", 1, self.conv_clamp)
 
 

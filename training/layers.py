@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import enum
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
+from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import setup_filter
 
 LOWPASS = (1, 3, 3, 1)
@@ -19,43 +22,68 @@ def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()
 
 
+class ModulationForm(enum.Enum):
+    """Two ways to compute the same modulated convolution; `fastest_form` says which one serves where."""
+
+    SHARED = "shared weights, scaled input"
+    PER_SAMPLE = "weights per sample, grouped"
+
+
+def fastest_form(x: torch.Tensor) -> ModulationForm:
+    """The form to use for x [N, C, H, W].
+
+    A single sample's weights are those of a plain convolution, which saves the passes over its activations. More
+    samples in a grouped convolution would need their channels side by side, a copy of every activation in
+    channels-last layout; `benchmarks/ops.py` shows both forms on the device at hand.
+    """
+    return ModulationForm.PER_SAMPLE if len(x) == 1 else ModulationForm.SHARED
+
+
+class Modulated(NamedTuple):
+    """What a modulated convolution leaves to the layer's tail: x [N, C', H', W'], to be scaled by scale [N, C']."""
+
+    x: torch.Tensor
+    scale: torch.Tensor | None
+
+
 def modulated_conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,
     styles: torch.Tensor,
-    noise: torch.Tensor | None = None,
     up: int = 1,
     down: int = 1,
     padding: int = 0,
     resample_filter: torch.Tensor | None = None,
     demodulate: bool = True,
     flip_weight: bool = True,
-) -> torch.Tensor:
+    form: ModulationForm | None = None,
+) -> Modulated:
     """Convolution whose input channels are scaled per sample, and whose output is scaled back to unit variance.
 
-    x: [N, C, H, W]. weight: [C', C, kh, kw]. styles: [N, C]. noise: added to the output, broadcast to [N, C', H', W'].
-    The scales go onto input and output of one shared convolution, which is the same as per-sample weights (StyleGAN2,
-    equations 1 and 3).
+    x: [N, C, H, W]. weight: [C', C, kh, kw]. styles: [N, C]. form: None takes the fastest. Scaling the output back,
+    the demodulation, is left to `synthesis_tail`, which does it in passing (StyleGAN2, equations 1 and 3).
     """
     if x.dtype == torch.float16 and demodulate:
         # Demodulation cancels any factor, so take those that keep half precision from overflowing.
         fan_in = weight[0].numel()
         weight = weight / (weight.abs().amax(dim=[1, 2, 3], keepdim=True) * math.sqrt(fan_in))
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
-    demodulation = None
+    scale = None
     if demodulate:
         power = styles.square() @ weight.square().sum(dim=[2, 3]).T  # [N, C']
-        demodulation = (power + 1e-8).rsqrt()
+        scale = (power + 1e-8).rsqrt()
 
-    x = x * styles.to(x.dtype)[:, :, None, None]
-    x = conv2d_resample(
-        x, weight.to(x.dtype), f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight
-    )
-    if demodulation is not None:
-        x = x * demodulation.to(x.dtype)[:, :, None, None]
-    if noise is not None:
-        x = x + noise.to(x.dtype)
-    return x
+    n = len(x)
+    resampling = {"f": resample_filter, "up": up, "down": down, "padding": padding, "flip_weight": flip_weight}
+    if (form or fastest_form(x)) is ModulationForm.SHARED:
+        x = synthesis_tail(x, scale=styles)
+        return Modulated(conv2d_resample(x, weight.to(x.dtype), **resampling), scale)
+    weights = weight[None] * styles[:, None, :, None, None]  # [N, C', C, kh, kw]
+    if scale is not None:
+        weights = weights * scale[:, :, None, None, None]
+    x = x.reshape(1, -1, *x.shape[2:])
+    x = conv2d_resample(x, weights.flatten(0, 1).to(x.dtype), groups=n, **resampling)
+    return Modulated(x.reshape(n, -1, *x.shape[2:]), None)
 
 
 class FullyConnectedLayer(nn.Module):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from torch_utils.ops import reference
+from torch_utils.ops import native, reference
+from torch_utils.ops.checks import require_floating, require_operand
+from torch_utils.ops.registered import NUMBERS, OPERATORS
 
 ACTIVATIONS = reference.ACTIVATIONS
 
@@ -20,17 +24,46 @@ def bias_act(
 ) -> torch.Tensor:
     """y = clamp(act(x + b) · gain).
 
-    x: any shape. b: [x.shape[dim]] or None. alpha, gain: None takes the activation's defaults. clamp: limit of |y|,
-    or None for no limit. Returns the shape and dtype of x; differentiable twice. Raises ValueError for an unknown
-    activation, or a bias that doesn't fit.
+    x: any shape, floating-point. b: [x.shape[dim]] or None. alpha, gain: None takes the activation's defaults. clamp:
+    limit of |y|, or None for no limit. Returns the shape and dtype of x; differentiable twice. Raises ValueError for
+    an unknown activation, numbers that are not floating-point, or a bias of another shape or device.
     """
+    require_floating(x)
+    if b is not None:
+        if not 0 <= dim < x.ndim:
+            raise ValueError(f"dim {dim} is not one of x {list(x.shape)}; expected 0 to {x.ndim - 1}")
+        require_operand(b, "b", x, [x.shape[dim]])
+    alpha, gain, limit = activation_settings(act, alpha, gain, clamp)
+    trivial = act == "linear" and gain == 1 and clamp is None  # PyTorch's sum does it in one pass as well
+    if trivial or not native.available(x.device.type):
+        return reference.bias_act(x, b, dim, act, alpha, gain, clamp)
+    return native_tail(_with_channels_second(x, dim), None, None, None, b, act, alpha, gain, limit).reshape(x.shape)
+
+
+def activation_settings(
+    act: str, alpha: float | None, gain: float | None, clamp: float | None
+) -> tuple[float, float, float]:
+    """alpha, gain and limit of |y| with defaults filled in; no clamp is an infinite limit. Raises ValueError."""
     if act not in ACTIVATIONS:
         raise ValueError(f"unknown activation {act!r}; expected one of {', '.join(ACTIVATIONS)}")
-    if b is not None and (b.ndim != 1 or not 0 <= dim < x.ndim or b.shape[0] != x.shape[dim]):
-        raise ValueError(f"a bias of shape {list(b.shape)} does not fit dimension {dim} of an input {list(x.shape)}")
-    if clamp is not None and clamp < 0:
-        raise ValueError(f"clamp {clamp} is negative; give a limit of the output's magnitude, or None")
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"clamp {clamp} is no limit of the output's magnitude; give 0 or more, or None for no limit")
     default = ACTIVATIONS[act]
     alpha = default.alpha if alpha is None else alpha
-    gain = default.gain if gain is None else gain
-    return reference.bias_act(x, b, dim, act, alpha, gain, clamp)
+    return alpha, default.gain if gain is None else gain, math.inf if clamp is None else clamp
+
+
+def native_tail(x, scale, noise, strength, bias, act, alpha, gain, limit) -> torch.Tensor:
+    """The native operator behind bias_act and synthesis_tail; operands come to it in the type it computes in."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    operands = [None if t is None else t.to(compute).contiguous() for t in (scale, noise, strength, bias)]
+    return OPERATORS.tail(x, *operands, NUMBERS[act], alpha, gain, limit)
+
+
+def _with_channels_second(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """x itself where `dim` is 1, so that channels-last pictures stay so; else [before, x.shape[dim], after]."""
+    if dim == 1 and x.ndim >= 2:
+        return x
+    dim = min(dim, x.ndim - 1)
+    shape = [1, 1, 1] if x.ndim == 0 else [math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])]
+    return x.reshape(shape)

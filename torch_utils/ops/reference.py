@@ -35,14 +35,44 @@ def bias_act(
     x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
 ) -> torch.Tensor:
     """y = clamp(act(x + b) · gain), with b along dimension `dim`, and clamped to ±`clamp` if that is given."""
+    u = _widened(x)
     if b is not None:
-        x = x + b.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
-    x = ACTIVATIONS[act].function(x, alpha)
+        u = u + b.to(u.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+    y = ACTIVATIONS[act].function(u, alpha)
     if gain != 1:
-        x = x * gain
+        y = y * gain
     if clamp is not None:
-        x = x.clamp(-clamp, clamp)
-    return x
+        y = y.clamp(-clamp, clamp)
+    return y.to(x.dtype)
+
+
+def synthesis_tail(
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    strength: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+) -> torch.Tensor:
+    """y = clamp(act(x · scale + noise · strength + bias) · gain).
+
+    x: [N, C, H, W]. scale: [N, C]. noise: [H, W] or [N, 1, H, W]. strength: scalar. bias: [C]. None leaves a term out.
+    """
+    u = _widened(x)
+    if scale is not None:
+        u = u * scale.to(u.dtype)[:, :, None, None]
+    if noise is not None:
+        noise = noise.to(u.dtype)
+        u = u + (noise if strength is None else noise * strength.to(u.dtype))
+    return bias_act(u, bias, 1, act, alpha, gain, clamp).to(x.dtype)
+
+
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    """16-bit numbers as float32: all operators compute in that, and round once, at the end."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def upfirdn2d(
@@ -62,19 +92,27 @@ def upfirdn2d(
     """
     if f is None:
         f = x.new_ones([1, 1], dtype=torch.float32)
-    channels = x.shape[1]
-    x = _insert_zeros(x, *up)
+    dtype, channels = x.dtype, x.shape[1]
+    x = _insert_zeros(_widened(x), *up)
     x0, x1, y0, y1 = padding
     own = (y0, x0) if f.ndim == 2 and x0 == x1 >= 0 and y0 == y1 >= 0 else (0, 0)  # the convolution pads without a copy
     if any(padding) and not any(own):
-        x = F.pad(x, padding)
+        x = _pad_or_crop(x, padding)
     f = (f * gain ** (f.ndim / 2)).to(x.dtype)
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))
     if f.ndim == 2:
-        return F.conv2d(x, f.expand(channels, 1, -1, -1), groups=channels, stride=down[::-1], padding=own)
-    x = F.conv2d(x, f.reshape(1, -1).expand(channels, 1, 1, -1), groups=channels, stride=(1, down[0]))
-    return F.conv2d(x, f.reshape(-1, 1).expand(channels, 1, -1, 1), groups=channels, stride=(down[1], 1))
+        y = F.conv2d(x, f.expand(channels, 1, -1, -1), groups=channels, stride=down[::-1], padding=own)
+        return y.to(dtype)
+    y = F.conv2d(x, f.reshape(1, -1).expand(channels, 1, 1, -1), groups=channels, stride=(1, down[0]))
+    return F.conv2d(y, f.reshape(-1, 1).expand(channels, 1, -1, 1), groups=channels, stride=(down[1], 1)).to(dtype)
+
+
+def _pad_or_crop(x: torch.Tensor, padding: tuple[int, int, int, int]) -> torch.Tensor:
+    """Add zeros where padding is positive, then cut off as much as is negative: also more than x had at that side."""
+    x = F.pad(x, [max(p, 0) for p in padding])
+    x0, x1, y0, y1 = (max(-p, 0) for p in padding)
+    return x[:, :, y0 : x.shape[2] - y1, x0 : x.shape[3] - x1]
 
 
 def _insert_zeros(x: torch.Tensor, up_x: int, up_y: int) -> torch.Tensor:

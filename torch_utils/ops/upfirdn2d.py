@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from torch_utils.ops import reference
+from torch_utils.ops import native, reference
+from torch_utils.ops.checks import require_device, require_floating
+from torch_utils.ops.registered import OPERATORS
+
+LARGEST_FILTER = 32  # taps along an axis, for the native operators
 
 
 def setup_filter(
@@ -53,13 +57,14 @@ def upfirdn2d(
     x: [N, C, H, W]. f: from setup_filter; None is the identity. up, down: a number or (x, y). padding: a number,
     (x, y) or (x before, x after, y before, y after), in samples of the upsampled picture; negative numbers crop.
     flip_filter: correlate instead of convolving. gain: of the output. Returns [N, C, H', W'], differentiable twice.
-    Raises ValueError where nothing would be left of the picture.
+    The filter takes no gradient. Raises ValueError where nothing would be left of the picture, and for what doesn't fit.
     """
     up, down, padding = _pair(up, "up"), _pair(down, "down"), parse_padding(padding)
+    require_floating(x)
     if x.ndim != 4:
         raise ValueError(f"expected pictures [N, C, H, W], found the shape {list(x.shape)}")
-    if f is not None and f.ndim not in (1, 2):
-        raise ValueError(f"a filter is a vector or a matrix; found the shape {list(f.shape)}")
+    if f is not None:
+        _require_filter(f, x)
     fw, fh = filter_size(f)
     width = x.shape[3] * up[0] + padding[0] + padding[1]
     height = x.shape[2] * up[1] + padding[2] + padding[3]
@@ -68,7 +73,20 @@ def upfirdn2d(
             f"padding {list(padding)} leaves {height}×{width} of an input {list(x.shape)}, "
             f"less than the filter's {fh}×{fw}"
         )
-    return reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
+    if max(fw, fh) > LARGEST_FILTER or not native.available(x.device.type):
+        return reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    f = torch.ones([1, 1], dtype=compute, device=x.device) if f is None else f.to(compute)
+    return OPERATORS.upfirdn2d(x, f, *up, *down, *padding, flip_filter, gain)
+
+
+def _require_filter(f: torch.Tensor, x: torch.Tensor) -> None:
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"a filter is a vector or a matrix; found the shape {list(f.shape)}")
+    require_floating(f, "the filter")
+    require_device(f, "the filter", x)
+    if f.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"the filter {list(f.shape)} takes no gradient; detach it")
 
 
 def filter2d(x, f, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1) -> torch.Tensor:

@@ -1,0 +1,180 @@
+"""The native operators against plain PyTorch and against a copy, in one run.
+
+    python benchmarks/ops.py
+
+Each figure is a ratio of medians. "reference" is how a good PyTorch user would write the operator: in place where
+autograd allows it, the filter as two depthwise convolutions; the faster of that and of torch_utils/ops/reference.py.
+"copy" is the time to copy as many bytes as the operator has to read and write. Convolutions: the two forms of the
+modulated convolution, per layer, on this device. Take figures on an idle machine.
+"""
+
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dnnlib.text import format_table
+from torch_utils.ops import native, reference
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.synthesis_tail import synthesis_tail
+from torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d
+from training.layers import ModulationForm, modulated_conv2d
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+SIZES = {"demo": [(16, 16, 64, 64), (16, 32, 32, 32)], "256×256": [(4, 64, 256, 256), (4, 128, 128, 128)]}
+CLAMP = 256.0
+SQRT2 = 2**0.5
+
+
+@click.command()
+@click.option("--repeats", type=click.IntRange(3), default=15, show_default=True, help="counted calls of each")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+def main(repeats: int, dtype: str) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"PyTorch {torch.__version__} on {device}, {torch.get_num_threads()} threads, {dtype}")
+    if not native.available(device.type):
+        raise click.ClickException(f"no native operators for {device.type}: python -m torch_utils.ops tells why")
+    rows = []
+    for (size, shapes), layout in itertools.product(SIZES.items(), LAYOUTS):
+        for shape in shapes:
+            x = torch.randn(shape, device=device, dtype=getattr(torch, dtype)).to(memory_format=LAYOUTS[layout])
+            for name, (ours, theirs, forward_bytes, both_bytes) in operators(x).items():
+                rows.append([name, size, "×".join(map(str, shape)), layout])
+                rows[-1] += compare(ours, theirs, x, forward_bytes, repeats, backward=False)
+                rows[-1] += compare(ours, theirs, x, both_bytes, repeats, backward=True)
+    columns = ["ms", "× faster", "× a copy"]
+    print(format_table(["operator", "for", "shape", "layout", *columns, *[f"{c}, f+b" for c in columns]], rows))
+    print()
+    print(format_table(["modulated convolution", "batch", *[f"{f.value}, ms" for f in ModulationForm]],
+                       convolutions(device, getattr(torch, dtype), repeats)))
+
+
+def operators(x: torch.Tensor):
+    """name -> (native, [other ways], tensors of x's size read and written forward, and forward + backward)."""
+    n, c, h, w = x.shape
+    bias = torch.randn(c, device=x.device)
+    scale = torch.rand(n, c, device=x.device) + 0.5
+    noise = torch.randn(n, 1, h, w, device=x.device)
+    strength = torch.tensor(0.3, device=x.device)
+    for t in (bias, scale, strength):
+        t.requires_grad_()
+    f = setup_filter([1, 3, 3, 1]).to(x.device)
+    taps = (torch.tensor([1.0, 3, 3, 1], device=x.device) / 8).to(x.dtype)
+
+    def activate(u: torch.Tensor) -> torch.Tensor:
+        u = F.leaky_relu_(u, 0.2)
+        if torch.is_grad_enabled():  # autograd keeps what the next two would overwrite
+            return (u * SQRT2).clamp(-CLAMP, CLAMP)
+        return u.mul_(SQRT2).clamp_(-CLAMP, CLAMP)
+
+    def pytorch_bias_act(x):
+        return activate(x + bias.to(x.dtype)[:, None, None])
+
+    def pytorch_tail(x):
+        u = x * scale.to(x.dtype)[:, :, None, None]
+        return activate(u.add_((noise * strength).to(x.dtype)).add_(bias.to(x.dtype)[:, None, None]))
+
+    def depthwise(x, stride=1, gain=1.0):
+        x = F.conv2d(x, (taps * gain).reshape(1, 1, 1, 4).expand(c, -1, -1, -1), groups=c, stride=(1, stride))
+        return F.conv2d(x, (taps * gain).reshape(1, 1, 4, 1).expand(c, -1, -1, -1), groups=c, stride=(stride, 1))
+
+    def pytorch_up(x):
+        grown = F.pad(x.reshape(n, c, h, 1, w, 1), [0, 1, 0, 0, 0, 1]).reshape(n, c, h * 2, w * 2)
+        return depthwise(F.pad(grown, [2, 1, 2, 1]), gain=2)
+
+    def pytorch_up_transposed(x):
+        weight = (taps.outer(taps) * 4).expand(c, 1, 4, 4)
+        return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=c)
+
+    def pytorch_down(x):
+        return depthwise(F.pad(x, [1, 1, 1, 1]), stride=2)
+
+    keywords = {"act": "lrelu", "clamp": CLAMP}
+    return {
+        "bias_act": (lambda x: bias_act(x, bias, **keywords), [pytorch_bias_act], 2, 5),
+        "tail": (
+            lambda x: synthesis_tail(x, scale, noise, strength, bias, **keywords),
+            [pytorch_tail],
+            2 + 1 / c,
+            5 + 2 / c,
+        ),
+        "upfirdn2d ×2": (lambda x: upsample2d(x, f), [pytorch_up, pytorch_up_transposed], 5, 10),
+        "upfirdn2d ×1/2": (lambda x: downsample2d(x, f), [pytorch_down], 1.25, 2.5),
+    }
+
+
+def compare(
+    ours: Callable, theirs: list[Callable], x: torch.Tensor, moved: float, repeats: int, backward: bool
+) -> list[str]:
+    """Milliseconds, speed over the best other way, and time over that of a copy of the same bytes."""
+
+    def run(function: Callable) -> Callable[[], None]:
+        def once() -> None:
+            with torch.set_grad_enabled(backward):
+                y = function(x.detach().requires_grad_(backward))
+                if backward:
+                    y.backward(gradient)
+
+        return once
+
+    gradient = torch.ones_like(ours(x))
+
+    def with_reference() -> None:
+        with native.reference_only():
+            run(ours)()
+
+    candidates = [run(ours), x.clone, with_reference, *[run(f) for f in theirs]]
+    mine, copy, *others = medians(candidates, repeats, x.device)
+    return [f"{mine * 1e3:.2f}", f"{min(others) / mine:.1f}", f"{mine / (copy * moved / 2):.2f}"]
+
+
+def medians(functions: list[Callable], repeats: int, device: torch.device) -> list[float]:
+    """Median seconds of each; they take turns, so that a slow moment of the machine meets them all."""
+    seconds = [[] for _ in functions]
+    for repeat in range(repeats + 2):
+        for function, times in zip(functions, seconds, strict=True):
+            synchronise(device)
+            start = time.perf_counter()
+            function()
+            synchronise(device)
+            if repeat >= 2:
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def convolutions(device: torch.device, dtype: torch.dtype, repeats: int) -> list[list[str]]:
+    """Forward and backward of layers of the demo and of the 256×256 networks, in both forms."""
+    f = setup_filter([1, 3, 3, 1]).to(device)
+    rows = []
+    for batch, c, resolution, up in itertools.product([1, 4, 16], [16, 64, 128], [64, 128], [1, 2]):
+        x = torch.randn(batch, c, resolution // up, resolution // up, device=device, dtype=dtype)
+        x = x.to(memory_format=torch.channels_last)
+        weight = torch.randn(c, c, 3, 3, device=device).to(memory_format=torch.channels_last)
+        styles = torch.randn(batch, c, device=device)
+
+        def call(form: ModulationForm, x=x, weight=weight, styles=styles, up=up) -> Callable:
+            keywords = {"up": up, "padding": 1, "resample_filter": f, "form": form}
+            return lambda: modulated_conv2d(x, weight, styles, **keywords)
+
+        with torch.no_grad():
+            seconds = medians([call(form) for form in ModulationForm], repeats, device)
+        name = f"{c} channels, {resolution}×{resolution}" + (", ×2" if up == 2 else "")
+        rows.append([name, str(batch), *[f"{s * 1e3:.2f}" for s in seconds]])
+    return rows
+
+
+if __name__ == "__main__":
+    main()

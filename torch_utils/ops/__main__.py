@@ -1,0 +1,188 @@
+"""`python -m torch_utils.ops`: what is built for which device, and whether it computes what the reference does."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import click
+import torch
+
+from dnnlib.errors import reports_user_errors
+from dnnlib.text import format_table
+from torch_utils.ops import native
+from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from torch_utils.ops.synthesis_tail import synthesis_tail
+from torch_utils.ops.upfirdn2d import upfirdn2d
+
+# The largest difference from the reference in float64, as a part of the largest number.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+FIXED = ("noise", "f")  # take no gradient
+
+
+@dataclass(frozen=True)
+class Case:
+    settings: str
+    function: Callable[..., torch.Tensor]
+    tensors: dict[str, torch.Tensor]
+
+
+@click.command()
+@reports_user_errors
+def main() -> None:
+    """Show what native operators are built for which device, and compare them with plain PyTorch.
+
+    The exit code is 1 if they differ; a device without native operators is none that fails.
+    """
+    click.echo(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda or 'none'}")
+    serving = [device for device in native.LIBRARIES if _introduce(device)]
+    rows, complaints = [], []
+    for device in serving:
+        for name, cases in OPERATORS.items():
+            found = {dtype: _compare(list(cases()), device, dtype) for dtype in TOLERANCES}
+            wrong = [complaint for _, complaint in found.values() if complaint]
+            complaints += [f"{name} on {device}, {complaint}" for complaint in wrong]
+            rows.append([name, device, *(f"{worst:.1e}" for worst, _ in found.values()), "FAILED" if wrong else "OK"])
+    if rows:
+        names = [str(dtype).removeprefix("torch.") for dtype in TOLERANCES]
+        click.echo("\nThe largest difference from plain PyTorch in float64, derivatives included:")
+        click.echo(format_table(["", "", *names, ""], rows))
+    for complaint in complaints:
+        click.echo(f"FAILED: {complaint}")
+    sys.exit(1 if complaints else 0)
+
+
+def _introduce(device: str) -> bool:
+    """Print what serves on a device. Whether native operators do."""
+    status = native.status(device)
+    if status.error is not None:
+        reason = status.error.partition("\n")[0]
+        click.echo(f"{device}: plain PyTorch serves, for there are no native operators: {reason}")
+        return False
+    title = torch.cuda.get_device_name() if device == "cuda" else f"threads: {torch.get_num_threads()}"
+    click.echo(f"{device}: native operators serve ({title})")
+    click.echo(f"  {status.file}, built {f'in {status.seconds:.0f} s' if status.seconds else 'before'}")
+    for tool in status.tools:
+        click.echo(f"  {tool}")
+    return True
+
+
+def _compare(cases: list[Case], device: str, dtype: torch.dtype) -> tuple[float, str]:
+    """(largest difference in all cases, what is wrong in the worst one or nothing)."""
+    worst, complaint = 0.0, ""
+    for case in cases:
+        try:
+            found = _derivatives(case, device, dtype, dtype)
+            with native.reference_only():
+                expected = _derivatives(case, device, dtype, torch.float64)
+        except RuntimeError as error:
+            return math.inf, f"{dtype}, {case.settings}: {error}"
+        for name, right in expected.items():
+            difference = _difference(found[name], right)
+            if difference > worst:
+                worst = difference
+                if worst > TOLERANCES[dtype]:
+                    complaint = f"{dtype}, {case.settings}: {name} differs by {worst:.1e}; expected {TOLERANCES[dtype]}"
+    return worst, complaint
+
+
+def _difference(found: torch.Tensor, right: torch.Tensor) -> float:
+    if found.shape != right.shape:
+        return math.inf
+    difference = ((found.double() - right).abs().max() / right.abs().max().clamp(min=1)).item()
+    return math.inf if math.isnan(difference) else difference
+
+
+def _derivatives(case: Case, device: str, numbers: torch.dtype, compute: torch.dtype) -> dict[str, torch.Tensor]:
+    """The value, first and second derivatives, computed in `compute` from inputs that `numbers` can hold."""
+    random = torch.Generator().manual_seed(0)
+
+    def weights(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=random, dtype=torch.float64).to(numbers).to(device, compute)
+
+    tensors = {name: t.to(numbers).to(device, compute, copy=True) for name, t in case.tensors.items()}
+    inputs = {name: t.requires_grad_() for name, t in tensors.items() if name not in FIXED}
+    y = case.function(**tensors)
+    inputs["dy"] = dy = weights(y).requires_grad_()
+    first = torch.autograd.grad(y, [t for t in inputs.values() if t is not dy], dy, create_graph=True)
+    second = torch.autograd.grad(first, list(inputs.values()), [weights(g) for g in first], allow_unused=True)
+    results = {"value": y}
+    results |= {f"derivative by {name}": g for name, g in zip(inputs, first, strict=False)}
+    for (name, t), g in zip(inputs.items(), second, strict=True):
+        results[f"second derivative by {name}"] = torch.zeros_like(t) if g is None else g
+    return {name: t.detach() for name, t in results.items()}
+
+
+def _bias_act() -> Iterator[Case]:
+    for act in ACTIVATIONS:
+        for shape, clamp, layout in [
+            ([5, 6], None, torch.contiguous_format),
+            ([2, 5, 9, 7], 0.6, torch.contiguous_format),
+            ([2, 16, 24, 24], 0.6, torch.channels_last),
+        ]:
+
+            def function(x, b=None, act=act, clamp=clamp):
+                return bias_act(x, b, act=act, gain=1.5, clamp=clamp)
+
+            # Odd and even eighths: x + b stays away from the kinks of lrelu and of the clamp, over which rounding the
+            # output of 16 bits could carry it.
+            x = ((_draw(*shape) * 4).round() * 2 + 1) / 8
+            b = (_draw(shape[1]) * 4).round() / 4
+            for tensors in ({"x": x.contiguous(memory_format=layout), "b": b}, {"x": x}):
+                yield Case(f"act={act}, clamp={clamp}, {', '.join(tensors)} {shape}", function, tensors)
+
+
+def _synthesis_tail() -> Iterator[Case]:
+    for act in ACTIVATIONS:
+        for shape, noise, clamp, layout in [
+            ([2, 5, 9, 7], [9, 7], 0.6, torch.contiguous_format),
+            ([3, 16, 24, 24], [3, 1, 24, 24], None, torch.channels_last),
+        ]:
+            tensors = {
+                "x": _draw(*shape).contiguous(memory_format=layout),
+                "scale": _draw(*shape[:2]).sigmoid() + 0.5,
+                "noise": _draw(*noise),
+                "strength": _draw(),
+                "bias": _draw(shape[1]),
+            }
+
+            def function(act=act, clamp=clamp, **tensors):
+                return synthesis_tail(act=act, clamp=clamp, **tensors)
+
+            yield Case(f"act={act}, clamp={clamp}, x {shape}", function, tensors)
+
+
+def _upfirdn2d() -> Iterator[Case]:
+    square, row = _draw(4, 4), _draw(12)
+    for shape, f, options in [
+        ([2, 3, 16, 16], square, {"up": 2, "padding": (2, 1), "gain": 4}),
+        ([2, 3, 16, 16], square, {"down": 2, "padding": 1}),
+        ([2, 3, 16, 16], square, {"padding": (2, 1), "flip_filter": True}),
+        ([2, 3, 16, 16], row, {"up": 2, "padding": (6, 5), "gain": 4}),
+        ([2, 3, 16, 16], row, {"down": 2, "padding": 5}),
+        ([1, 2, 11, 13], _draw(3, 5), {"up": (3, 2), "down": (2, 3), "padding": (4, -1, -2, 5), "gain": 0.5}),
+        ([1, 2, 11, 13], None, {"up": 2, "down": 3}),
+    ]:
+
+        def function(x, f=None, options=options):
+            return upfirdn2d(x, f, **options)
+
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = _draw(*shape).contiguous(memory_format=layout)
+            yield Case(f"{options}, x {shape}", function, {"x": x} if f is None else {"x": x, "f": f})
+
+
+_random = torch.Generator().manual_seed(0)
+
+
+def _draw(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=_random, dtype=torch.float64)
+
+
+OPERATORS = {"bias_act": _bias_act, "synthesis_tail": _synthesis_tail, "upfirdn2d": _upfirdn2d}
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m torch_utils.ops")

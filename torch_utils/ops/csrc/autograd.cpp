@@ -1,0 +1,285 @@
+// Derivatives of the operators, on any device: each is an operator again. operators.h has the equations.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/sum.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+#include <tuple>
+
+#include "operators.h"
+
+namespace {
+
+using at::Tensor;
+using ops::Activation;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+
+// ---- Calling operators through the dispatcher -------------------------------------------------------------------
+
+struct Settings {
+  int64_t activation;
+  double alpha, gain, limit;
+};
+
+// scale, noise, strength, bias; undefined where absent.
+using Operands = std::array<Tensor, 4>;
+
+OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+Tensor plain(const OptionalTensor& t) { return t.value_or(Tensor()); }
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+Tensor tail(const Tensor& x, const Operands& o, const Settings& s) {
+  static const auto op = find<Tensor(const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                                     const OptionalTensor&, int64_t, double, double, double)>("stylegan2_mr::tail");
+  return op.call(x, optional(o[0]), optional(o[1]), optional(o[2]), optional(o[3]), s.activation, s.alpha, s.gain,
+                 s.limit);
+}
+
+std::tuple<Tensor, Tensor> tail_backward(const Tensor& dy, const Tensor& x, const Operands& o, const Settings& s,
+                                         bool x_is_output, bool sums) {
+  static const auto op =
+      find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                      const OptionalTensor&, const OptionalTensor&, int64_t, double, double, double,
+                                      bool, bool)>("stylegan2_mr::tail_backward");
+  return op.call(dy, x, optional(o[0]), optional(o[1]), optional(o[2]), optional(o[3]), s.activation, s.alpha, s.gain,
+                 s.limit, x_is_output, sums);
+}
+
+std::tuple<Tensor, Tensor, Tensor> tail_backward2(const Tensor& v, const Tensor& w, const Tensor& dy, const Tensor& x,
+                                                  const Operands& o, const Settings& s, bool want_x, bool sums) {
+  static const auto op = find<std::tuple<Tensor, Tensor, Tensor>(
+      const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+      const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, double, double, double, bool,
+      bool)>("stylegan2_mr::tail_backward2");
+  return op.call(optional(v), optional(w), dy, x, optional(o[0]), optional(o[1]), optional(o[2]), optional(o[3]),
+                 s.activation, s.alpha, s.gain, s.limit, want_x, sums);
+}
+
+struct Resampling {
+  int64_t up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1;
+  bool flip;
+  double gain;
+};
+
+Tensor upfirdn2d(const Tensor& x, const Tensor& f, const Resampling& r) {
+  static const auto op = find<Tensor(const Tensor&, const Tensor&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                                     int64_t, int64_t, bool, double)>("stylegan2_mr::upfirdn2d");
+  return op.call(x, f, r.up_x, r.up_y, r.down_x, r.down_y, r.pad_x0, r.pad_x1, r.pad_y0, r.pad_y1, r.flip, r.gain);
+}
+
+// ---- What a node remembers --------------------------------------------------------------------------------------
+
+template <typename T>
+void remember(AutogradContext* ctx, const char* name, const T& values) {  // a struct of numbers, as bytes
+  ctx->saved_data[name] = std::string(reinterpret_cast<const char*>(&values), sizeof(T));
+}
+
+template <typename T>
+T recall(AutogradContext* ctx, const char* name) {
+  T values;
+  const std::string bytes = ctx->saved_data[name].toStringRef();
+  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(&values));
+  return values;
+}
+
+// Which of the tensors given to a node need a gradient in this backward pass. Absent ones have no edge.
+template <size_t kCount>
+std::array<bool, kCount> wanted(AutogradContext* ctx, const std::array<bool, kCount>& given) {
+  std::array<bool, kCount> result{};
+  size_t edge = 0;
+  for (size_t i = 0; i < kCount; ++i) {
+    if (given[i]) result[i] = ctx->needs_input_grad(edge++);
+  }
+  return result;
+}
+
+// Gradients of the operands from the three sums. The noise has none.
+void put_operand_gradients(variable_list& gradients, size_t at, const bool* want, const Tensor& sums,
+                           const Tensor& strength) {
+  if (want[0]) gradients[at] = sums.select(0, 0);
+  if (want[2]) gradients[at + 2] = sums.select(0, 1).sum().reshape(strength.sizes());
+  if (want[3]) gradients[at + 3] = sums.select(0, 2).sum(0);
+}
+
+bool any_sum(const bool* want) { return want[0] || want[2] || want[3]; }
+
+// ---- Nodes ------------------------------------------------------------------------------------------------------
+
+struct TailFunction : torch::autograd::Function<TailFunction> {
+  struct Kept {
+    Settings settings;
+    bool from_output;
+    std::array<bool, 5> given;
+  };
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& scale, const OptionalTensor& noise,
+                        const OptionalTensor& strength, const OptionalTensor& bias, int64_t activation, double alpha,
+                        double gain, double limit) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const Settings settings = {activation, alpha, gain, limit};
+    const Operands o = {plain(scale), plain(noise), plain(strength), plain(bias)};
+    const Tensor y = tail(x, o, settings);
+    // Where the output tells the slope, the input needn't be kept; the next layer keeps the output anyway.
+    const bool from_output =
+        activation <= int64_t(Activation::lrelu) && !scale && !noise && gain > 0 && alpha >= 0;
+    remember(ctx, "kept", Kept{settings, from_output, {true, bool(scale), bool(noise), bool(strength), bool(bias)}});
+    if (from_output) {
+      ctx->save_for_backward({y, Tensor(), Tensor(), Tensor(), Tensor()});
+    } else {
+      ctx->save_for_backward({x, o[0], o[1], o[2], o[3]});
+    }
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto kept = recall<Kept>(ctx, "kept");
+    const variable_list saved = ctx->get_saved_variables();
+    const auto want = wanted(ctx, kept.given);
+    const auto [dx, sums] = tail_backward(grads[0], saved[0], {saved[1], saved[2], saved[3], saved[4]}, kept.settings,
+                                          kept.from_output, any_sum(&want[1]));
+    variable_list gradients(9);
+    gradients[0] = dx;
+    put_operand_gradients(gradients, 1, &want[1], sums, saved[3]);
+    return gradients;
+  }
+};
+
+struct TailBackwardFunction : torch::autograd::Function<TailBackwardFunction> {
+  struct Kept {
+    Settings settings;
+    bool x_is_output;
+    std::array<bool, 6> given;
+  };
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& dy, const Tensor& x, const OptionalTensor& scale,
+                               const OptionalTensor& noise, const OptionalTensor& strength, const OptionalTensor& bias,
+                               int64_t activation, double alpha, double gain, double limit, bool x_is_output,
+                               bool want_sums) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->set_materialize_grads(false);
+    const Settings settings = {activation, alpha, gain, limit};
+    const Operands o = {plain(scale), plain(noise), plain(strength), plain(bias)};
+    const auto [dx, sums] = tail_backward(dy, x, o, settings, x_is_output, want_sums);
+    remember(ctx, "kept",
+             Kept{settings, x_is_output, {true, true, bool(scale), bool(noise), bool(strength), bool(bias)}});
+    ctx->save_for_backward({dy, x, o[0], o[1], o[2], o[3]});
+    return {dx, sums};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto kept = recall<Kept>(ctx, "kept");
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &dy = saved[0], &x = saved[1];
+    Tensor v = grads[0];
+    const Tensor w = grads[1].defined() && grads[1].numel() > 0 ? grads[1] : Tensor();
+    variable_list gradients(12);
+    if (!v.defined() && !w.defined()) return gradients;
+    if (kept.x_is_output) {  // between kinks the slope is constant: dy alone has a gradient, by the same operator
+      if (w.defined()) {
+        std::vector<int64_t> shape(dy.dim(), 1);
+        shape[0] = dy.size(0), shape[1] = dy.size(1);
+        const Tensor sum_part = w.select(0, 2).to(dy.scalar_type()).reshape(shape);
+        v = v.defined() ? at::add(v, sum_part) : sum_part.expand_as(dy);
+      }
+      gradients[0] = std::get<0>(tail_backward(v, x, {}, kept.settings, true, false));
+      return gradients;
+    }
+    const auto want = wanted(ctx, kept.given);
+    const auto [d_dy, d_x, sums] = tail_backward2(v, w, dy, x, {saved[2], saved[3], saved[4], saved[5]}, kept.settings,
+                                                  want[1], any_sum(&want[2]));
+    gradients[0] = d_dy;
+    if (want[1]) gradients[1] = d_x;
+    put_operand_gradients(gradients, 2, &want[2], sums, saved[4]);
+    return gradients;
+  }
+};
+
+struct TailBackward2Function : torch::autograd::Function<TailBackward2Function> {
+  static variable_list forward(AutogradContext*, const OptionalTensor& v, const OptionalTensor& w, const Tensor& dy,
+                               const Tensor& x, const OptionalTensor& scale, const OptionalTensor& noise,
+                               const OptionalTensor& strength, const OptionalTensor& bias, int64_t activation,
+                               double alpha, double gain, double limit, bool want_x, bool want_sums) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [d_dy, d_x, sums] =
+        tail_backward2(plain(v), plain(w), dy, x, {plain(scale), plain(noise), plain(strength), plain(bias)},
+                       {activation, alpha, gain, limit}, want_x, want_sums);
+    return {d_dy, d_x, sums};
+  }
+
+  static variable_list backward(AutogradContext*, variable_list) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false,
+                                "the native bias_act and synthesis_tail have first and second derivatives only; for a "
+                                "third one, compute within torch_utils.ops.native.reference_only()");
+  }
+};
+
+struct Upfirdn2dFunction : torch::autograd::Function<Upfirdn2dFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& f, int64_t up_x, int64_t up_y,
+                        int64_t down_x, int64_t down_y, int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1,
+                        bool flip, double gain) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const Tensor y = upfirdn2d(x, f, {up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip, gain});
+    // The adjoint exchanges up and down, turns the filter, and pads so that the input's size comes out again.
+    const int64_t width = f.size(-1), height = f.size(0);
+    remember(ctx, "adjoint",
+             Resampling{down_x, down_y, up_x, up_y,  //
+                        width - 1 - pad_x0, x.size(3) * up_x - y.size(3) * down_x + pad_x0 - up_x + 1,
+                        height - 1 - pad_y0, x.size(2) * up_y - y.size(2) * down_y + pad_y0 - up_y + 1, !flip, gain});
+    ctx->save_for_backward({f});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    variable_list gradients(12);
+    gradients[0] = upfirdn2d(grads[0], ctx->get_saved_variables()[0], recall<Resampling>(ctx, "adjoint"));
+    return gradients;
+  }
+};
+
+// ---- As kernels of the Autograd key -----------------------------------------------------------------------------
+
+Tensor tail_autograd(const Tensor& x, const OptionalTensor& scale, const OptionalTensor& noise,
+                     const OptionalTensor& strength, const OptionalTensor& bias, int64_t activation, double alpha,
+                     double gain, double limit) {
+  return TailFunction::apply(x, scale, noise, strength, bias, activation, alpha, gain, limit);
+}
+
+std::tuple<Tensor, Tensor> tail_backward_autograd(const Tensor& dy, const Tensor& x, const OptionalTensor& scale,
+                                                  const OptionalTensor& noise, const OptionalTensor& strength,
+                                                  const OptionalTensor& bias, int64_t activation, double alpha,
+                                                  double gain, double limit, bool x_is_output, bool sums) {
+  const variable_list out = TailBackwardFunction::apply(dy, x, scale, noise, strength, bias, activation, alpha, gain,
+                                                        limit, x_is_output, sums);
+  return {out[0], out[1]};
+}
+
+std::tuple<Tensor, Tensor, Tensor> tail_backward2_autograd(
+    const OptionalTensor& v, const OptionalTensor& w, const Tensor& dy, const Tensor& x, const OptionalTensor& scale,
+    const OptionalTensor& noise, const OptionalTensor& strength, const OptionalTensor& bias, int64_t activation,
+    double alpha, double gain, double limit, bool want_x, bool sums) {
+  const variable_list out = TailBackward2Function::apply(v, w, dy, x, scale, noise, strength, bias, activation, alpha,
+                                                         gain, limit, want_x, sums);
+  return {out[0], out[1], out[2]};
+}
+
+Tensor upfirdn2d_autograd(const Tensor& x, const Tensor& f, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y,
+                          int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip, double gain) {
+  return Upfirdn2dFunction::apply(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip, gain);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(stylegan2_mr, Autograd, library) {
+  library.impl("tail", tail_autograd);
+  library.impl("tail_backward", tail_backward_autograd);
+  library.impl("tail_backward2", tail_backward2_autograd);
+  library.impl("upfirdn2d", upfirdn2d_autograd);
+}

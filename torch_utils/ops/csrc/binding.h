@@ -1,0 +1,207 @@
+// From tensors to the structs of operators.h: shared by the bindings of both devices.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/util/Optional.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "operators.h"
+
+namespace ops::binding {
+
+using at::Tensor;
+using OptionalTensor = const std::optional<Tensor>&;
+
+inline DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kHalf: return DType::float16;
+    case at::kBFloat16: return DType::bfloat16;
+    case at::kFloat: return DType::float32;
+    case at::kDouble: return DType::float64;
+    default: TORCH_CHECK_VALUE(false, "expected floating-point numbers, found ", x.scalar_type());
+  }
+}
+
+inline at::ScalarType compute_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+inline bool is_channels_last(const Tensor& x) {
+  return !x.is_contiguous() && x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+// Dense, in its own layout if that is one of the two.
+inline Tensor dense(const Tensor& x) { return is_channels_last(x) ? x : x.contiguous(); }
+
+// Dense, in the layout of `like`.
+inline Tensor dense_like(const Tensor& x, const Tensor& like, const char* name) {
+  TORCH_CHECK_VALUE(x.sizes() == like.sizes() && x.scalar_type() == like.scalar_type() && x.device() == like.device(),
+                    name, " ", x.sizes(), " ", x.scalar_type(), " on ", x.device(), " does not fit x ", like.sizes(), " ",
+                    like.scalar_type(), " on ", like.device());
+  return x.contiguous(is_channels_last(like) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+}
+
+// The pointer of an operand, which must be dense, in the compute type, and of one of the sizes.
+inline const void* operand(OptionalTensor t, const Tensor& x, const char* name, int64_t size, int64_t or_size = -1) {
+  if (!t) return nullptr;
+  TORCH_CHECK_VALUE(t->numel() == size || t->numel() == or_size, name, " ", t->sizes(), " does not fit x ", x.sizes());
+  TORCH_CHECK_VALUE(t->scalar_type() == compute_type(x), name, " is ", t->scalar_type(), "; expected ", compute_type(x));
+  TORCH_CHECK_VALUE(t->device() == x.device(), name, " is on ", t->device(), ", x on ", x.device());
+  TORCH_CHECK_VALUE(t->is_contiguous(), name, " is not contiguous");
+  return t->const_data_ptr();
+}
+
+struct Settings {
+  int64_t activation;
+  double alpha, gain, limit;
+};
+
+inline Tail make_tail(int order, const Tensor& x, OptionalTensor scale, OptionalTensor noise, OptionalTensor strength,
+                      OptionalTensor bias, const Settings& settings) {
+  TORCH_CHECK_VALUE(x.dim() >= 2, "expected x [N, C, ...], found ", x.sizes());
+  TORCH_CHECK_VALUE(0 <= settings.activation && settings.activation <= int64_t(Activation::swish),
+                    "no activation has the number ", settings.activation);
+  Tail tail{};
+  tail.order = order;
+  tail.dtype = dtype_of(x);
+  tail.activation = static_cast<Activation>(settings.activation);
+  tail.alpha = settings.alpha, tail.gain = settings.gain, tail.limit = settings.limit;
+  tail.n = x.size(0), tail.c = x.size(1);
+  tail.p = 1;
+  for (int64_t i = 2; i < x.dim(); ++i) tail.p *= x.size(i);
+  tail.channels_last = is_channels_last(x) || tail.p == 1;
+  tail.x = x.const_data_ptr();
+  tail.scale = operand(scale, x, "scale", tail.n * tail.c);
+  tail.noise = operand(noise, x, "noise", tail.p, tail.n * tail.p);
+  tail.noise_stride = noise && noise->numel() != tail.p ? tail.p : 0;
+  tail.strength = operand(strength, x, "strength", 1);
+  tail.bias = operand(bias, x, "bias", tail.c);
+  return tail;
+}
+
+// Backend: chunks(tail), run(tail) and filter(filter) on its device, and a Guard that makes a tensor's device current.
+template <typename Backend>
+Tensor with_sums(Tail& tail, const Tensor& x, bool wanted) {
+  if (!wanted) {
+    Backend::run(tail);
+    return at::empty({0}, x.options().dtype(compute_type(x)));
+  }
+  const int64_t chunks = Backend::chunks(tail);
+  Tensor sums = at::empty({3, chunks, tail.n, tail.c}, x.options().dtype(compute_type(x)));
+  tail.sums = sums.mutable_data_ptr();
+  if (x.numel() == 0) sums.zero_();
+  Backend::run(tail);
+  return chunks == 1 ? sums.squeeze(1) : sums.sum(1);
+}
+
+template <typename Backend>
+Tensor tail(const Tensor& input, OptionalTensor scale, OptionalTensor noise, OptionalTensor strength,
+            OptionalTensor bias, int64_t activation, double alpha, double gain, double limit) {
+  const typename Backend::Guard guard(input.device());
+  const Tensor x = dense(input);
+  Tail tail = make_tail(0, x, scale, noise, strength, bias, {activation, alpha, gain, limit});
+  Tensor y = at::empty_like(x);
+  tail.out = y.mutable_data_ptr();
+  Backend::run(tail);
+  return y;
+}
+
+template <typename Backend>
+std::tuple<Tensor, Tensor> tail_backward(const Tensor& dy_, const Tensor& input, OptionalTensor scale,
+                                         OptionalTensor noise, OptionalTensor strength, OptionalTensor bias,
+                                         int64_t activation, double alpha, double gain, double limit, bool x_is_output,
+                                         bool want_sums) {
+  const typename Backend::Guard guard(input.device());
+  const Tensor x = dense(input), dy = dense_like(dy_, x, "dy");
+  TORCH_CHECK_VALUE(!x_is_output || (activation <= int64_t(Activation::lrelu) && !scale && !noise && !bias),
+                    "the output alone tells the derivative of linear, relu and lrelu only, without operands");
+  Tail tail = make_tail(1, x, scale, noise, strength, bias, {activation, alpha, gain, limit});
+  Tensor dx = at::empty_like(x);
+  tail.x_is_output = x_is_output;
+  tail.dy = dy.const_data_ptr();
+  tail.out = dx.mutable_data_ptr();
+  Tensor sums = with_sums<Backend>(tail, x, want_sums);
+  return {dx, sums};
+}
+
+template <typename Backend>
+std::tuple<Tensor, Tensor, Tensor> tail_backward2(OptionalTensor v_, OptionalTensor w, const Tensor& dy_,
+                                                  const Tensor& input, OptionalTensor scale, OptionalTensor noise,
+                                                  OptionalTensor strength, OptionalTensor bias, int64_t activation,
+                                                  double alpha, double gain, double limit, bool want_x,
+                                                  bool want_sums) {
+  const typename Backend::Guard guard(input.device());
+  const Tensor x = dense(input), dy = dense_like(dy_, x, "dy");
+  Tail tail = make_tail(2, x, scale, noise, strength, bias, {activation, alpha, gain, limit});
+  Tensor v;
+  if (v_) {
+    v = dense_like(*v_, x, "v");
+    tail.v = v.const_data_ptr();
+  }
+  tail.w = operand(w, x, "w", 3 * tail.n * tail.c);
+  Tensor d_dy = at::empty_like(x);
+  Tensor d_x = want_x ? at::empty_like(x) : at::empty({0}, x.options());
+  tail.dy = dy.const_data_ptr();
+  tail.out = d_dy.mutable_data_ptr();
+  tail.out_x = want_x ? d_x.mutable_data_ptr() : nullptr;
+  Tensor sums = with_sums<Backend>(tail, x, want_sums);
+  return {d_dy, d_x, sums};
+}
+
+template <typename Backend>
+Tensor upfirdn2d(const Tensor& input, const Tensor& f, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y,
+                 int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip, double gain) {
+  TORCH_CHECK_VALUE(input.dim() == 4, "expected pictures [N, C, H, W], found ", input.sizes());
+  TORCH_CHECK_VALUE(f.dim() == 1 || f.dim() == 2, "a filter is a vector or a matrix; found ", f.sizes());
+  TORCH_CHECK_VALUE(f.device() == input.device(), "the filter is on ", f.device(), ", x on ", input.device());
+  TORCH_CHECK_VALUE(f.scalar_type() == compute_type(input), "the filter is ", f.scalar_type(), "; expected ",
+                    compute_type(input));
+  constexpr int64_t most = 1 << 20;  // keeps the kernels' 32-bit arithmetic safe
+  for (int64_t factor : {up_x, up_y, down_x, down_y}) {
+    TORCH_CHECK_VALUE(1 <= factor && factor <= most, "a factor of ", factor, " is not between 1 and ", most);
+  }
+  const typename Backend::Guard guard(input.device());
+  const Tensor x = dense(input), taps = f.contiguous();
+  TORCH_CHECK_VALUE(taps.numel() > 0, "the filter ", taps.sizes(), " is empty");
+  Filter filter{};
+  filter.dtype = dtype_of(x);
+  filter.n = x.size(0), filter.c = x.size(1), filter.in_h = x.size(2), filter.in_w = x.size(3);
+  filter.channels_last = is_channels_last(x);
+  filter.f = taps.const_data_ptr();
+  filter.flip = flip;
+
+  // One pass over `from`, along the axes where the filter has taps.
+  const auto pass = [&](const Tensor& from, int64_t height, int64_t width, bool along_x, bool along_y, double pass_gain) {
+    filter.filter_h = static_cast<int>(height), filter.filter_w = static_cast<int>(width);
+    filter.in_h = from.size(2), filter.in_w = from.size(3);
+    filter.up_x = along_x ? up_x : 1, filter.down_x = along_x ? down_x : 1, filter.pad_x = along_x ? pad_x0 : 0;
+    filter.up_y = along_y ? up_y : 1, filter.down_y = along_y ? down_y : 1, filter.pad_y = along_y ? pad_y0 : 0;
+    filter.gain = pass_gain;
+    filter.out_w = along_x ? (filter.in_w * up_x + pad_x0 + pad_x1 - width) / down_x + 1 : filter.in_w;
+    filter.out_h = along_y ? (filter.in_h * up_y + pad_y0 + pad_y1 - height) / down_y + 1 : filter.in_h;
+    TORCH_CHECK_VALUE((!along_x || filter.in_w * up_x + pad_x0 + pad_x1 >= width) &&
+                          (!along_y || filter.in_h * up_y + pad_y0 + pad_y1 >= height),
+                      "padding [", pad_x0, ", ", pad_x1, ", ", pad_y0, ", ", pad_y1, "] leaves less of x ", x.sizes(),
+                      " than the filter ", f.sizes(), " needs");
+    Tensor y = at::empty({filter.n, filter.c, filter.out_h, filter.out_w}, x.options(),
+                         filter.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+    filter.x = from.const_data_ptr();
+    filter.y = y.mutable_data_ptr();
+    Backend::filter(filter);
+    return y;
+  };
+  if (f.dim() == 2) return pass(x, f.size(0), f.size(1), true, true, gain);
+  return pass(pass(x, 1, f.size(0), true, false, 1), f.size(0), 1, false, true, gain);
+}
+
+template <typename Backend>
+void register_operators(torch::Library& library) {
+  library.impl("tail", tail<Backend>);
+  library.impl("tail_backward", tail_backward<Backend>);
+  library.impl("tail_backward2", tail_backward2<Backend>);
+  library.impl("upfirdn2d", upfirdn2d<Backend>);
+}
+
+}  // namespace ops::binding

@@ -1,0 +1,304 @@
+// Upsample, pad, filter, downsample on the CPU; operators.h says what it computes.
+//
+// Everything is a weighted sum of rows. Down the picture, rows of the input are summed into one; along that row, the
+// row is summed with itself, shifted by one pixel a tap. With channels last, a pixel is `channels` neighbours wide;
+// else it is one number, and each channel a picture of its own.
+#pragma once
+
+#include "cpu_common.h"
+
+namespace ops::cpu {
+
+// Which taps meet samples of the input, along one axis: tap `first` + j·up meets sample `sample` + j.
+struct Meeting {
+  int64_t sample;
+  int first, taps;
+};
+
+inline Meeting meeting(int64_t out, int up, int down, int64_t pad, int filter) {
+  const int64_t place = out * down - pad;  // of tap 0, in the upsampled picture without padding
+  const int first = static_cast<int>((up - place % up) % up);
+  return {(place + first) / up, first, first < filter ? (filter - 1 - first) / up + 1 : 0};
+}
+
+template <typename S>
+struct Taps {
+  int height, width;
+  std::vector<S> matrix;       // [height][width], as a correlation, with the gain
+  std::vector<S> column, row;  // its factors, empty where it has none
+
+  explicit Taps(const Filter& a) : height(a.filter_h), width(a.filter_w), matrix(int64_t(height) * width) {
+    const S* f = static_cast<const S*>(a.f);
+    const int64_t size = matrix.size();
+    for (int64_t i = 0; i < size; ++i) matrix[i] = S(a.gain) * f[a.flip ? i : size - 1 - i];
+    factorise();
+  }
+
+ private:
+  // A matrix of rank one is the product of the column and the row that its largest entry is in.
+  void factorise() {
+    int64_t pivot = 0;
+    for (int64_t i = 0; i < int64_t(matrix.size()); ++i) {
+      if (std::abs(matrix[i]) > std::abs(matrix[pivot])) pivot = i;
+    }
+    const S largest = matrix[pivot];
+    if (!(std::abs(largest) > 0)) return;
+    std::vector<S> y(height), x(width);
+    for (int i = 0; i < height; ++i) y[i] = matrix[i * width + pivot % width];
+    for (int j = 0; j < width; ++j) x[j] = matrix[pivot / width * width + j] / largest;
+    for (int64_t i = 0; i < int64_t(matrix.size()); ++i) {
+      const S error = std::abs(matrix[i] - y[i / width] * x[i % width]);
+      if (!(error <= 8 * std::numeric_limits<S>::epsilon() * std::abs(largest))) return;
+    }
+    column = std::move(y), row = std::move(x);
+  }
+};
+
+// kPixel: numbers a pixel. kUp, kDown, kTaps: alike along both axes. All are 0 where known at run time only; the usual
+// values are compiled in.
+template <typename T, int kPixel, int kUp, int kDown, int kTaps>
+class RowFilter {
+  using S = Compute<T>;
+  static constexpr bool kUsual = kTaps > 0;
+
+ public:
+  explicit RowFilter(const Filter& a)
+      : a_(a), pixel_(a.channels_last ? a.c : 1), planes_(a.channels_last ? a.n : a.n * a.c), taps_(a) {
+    for (int r = 0; r < std::min<int64_t>(a.up_x, a.out_w); ++r) {
+      phases_.push_back(meeting(r, a.up_x, a.down_x, a.pad_x, a.filter_w));
+    }
+    first_ = last_ = phases_[0].sample;
+    for (int64_t x = std::max<int64_t>(0, a.out_w - a.up_x); x < a.out_w; ++x) {
+      const Meeting m = meeting(x, a.up_x, a.down_x, a.pad_x, a.filter_w);
+      last_ = std::max(last_, m.sample + m.taps);
+    }
+  }
+
+  bool separable() const { return !taps_.column.empty(); }
+
+  void run() const {
+    const int64_t rows = std::max<int64_t>(1, kGrain / (a_.out_w * pixel_));
+    const int64_t blocks = (a_.out_h + rows - 1) / rows;
+    at::parallel_for(0, planes_ * blocks, 1, [&](int64_t begin, int64_t end) {
+      Buffers buffers(*this);
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t plane = item / blocks, y0 = item % blocks * rows;
+        const int64_t y1 = std::min(a_.out_h, y0 + rows);
+        if constexpr (kUsual) {
+          for (int64_t y = y0; y < y1; y += buffers.batch) {
+            const int64_t batch = std::min(buffers.batch, y1 - y);
+            for (int64_t j = 0; j < batch; ++j) sum_rows_usual(plane, y + j, buffers, buffers.row.data() + j * pitch());
+            for (int64_t j = 0; j < batch; ++j) {
+              sum_along_usual(output(plane, y + j), buffers.row.data() + j * pitch(), buffers);
+            }
+          }
+        } else {
+          for (int64_t y = y0; y < y1; ++y) filter_row(plane, y, buffers);
+        }
+      }
+    });
+  }
+
+ private:
+  // Numbers in a row of the pixels that the filter reads.
+  int64_t pitch() const { return (last_ - first_) * pixel_; }
+
+  struct Buffers {
+    // Rows that are read soon after they are written, at other alignments, keep the processor waiting: narrow ones are
+    // therefore summed in batches.
+    const int64_t batch;
+    std::vector<S> row;  // the pixels [first_, last_) of `batch` rows, zeros outside of the picture
+    std::vector<S> out;
+    std::vector<T> nothing;  // stands for rows outside of the picture
+
+    explicit Buffers(const RowFilter& f)
+        : batch(kUsual ? std::clamp<int64_t>(2048 / std::max<int64_t>(1, f.pitch()), 1, 16) : 1),
+          row(batch * f.pitch()),
+          out(f.a_.out_w * f.pixel_),
+          nothing(f.a_.in_w * f.pixel_, T(0)) {}
+  };
+
+  T* output(int64_t plane, int64_t y) const {
+    return static_cast<T*>(a_.y) + (plane * a_.out_h + y) * a_.out_w * pixel_;
+  }
+
+  // The columns that the picture has, of those that the filter reads.
+  std::pair<int64_t, int64_t> columns() const {
+    const int64_t x0 = std::clamp<int64_t>(first_, 0, a_.in_w);
+    return {x0, std::clamp<int64_t>(last_, x0, a_.in_w)};
+  }
+
+  // Row `y` of the input, from column x0 on.
+  const T* input(int64_t plane, int64_t y, int64_t x0, const Buffers& b) const {
+    const T* rows = static_cast<const T*>(a_.x) + plane * a_.in_h * a_.in_w * pixel_;
+    return x0 * pixel_ + (0 <= y && y < a_.in_h ? rows + y * a_.in_w * pixel_ : b.nothing.data());
+  }
+
+  // Sum the rows of the input that belong to row y of the output, into `row`.
+  void sum_rows_usual(int64_t plane, int64_t y, Buffers& b, S* row) const {
+    constexpr int taps = kTaps / kUp;
+    const auto [x0, x1] = columns();
+    const Meeting m = meeting(y, kUp, kDown, a_.pad_y, kTaps);
+    const T* rows[taps];
+    S weights[taps];
+    for (int j = 0; j < taps; ++j) {
+      rows[j] = input(plane, m.sample + j, x0, b);
+      weights[j] = taps_.column[m.first + j * kUp];
+    }
+    if (x1 > x0) sum_rows<taps>(row + (x0 - first_) * pixel_, (x1 - x0) * pixel_, rows, weights);
+  }
+
+  // A row of the output, for any filter and factors.
+  void filter_row(int64_t plane, int64_t y, Buffers& b) const {
+    const auto [x0, x1] = columns();
+    const int64_t count = (x1 - x0) * pixel_;
+    S* middle = count ? b.row.data() + (x0 - first_) * pixel_ : nullptr;
+    const Meeting m = meeting(y, a_.up_y, a_.down_y, a_.pad_y, a_.filter_h);
+    std::fill(b.out.begin(), b.out.end(), S(0));
+    std::fill_n(middle, count, S(0));
+    for (int j = 0; j < m.taps; ++j) {
+      const int tap = m.first + j * a_.up_y;
+      const T* row = input(plane, m.sample + j, x0, b);
+      if (separable()) {
+        add_row(middle, count, row, taps_.column[tap]);
+      } else {
+        std::fill_n(middle, count, S(0));
+        add_row(middle, count, row, S(1));
+        add_along(b.out.data(), b.row.data(), &taps_.matrix[int64_t(tap) * taps_.width]);
+      }
+    }
+    if (separable()) add_along(b.out.data(), b.row.data(), taps_.row.data());
+    T* out = output(plane, y);
+    for (int64_t i = 0; i < a_.out_w * pixel_; ++i) out[i] = static_cast<T>(b.out[i]);
+  }
+
+  template <int kRows>
+  static void sum_rows(S* __restrict out, int64_t count, const T* const* rows, const S* weights) {
+    const T *__restrict a = rows[0], *__restrict b = rows[1], *__restrict c = rows[kRows > 2 ? 2 : 0],
+            *__restrict d = rows[kRows > 2 ? 3 : 0];
+    const S wa = weights[0], wb = weights[1], wc = kRows > 2 ? weights[2] : 0, wd = kRows > 2 ? weights[3] : 0;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count; ++i) {
+      const S sum = wa * static_cast<S>(a[i]) + wb * static_cast<S>(b[i]);
+      out[i] = kRows > 2 ? sum + (wc * static_cast<S>(c[i]) + wd * static_cast<S>(d[i])) : sum;
+    }
+  }
+
+  static void add_row(S* __restrict out, int64_t count, const T* __restrict row, S weight) {
+    for (int64_t i = 0; i < count; ++i) out[i] += weight * static_cast<S>(row[i]);
+  }
+
+  // Filter `row`, which begins at the pixel first_, along itself, into a row of the output.
+  void sum_along_usual(T* target, const S* __restrict row, Buffers& b) const {
+    S* __restrict out;
+    if constexpr (std::is_same_v<S, T>) out = target;
+    else out = b.out.data();
+    constexpr int taps = kTaps / kUp;
+    const int64_t pixel = kPixel ? kPixel : pixel_;
+    const S* in[kUp];
+    S weights[kUp][taps];
+    for (int r = 0; r < kUp; ++r) {
+      const Meeting& m = phases_[std::min<size_t>(r, phases_.size() - 1)];
+      in[r] = row + (m.sample - first_) * pixel;
+      for (int j = 0; j < taps; ++j) weights[r][j] = taps_.row[m.first + j * kUp];
+    }
+    const int64_t groups = a_.out_w / kUp;
+    if constexpr (kPixel == 1) {  // along the row is along the neighbours
+      const S *__restrict even = in[0], *__restrict odd = in[kUp - 1];
+      const S a0 = weights[0][0], a1 = weights[0][1], b0 = weights[kUp - 1][0], b1 = weights[kUp - 1][1];
+      const S a2 = taps > 2 ? weights[0][2] : 0, a3 = taps > 2 ? weights[0][3] : 0;
+#pragma GCC ivdep
+      for (int64_t i = 0; i < groups; ++i) {
+        const S* __restrict at = even + i * kDown;
+        if constexpr (kUp == 2) {
+          out[2 * i] = a0 * at[0] + a1 * at[1];
+          out[2 * i + 1] = b0 * odd[i] + b1 * odd[i + 1];
+        } else {
+          out[i] = a0 * at[0] + a1 * at[1] + (a2 * at[2] + a3 * at[3]);
+        }
+      }
+    } else {
+      for (int64_t i = 0; i < groups; ++i) {
+        for (int r = 0; r < kUp; ++r) {
+          sum_pixel<taps>(out + (i * kUp + r) * pixel, in[r] + i * kDown * pixel, weights[r], pixel);
+        }
+      }
+    }
+    if (a_.out_w % kUp) sum_pixel<taps>(out + groups * kUp * pixel, in[0] + groups * kDown * pixel, weights[0], pixel);
+    if constexpr (!std::is_same_v<S, T>) {
+      for (int64_t i = 0; i < a_.out_w * pixel; ++i) target[i] = static_cast<T>(out[i]);
+    }
+  }
+
+  template <int kNumber>
+  static void sum_pixel(S* __restrict out, const S* __restrict in, const S* weights, int64_t pixel) {
+    const int64_t width = kPixel ? kPixel : pixel;
+#pragma GCC ivdep
+    for (int64_t l = 0; l < width; ++l) {
+      const S sum = weights[0] * in[l] + weights[1] * in[l + width];
+      out[l] = kNumber > 2 ? sum + (weights[2] * in[l + 2 * width] + weights[3] * in[l + 3 * width]) : sum;
+    }
+  }
+
+  // The same for any filter and factors, adding to `out`.
+  void add_along(S* __restrict out, const S* __restrict row, const S* taps) const {
+    const int up = a_.up_x;
+    for (int64_t r = 0; r < int64_t(phases_.size()); ++r) {
+      const Meeting& m = phases_[r];
+      const int64_t count = (a_.out_w - r + up - 1) / up;
+      for (int j = 0; j < m.taps; ++j) {
+        const S weight = taps[m.first + j * up];
+        const S* in = row + (m.sample - first_ + j) * pixel_;
+        if (pixel_ == 1) {
+          for (int64_t i = 0; i < count; ++i) out[i * up + r] += weight * in[i * a_.down_x];
+        } else {
+          for (int64_t i = 0; i < count; ++i) {
+            for (int64_t l = 0; l < pixel_; ++l) out[(i * up + r) * pixel_ + l] += weight * in[i * a_.down_x * pixel_ + l];
+          }
+        }
+      }
+    }
+  }
+
+  const Filter a_;
+  const int64_t pixel_, planes_;
+  const Taps<S> taps_;
+  std::vector<Meeting> phases_;  // of the first outputs; later ones have the same, `down` samples on, every `up`
+  int64_t first_, last_;         // the columns of the input that the filter reads
+};
+
+// Run the usual cases with compiled-in numbers, all others without.
+template <typename T, int kPixel, int kUp, int kDown>
+inline bool run_usual(const Filter& a) {
+  if (a.up_x != kUp || a.up_y != kUp || a.down_x != kDown || a.down_y != kDown) return false;
+  if (a.filter_w != 4 || a.filter_h != 4) return false;
+  const RowFilter<T, kPixel, kUp, kDown, 4> filter(a);
+  if (!filter.separable()) return false;
+  filter.run();
+  return true;
+}
+
+template <typename T, int kPixel>
+inline bool run_usual(const Filter& a) {
+  return run_usual<T, kPixel, 1, 1>(a) || run_usual<T, kPixel, 2, 1>(a) || run_usual<T, kPixel, 1, 2>(a);
+}
+
+template <typename T>
+inline void run_upfirdn2d_of(const Filter& a) {
+  bool done;
+  switch (a.channels_last ? a.c : 1) {
+    case 1: done = run_usual<T, 1>(a); break;
+    case 16: done = run_usual<T, 16>(a); break;
+    case 32: done = run_usual<T, 32>(a); break;
+    case 64: done = run_usual<T, 64>(a); break;
+    default: done = run_usual<T, 0>(a);
+  }
+  if (!done) RowFilter<T, 0, 0, 0, 0>(a).run();
+}
+
+inline void run_upfirdn2d(const Filter& filter) {
+  if (filter.n * filter.c * filter.out_h * filter.out_w == 0) return;
+  dispatch(filter.dtype, [&](auto zero) { run_upfirdn2d_of<decltype(zero)>(filter); });
+}
+
+}  // namespace ops::cpu

@@ -1,0 +1,70 @@
+"""The native operators as PyTorch sees them: schemas, and shapes for torch.compile and torch.export.
+
+The libraries that `native` loads add kernels (csrc/cpu.cpp, csrc/cuda.cpp) and derivatives (csrc/autograd.cpp) under
+these names; csrc/operators.h has the equations.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from torch_utils.ops.reference import ACTIVATIONS
+
+NAMESPACE = "stylegan2_mr"
+OPERATORS = getattr(torch.ops, NAMESPACE)
+NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
+
+_OPERANDS = "Tensor x, Tensor? scale, Tensor? noise, Tensor? strength, Tensor? bias"
+_SETTINGS = "int act, float alpha, float gain, float limit"
+_library = torch.library.Library(NAMESPACE, "DEF")
+_library.define(f"tail({_OPERANDS}, {_SETTINGS}) -> Tensor")
+_library.define(f"tail_backward(Tensor dy, {_OPERANDS}, {_SETTINGS}, bool x_is_output, bool sums) -> (Tensor, Tensor)")
+_library.define(
+    f"tail_backward2(Tensor? v, Tensor? w, Tensor dy, {_OPERANDS}, {_SETTINGS}, bool want_x, bool sums)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "upfirdn2d(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y,"
+    " int pad_x0, int pad_x1, int pad_y0, int pad_y1, bool flip, float gain) -> Tensor"
+)
+
+
+# ---- Shapes ----------------------------------------------------------------------------------------------------
+
+
+def _layout(x: torch.Tensor) -> torch.memory_format:
+    last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _empty_like(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=_layout(x))
+
+
+def _empty_sums(x: torch.Tensor, wanted: bool) -> torch.Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty([3, x.shape[0], x.shape[1]] if wanted else [0], dtype=dtype)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::tail", lib=_library)
+def _(x, scale, noise, strength, bias, act, alpha, gain, limit):
+    return _empty_like(x)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::tail_backward", lib=_library)
+def _(dy, x, scale, noise, strength, bias, act, alpha, gain, limit, x_is_output, sums):
+    return _empty_like(x), _empty_sums(x, sums)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::tail_backward2", lib=_library)
+def _(v, w, dy, x, scale, noise, strength, bias, act, alpha, gain, limit, want_x, sums):
+    return _empty_like(x), _empty_like(x) if want_x else x.new_empty([0]), _empty_sums(x, sums)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::upfirdn2d", lib=_library)
+def _(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip, gain):
+    height = (x.shape[2] * up_y + pad_y0 + pad_y1 - f.shape[0]) // down_y + 1
+    width = (x.shape[3] * up_x + pad_x0 + pad_x1 - f.shape[-1]) // down_x + 1
+    return torch.empty(
+        [x.shape[0], x.shape[1], height, width], dtype=x.dtype, device=x.device, memory_format=_layout(x)
+    )
