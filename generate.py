@@ -41,9 +41,11 @@ def main(network, seeds, outdir, dest, trunc, noise_mode, wanted_class, batch, f
     if dest is not None and not dest.lower().endswith(".zip"):
         raise UserError(f"--dest {dest}: expected a name that ends in .zip")
 
+    from torch_utils.memory import keep_freed_memory
     from training import sampling  # torch takes seconds to import: --help and mistakes should not
     from training.snapshot import load_generator
 
+    keep_freed_memory()
     loaded = load_generator(network)
     c = sampling.class_vector(loaded, wanted_class)
     samples = sampling.generate(loaded, seeds, c, trunc, noise_mode, batch)

@@ -52,8 +52,10 @@ def main(outdir, data, cfg, mirror, subset, cond, snap, seed, workers, dry_run, 
     fakesNNNNNN.png and network-snapshot-NNNNNN.safetensors. Runs on the first GPU, or on the CPU in float32.
     """
     from slices.dataset import SliceDataset  # torch takes seconds to import: --help should not
+    from torch_utils.memory import keep_freed_memory
     from training.training_loop import TrainingRun
 
+    keep_freed_memory()
     data_config = DataConfig(data, mirror, subset, cond, workers)
     dataset = SliceDataset(data, subset=subset, mirror=mirror, use_labels=cond, seed=seed)
     overrides = Overrides(**overrides)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dnnlib.text import format_table
-from torch_utils.ops import native, reference
+from torch_utils.ops import native
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d

@@ -44,7 +44,9 @@ def train(archives: tuple[str, ...], outdir: str, force: bool, **options) -> Non
     """Train a U-Net: contrasts in, lesion classes out. Slices are flipped left to right at random."""
     config = TrainUNetConfig(**options)
     from segmentation import fit  # after the options are known to be good: torch and MONAI take seconds to import
+    from torch_utils.memory import keep_freed_memory
 
+    keep_freed_memory()
     fit.train(config, archives, outdir, force)
 
 

@@ -1,6 +1,7 @@
 """What several tests share: golden arrays, and small archives drawn on the spot."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from slices.archive import ArchiveWriter
 from slices.schema import BRATS, Schema
+from torch_utils.ops import native
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -56,6 +58,18 @@ def write_archive(path: Path, count=24, resolution=16, schema=BRATS, per_patient
                 label=patient % 2 if labels else None,
             )
     return path
+
+
+@pytest.fixture(params=["reference", "native"])
+def face(request) -> Iterator[str]:
+    """The test runs twice: with the operators in plain PyTorch, and with those compiled for this CPU."""
+    if request.param == "reference":
+        with native.reference_only():
+            yield request.param
+    elif native.available("cpu"):
+        yield request.param
+    else:
+        pytest.skip(f"no native operators: {native.status('cpu').error}")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from training.discriminator import Discriminator, minibatch_std
 from training.generator import Generator, runs_in_half
 from training.head import JointHead
 
+pytestmark = pytest.mark.usefixtures("face")
 TOLERANCE = 1e-4
 
 

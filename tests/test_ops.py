@@ -1,4 +1,4 @@
-"""The operators: golden numbers of the published implementation, second derivatives, and what they refuse."""
+"""Both faces of the operators: golden numbers of the published implementation, derivatives, and what they refuse."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 from training.layers import ModulationForm, modulated_conv2d
 
+pytestmark = pytest.mark.usefixtures("face")
 BIAS_ACT, UPFIRDN, CONVOLUTION = (golden_arrays(n) for n in ("bias_act", "upfirdn2d", "convolution"))
 RESAMPLE_CASES = [c for c in golden_cases("convolution") if c["kind"] == "conv2d_resample"]
 MODULATED_CASES = [c for c in golden_cases("convolution") if c["kind"] == "modulated_conv2d"]
@@ -44,17 +45,39 @@ def test_defaults_of_the_activations_are_the_published_ones():
         assert ACTIVATIONS[name].gain == pytest.approx(expected["default_gain"])
 
 
+def draw(*shape: int, layout: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+
+
 @pytest.mark.parametrize("act", ACTIVATIONS)
-def test_bias_act_derivatives_are_right(act):
+@pytest.mark.parametrize("shape, dim", [((3, 4, 5), 1), ((2, 3, 2, 4), 0), ((5, 4), 1), ((2, 3, 4), 2)])
+def test_bias_act_derivatives_are_right(act, shape, dim):
     torch.manual_seed(1)
-    x = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
-    b = torch.randn(4, dtype=torch.float64, requires_grad=True)
 
     def function(x, b):
-        return bias_act(x, b, act=act, gain=1.3, clamp=1.1)
+        return bias_act(x, b, dim=dim, act=act, gain=1.3, clamp=1.1)
 
-    assert torch.autograd.gradcheck(function, (x, b))
-    assert torch.autograd.gradgradcheck(function, (x, b))
+    arguments = draw(*shape), draw(shape[dim])
+    assert torch.autograd.gradcheck(function, arguments)
+    assert torch.autograd.gradgradcheck(function, arguments)
+
+
+def test_bias_act_keeps_the_layout():
+    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    assert bias_act(x, torch.ones(3), act="lrelu").is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_not_a_number_stays_so(act):
+    """A run that goes wrong must show: neither the activation nor the clamp may hide it."""
+    y = bias_act(torch.tensor([[float("nan"), 1.0, -1.0]]), act=act, clamp=256)
+    assert y.isnan().tolist() == [[True, False, False]]
+
+
+def test_infinities_meet_the_clamp():
+    x = torch.tensor([[float("inf"), -float("inf")]])
+    assert bias_act(x, act="relu", clamp=3).tolist() == [[3, 0]]
+    assert bias_act(x, act="lrelu", clamp=3).tolist() == [[3, -3]]
 
 
 def test_bias_act_refuses_what_does_not_fit():
@@ -65,6 +88,60 @@ def test_bias_act_refuses_what_does_not_fit():
         bias_act(x, torch.zeros(4))
     with pytest.raises(ValueError, match="clamp -1 is no limit"):
         bias_act(x, clamp=-1)
+    with pytest.raises(ValueError, match=r"x \[2\] is torch.int64; expected float16"):
+        bias_act(torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"b \[3\] is on meta, but x \[2, 3, 4, 4\] on cpu"):
+        bias_act(x, torch.zeros(3, device="meta"))
+    with pytest.raises(ValueError, match="dim 4 is not one of x"):
+        bias_act(x, torch.zeros(3), dim=4)
+
+
+# ---- synthesis_tail ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_synthesis_tail_derivatives_are_right(act, layout):
+    torch.manual_seed(2)
+    noise = torch.randn(2, 1, 3, 2, dtype=torch.float64)
+
+    def function(x, scale, strength, bias):
+        return synthesis_tail(x, scale, noise, strength, bias, act=act, gain=1.3, clamp=1.2)
+
+    arguments = draw(2, 3, 3, 2, layout=layout), draw(2, 3), draw(), draw(3)
+    assert torch.autograd.gradcheck(function, arguments)
+    assert torch.autograd.gradgradcheck(function, arguments)
+
+
+@pytest.mark.parametrize("missing", ["scale", "noise", "strength", "bias"])
+def test_synthesis_tail_does_without_each_operand(missing):
+    """What is left out is what does nothing: a scale or strength of 1, a noise or bias of 0."""
+    torch.manual_seed(3)
+    x = draw(2, 3, 4, 5)
+    operands = {"scale": draw(2, 3), "noise": torch.randn(4, 5).double(), "strength": draw(), "bias": draw(3)}
+    one, zeros = torch.ones([]), torch.zeros(4, 5)
+    neutral = {"scale": torch.ones(2, 3), "noise": zeros, "strength": one, "bias": torch.zeros(3)}
+    without = {**operands, missing: None} | ({"strength": None} if missing == "noise" else {})
+    values = [synthesis_tail(x, **o, act="swish") for o in (without, {**operands, missing: neutral[missing].double()})]
+    gradients = [torch.autograd.grad(y.sum(), [x, operands["bias" if missing == "scale" else "scale"]]) for y in values]
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_synthesis_tail_refuses_what_does_not_fit():
+    x, noise = torch.zeros(2, 3, 4, 5), torch.zeros(4, 5)
+    with pytest.raises(ValueError, match=r"expected pictures \[N, C, H, W\], found x \[2, 3\]"):
+        synthesis_tail(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"scale \[3\] does not fit x \[2, 3, 4, 5\]; expected \[2, 3\]"):
+        synthesis_tail(x, scale=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"noise \[5, 4\] does not fit .* expected \[4, 5\] or \[2, 1, 4, 5\]"):
+        synthesis_tail(x, noise=noise.T)
+    with pytest.raises(ValueError, match="strength is given without noise"):
+        synthesis_tail(x, strength=torch.ones([]))
+    with pytest.raises(ValueError, match="noise .* takes no gradient"):
+        synthesis_tail(x, noise=noise.requires_grad_())
+    with pytest.raises(ValueError, match="bias .* is torch.int32"):
+        synthesis_tail(x, bias=torch.zeros(3, dtype=torch.int32))
 
 
 # ---- upfirdn2d -----------------------------------------------------------------------------------------------
@@ -130,6 +207,18 @@ def test_upfirdn2d_refuses_what_does_not_fit():
         upfirdn2d(x, None, up=0)
     with pytest.raises(ValueError, match="padding"):
         upfirdn2d(x, None, padding=(1, 2, 3))
+    with pytest.raises(ValueError, match="takes no gradient"):
+        upfirdn2d(x, torch.ones(2, 2, requires_grad=True))
+    with pytest.raises(ValueError, match="the filter .* is on meta"):
+        upfirdn2d(x, torch.ones(2, 2, device="meta"))
+    with pytest.raises(ValueError, match="is torch.uint8"):
+        upfirdn2d(x.byte(), None)
+
+
+def test_upfirdn2d_crops_more_than_there_is():
+    """Padding on one side and cropping on the other leaves zeros where the picture was cut away."""
+    y = upfirdn2d(torch.ones(1, 1, 2, 2), None, padding=(-3, 4, 1, -2))
+    assert y.shape == (1, 1, 1, 3) and not y.any()
 
 
 # ---- convolutions --------------------------------------------------------------------------------------------

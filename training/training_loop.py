@@ -18,6 +18,7 @@ from dnnlib.runs import Log
 from slices.codec import SliceCodec
 from slices.dataset import SliceDataset
 from torch_utils.loading import minibatches
+from torch_utils.ops import native
 from torch_utils.sampler import EndlessSampler
 from torch_utils.stats import Statistics
 from training import progress
@@ -55,6 +56,7 @@ class TrainingRun:
     def __init__(self, config: TrainingConfig, dataset: SliceDataset, folder: Path, log: Log) -> None:
         self.config, self.dataset, self.folder, self.log = config, dataset, folder, log
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.native = native.available(self.device.type)  # builds them, if it has to, before the clock starts
         self.codec = SliceCodec(dataset.schema)
         self.data_sha256 = sha256(dataset.archive.path)
         self.statistics = Statistics()
@@ -192,6 +194,7 @@ class TrainingRun:
         self.log(f"Generator  {millions(self.generator)}")
         self.log(f"Discrim.   {millions(self.discriminator)}")
         self.log(f"Device     {self.device}, {torch.get_num_threads()} threads")
+        self.log(f"Operators  {'native' if self.native else 'plain PyTorch: python -m torch_utils.ops tells why'}")
         self.log(f"Output     {self.folder}")
         self.log(f"Training for {self.config.kimg:g} kimg; Ctrl-C stops after saving a snapshot")
         self.log()

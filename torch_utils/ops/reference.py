@@ -98,7 +98,7 @@ def upfirdn2d(
     own = (y0, x0) if f.ndim == 2 and x0 == x1 >= 0 and y0 == y1 >= 0 else (0, 0)  # the convolution pads without a copy
     if any(padding) and not any(own):
         x = _pad_or_crop(x, padding)
-    f = (f * gain ** (f.ndim / 2)).to(x.dtype)
+    f = f.to(x.dtype) * gain ** (f.ndim / 2)
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))
     if f.ndim == 2:

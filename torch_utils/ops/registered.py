@@ -25,7 +25,7 @@ _library.define(
 )
 _library.define(
     "upfirdn2d(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y,"
-    " int pad_x0, int pad_x1, int pad_y0, int pad_y1, bool flip, float gain) -> Tensor"
+    " SymInt pad_x0, SymInt pad_x1, SymInt pad_y0, SymInt pad_y1, bool flip, float gain) -> Tensor"
 )
 
 

@@ -1,4 +1,4 @@
-"""What follows the convolution of a synthesis layer: demodulation, noise, bias, activation, gain, clamp; in one pass."""
+"""What follows a synthesis layer's convolution: demodulation, noise, bias, activation, gain, clamp; in one pass."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def upfirdn2d(
     x: [N, C, H, W]. f: from setup_filter; None is the identity. up, down: a number or (x, y). padding: a number,
     (x, y) or (x before, x after, y before, y after), in samples of the upsampled picture; negative numbers crop.
     flip_filter: correlate instead of convolving. gain: of the output. Returns [N, C, H', W'], differentiable twice.
-    The filter takes no gradient. Raises ValueError where nothing would be left of the picture, and for what doesn't fit.
+    The filter takes no gradient. Raises ValueError for what doesn't fit, and where nothing is left of the picture.
     """
     up, down, padding = _pair(up, "up"), _pair(down, "down"), parse_padding(padding)
     require_floating(x)

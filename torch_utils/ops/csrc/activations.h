@@ -38,13 +38,13 @@ OPS_FUNCTION Jet<S> activate(Activation activation, S u, S alpha) {
     }
     case Activation::elu: {
       const S e = std::exp(u < 0 ? u : S(0));
-      return {u > 0 ? u : std::expm1(u), e, u > 0 ? S(0) : e};
+      return {u > 0 ? u : std::expm1(u), e, u < 0 ? e : S(0)};
     }
     case Activation::selu: {
       const S scale = S(1.0507009873554804934193349852946);
       const S product = S(1.6732632423543772848170429916717) * scale;
       const S e = product * std::exp(u < 0 ? u : S(0));
-      return {u > 0 ? scale * u : product * std::expm1(u), u > 0 ? scale : e, u > 0 ? S(0) : e};
+      return {u > 0 ? scale * u : product * std::expm1(u), u > 0 ? scale : e, u < 0 ? e : S(0)};
     }
     case Activation::softplus: {
       if (u > 20) return {u, S(1), S(0)};  // as PyTorch does

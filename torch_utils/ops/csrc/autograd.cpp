@@ -64,15 +64,18 @@ std::tuple<Tensor, Tensor, Tensor> tail_backward2(const Tensor& v, const Tensor&
 }
 
 struct Resampling {
-  int64_t up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1;
+  int64_t up_x, up_y, down_x, down_y;
   bool flip;
   double gain;
 };
 
-Tensor upfirdn2d(const Tensor& x, const Tensor& f, const Resampling& r) {
-  static const auto op = find<Tensor(const Tensor&, const Tensor&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                                     int64_t, int64_t, bool, double)>("stylegan2_mr::upfirdn2d");
-  return op.call(x, f, r.up_x, r.up_y, r.down_x, r.down_y, r.pad_x0, r.pad_x1, r.pad_y0, r.pad_y1, r.flip, r.gain);
+using Padding = std::array<c10::SymInt, 4>;  // symbolic, for tracing with sizes left open
+
+Tensor upfirdn2d(const Tensor& x, const Tensor& f, const Resampling& r, const Padding& p) {
+  static const auto op =
+      find<Tensor(const Tensor&, const Tensor&, int64_t, int64_t, int64_t, int64_t, c10::SymInt, c10::SymInt, c10::SymInt,
+                  c10::SymInt, bool, double)>("stylegan2_mr::upfirdn2d");
+  return op.call(x, f, r.up_x, r.up_y, r.down_x, r.down_y, p[0], p[1], p[2], p[3], r.flip, r.gain);
 }
 
 // ---- What a node remembers --------------------------------------------------------------------------------------
@@ -105,7 +108,7 @@ std::array<bool, kCount> wanted(AutogradContext* ctx, const std::array<bool, kCo
 void put_operand_gradients(variable_list& gradients, size_t at, const bool* want, const Tensor& sums,
                            const Tensor& strength) {
   if (want[0]) gradients[at] = sums.select(0, 0);
-  if (want[2]) gradients[at + 2] = sums.select(0, 1).sum().reshape(strength.sizes());
+  if (want[2]) gradients[at + 2] = sums.select(0, 1).sum().reshape_symint(strength.sym_sizes());
   if (want[3]) gradients[at + 3] = sums.select(0, 2).sum(0);
 }
 
@@ -155,7 +158,7 @@ struct TailFunction : torch::autograd::Function<TailFunction> {
 struct TailBackwardFunction : torch::autograd::Function<TailBackwardFunction> {
   struct Kept {
     Settings settings;
-    bool x_is_output;
+    bool x_is_output, sums;
     std::array<bool, 6> given;
   };
 
@@ -169,7 +172,7 @@ struct TailBackwardFunction : torch::autograd::Function<TailBackwardFunction> {
     const Operands o = {plain(scale), plain(noise), plain(strength), plain(bias)};
     const auto [dx, sums] = tail_backward(dy, x, o, settings, x_is_output, want_sums);
     remember(ctx, "kept",
-             Kept{settings, x_is_output, {true, true, bool(scale), bool(noise), bool(strength), bool(bias)}});
+             Kept{settings, x_is_output, want_sums, {true, true, bool(scale), bool(noise), bool(strength), bool(bias)}});
     ctx->save_for_backward({dy, x, o[0], o[1], o[2], o[3]});
     return {dx, sums};
   }
@@ -179,14 +182,13 @@ struct TailBackwardFunction : torch::autograd::Function<TailBackwardFunction> {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &dy = saved[0], &x = saved[1];
     Tensor v = grads[0];
-    const Tensor w = grads[1].defined() && grads[1].numel() > 0 ? grads[1] : Tensor();
+    const Tensor w = kept.sums ? grads[1] : Tensor();
     variable_list gradients(12);
     if (!v.defined() && !w.defined()) return gradients;
     if (kept.x_is_output) {  // between kinks the slope is constant: dy alone has a gradient, by the same operator
       if (w.defined()) {
-        std::vector<int64_t> shape(dy.dim(), 1);
-        shape[0] = dy.size(0), shape[1] = dy.size(1);
-        const Tensor sum_part = w.select(0, 2).to(dy.scalar_type()).reshape(shape);
+        Tensor sum_part = w.select(0, 2).to(dy.scalar_type());
+        while (sum_part.dim() < dy.dim()) sum_part = sum_part.unsqueeze(-1);
         v = v.defined() ? at::add(v, sum_part) : sum_part.expand_as(dy);
       }
       gradients[0] = std::get<0>(tail_backward(v, x, {}, kept.settings, true, false));
@@ -222,25 +224,25 @@ struct TailBackward2Function : torch::autograd::Function<TailBackward2Function> 
 };
 
 struct Upfirdn2dFunction : torch::autograd::Function<Upfirdn2dFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& f, int64_t up_x, int64_t up_y,
-                        int64_t down_x, int64_t down_y, int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1,
-                        bool flip, double gain) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& f, const Resampling& r,
+                        const Padding& padding) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const Tensor y = upfirdn2d(x, f, {up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip, gain});
+    const Tensor y = upfirdn2d(x, f, r, padding);
     // The adjoint exchanges up and down, turns the filter, and pads so that the input's size comes out again.
-    const int64_t width = f.size(-1), height = f.size(0);
-    remember(ctx, "adjoint",
-             Resampling{down_x, down_y, up_x, up_y,  //
-                        width - 1 - pad_x0, x.size(3) * up_x - y.size(3) * down_x + pad_x0 - up_x + 1,
-                        height - 1 - pad_y0, x.size(2) * up_y - y.size(2) * down_y + pad_y0 - up_y + 1, !flip, gain});
+    remember(ctx, "adjoint", Resampling{r.down_x, r.down_y, r.up_x, r.up_y, !r.flip, r.gain});
+    ctx->saved_data["x0"] = f.sym_size(-1) - 1 - padding[0];
+    ctx->saved_data["x1"] = x.sym_size(3) * r.up_x - y.sym_size(3) * r.down_x + padding[0] - r.up_x + 1;
+    ctx->saved_data["y0"] = f.sym_size(0) - 1 - padding[2];
+    ctx->saved_data["y1"] = x.sym_size(2) * r.up_y - y.sym_size(2) * r.down_y + padding[2] - r.up_y + 1;
     ctx->save_for_backward({f});
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    variable_list gradients(12);
-    gradients[0] = upfirdn2d(grads[0], ctx->get_saved_variables()[0], recall<Resampling>(ctx, "adjoint"));
-    return gradients;
+    const auto pad = [&](const char* name) { return ctx->saved_data[name].toSymInt(); };
+    const Tensor f = ctx->get_saved_variables()[0];
+    return {upfirdn2d(grads[0], f, recall<Resampling>(ctx, "adjoint"), {pad("x0"), pad("x1"), pad("y0"), pad("y1")}),
+            Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -271,8 +273,10 @@ std::tuple<Tensor, Tensor, Tensor> tail_backward2_autograd(
 }
 
 Tensor upfirdn2d_autograd(const Tensor& x, const Tensor& f, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y,
-                          int64_t pad_x0, int64_t pad_x1, int64_t pad_y0, int64_t pad_y1, bool flip, double gain) {
-  return Upfirdn2dFunction::apply(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip, gain);
+                          c10::SymInt pad_x0, c10::SymInt pad_x1, c10::SymInt pad_y0, c10::SymInt pad_y1, bool flip,
+                          double gain) {
+  return Upfirdn2dFunction::apply(x, f, Resampling{up_x, up_y, down_x, down_y, flip, gain},
+                                  Padding{pad_x0, pad_x1, pad_y0, pad_y1});
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include <tuple>
+#include <vector>
 
 #include "operators.h"
 
@@ -43,14 +44,18 @@ inline Tensor dense_like(const Tensor& x, const Tensor& like, const char* name) 
   return x.contiguous(is_channels_last(like) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
 }
 
-// The pointer of an operand, which must be dense, in the compute type, and of one of the sizes.
-inline const void* operand(OptionalTensor t, const Tensor& x, const char* name, int64_t size, int64_t or_size = -1) {
+// Dense copies of operands, for as long as kernels are being launched.
+using Kept = std::vector<Tensor>;
+
+// The pointer of an operand, which must be in the compute type, and of one of the sizes.
+inline const void* operand(OptionalTensor t, const Tensor& x, Kept& kept, const char* name, int64_t size,
+                           int64_t or_size = -1) {
   if (!t) return nullptr;
   TORCH_CHECK_VALUE(t->numel() == size || t->numel() == or_size, name, " ", t->sizes(), " does not fit x ", x.sizes());
   TORCH_CHECK_VALUE(t->scalar_type() == compute_type(x), name, " is ", t->scalar_type(), "; expected ", compute_type(x));
   TORCH_CHECK_VALUE(t->device() == x.device(), name, " is on ", t->device(), ", x on ", x.device());
-  TORCH_CHECK_VALUE(t->is_contiguous(), name, " is not contiguous");
-  return t->const_data_ptr();
+  kept.push_back(t->contiguous());
+  return kept.back().const_data_ptr();
 }
 
 struct Settings {
@@ -59,7 +64,7 @@ struct Settings {
 };
 
 inline Tail make_tail(int order, const Tensor& x, OptionalTensor scale, OptionalTensor noise, OptionalTensor strength,
-                      OptionalTensor bias, const Settings& settings) {
+                      OptionalTensor bias, const Settings& settings, Kept& kept) {
   TORCH_CHECK_VALUE(x.dim() >= 2, "expected x [N, C, ...], found ", x.sizes());
   TORCH_CHECK_VALUE(0 <= settings.activation && settings.activation <= int64_t(Activation::swish),
                     "no activation has the number ", settings.activation);
@@ -73,11 +78,11 @@ inline Tail make_tail(int order, const Tensor& x, OptionalTensor scale, Optional
   for (int64_t i = 2; i < x.dim(); ++i) tail.p *= x.size(i);
   tail.channels_last = is_channels_last(x) || tail.p == 1;
   tail.x = x.const_data_ptr();
-  tail.scale = operand(scale, x, "scale", tail.n * tail.c);
-  tail.noise = operand(noise, x, "noise", tail.p, tail.n * tail.p);
+  tail.scale = operand(scale, x, kept, "scale", tail.n * tail.c);
+  tail.noise = operand(noise, x, kept, "noise", tail.p, tail.n * tail.p);
   tail.noise_stride = noise && noise->numel() != tail.p ? tail.p : 0;
-  tail.strength = operand(strength, x, "strength", 1);
-  tail.bias = operand(bias, x, "bias", tail.c);
+  tail.strength = operand(strength, x, kept, "strength", 1);
+  tail.bias = operand(bias, x, kept, "bias", tail.c);
   return tail;
 }
 
@@ -101,7 +106,8 @@ Tensor tail(const Tensor& input, OptionalTensor scale, OptionalTensor noise, Opt
             OptionalTensor bias, int64_t activation, double alpha, double gain, double limit) {
   const typename Backend::Guard guard(input.device());
   const Tensor x = dense(input);
-  Tail tail = make_tail(0, x, scale, noise, strength, bias, {activation, alpha, gain, limit});
+  Kept kept;
+  Tail tail = make_tail(0, x, scale, noise, strength, bias, {activation, alpha, gain, limit}, kept);
   Tensor y = at::empty_like(x);
   tail.out = y.mutable_data_ptr();
   Backend::run(tail);
@@ -117,7 +123,8 @@ std::tuple<Tensor, Tensor> tail_backward(const Tensor& dy_, const Tensor& input,
   const Tensor x = dense(input), dy = dense_like(dy_, x, "dy");
   TORCH_CHECK_VALUE(!x_is_output || (activation <= int64_t(Activation::lrelu) && !scale && !noise && !bias),
                     "the output alone tells the derivative of linear, relu and lrelu only, without operands");
-  Tail tail = make_tail(1, x, scale, noise, strength, bias, {activation, alpha, gain, limit});
+  Kept kept;
+  Tail tail = make_tail(1, x, scale, noise, strength, bias, {activation, alpha, gain, limit}, kept);
   Tensor dx = at::empty_like(x);
   tail.x_is_output = x_is_output;
   tail.dy = dy.const_data_ptr();
@@ -134,13 +141,14 @@ std::tuple<Tensor, Tensor, Tensor> tail_backward2(OptionalTensor v_, OptionalTen
                                                   bool want_sums) {
   const typename Backend::Guard guard(input.device());
   const Tensor x = dense(input), dy = dense_like(dy_, x, "dy");
-  Tail tail = make_tail(2, x, scale, noise, strength, bias, {activation, alpha, gain, limit});
+  Kept kept;
+  Tail tail = make_tail(2, x, scale, noise, strength, bias, {activation, alpha, gain, limit}, kept);
   Tensor v;
   if (v_) {
     v = dense_like(*v_, x, "v");
     tail.v = v.const_data_ptr();
   }
-  tail.w = operand(w, x, "w", 3 * tail.n * tail.c);
+  tail.w = operand(w, x, kept, "w", 3 * tail.n * tail.c);
   Tensor d_dy = at::empty_like(x);
   Tensor d_x = want_x ? at::empty_like(x) : at::empty({0}, x.options());
   tail.dy = dy.const_data_ptr();

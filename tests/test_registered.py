@@ -1,0 +1,169 @@
+"""The native operators against the reference over types, layouts and sizes; and as torch.compile sees them."""
+
+import random
+
+import pytest
+import torch
+
+from torch_utils.ops import native
+from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from torch_utils.ops.registered import NUMBERS, OPERATORS
+from torch_utils.ops.synthesis_tail import synthesis_tail
+from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
+
+TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+@pytest.fixture(autouse=True)
+def native_operators():
+    if not native.available("cpu"):
+        pytest.skip(f"no native operators: {native.status('cpu').error}")
+    torch.manual_seed(0)
+
+
+def derivatives(function, *tensors: torch.Tensor | None) -> list[torch.Tensor]:
+    """Value, gradients, and gradients of a weighted sum of the gradients, with the same weights at every call."""
+    generator = torch.Generator().manual_seed(1)
+
+    def weights(t: torch.Tensor) -> torch.Tensor:
+        return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
+
+    y = function(*tensors)
+    inputs = [t for t in tensors if t is not None and t.requires_grad]
+    first = torch.autograd.grad(y, inputs, weights(y), create_graph=True)
+    total = sum((g * weights(g)).sum() for g in first)
+    second = torch.autograd.grad(total, inputs, allow_unused=True) if total.requires_grad else [None] * len(inputs)
+    return [y, *first, *[torch.zeros_like(t) if g is None else g for g, t in zip(second, inputs, strict=True)]]
+
+
+def agree(function, *tensors: torch.Tensor | None, tolerance: float) -> None:
+    found = derivatives(function, *tensors)
+    with native.reference_only():
+        expected = derivatives(function, *tensors)
+    for f, e in zip(found, expected, strict=True):
+        assert f.shape == e.shape and f.dtype == e.dtype
+        scale = max(1.0, float(e.detach().abs().max())) if e.numel() else 1.0
+        torch.testing.assert_close(f, e, rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "shape", [(2, 16, 9, 7), (3, 64, 8, 8), (1, 70, 3, 5), (2, 600, 2, 2), (2, 1, 50, 41), (4, 5, 1, 1)], ids=str
+)
+def test_tail_agrees_with_the_reference(dtype, layout, shape):
+    n, c, h, w = shape
+    operand = torch.float64 if dtype == torch.float64 else torch.float32
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+    scale, bias, strength = (torch.randn(s, dtype=operand, requires_grad=True) for s in ([n, c], [c], []))
+    for act, noise_shape in [("linear", [h, w]), ("relu", [n, 1, h, w]), ("lrelu", [n, 1, h, w]), ("selu", [h, w])]:
+        noise = torch.randn(noise_shape, dtype=operand)
+
+        def tail(x, scale, strength, bias, act=act, noise=noise):
+            return synthesis_tail(x, scale, noise, strength, bias, act=act, gain=1.3, clamp=2)
+
+        agree(tail, x, scale, strength, bias, tolerance=TOLERANCES[dtype])
+        agree(lambda x, b, act=act: bias_act(x, b, act=act), x, bias, tolerance=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_every_activation_agrees_with_the_reference_far_out(act):
+    x = torch.cat([torch.linspace(-120, 120, 997), torch.tensor([0.0, 1e-30, -1e-30])]).double()
+    agree(lambda x: bias_act(x, act=act), x.reshape(4, 250).requires_grad_(), tolerance=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_upfirdn2d_agrees_with_the_reference(seed):
+    """Any factors, filters and padding; half of the cases are those that have loops of their own."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    dtype = draw.choice(list(TOLERANCES))
+    if seed % 2:
+        up, down = draw.choice([(1, 1), (2, 1), (1, 2)])
+        f = torch.tensor([1.0, 3, 3, 2]).outer(torch.tensor([2.0, 3, 1, 1])) / 64
+    else:
+        up, down = (tuple(draw.randint(1, 4) for _ in "xy") for _ in "ud")
+        f = draw.choice([torch.randn(draw.randint(1, 9), draw.randint(1, 9)), torch.randn(draw.randint(1, 12)), None])
+    shape = [draw.randint(0, 2), draw.choice([1, 3, 16, 32, 64, 70]), draw.randint(1, 20), draw.randint(1, 20)]
+    size = 1 if f is None else max(f.shape)
+    padding = [size + draw.randint(-3, 3) for _ in range(4)]
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=draw.choice(list(LAYOUTS.values()))).requires_grad_()
+
+    def function(x):
+        return upfirdn2d(x, f, up, down, padding, flip_filter=seed % 3 == 0, gain=1.7)
+
+    agree(function, x, tolerance=max(TOLERANCES[dtype], 1e-6 if f is not None and f.ndim == 1 else 0))
+
+
+def test_slices_of_tensors_serve_as_well():
+    """Neither of the two layouts: every second row of a transposed picture."""
+    x = torch.randn(2, 3, 20, 11).transpose(2, 3)[:, :, ::2].requires_grad_()
+    f = setup_filter([1, 3, 3, 1])
+    agree(lambda x: upfirdn2d(bias_act(x, act="lrelu"), f, up=2, padding=2), x, tolerance=1e-5)
+
+
+def test_third_derivatives_are_refused_in_words():
+    x, scale = torch.randn(1, 2, 3, 3, requires_grad=True), torch.ones(1, 2)
+    (first,) = torch.autograd.grad(synthesis_tail(x, scale, act="tanh").sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="first and second derivatives only.*reference_only"):
+        torch.autograd.grad(second.sum(), x)
+
+
+def test_operators_refuse_what_would_crash():
+    """Called past the public functions, which check before."""
+    x, settings = torch.zeros(2, 3, 4, 4), (NUMBERS["lrelu"], 0.2, 1.0, 256.0)
+    with pytest.raises(ValueError, match="bias"):
+        OPERATORS.tail(x, None, None, None, torch.zeros(4), *settings)
+    with pytest.raises(ValueError, match="expected Float"):
+        OPERATORS.tail(x, torch.zeros(2, 3).double(), None, None, None, *settings)
+    with pytest.raises(ValueError, match="no activation"):
+        OPERATORS.tail(x, None, None, None, None, 99, 0.2, 1.0, 256.0)
+    with pytest.raises(ValueError, match="dy"):
+        OPERATORS.tail_backward(x[:1], x, None, None, None, None, *settings, False, True)
+    with pytest.raises(ValueError, match="factor"):
+        OPERATORS.upfirdn2d(x, torch.ones(1, 1), 0, 1, 1, 1, 0, 0, 0, 0, False, 1.0)
+    with pytest.raises(ValueError, match="leaves less"):
+        OPERATORS.upfirdn2d(x, torch.ones(9, 9), 1, 1, 1, 1, 0, 0, 0, 0, False, 1.0)
+
+
+def test_operators_pass_the_checks_of_pytorch():
+    """Schema, fake implementation, autograd registration, and tracing with AOTAutograd."""
+    x, settings = torch.randn(2, 3, 4, 6, requires_grad=True), (NUMBERS["swish"], 0.0, 1.4, 2.0)
+    operands = (torch.randn(2, 3, requires_grad=True), torch.randn(4, 6), torch.tensor(0.5), torch.randn(3))
+    dy, w = torch.randn(2, 3, 4, 6), torch.randn(3, 2, 3)
+    for layout in LAYOUTS.values():
+        x = x.detach().contiguous(memory_format=layout).requires_grad_()
+        torch.library.opcheck(OPERATORS.tail, (x, *operands, *settings))
+        torch.library.opcheck(OPERATORS.tail_backward, (dy, x, *operands, *settings, False, True))
+        constants = [t.detach() for t in (x, *operands)]  # it has no derivative
+        torch.library.opcheck(OPERATORS.tail_backward2, (dy, w, dy, *constants, *settings, True, True))
+        torch.library.opcheck(OPERATORS.upfirdn2d, (x, torch.ones(3, 2), 2, 1, 1, 2, 3, 2, 1, 2, False, 1.5))
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.randn(3))
+        self.register_buffer("f", setup_filter([1, 3, 3, 1]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = bias_act(x, self.bias, act="lrelu", clamp=1)
+        return synthesis_tail(upfirdn2d(x, self.f, up=2, padding=2), bias=self.bias, act="swish")
+
+
+def test_layers_compile_without_a_break():
+    layer, x = Layer(), torch.randn(2, 3, 5, 4, requires_grad=True)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    found, expected = (torch.autograd.grad(f(x).square().sum(), [x, layer.bias]) for f in (compiled, layer))
+    torch.testing.assert_close(found, expected)
+
+
+def test_layers_are_exported_with_the_operators_in_them():
+    layer, x = Layer(), torch.randn(2, 3, 5, 4)
+    program = torch.export.export(layer, (x,))
+    called = {str(node.target) for node in program.graph.nodes}
+    assert {"stylegan2_mr.tail.default", "stylegan2_mr.upfirdn2d.default"} <= called
+    torch.testing.assert_close(program.module()(x), layer(x))
