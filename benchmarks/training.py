@@ -2,9 +2,12 @@
 
     python benchmarks/training.py --periods=2
 
-Compare figures of one run with each other: machines differ, and one machine differs from hour to hour.
+Counted are the operations of convolutions and matrix products, forward and backward; "share" is their speed over that
+of a 4096³ float32 product. Compare figures of one run with each other: machines differ, and one machine differs from
+hour to hour. Take them on an idle machine.
 """
 
+import resource
 import statistics
 import sys
 import tempfile
@@ -13,8 +16,9 @@ from pathlib import Path
 
 import click
 import numpy as np
-import psutil
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -23,14 +27,16 @@ from dnnlib.text import format_table
 from slices.archive import ArchiveWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
+from torch_utils.memory import keep_freed_memory
+from torch_utils.ops import native
 from training.config import DataConfig, Overrides, resolve
 from training.generator import Generator
+from training.loss import Minibatch
 from training.training_loop import TrainingRun
 
-# The demo's networks and minibatch, with and without what the demo leaves out.
 CONFIGURATIONS = {
     "demo": Overrides(batch=16, gamma=1, mixing=0, pl_weight=0, z_dim=128, cbase=1024, cmax=64, fp32=True),
-    "demo with all regularisation": Overrides(batch=16, gamma=1, z_dim=128, cbase=1024, cmax=64, fp32=True),
+    "twice as wide, all regularisation": Overrides(batch=16, gamma=1, z_dim=128, cbase=2048, cmax=64, fp32=True),
 }
 
 
@@ -38,17 +44,44 @@ CONFIGURATIONS = {
 @click.option("--periods", type=click.IntRange(1), default=2, show_default=True, help="counted periods of 16 steps")
 @click.option("--images", type=click.IntRange(3), default=8, show_default=True, help="counted images at 256×256")
 def main(periods: int, images: int) -> None:
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"PyTorch {torch.__version__} on {device}, {torch.get_num_threads()} threads")
-    print(f"4096³ float32 matrix product: {matrix_product_speed(device):.0f} GFLOP/s\n")
+    operators = "native operators" if native.available(device.type) else "operators in plain PyTorch"
+    print(f"PyTorch {torch.__version__} on {device}, {torch.get_num_threads()} threads, {operators}")
+    product = matrix_product_speed(device)
+    print(f"4096³ float32 matrix product: {product / 1e9:.0f} GFLOP/s\n")
     with tempfile.TemporaryDirectory() as folder:
         archive = draw_archive(Path(folder) / "noise.zip", resolution=64)
         for name, overrides in CONFIGURATIONS.items():
             print(f"{name}: 64×64, " + ", ".join(f"{k} {v:g}" for k, v in vars(overrides).items() if v is not None))
-            print(time_training(archive, Path(folder), overrides, 16 * periods) + "\n")
-    print(f"generation at 256×256, `auto` networks: {time_generation(device, images):.3f} s an image (median)")
-    print(f"4096³ float32 matrix product, again: {matrix_product_speed(device):.0f} GFLOP/s")
-    print(f"resident memory at the end: {psutil.Process().memory_info().rss / 2**30:.2f} GiB")
+            print(time_training(archive, Path(folder), overrides, 16 * periods, product) + "\n")
+    seconds, operations = time_generation(device, images)
+    print(f"generation at 256×256, `auto` networks: {seconds:.3f} s an image (median), ", end="")
+    print(f"{operations / 1e9:.1f} GFLOP, share {operations / seconds / product:.0%}")
+    print(f"4096³ float32 matrix product, again: {matrix_product_speed(device) / 1e9:.0f} GFLOP/s")
+    print(f"peak memory: {peak_memory(device) / 2**30:.2f} GiB")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts what PyTorch's registry has a formula for: convolutions and matrix products. (Its own FlopCounterMode
+    watches modules as well, which does not go with autograd.grad.)"""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
 
 
 def synchronise(device: torch.device) -> None:
@@ -57,7 +90,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def matrix_product_speed(device: torch.device, n: int = 4096) -> float:
-    """GFLOP/s of an n×n float32 product, median of five."""
+    """Operations a second in an n×n float32 product, median of five."""
     a, b = torch.randn(2, n, n, device=device)
     seconds = []
     for _ in range(6):
@@ -65,7 +98,7 @@ def matrix_product_speed(device: torch.device, n: int = 4096) -> float:
         a @ b
         synchronise(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / statistics.median(seconds[1:]) / 1e9
+    return 2 * n**3 / statistics.median(seconds[1:])
 
 
 def draw_archive(path: Path, resolution: int, count: int = 64) -> Path:
@@ -78,7 +111,7 @@ def draw_archive(path: Path, resolution: int, count: int = 64) -> Path:
     return path
 
 
-def time_training(archive: Path, folder: Path, overrides: Overrides, steps: int) -> str:
+def time_training(archive: Path, folder: Path, overrides: Overrides, steps: int, product: float) -> str:
     """A table of the phases: seconds each time, and per kimg. steps: a multiple of the longest interval."""
     dataset = SliceDataset(archive)
     data = DataConfig(str(archive), workers=2)
@@ -86,6 +119,7 @@ def time_training(archive: Path, folder: Path, overrides: Overrides, steps: int)
     run = TrainingRun(config, dataset, folder, Log(folder / "log.txt"))
     for _ in range(2):
         run._step()
+    operations = {phase.name: count_operations(run, phase) for phase in run.phases}
     run.statistics.collect()
     run.step = 0  # every phase falls due in the first counted step
     totals = []
@@ -101,25 +135,46 @@ def time_training(archive: Path, folder: Path, overrides: Overrides, steps: int)
         seconds = moments[f"Timing/{phase.name}_sec"].mean
         per_kimg = seconds * steps_per_kimg / phase.interval
         counted += per_kimg
+        done = operations[phase.name]
         rows.append([phase.name, f"{seconds:.3f}", f"1 in {phase.interval}", f"{per_kimg:.2f}"])
+        rows[-1] += [f"{done / 1e9:.1f}", f"{done / seconds / product:.0%}"]
     whole = statistics.mean(totals) * steps_per_kimg
-    rows.append(["rest (data, EMA)", "", "", f"{max(whole - counted, 0):.2f}"])
-    rows.append(["together", "", "", f"{whole:.2f}"])
-    return format_table(["phase", "s each", "steps", "s per kimg"], rows)
+    rows.append(["rest (data, EMA)", "", "", f"{max(whole - counted, 0):.2f}", "", ""])
+    rows.append(["together", "", "", f"{whole:.2f}", "", ""])
+    return format_table(["phase", "s each", "steps", "s per kimg", "GFLOP", "share"], rows)
 
 
-@torch.inference_mode()
-def time_generation(device: torch.device, images: int) -> float:
-    """Median seconds of one image at 256×256 with the networks of `--cfg=auto`, one image at a time."""
+def count_operations(run: TrainingRun, phase) -> int:
+    """Operations of convolutions and matrix products in one application of a phase; its gradients are dropped."""
+    real, real_c = next(run.reals)
+    real = run.codec.to_network(real.to(run.device))
+    z = torch.randn([len(real), run.config.generator.z_dim], device=run.device)
+    phase.module.requires_grad_(True)
+    with OperationCounter() as counter:
+        phase.accumulate(Minibatch(real, real_c.to(run.device), z, run._random_labels(len(real))), 1)
+    phase.module.requires_grad_(False)
+    phase.optimizer.zero_grad(set_to_none=True)
+    return counter.total
+
+
+@torch.no_grad()
+def time_generation(device: torch.device, images: int) -> tuple[float, int]:
+    """Median seconds, and operations, of one image at 256×256 with the networks of `--cfg=auto`, one at a time."""
     config = resolve("auto", DataConfig(""), BRATS, 256, 0, Overrides(), seed=0, snap=0).generator
     generator = Generator(config).eval().to(device)
+
+    def generate() -> None:
+        generator(torch.randn(1, config.z_dim, device=device), noise_mode="const")
+
     seconds = []
     for _ in range(images + 1):
         start = time.perf_counter()
-        generator(torch.randn(1, config.z_dim, device=device), noise_mode="const")
+        generate()
         synchronise(device)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+    with OperationCounter() as counter:
+        generate()
+    return statistics.median(seconds[1:]), counter.total
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import dataset_tool
 import generate
 import reproduce
 import segmentation.__main__
+import torch_utils.ops.__main__
 import train
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,7 @@ PROGRAMS = {
     "generate.py": generate.main,
     "reproduce.py": reproduce.main,
     "-m segmentation": segmentation.__main__.main,
+    "-m torch_utils.ops": torch_utils.ops.__main__.main,
 }
 
 
@@ -35,7 +37,7 @@ def parse(words: list[str]) -> None:
     """Parse the words behind `python` as the program would; click raises for what it doesn't know."""
     name = " ".join(words[:2]) if words[0] == "-m" else words[0]
     arguments = words[len(name.split()) :]
-    if name == "benchmarks/training.py":
+    if name.startswith("benchmarks/"):
         assert (ROOT / name).is_file()
         return
     command = PROGRAMS[name]

@@ -1,0 +1,139 @@
+// What the CUDA kernels share: element types, access to global memory, launching.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "operators.h"
+
+extern __shared__ __align__(16) unsigned char shared_memory[];
+
+namespace ops::cuda {
+
+// A block's shared memory.
+template <typename T>
+__device__ __forceinline__ T* shared() {
+  return reinterpret_cast<T*>(shared_memory);
+}
+
+template <typename T>
+__device__ __forceinline__ T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
+// How elements lie in memory (Bits), sixteen bytes of them (Vector), and what kernels compute in.
+struct Float16 {
+  using Bits = unsigned short;
+  using Vector = uint4;
+  using Compute = float;
+  static __device__ __forceinline__ float decode(Bits bits) { return __half2float(__ushort_as_half(bits)); }
+  static __device__ __forceinline__ Bits encode(float value) { return __half_as_ushort(__float2half_rn(value)); }
+};
+
+struct BFloat16 {
+  using Bits = unsigned short;
+  using Vector = uint4;
+  using Compute = float;
+  static __device__ __forceinline__ float decode(Bits bits) { return __bfloat162float(__ushort_as_bfloat16(bits)); }
+  static __device__ __forceinline__ Bits encode(float value) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+  }
+};
+
+struct Float32 {
+  using Bits = float;
+  using Vector = float4;
+  using Compute = float;
+  static __device__ __forceinline__ float decode(Bits bits) { return bits; }
+  static __device__ __forceinline__ Bits encode(float value) { return value; }
+};
+
+struct Float64 {
+  using Bits = double;
+  using Vector = double2;
+  using Compute = double;
+  static __device__ __forceinline__ double decode(Bits bits) { return bits; }
+  static __device__ __forceinline__ Bits encode(double value) { return value; }
+};
+
+template <typename E>
+constexpr int vector_size = 16 / int(sizeof(typename E::Bits));
+
+template <typename E>
+__device__ __forceinline__ void unpack(uint4 vector, float (&values)[8]) {
+  const unsigned words[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] = E::decode(static_cast<unsigned short>(words[i / 2] >> (16 * (i % 2))));
+}
+
+template <typename E>
+__device__ __forceinline__ void unpack(float4 vector, float (&values)[4]) {
+  values[0] = vector.x, values[1] = vector.y, values[2] = vector.z, values[3] = vector.w;
+}
+
+template <typename E>
+__device__ __forceinline__ void unpack(double2 vector, double (&values)[2]) {
+  values[0] = vector.x, values[1] = vector.y;
+}
+
+template <typename E>
+__device__ __forceinline__ uint4 pack(const float (&values)[8]) {
+  unsigned words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    words[i] = E::encode(values[2 * i]) | static_cast<unsigned>(E::encode(values[2 * i + 1])) << 16;
+  return {words[0], words[1], words[2], words[3]};
+}
+
+template <typename E>
+__device__ __forceinline__ float4 pack(const float (&values)[4]) {
+  return {values[0], values[1], values[2], values[3]};
+}
+
+template <typename E>
+__device__ __forceinline__ double2 pack(const double (&values)[2]) {
+  return {values[0], values[1]};
+}
+
+template <typename E>
+bool vectors_allowed(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % sizeof(typename E::Vector) == 0;
+}
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+template <typename Function>
+const char* with_element(DType dtype, Function function) {
+  switch (dtype) {
+    case DType::float16:
+      return function(Float16{});
+    case DType::bfloat16:
+      return function(BFloat16{});
+    case DType::float32:
+      return function(Float32{});
+    case DType::float64:
+      return function(Float64{});
+  }
+  return "unknown dtype; expected float16, bfloat16, float32 or float64";
+}
+
+template <typename Arguments>
+const char* launch(void (*kernel)(Arguments), const Arguments& arguments, int64_t blocks, int threads, size_t shared,
+                   void* stream) {
+  if (blocks >= int64_t(1) << 31) return "the tensor needs 2^31 thread blocks or more; split it along the batch";
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace ops::cuda
