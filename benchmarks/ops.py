@@ -2,10 +2,11 @@
 
     python benchmarks/ops.py
 
-Each figure is a ratio of medians. "reference" is how a good PyTorch user would write the operator: in place where
-autograd allows it, the filter as two depthwise convolutions; the faster of that and of torch_utils/ops/reference.py.
-"copy" is the time to copy as many bytes as the operator has to read and write. Convolutions: the two forms of the
-modulated convolution, per layer, on this device. Take figures on an idle machine.
+Ratios of medians, forward, and forward + backward (f+b). "PyTorch" is how a good user of PyTorch would write the
+operator: in place where autograd allows it, filters as two depthwise convolutions; "best" is the fastest other way
+known, torch_utils/ops/reference.py among them. "copy" is the time to copy as many bytes as the operator has to read and
+write, with autograd where the operator has it. Convolutions: both forms of the modulated convolution on this device.
+Take figures on an idle machine.
 """
 
 import itertools
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dnnlib.text import format_table
+from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.synthesis_tail import synthesis_tail
@@ -39,6 +41,7 @@ SQRT2 = 2**0.5
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 def main(repeats: int, dtype: str) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
     print(f"PyTorch {torch.__version__} on {device}, {torch.get_num_threads()} threads, {dtype}")
     if not native.available(device.type):
         raise click.ClickException(f"no native operators for {device.type}: python -m torch_utils.ops tells why")
@@ -50,15 +53,15 @@ def main(repeats: int, dtype: str) -> None:
                 rows.append([name, size, "×".join(map(str, shape)), layout])
                 rows[-1] += compare(ours, theirs, x, forward_bytes, repeats, backward=False)
                 rows[-1] += compare(ours, theirs, x, both_bytes, repeats, backward=True)
-    columns = ["ms", "× faster", "× a copy"]
-    print(format_table(["operator", "for", "shape", "layout", *columns, *[f"{c}, f+b" for c in columns]], rows))
+    columns = ["ms", "PyTorch ÷", "best ÷", "÷ copy"]
+    print(format_table(["operator", "for", "shape", "layout", *columns, *[f"{c} f+b" for c in columns]], rows))
     print()
     print(format_table(["modulated convolution", "batch", *[f"{f.value}, ms" for f in ModulationForm]],
                        convolutions(device, getattr(torch, dtype), repeats)))
 
 
 def operators(x: torch.Tensor):
-    """name -> (native, [other ways], tensors of x's size read and written forward, and forward + backward)."""
+    """name -> (native, [PyTorch's way, others], tensors of x's size that are read and written forward, and f+b)."""
     n, c, h, w = x.shape
     bias = torch.randn(c, device=x.device)
     scale = torch.rand(n, c, device=x.device) + 0.5
@@ -114,9 +117,11 @@ def operators(x: torch.Tensor):
 def compare(
     ours: Callable, theirs: list[Callable], x: torch.Tensor, moved: float, repeats: int, backward: bool
 ) -> list[str]:
-    """Milliseconds, speed over the best other way, and time over that of a copy of the same bytes."""
+    """Milliseconds, then time of PyTorch's way and of the best other way over ours, and ours over that of a copy."""
 
-    def run(function: Callable) -> Callable[[], None]:
+    def run(function: Callable, x: torch.Tensor = x) -> Callable[[], None]:
+        gradient = torch.ones_like(function(x))
+
         def once() -> None:
             with torch.set_grad_enabled(backward):
                 y = function(x.detach().requires_grad_(backward))
@@ -125,28 +130,33 @@ def compare(
 
         return once
 
-    gradient = torch.ones_like(ours(x))
+    native_run = run(ours)
 
     def with_reference() -> None:
         with native.reference_only():
-            run(ours)()
+            native_run()
 
-    candidates = [run(ours), x.clone, with_reference, *[run(f) for f in theirs]]
+    # Autograd's copy of a tensor copies the gradient as well.
+    same_bytes = torch.randn(round(x.numel() * moved / (4 if backward else 2)), device=x.device).to(x.dtype)
+    candidates = [native_run, run(torch.clone, same_bytes), *[run(f) for f in theirs], with_reference]
     mine, copy, *others = medians(candidates, repeats, x.device)
-    return [f"{mine * 1e3:.2f}", f"{min(others) / mine:.1f}", f"{mine / (copy * moved / 2):.2f}"]
+    return [f"{mine * 1e3:.2f}", f"{others[0] / mine:.1f}", f"{min(others) / mine:.1f}", f"{mine / copy:.2f}"]
 
 
 def medians(functions: list[Callable], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each; they take turns, so that a slow moment of the machine meets them all."""
+    """Median seconds of each. They take turns, so that a slow moment of the machine meets them all; an uncounted call
+    before some counted ones leaves caches and free memory as that function leaves them."""
+    calls = 4
     seconds = [[] for _ in functions]
-    for repeat in range(repeats + 2):
+    for _ in range(repeats):
         for function, times in zip(functions, seconds, strict=True):
-            synchronise(device)
-            start = time.perf_counter()
             function()
             synchronise(device)
-            if repeat >= 2:
-                times.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            synchronise(device)
+            times.append((time.perf_counter() - start) / calls)
     return [statistics.median(times) for times in seconds]
 
 

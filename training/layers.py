@@ -23,20 +23,15 @@ def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
 
 
 class ModulationForm(enum.Enum):
-    """Two ways to compute the same modulated convolution; `fastest_form` says which one serves where."""
+    """Two ways to compute the same modulated convolution.
+
+    `benchmarks/ops.py` times both on the device at hand. On CPUs the shared one was as fast or up to three times
+    faster at every size tried, a single sample included; a grouped one would also have to gather the channels of all
+    samples side by side, a copy of every activation in channels-last layout. GPUs take it too, unmeasured.
+    """
 
     SHARED = "shared weights, scaled input"
     PER_SAMPLE = "weights per sample, grouped"
-
-
-def fastest_form(x: torch.Tensor) -> ModulationForm:
-    """The form to use for x [N, C, H, W].
-
-    A single sample's weights are those of a plain convolution, which saves the passes over its activations. More
-    samples in a grouped convolution would need their channels side by side, a copy of every activation in
-    channels-last layout; `benchmarks/ops.py` shows both forms on the device at hand.
-    """
-    return ModulationForm.PER_SAMPLE if len(x) == 1 else ModulationForm.SHARED
 
 
 class Modulated(NamedTuple):
@@ -56,12 +51,12 @@ def modulated_conv2d(
     resample_filter: torch.Tensor | None = None,
     demodulate: bool = True,
     flip_weight: bool = True,
-    form: ModulationForm | None = None,
+    form: ModulationForm = ModulationForm.SHARED,
 ) -> Modulated:
     """Convolution whose input channels are scaled per sample, and whose output is scaled back to unit variance.
 
-    x: [N, C, H, W]. weight: [C', C, kh, kw]. styles: [N, C]. form: None takes the fastest. Scaling the output back,
-    the demodulation, is left to `synthesis_tail`, which does it in passing (StyleGAN2, equations 1 and 3).
+    x: [N, C, H, W]. weight: [C', C, kh, kw]. styles: [N, C]. Scaling the output back, the demodulation, is left to
+    `synthesis_tail`, which does it in passing (StyleGAN2, equations 1 and 3).
     """
     if x.dtype == torch.float16 and demodulate:
         # Demodulation cancels any factor, so take those that keep half precision from overflowing.
@@ -75,7 +70,7 @@ def modulated_conv2d(
 
     n = len(x)
     resampling = {"f": resample_filter, "up": up, "down": down, "padding": padding, "flip_weight": flip_weight}
-    if (form or fastest_form(x)) is ModulationForm.SHARED:
+    if form is ModulationForm.SHARED:
         x = synthesis_tail(x, scale=styles)
         return Modulated(conv2d_resample(x, weight.to(x.dtype), **resampling), scale)
     weights = weight[None] * styles[:, None, :, None, None]  # [N, C', C, kh, kw]

@@ -32,12 +32,16 @@ def bias_act(
     if b is not None:
         if not 0 <= dim < x.ndim:
             raise ValueError(f"dim {dim} is not one of x {list(x.shape)}; expected 0 to {x.ndim - 1}")
-        require_operand(b, "b", x, [x.shape[dim]])
+        require_operand(b, "b", x, (x.shape[dim],))
     alpha, gain, limit = activation_settings(act, alpha, gain, clamp)
     trivial = act == "linear" and gain == 1 and clamp is None  # PyTorch's sum does it in one pass as well
     if trivial or not native.available(x.device.type):
         return reference.bias_act(x, b, dim, act, alpha, gain, clamp)
-    return native_tail(_with_channels_second(x, dim), None, None, None, b, act, alpha, gain, limit).reshape(x.shape)
+    if dim == 1 and x.ndim >= 2:
+        return native_tail(x, None, None, None, b, act, alpha, gain, limit)
+    dim = min(dim, x.ndim - 1)
+    shape = [math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])] if x.ndim else [1, 1, 1]
+    return native_tail(x.reshape(shape), None, None, None, b, act, alpha, gain, limit).reshape(x.shape)
 
 
 def activation_settings(
@@ -56,14 +60,5 @@ def activation_settings(
 def native_tail(x, scale, noise, strength, bias, act, alpha, gain, limit) -> torch.Tensor:
     """The native operator behind bias_act and synthesis_tail; operands come to it in the type it computes in."""
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    operands = [None if t is None else t.to(compute).contiguous() for t in (scale, noise, strength, bias)]
-    return OPERATORS.tail(x, *operands, NUMBERS[act], alpha, gain, limit)
-
-
-def _with_channels_second(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """x itself where `dim` is 1, so that channels-last pictures stay so; else [before, x.shape[dim], after]."""
-    if dim == 1 and x.ndim >= 2:
-        return x
-    dim = min(dim, x.ndim - 1)
-    shape = [1, 1, 1] if x.ndim == 0 else [math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])]
-    return x.reshape(shape)
+    operands = [t if t is None or t.dtype == compute else t.to(compute) for t in (scale, noise, strength, bias)]
+    return OPERATORS.tail.default(x, *operands, NUMBERS[act], alpha, gain, limit)

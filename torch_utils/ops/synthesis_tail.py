@@ -30,10 +30,10 @@ def synthesis_tail(
     if x.ndim != 4:
         raise ValueError(f"expected pictures [N, C, H, W], found x {list(x.shape)}")
     n, c, h, w = x.shape
-    require_operand(scale, "scale", x, [n, c])
-    require_operand(noise, "noise", x, [h, w], [n, 1, h, w])
-    require_operand(strength, "strength", x, [])
-    require_operand(bias, "bias", x, [c])
+    require_operand(scale, "scale", x, (n, c))
+    require_operand(noise, "noise", x, (h, w), (n, 1, h, w))
+    require_operand(strength, "strength", x, ())
+    require_operand(bias, "bias", x, (c,))
     if strength is not None and noise is None:
         raise ValueError("strength is given without noise; give both, or neither")
     if noise is not None and noise.requires_grad and torch.is_grad_enabled():

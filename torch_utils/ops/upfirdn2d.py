@@ -77,7 +77,7 @@ def upfirdn2d(
         return reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     f = torch.ones([1, 1], dtype=compute, device=x.device) if f is None else f.to(compute)
-    return OPERATORS.upfirdn2d(x, f, *up, *down, *padding, flip_filter, gain)
+    return OPERATORS.upfirdn2d.default(x, f, *up, *down, *padding, flip_filter, gain)
 
 
 def _require_filter(f: torch.Tensor, x: torch.Tensor) -> None:
