@@ -114,7 +114,7 @@ def draw_archive(path: Path, resolution: int, count: int = 64) -> Path:
 def time_training(archive: Path, folder: Path, overrides: Overrides, steps: int, product: float) -> str:
     """A table of the phases: seconds each time, and per kimg. steps: a multiple of the longest interval."""
     dataset = SliceDataset(archive)
-    data = DataConfig(str(archive), workers=2)
+    data = DataConfig(str(archive))
     config = resolve("auto", data, dataset.schema, dataset.resolution, dataset.c_dim, overrides, seed=0, snap=0)
     run = TrainingRun(config, dataset, folder, Log(folder / "log.txt"))
     for _ in range(2):

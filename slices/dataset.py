@@ -10,6 +10,9 @@ from dnnlib.errors import UserError
 from slices.archive import ArchiveReader
 
 
+MEMORY = 2 << 30  # bytes of slices that are kept in memory once they are read
+
+
 class Example(NamedTuple):
     """One training example."""
 
@@ -23,6 +26,7 @@ class SliceDataset(torch.utils.data.Dataset):
     subset: use this many slices, drawn at random with `seed`; None takes all.
     mirror: append every slice flipped left to right.
     use_labels: return the archive's class labels, for a conditional GAN.
+    memory: keep what was read, if all of it takes no more than so many bytes; None takes MEMORY.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class SliceDataset(torch.utils.data.Dataset):
         mirror: bool = False,
         use_labels: bool = False,
         seed: int = 0,
+        memory: int | None = None,
     ) -> None:
         self.archive = ArchiveReader(path)
         self.schema, self.resolution = self.archive.schema, self.archive.resolution
@@ -50,15 +55,27 @@ class SliceDataset(torch.utils.data.Dataset):
         flips = [False, True] if mirror else [False]
         self._items = [(int(i), flip) for flip in flips for i in chosen]
 
+        size = self.num_originals * self.schema.num_channels * self.resolution**2
+        self.in_memory = size <= (MEMORY if memory is None else memory)
+        self._kept: dict[int, np.ndarray] = {}
+
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, n: int) -> Example:
         i, flip = self._items[n]
-        stored = self.archive.read(i)
+        stored = self._read(i)
         if flip:
             stored = stored[:, :, ::-1]
         return Example(torch.from_numpy(stored.copy()), self.label(n))
+
+    def _read(self, i: int) -> np.ndarray:
+        if i in self._kept:
+            return self._kept[i]
+        stored = self.archive.read(i)
+        if self.in_memory:
+            self._kept[i] = stored
+        return stored
 
     def label(self, n: int) -> torch.Tensor:
         """One-hot class label of example n, [c_dim], without reading the slice."""

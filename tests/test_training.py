@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import slices.dataset
 import train
 from conftest import write_archive
 from dnnlib.errors import UserError
@@ -148,6 +149,15 @@ def test_mirror_doubles_and_subset_draws(archive):
     assert [i for i, _ in first._items] == [i for i, _ in again._items] != [i for i, _ in other._items]
     with pytest.raises(UserError, match="--subset 25: .* holds 24 slices"):
         SliceDataset(archive, subset=25)
+
+
+def test_slices_that_fit_into_memory_are_read_once(archive):
+    kept, read_anew = SliceDataset(archive, mirror=True), SliceDataset(archive, mirror=True, memory=0)
+    assert kept.in_memory and not read_anew.in_memory
+    kept[3].stored.zero_()  # what a caller does to his copy stays his
+    kept.archive.read = None
+    for n in (3, 3 + kept.num_originals):
+        assert torch.equal(kept[n].stored, read_anew[n].stored)
 
 
 # ---- A run ---------------------------------------------------------------------------------------------------
@@ -337,7 +347,9 @@ def test_mistakes_end_with_one_message_and_code_2(tmp_path, make, options, messa
     assert not (tmp_path / "runs").exists()
 
 
-def test_damage_met_by_a_data_worker_is_one_message(tmp_path):
+@pytest.mark.parametrize("memory", [0, 1 << 20], ids=["in a worker", "in memory"])
+def test_damage_met_while_training_is_one_message(tmp_path, monkeypatch, memory):
+    monkeypatch.setattr(slices.dataset, "MEMORY", memory)
     data = write_archive(tmp_path / "data.zip", count=8)
     content = bytearray(data.read_bytes())
     with zipfile.ZipFile(data) as archive:
@@ -376,7 +388,7 @@ def test_find_snapshot_takes_the_latest(tmp_path):
 def test_ctrl_c_saves_a_snapshot_first(tmp_path, archive):
     options = [f"--outdir={tmp_path}", f"--data={archive}", *TINY_OPTIONS, "--kimg=1000", "--workers=2"]
     process = subprocess.Popen(
-        [sys.executable, "train.py", *options],
+        [sys.executable, "-c", "import slices.dataset, train; slices.dataset.MEMORY = 0; train.main()", *options],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -170,7 +170,8 @@ class TrainingRun:
             self.dataset,
             batch_size=self.config.batch,
             sampler=EndlessSampler(len(self.dataset), seed=self.config.seed),
-            num_workers=self.config.data.workers,
+            # What fits in memory is soon there; on a CPU, processes beside would take time from the networks.
+            num_workers=0 if self.dataset.in_memory else self.config.data.workers,
             worker_init_fn=_leave_ctrl_c_to_the_parent,
             pin_memory=self.device.type == "cuda",
         )
