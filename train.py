@@ -32,7 +32,7 @@ from training.config import CFG_NAMES, DataConfig, Overrides, notes, resolve
 @click.option("--snap", type=click.IntRange(0), default=50, help="save a snapshot every so many ticks of 4 kimg; "
               "0: at the end only")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="of weights, latents and data order")
-@click.option("--workers", type=click.IntRange(0), default=2, help="processes that read the data, where it does not fit in memory")
+@click.option("--workers", type=click.IntRange(0), default=2, help="processes that read data too large for memory")
 @click.option("--mixing", type=click.FloatRange(0, 1), help="probability of style mixing  [default: the preset's]")
 @click.option("--pl-weight", type=click.FloatRange(0), help="path length weight; 0: off  [default: the preset's]")
 @click.option("--map-depth", type=click.IntRange(1), help="layers of the mapping network  [default: the preset's]")

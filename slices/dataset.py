@@ -9,7 +9,6 @@ import torch
 from dnnlib.errors import UserError
 from slices.archive import ArchiveReader
 
-
 MEMORY = 2 << 30  # bytes of slices that are kept in memory once they are read
 
 
