@@ -27,6 +27,7 @@ from emulation.harness import (
 )
 
 from conftest import golden_arrays, golden_cases
+from torch_utils.ops import native
 from torch_utils.ops.bias_act import ACTIVATIONS
 
 KERNELS = [SOURCES / "tail.cu", SOURCES / "upfirdn2d.cu"]
@@ -598,10 +599,10 @@ def test_emulator_converts_every_bit_pattern(selftest, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", KERNELS, ids=lambda s: s.name)
 def test_nvcc_keeps_every_kernel_in_registers(source, tmp_path):
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
+    home = next(native.cuda_homes(), None)
+    if home is None:
         pytest.skip("no nvcc here: neither compiled for GPUs nor are registers counted")
-    command = [nvcc, "-O3", "-std=c++17", "-Xptxas", "-v", "-c", str(source), "-o", str(tmp_path / "kernels.o")]
+    command = [home / "bin" / "nvcc", "-O3", "-std=c++17", "-Xptxas", "-v", "-c", source, "-o", tmp_path / "kernels.o"]
     command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
     done = subprocess.run(command, capture_output=True, text=True)
     report = done.stdout + done.stderr

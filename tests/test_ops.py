@@ -96,6 +96,34 @@ def test_bias_act_refuses_what_does_not_fit():
         bias_act(x, torch.zeros(3), dim=4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("clamp", [0.7, 256 * 0.5**0.5])
+def test_what_is_clamped_has_no_gradient(dtype, clamp):
+    """Also where the limit is rounded with the output, down to less than itself."""
+    x = torch.tensor([[500.0, -5000, 0.1]], dtype=dtype, requires_grad=True)
+    (dx,) = torch.autograd.grad(bias_act(x, act="lrelu", gain=1, clamp=clamp).sum(), x)
+    assert dx.tolist() == [[0, 0, 1]]
+
+
+def test_only_lrelu_uses_alpha():
+    for act, slope in [("linear", 1), ("relu", 0), ("lrelu", 0.5)]:
+        x = torch.tensor([[-2.0]], requires_grad=True)
+        y = bias_act(x, act=act, alpha=0.5, gain=1, clamp=9)
+        assert (y.item(), torch.autograd.grad(y, x)[0].item()) == (-2 * slope, slope)
+
+
+def test_without_a_clamp_infinity_has_a_gradient():
+    x = torch.tensor([[float("inf"), -float("inf")]], requires_grad=True)
+    assert torch.autograd.grad(bias_act(x, act="lrelu", gain=1).sum(), x)[0].tolist() == pytest.approx([[1, 0.2]])
+
+
+def test_without_a_bias_any_dim_will_do():
+    x = torch.randn(2, 3, 4)
+    for dim in (-1, 0, 1, 9):
+        assert torch.equal(bias_act(x, dim=dim, act="lrelu"), bias_act(x, act="lrelu"))
+    assert bias_act(torch.tensor(-1.0), act="lrelu", gain=1).item() == pytest.approx(-0.2)
+
+
 # ---- synthesis_tail ------------------------------------------------------------------------------------------
 
 
@@ -213,6 +241,27 @@ def test_upfirdn2d_refuses_what_does_not_fit():
         upfirdn2d(x, torch.ones(2, 2, device="meta"))
     with pytest.raises(ValueError, match="is torch.uint8"):
         upfirdn2d(x.byte(), None)
+    with pytest.raises(ValueError, match="up 2.0"):
+        upfirdn2d(x, None, up=2.0)
+    with pytest.raises(ValueError, match="padding None"):
+        upfirdn2d(x, None, padding=None)
+    with pytest.raises(ValueError, match="a vector or a matrix"):
+        upsample2d(x, torch.tensor(1.0))
+    with pytest.raises(ValueError, match="gain -1 has no square root"):
+        setup_filter(range(9), gain=-1)
+
+
+def test_upfirdn2d_takes_whole_numbers_of_any_kind():
+    x = torch.randn(1, 1, 4, 4)
+    found = upfirdn2d(x, None, up=np.int64(2), padding=[np.int32(1)] * 4)
+    assert torch.equal(found, upfirdn2d(x, None, up=2, padding=1))
+
+
+@pytest.mark.parametrize("gain", [-2, 1 / 64])
+def test_separable_filters_take_any_gain_and_round_once(gain):
+    """The sum of eight columns alone would overflow float16."""
+    x, f = torch.full([1, 1, 8, 8], 20000.0 if gain > 0 else 20.0, dtype=torch.float16), torch.ones(8)
+    assert upfirdn2d(x, f, gain=gain).item() == float(torch.tensor(float(x[0, 0, 0, 0]) * 64 * gain).half())
 
 
 def test_upfirdn2d_crops_more_than_there_is():

@@ -144,7 +144,7 @@ def scaled_bias_act(
     """bias_act with the activation's own gain times `gain`, and the clamp scaled by `gain` as well."""
     return bias_act(
         x,
-        None if bias is None else bias.to(x.dtype),
+        bias,
         act=activation,
         gain=ACTIVATIONS[activation].gain * gain,
         clamp=None if clamp is None else clamp * gain,

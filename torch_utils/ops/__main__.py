@@ -58,8 +58,7 @@ def _introduce(device: str) -> bool:
     """Print what serves on a device. Whether native operators do."""
     status = native.status(device)
     if status.error is not None:
-        reason = status.error.partition("\n")[0]
-        click.echo(f"{device}: plain PyTorch serves, for there are no native operators: {reason}")
+        click.echo(f"{device}: plain PyTorch serves, for there are no native operators: {status.error}")
         return False
     title = torch.cuda.get_device_name() if device == "cuda" else f"threads: {torch.get_num_threads()}"
     click.echo(f"{device}: native operators serve ({title})")

@@ -29,7 +29,9 @@ def bias_act(
     an unknown activation, numbers that are not floating-point, or a bias of another shape or device.
     """
     require_floating(x)
-    if b is not None:
+    if b is None:
+        dim = min(1, x.ndim - 1)  # any would do
+    else:
         if not 0 <= dim < x.ndim:
             raise ValueError(f"dim {dim} is not one of x {list(x.shape)}; expected 0 to {x.ndim - 1}")
         require_operand(b, "b", x, (x.shape[dim],))
@@ -39,7 +41,6 @@ def bias_act(
         return reference.bias_act(x, b, dim, act, alpha, gain, clamp)
     if dim == 1 and x.ndim >= 2:
         return native_tail(x, None, None, None, b, act, alpha, gain, limit)
-    dim = min(dim, x.ndim - 1)
     shape = [math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])] if x.ndim else [1, 1, 1]
     return native_tail(x.reshape(shape), None, None, None, b, act, alpha, gain, limit).reshape(x.shape)
 

@@ -69,6 +69,10 @@ class Library:
     flags: tuple[str, ...]  # of the C++ compiler
     cuda_flags: tuple[str, ...] = ()  # of nvcc
 
+    @property
+    def _is_cuda(self) -> bool:
+        return any(source.suffix == ".cu" for source in self.sources)
+
     def load(self, rebuild: bool = False) -> Status:
         """Load the library, building it first unless its file is there. Raises Unavailable.
 
@@ -106,7 +110,8 @@ class Library:
 
     def _build(self, recipe: Recipe, folder: Path, file: Path, failure: Path) -> Status:
         """Build and load. Only a library that has been loaded gets its name, and a build that was killed has none."""
-        _say(f"building native operators for {self.name} (once, about a minute) ...")
+        patience = "a few minutes" if self._is_cuda else "about a minute"
+        _say(f"building native operators for {self.name} (once, {patience}) ...")
         begun = time.monotonic()
         for leftover in folder.glob("build-*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -166,7 +171,7 @@ class Library:
             macros = _output(*command, *flags, "-dM", "-E", "-x", "c++", os.devnull) or ""
         tools = [(_output(*command, "--version") or "").partition("\n")[0]]
         home = None
-        if any(source.suffix == ".cu" for source in self.sources):
+        if self._is_cuda:
             home, release = _cuda_toolkit()
             architectures = _cuda_architectures(home)
             environment["TORCH_CUDA_ARCH_LIST"] = architectures
@@ -221,6 +226,7 @@ def available(device_type: str) -> bool:
     return (known or status(device_type)).error is None
 
 
+@torch.compiler.assume_constant_result  # tracing doesn't look into a build
 def status(device_type: str) -> Status:
     """What became of the native operators for such devices. The first call in a process loads them."""
     with _once:
@@ -343,7 +349,8 @@ def _compiler() -> str:
     raise Unavailable(
         f"the C++ compiler {chosen} that CXX names is missing: correct or unset CXX"
         if chosen
-        else "a C++ compiler is missing: apt-get install g++, or conda install gxx_linux-64, or set CXX to one"
+        else "a C++ compiler is missing: apt-get install g++, or conda install cxx-compiler and activate again, "
+        "or set CXX to one"
     )
 
 

@@ -98,13 +98,14 @@ def upfirdn2d(
     own = (y0, x0) if f.ndim == 2 and x0 == x1 >= 0 and y0 == y1 >= 0 else (0, 0)  # the convolution pads without a copy
     if any(padding) and not any(own):
         x = _pad_or_crop(x, padding)
-    f = f.to(x.dtype) * gain ** (f.ndim / 2)
+    f = f.to(x.dtype)
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))
     if f.ndim == 2:
-        y = F.conv2d(x, f.expand(channels, 1, -1, -1), groups=channels, stride=down[::-1], padding=own)
+        y = F.conv2d(x, (f * gain).expand(channels, 1, -1, -1), groups=channels, stride=down[::-1], padding=own)
         return y.to(dtype)
     y = F.conv2d(x, f.reshape(1, -1).expand(channels, 1, 1, -1), groups=channels, stride=(1, down[0]))
+    f = f * gain
     return F.conv2d(y, f.reshape(-1, 1).expand(channels, 1, -1, 1), groups=channels, stride=(down[1], 1)).to(dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -36,6 +37,8 @@ def setup_filter(
         raise ValueError(f"a separable filter is given by its 1-D taps; found the shape {list(f.shape)}")
     if f.ndim == 1 and not separable:
         f = f.outer(f)
+    if f.ndim == 1 and gain < 0:
+        raise ValueError(f"gain {gain} has no square root for the two passes of a separable filter; give 0 or more")
     if normalize:
         f = f / f.sum()
     if flip_filter:
@@ -63,9 +66,9 @@ def upfirdn2d(
     require_floating(x)
     if x.ndim != 4:
         raise ValueError(f"expected pictures [N, C, H, W], found the shape {list(x.shape)}")
+    fw, fh = filter_size(f)
     if f is not None:
         _require_filter(f, x)
-    fw, fh = filter_size(f)
     width = x.shape[3] * up[0] + padding[0] + padding[1]
     height = x.shape[2] * up[1] + padding[2] + padding[3]
     if width < fw or height < fh:
@@ -81,8 +84,6 @@ def upfirdn2d(
 
 
 def _require_filter(f: torch.Tensor, x: torch.Tensor) -> None:
-    if f.ndim not in (1, 2) or f.numel() == 0:
-        raise ValueError(f"a filter is a vector or a matrix; found the shape {list(f.shape)}")
     require_floating(f, "the filter")
     require_device(f, "the filter", x)
     if f.requires_grad and torch.is_grad_enabled():
@@ -128,22 +129,37 @@ def downsampling_padding(f: torch.Tensor | None, down: tuple[int, int]) -> tuple
 
 
 def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
-    """(width, height) of a filter in taps."""
-    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+    """(width, height) of a filter in taps. Raises ValueError for what is neither a vector nor a matrix."""
+    if f is None:
+        return 1, 1
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"a filter is a vector or a matrix; found the shape {list(f.shape)}")
+    return f.shape[-1], f.shape[0]
 
 
 def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """A number, (x, y) or (x before, x after, y before, y after) -> the last of these."""
-    p = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    p = _whole_numbers(padding)
+    if len(p) == 1:
+        p = p * 4
     if len(p) == 2:
         p = (p[0], p[0], p[1], p[1])
-    if len(p) != 4 or not all(isinstance(v, int) for v in p):
+    if len(p) != 4:
         raise ValueError(f"padding {padding!r}: expected one, two or four whole numbers")
     return p
 
 
 def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+    pair = _whole_numbers(value)
+    pair = pair * 2 if len(pair) == 1 else pair
+    if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"{name} {value!r}: expected one or two whole numbers, at least 1")
     return pair
+
+
+def _whole_numbers(value: int | Sequence[int]) -> tuple[int, ...]:
+    """The numbers in `value`; none, if not all of them are whole."""
+    try:
+        return tuple(operator.index(v) for v in (value if isinstance(value, Sequence) else [value]))
+    except TypeError:
+        return ()

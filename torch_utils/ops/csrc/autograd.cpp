@@ -1,5 +1,6 @@
 // Derivatives of the operators, on any device: each is an operator again. operators.h has the equations.
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/sum.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -127,6 +128,7 @@ struct TailFunction : torch::autograd::Function<TailFunction> {
                         const OptionalTensor& strength, const OptionalTensor& bias, int64_t activation, double alpha,
                         double gain, double limit) {
     at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->set_materialize_grads(false);
     const Settings settings = {activation, alpha, gain, limit};
     const Operands o = {plain(scale), plain(noise), plain(strength), plain(bias)};
     const Tensor y = tail(x, o, settings);
@@ -143,12 +145,13 @@ struct TailFunction : torch::autograd::Function<TailFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    variable_list gradients(9);
+    if (!grads[0].defined()) return gradients;
     const auto kept = recall<Kept>(ctx, "kept");
     const variable_list saved = ctx->get_saved_variables();
     const auto want = wanted(ctx, kept.given);
     const auto [dx, sums] = tail_backward(grads[0], saved[0], {saved[1], saved[2], saved[3], saved[4]}, kept.settings,
                                           kept.from_output, any_sum(&want[1]));
-    variable_list gradients(9);
     gradients[0] = dx;
     put_operand_gradients(gradients, 1, &want[1], sums, saved[3]);
     return gradients;
@@ -227,6 +230,7 @@ struct Upfirdn2dFunction : torch::autograd::Function<Upfirdn2dFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& f, const Resampling& r,
                         const Padding& padding) {
     at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->set_materialize_grads(false);
     const Tensor y = upfirdn2d(x, f, r, padding);
     // The adjoint exchanges up and down, turns the filter, and pads so that the input's size comes out again.
     remember(ctx, "adjoint", Resampling{r.down_x, r.down_y, r.up_x, r.up_y, !r.flip, r.gain});
@@ -239,6 +243,7 @@ struct Upfirdn2dFunction : torch::autograd::Function<Upfirdn2dFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return variable_list(4);
     const auto pad = [&](const char* name) { return ctx->saved_data[name].toSymInt(); };
     const Tensor f = ctx->get_saved_variables()[0];
     return {upfirdn2d(grads[0], f, recall<Resampling>(ctx, "adjoint"), {pad("x0"), pad("x1"), pad("y0"), pad("y1")}),
@@ -248,9 +253,14 @@ struct Upfirdn2dFunction : torch::autograd::Function<Upfirdn2dFunction> {
 
 // ---- As kernels of the Autograd key -----------------------------------------------------------------------------
 
+void refuse_gradient(const OptionalTensor& t, const char* name) {
+  TORCH_CHECK_VALUE(!t || !t->requires_grad() || !at::GradMode::is_enabled(), name, " takes no gradient; detach it");
+}
+
 Tensor tail_autograd(const Tensor& x, const OptionalTensor& scale, const OptionalTensor& noise,
                      const OptionalTensor& strength, const OptionalTensor& bias, int64_t activation, double alpha,
                      double gain, double limit) {
+  refuse_gradient(noise, "the noise");
   return TailFunction::apply(x, scale, noise, strength, bias, activation, alpha, gain, limit);
 }
 
@@ -258,6 +268,7 @@ std::tuple<Tensor, Tensor> tail_backward_autograd(const Tensor& dy, const Tensor
                                                   const OptionalTensor& noise, const OptionalTensor& strength,
                                                   const OptionalTensor& bias, int64_t activation, double alpha,
                                                   double gain, double limit, bool x_is_output, bool sums) {
+  refuse_gradient(noise, "the noise");
   const variable_list out = TailBackwardFunction::apply(dy, x, scale, noise, strength, bias, activation, alpha, gain,
                                                         limit, x_is_output, sums);
   return {out[0], out[1]};
@@ -275,6 +286,7 @@ std::tuple<Tensor, Tensor, Tensor> tail_backward2_autograd(
 Tensor upfirdn2d_autograd(const Tensor& x, const Tensor& f, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y,
                           c10::SymInt pad_x0, c10::SymInt pad_x1, c10::SymInt pad_y0, c10::SymInt pad_y1, bool flip,
                           double gain) {
+  refuse_gradient(f, "the filter");
   return Upfirdn2dFunction::apply(x, f, Resampling{up_x, up_y, down_x, down_y, flip, gain},
                                   Padding{pad_x0, pad_x1, pad_y0, pad_y1});
 }

@@ -4,6 +4,9 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/outer.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
 #include <c10/util/Optional.h>
 #include <torch/library.h>
 
@@ -24,6 +27,16 @@ inline DType dtype_of(const Tensor& x) {
     case at::kFloat: return DType::float32;
     case at::kDouble: return DType::float64;
     default: TORCH_CHECK_VALUE(false, "expected floating-point numbers, found ", x.scalar_type());
+  }
+}
+
+// A number, rounded as an element of that type is.
+inline double as_stored(double value, DType dtype) {
+  switch (dtype) {
+    case DType::float16: return static_cast<float>(c10::Half(static_cast<float>(value)));
+    case DType::bfloat16: return static_cast<float>(c10::BFloat16(static_cast<float>(value)));
+    case DType::float32: return static_cast<float>(value);
+    default: return value;
   }
 }
 
@@ -86,7 +99,8 @@ inline Tail make_tail(int order, const Tensor& x, OptionalTensor scale, Optional
   return tail;
 }
 
-// Backend: chunks(tail), run(tail) and filter(filter) on its device, and a Guard that makes a tensor's device current.
+// Backend: chunks(tail), run(tail) and filter(filter) on its device, a Guard that makes a tensor's device current, and
+// whether filter() finds out by itself that a filter is a product of two vectors.
 template <typename Backend>
 Tensor with_sums(Tail& tail, const Tensor& x, bool wanted) {
   if (!wanted) {
@@ -127,6 +141,7 @@ std::tuple<Tensor, Tensor> tail_backward(const Tensor& dy_, const Tensor& input,
   Tail tail = make_tail(1, x, scale, noise, strength, bias, {activation, alpha, gain, limit}, kept);
   Tensor dx = at::empty_like(x);
   tail.x_is_output = x_is_output;
+  if (x_is_output) tail.limit = as_stored(limit, tail.dtype);  // what outputs were clamped to
   tail.dy = dy.const_data_ptr();
   tail.out = dx.mutable_data_ptr();
   Tensor sums = with_sums<Backend>(tail, x, want_sums);
@@ -201,6 +216,11 @@ Tensor upfirdn2d(const Tensor& input, const Tensor& f, int64_t up_x, int64_t up_
     return y;
   };
   if (f.dim() == 2) return pass(x, f.size(0), f.size(1), true, true, gain);
+  if constexpr (Backend::factorises) {
+    const Tensor product = at::outer(taps, taps);
+    filter.f = product.const_data_ptr();
+    return pass(x, f.size(0), f.size(0), true, true, gain);
+  }
   return pass(pass(x, 1, f.size(0), true, false, 1), f.size(0), 1, false, true, gain);
 }
 

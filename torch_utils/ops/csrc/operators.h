@@ -11,7 +11,8 @@ enum class DType : int { float16, bfloat16, float32, float64 };
 
 // Operands and sums are kept in the compute type: double for float64, float for all others.
 
-// The tail of a synthesis layer, on a dense [n][c][p] or, with channels_last, [n][p][c] (p: pixels):
+// The tail of a synthesis layer, on a dense [n][c][p] or, with channels_last, [n][p][c] (p: pixels; with
+// one pixel they are the same):
 //
 //   u = x·scale + noise·strength + bias,   y = clamp(gain·act(u), ±limit)
 //
@@ -35,7 +36,9 @@ struct Tail {
   bool channels_last;
 
   const void* x;
-  bool x_is_output;      // order 1, linear, relu and lrelu without operands: `x` holds y, which tells the slope as well
+  // Order 1, linear, relu and lrelu without operands: `x` holds y, which tells the slope as well, and `limit` is rounded
+  // as y is.
+  bool x_is_output;
   const void* scale;     // [n][c]
   const void* noise;     // [p], or [n][p]
   int64_t noise_stride;  // from one sample's noise to the next: 0 or p
@@ -70,14 +73,11 @@ struct Filter {
   double gain;
 };
 
-
 namespace cuda {
 // All return null, or what the runtime says is wrong. stream: a cudaStream_t.
 int64_t tail_chunks(const Tail& tail);
 const char* launch_tail(const Tail& tail, void* stream);
 const char* launch_upfirdn2d(const Filter& filter, void* stream);
 }  // namespace cuda
-
-
 
 }  // namespace ops

@@ -29,7 +29,8 @@ template <typename S>
 struct Constants {
   Activation activation;
   S alpha, gain, limit, strength;
-  S below = gain * alpha;  // the slope of linear (whose alpha is 1) and lrelu below zero
+  bool clamps = !std::isinf(limit);
+  S below = gain * alpha;  // the slope below zero of linear, relu and lrelu, whose alpha is 1, 0 and as given
 };
 
 // gain·act(u) with its derivatives. kLinear: linear and lrelu, which the compiler can vectorise.
@@ -45,8 +46,8 @@ inline Jet<S> activated(const Constants<S>& k, S u) {
 }
 
 template <typename S>
-inline bool inside(S y, S limit) {
-  return !(std::abs(y) > limit);  // NaN goes on
+inline bool inside(const Constants<S>& k, S y) {
+  return !k.clamps | (std::abs(y) <= k.limit);
 }
 
 template <typename T, bool kLinear, Layout kLayout, int kWidth>
@@ -100,13 +101,13 @@ struct Loops {
         S g, e = 0;
         if constexpr (kFromOutput) {
           const S m = a > 0 ? k.gain : k.below;
-          g = std::abs(a) < k.limit ? static_cast<S>(dy[i]) * m : S(0);
+          g = !k.clamps | (std::abs(a) < k.limit) ? static_cast<S>(dy[i]) * m : S(0);
           out[i] = static_cast<T>(g);
         } else {
           e = noise[i];
           const S u = a * scale[i] + (e * k.strength + bias[i]);
           const Jet<S> at = activated<S, kLinear>(k, u);
-          g = inside(at.value, k.limit) ? static_cast<S>(dy[i]) * at.slope : S(0);
+          g = inside(k, at.value) ? static_cast<S>(dy[i]) * at.slope : S(0);
           out[i] = static_cast<T>(g * scale[i]);
         }
         if constexpr (kSums && kLast) {
@@ -147,10 +148,10 @@ struct Loops {
         const S a = static_cast<S>(x[i]), e = noise[i], d = scale[i];
         const S tangent = v ? static_cast<S>(v[i]) : S(0), slope_y = static_cast<S>(dy[i]);
         const Jet<S> at = activated<S, kLinear>(k, a * d + (e * k.strength + bias[i]));
-        const S m = inside(at.value, k.limit) ? at.slope : S(0);
+        const S m = inside(k, at.value) ? at.slope : S(0);
         const S t = tangent * d + a * w_x[i] + e * w_noise[i] + w_1[i];
         const S g = slope_y * m;
-        const S q = kLinear || !inside(at.value, k.limit) ? S(0) : t * slope_y * at.curvature;
+        const S q = kLinear || !inside(k, at.value) ? S(0) : t * slope_y * at.curvature;
         out[i] = static_cast<T>(m * t);
         if (out_x) out_x[i] = static_cast<T>(g * w_x[i] + q * d);
         if constexpr (kSums && kLast) {
@@ -237,9 +238,8 @@ template <typename T>
 inline void run_tail_of(const Tail& tail) {
   using S = Compute<T>;
   const Loop<T> loop = choose_loop<T>(tail);
-  const Constants<S> constants = {tail.activation,
-                                  tail.activation == Activation::linear ? S(1) : S(tail.alpha),  // linear as lrelu
-                                  S(tail.gain), S(tail.limit),
+  const S alpha = tail.activation == Activation::linear ? 1 : tail.activation == Activation::relu ? 0 : tail.alpha;
+  const Constants<S> constants = {tail.activation, alpha, S(tail.gain), S(tail.limit),
                                   tail.strength ? *static_cast<const S*>(tail.strength) : S(1)};
   const bool last = tail.channels_last;
   const int64_t chunks = tail_chunks(tail), pixels = (tail.p + chunks - 1) / chunks, plane = tail.n * tail.c;
