@@ -226,7 +226,6 @@ def available(device_type: str) -> bool:
     return (known or status(device_type)).error is None
 
 
-@torch.compiler.assume_constant_result  # tracing doesn't look into a build
 def status(device_type: str) -> Status:
     """What became of the native operators for such devices. The first call in a process loads them."""
     with _once:

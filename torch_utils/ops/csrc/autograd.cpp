@@ -128,7 +128,6 @@ struct TailFunction : torch::autograd::Function<TailFunction> {
                         const OptionalTensor& strength, const OptionalTensor& bias, int64_t activation, double alpha,
                         double gain, double limit) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->set_materialize_grads(false);
     const Settings settings = {activation, alpha, gain, limit};
     const Operands o = {plain(scale), plain(noise), plain(strength), plain(bias)};
     const Tensor y = tail(x, o, settings);
@@ -146,7 +145,6 @@ struct TailFunction : torch::autograd::Function<TailFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     variable_list gradients(9);
-    if (!grads[0].defined()) return gradients;
     const auto kept = recall<Kept>(ctx, "kept");
     const variable_list saved = ctx->get_saved_variables();
     const auto want = wanted(ctx, kept.given);
@@ -230,7 +228,6 @@ struct Upfirdn2dFunction : torch::autograd::Function<Upfirdn2dFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& f, const Resampling& r,
                         const Padding& padding) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->set_materialize_grads(false);
     const Tensor y = upfirdn2d(x, f, r, padding);
     // The adjoint exchanges up and down, turns the filter, and pads so that the input's size comes out again.
     remember(ctx, "adjoint", Resampling{r.down_x, r.down_y, r.up_x, r.up_y, !r.flip, r.gain});
@@ -243,7 +240,6 @@ struct Upfirdn2dFunction : torch::autograd::Function<Upfirdn2dFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!grads[0].defined()) return variable_list(4);
     const auto pad = [&](const char* name) { return ctx->saved_data[name].toSymInt(); };
     const Tensor f = ctx->get_saved_variables()[0];
     return {upfirdn2d(grads[0], f, recall<Resampling>(ctx, "adjoint"), {pad("x0"), pad("x1"), pad("y0"), pad("y1")}),
