@@ -209,7 +209,9 @@ def test_library_that_does_not_load_is_a_failure(toy, monkeypatch, capfd):
 
 @needs_compiler
 def test_damaged_file_is_reported(toy, monkeypatch, capfd):
-    native.status("cpu").file.write_bytes(b"no library")
+    file = native.status("cpu").file
+    file.unlink()  # this process has the old one in its memory, where nothing may change it
+    file.write_bytes(b"no library")
     new_process(monkeypatch)
     assert not native.available("cpu") and "does not load" in capfd.readouterr().err
 
