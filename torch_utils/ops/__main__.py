@@ -18,7 +18,7 @@ from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
 # The largest difference from the reference in float64, as a part of the largest number.
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 FIXED = ("noise", "f")  # take no gradient
 
 
