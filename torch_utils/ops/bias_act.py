@@ -60,6 +60,6 @@ def activation_settings(
 
 def native_tail(x, scale, noise, strength, bias, act, alpha, gain, limit) -> torch.Tensor:
     """The native operator behind bias_act and synthesis_tail; operands come to it in the type it computes in."""
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    compute = reference.compute_type(x)
     operands = [t if t is None or t.dtype == compute else t.to(compute) for t in (scale, noise, strength, bias)]
     return OPERATORS.tail.default(x, *operands, NUMBERS[act], alpha, gain, limit)

@@ -70,9 +70,13 @@ def synthesis_tail(
     return bias_act(u, bias, 1, act, alpha, gain, clamp).to(x.dtype)
 
 
+def compute_type(x: torch.Tensor) -> torch.dtype:
+    """What operators on x compute in: float64 for float64, float32 for all others, rounded once, at the end."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def _widened(x: torch.Tensor) -> torch.Tensor:
-    """16-bit numbers as float32: all operators compute in that, and round once, at the end."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.to(compute_type(x))
 
 
 def upfirdn2d(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from torch_utils.ops.reference import ACTIVATIONS
+from torch_utils.ops.reference import ACTIVATIONS, compute_type
 
 NAMESPACE = "stylegan2_mr"
 OPERATORS = getattr(torch.ops, NAMESPACE)
@@ -42,8 +42,7 @@ def _empty_like(x: torch.Tensor) -> torch.Tensor:
 
 
 def _empty_sums(x: torch.Tensor, wanted: bool) -> torch.Tensor:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty([3, x.shape[0], x.shape[1]] if wanted else [0], dtype=dtype)
+    return x.new_empty([3, x.shape[0], x.shape[1]] if wanted else [0], dtype=compute_type(x))
 
 
 @torch.library.register_fake(f"{NAMESPACE}::tail", lib=_library)

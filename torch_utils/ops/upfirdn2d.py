@@ -78,7 +78,7 @@ def upfirdn2d(
         )
     if max(fw, fh) > LARGEST_FILTER or not native.available(x.device.type):
         return reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    compute = reference.compute_type(x)
     f = torch.ones([1, 1], dtype=compute, device=x.device) if f is None else f.to(compute)
     return OPERATORS.upfirdn2d.default(x, f, *up, *down, *padding, flip_filter, gain)
 
