@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
-import zlib
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,33 +17,44 @@ import numpy as np
 from dnnlib import config
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path
-from slices.schema import LABEL_OFF, LABEL_ON, Schema
+from slices.schema import LABEL_OFF, LABEL_ON, Schema, is_plain_name
+from slices.zips import Packed, ZipReader, ZipWriter, pack
 
-FORMAT, VERSION = "joint-slices", 1
+FORMAT, VERSION = "joint-slices", 2
 INDEX = "dataset.json"
-# A fixed date makes an archive a function of its content.
-_EPOCH = (1980, 1, 1, 0, 0, 0)
+TRAIN, TEST = PARTS = ("train", "test")
+LARGEST_RESOLUTION = 4096
+_NAME = re.compile(r"slices/\d{5,}/\d{8,}\.npy")
+# What NumPy raises for a damaged .npy; its header is read as a Python literal.
+_NOT_NPY = (ValueError, EOFError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, OverflowError)
+_INDEX_BYTES = (1 << 24, 1 << 12)  # dataset.json takes at most so many bytes, and so many more for every member
 
 
 @dataclass(frozen=True)
 class Volume:
     """Where slices came from: the source volume's grid, and the intensity window of each contrast.
 
-    `affine` is 4×4 in mm; `windows` maps a contrast to the (low, high) intensities stored as 1 and 255.
+    `affine` is 4×4 in mm; `pixel` is the edge of the archive's square pixels in mm; `windows` maps a contrast to the
+    (low, high) intensities stored as 1 and 255.
     """
 
     patient: str
     shape: tuple[int, int, int]
     affine: tuple[tuple[float, ...], ...]
+    pixel: float
     windows: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class SliceRecord:
-    """One slice: its member, its patient, and either the volume and index it was cut from or the seed that made it."""
+    """One slice: its member, its patient, and either the volume and index it was cut from or the seed that made it.
+
+    part: TRAIN or TEST, the side of the split that the patient is on; None where nothing was split.
+    """
 
     file: str
     patient: str
+    part: str | None = None
     volume: str | None = None
     index: int | None = None
     seed: int | None = None
@@ -52,7 +63,10 @@ class SliceRecord:
 
 @dataclass(frozen=True)
 class ArchiveInfo:
-    """The content of dataset.json."""
+    """The content of dataset.json.
+
+    seen: for generated slices, the real patients whom their generator learned from.
+    """
 
     format: str
     version: int
@@ -60,6 +74,7 @@ class ArchiveInfo:
     resolution: int
     slices: tuple[SliceRecord, ...]
     volumes: dict[str, Volume] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
     made: dict[str, Any] = field(default_factory=dict)
     labels: tuple[tuple[str, int], ...] | None = None
     label_names: tuple[str, ...] | None = None
@@ -68,6 +83,11 @@ class ArchiveInfo:
     def patients(self) -> list[str]:
         """Names of the patients in the order of the slices."""
         return list(dict.fromkeys(record.patient for record in self.slices))
+
+    @property
+    def known_patients(self) -> frozenset[str]:
+        """Whom a network knows that learned from these slices: their patients, and those whom their generator saw."""
+        return frozenset((*self.patients, *self.seen))
 
     @property
     def num_labels(self) -> int:
@@ -82,6 +102,7 @@ class ArchiveWriter:
 
     made: how the archive came to be (tool version, command, options, split); stored as it is.
     label_names: the names of the class labels, if `add` will be given any.
+    seen: for generated slices, the real patients whom their generator learned from.
     """
 
     def __init__(
@@ -91,9 +112,10 @@ class ArchiveWriter:
         resolution: int,
         made: dict[str, Any],
         label_names: tuple[str, ...] | None = None,
+        seen: Iterable[str] = (),
     ) -> None:
         self.path, self.schema, self.resolution = Path(path), schema, resolution
-        self.made, self.label_names = made, label_names
+        self.made, self.label_names, self.seen = made, label_names, tuple(sorted(seen))
         self.volumes: dict[str, Volume] = {}
         self._records: list[SliceRecord] = []
         self._labels: list[int | None] = []
@@ -103,38 +125,30 @@ class ArchiveWriter:
         self._file = atomic_path(self.path)
         temporary = self._file.__enter__()
         try:
-            self._zip = zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=6)
+            self._zip = ZipWriter(temporary)
         except BaseException as error:
             self._abandon(error)
         return self
 
-    def add(
-        self,
-        stored: np.ndarray,
-        *,
-        patient: str,
-        volume: str | None = None,
-        index: int | None = None,
-        seed: int | None = None,
-        snapshot: str | None = None,
-        label: int | None = None,
-    ) -> None:
-        """Append one stored joint slice, uint8 [C + K, resolution, resolution]."""
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def add(self, stored: np.ndarray, *, patient: str, label: int | None = None, **where) -> None:
+        """Append one stored joint slice, uint8 [C + K, resolution, resolution].
+
+        patient, where: the fields of its SliceRecord; label: its class label.
+        """
         expected = (self.schema.num_channels, self.resolution, self.resolution)
-        assert stored.dtype == np.uint8 and stored.shape == expected, (stored.dtype, stored.shape, expected)
+        assert stored.shape == expected, (stored.shape, expected)
+        self.add_packed(pack_slice(stored), patient=patient, label=label, **where)
+
+    def add_packed(self, member: Packed, *, patient: str, label: int | None = None, **where) -> None:
+        """Append a slice that `pack_slice` packed, or that was packed in another archive."""
         n = len(self._records)
         name = f"slices/{n // 1000:05d}/{n:08d}.npy"
-        buffer = io.BytesIO()
-        np.lib.format.write_array(buffer, np.ascontiguousarray(stored), allow_pickle=False)
-        self._write(name, buffer.getvalue())
-        self._records.append(SliceRecord(name, patient, volume, index, seed, snapshot))
+        self._zip.add(name, member)
+        self._records.append(SliceRecord(file=name, patient=patient, **where))
         self._labels.append(label)
-
-    def _write(self, name: str, content: bytes) -> None:
-        member = zipfile.ZipInfo(name, _EPOCH)
-        member.compress_type = zipfile.ZIP_DEFLATED
-        member.external_attr = 0o644 << 16
-        self._zip.writestr(member, content)
 
     def finish(self) -> None:
         """Write what is left, so that nothing but the renaming can fail; for archives that appear together."""
@@ -142,7 +156,7 @@ class ArchiveWriter:
             return
         if not self._records:
             raise UserError(f"{self.path}: no slice to write")
-        self._write(INDEX, json.dumps(config.to_json(self._info())).encode())
+        self._zip.add(INDEX, pack(json.dumps(config.to_json(self._info())).encode()))
         self._zip.close()
         self._finished = True
 
@@ -158,11 +172,7 @@ class ArchiveWriter:
     def _abandon(self, error: BaseException) -> None:
         """Close what is open, remove the temporary file, and let the error go on."""
         if handle := getattr(self, "_zip", None):
-            handle._didModify = False  # nothing more to write: the directory of a half archive is of no use
-            try:
-                handle.close()
-            except OSError:
-                pass
+            handle.abandon()
         self._file.__exit__(type(error), error, error.__traceback__)
         raise error
 
@@ -179,6 +189,7 @@ class ArchiveWriter:
             resolution=self.resolution,
             slices=tuple(self._records),
             volumes=self.volumes,
+            seen=self.seen,
             made=self.made,
             labels=labels,
             label_names=self.label_names if labels else None,
@@ -186,49 +197,49 @@ class ArchiveWriter:
 
 
 class ArchiveReader:
-    """Read an archive. Safe in many workers and processes: each opens the file for itself.
+    """Read an archive, from any number of threads and processes.
 
     Raises UserError with the file, the member and the reason for whatever doesn't fit.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
-        self._handle: zipfile.ZipFile | None = None
-        self._owner: int | None = None
+        if self.path.is_dir():
+            raise UserError(f"{self.path} is a folder; expected a .zip made by dataset_tool.py or generate.py")
+        if not self.path.exists():
+            raise UserError(f"{self.path}: no such file")
+        self._zip = ZipReader(self.path)
         self.info = self._read_info()
         self.schema, self.resolution = self.info.schema, self.info.resolution
         self._labels = dict(self.info.labels or ())
-        if self.info.labels is not None:
-            unlabelled = [r.file for r in self.info.slices if r.file not in self._labels]
-            if unlabelled:
-                raise UserError(
-                    f"{self.path}: {len(unlabelled)} slices have no class label, the first is {unlabelled[0]}"
-                )
-
-            if wrong := [label for label in self._labels.values() if not 0 <= label < self.info.num_labels]:
-                raise UserError(f"{self.path}: class label {wrong[0]} is not one of 0 to {self.info.num_labels - 1}")
+        self._shape = (self.schema.num_channels, self.resolution, self.resolution)
+        self._header = _npy_header(self._shape)
+        self._check_info()
 
     def __len__(self) -> int:
         return len(self.info.slices)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None, "_owner": None}
-
     def read(self, i: int) -> np.ndarray:
-        """Stored joint slice number i: uint8 [C + K, H, W]."""
+        """Stored joint slice number i: uint8 [C + K, H, W], read-only."""
         name = self.info.slices[i].file
-        content = self._member(name)
+        content = self._zip.read(name, self._most_bytes)
+        # As `pack_slice` writes it; NumPy would take longer to parse the header than inflating takes.
+        if content.startswith(self._header) and len(content) == len(self._header) + np.prod(self._shape):
+            return np.frombuffer(content, np.uint8, offset=len(self._header)).reshape(self._shape)
         try:
             stored = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError, SyntaxError) as error:
+        except _NOT_NPY as error:
             raise UserError(f"{self.path}: {name} is not a plain array ({error})") from None
-        expected = (self.schema.num_channels, self.resolution, self.resolution)
-        if stored.dtype != np.uint8 or stored.shape != expected:
+        if stored.dtype != np.uint8 or stored.shape != self._shape:
             raise UserError(
                 f"{self.path}: {name} holds {stored.dtype} {list(stored.shape)}; "
-                f"its schema asks for uint8 {list(expected)}"
+                f"its schema asks for uint8 {list(self._shape)}"
             )
         return stored
+
+    def packed(self, i: int) -> Packed:
+        """Slice number i as it lies in the file, for another archive of the same schema and resolution."""
+        return self._zip.packed(self.info.slices[i].file, self._most_bytes)
 
     def label(self, i: int) -> int | None:
         """Class label of slice i, or None in an archive without class labels."""
@@ -250,58 +261,73 @@ class ArchiveReader:
             raise UserError(f"{self.path}: the label maps of {self.info.slices[i].file} are not one-hot")
         return stored
 
-    def _zip(self) -> zipfile.ZipFile:
-        if self._handle is None or self._owner != os.getpid():  # a forked worker must not share the file position
-            try:
-                self._handle = zipfile.ZipFile(self.path)
-            except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-                raise UserError(
-                    f"{self.path}: not a complete zip archive ({error}); expected one made by "
-                    "dataset_tool.py or generate.py"
-                ) from None
-            except IsADirectoryError:
-                raise UserError(
-                    f"{self.path} is a folder; expected a .zip made by dataset_tool.py or generate.py"
-                ) from None
-            self._owner = os.getpid()
-        return self._handle
-
-    def _member(self, name: str) -> bytes:
-        try:
-            return self._zip().read(name)
-        except KeyError:
-            raise UserError(f"{self.path}: the member {name} is missing") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise UserError(f"{self.path}: the member {name} is damaged ({error})") from None
+    @property
+    def _most_bytes(self) -> int:
+        """Of a slice's member: a header written by another program may be longer than ours."""
+        return int(np.prod(self._shape)) + (1 << 16)
 
     def _read_info(self) -> ArchiveInfo:
-        if not self.path.exists():
-            raise UserError(f"{self.path}: no such file")
-        if INDEX not in self._zip().namelist():
+        if INDEX not in self._zip:
             raise UserError(
                 f"{self.path}: no {INDEX} inside, so this is not an archive of joint slices; "
                 "make one with dataset_tool.py convert"
             )
+        least, each = _INDEX_BYTES
         try:
-            content = json.loads(self._member(INDEX))
-        except ValueError as error:
+            content = json.loads(self._zip.read(INDEX, least + each * len(self._zip)))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"{self.path}: {INDEX} is not JSON ({error})") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{self.path}: {INDEX} does not describe joint slices (its format should be {FORMAT!r})")
         if content.get("version") != VERSION:
             raise UserError(
-                f"{self.path}: version {content.get('version')!r} of the format; this program reads {VERSION}"
+                f"{self.path}: version {content.get('version')!r} of the format; this program reads {VERSION}: "
+                "make the archive again"
             )
-        info = config.from_json(ArchiveInfo, content, f"{self.path}: {INDEX}")
+        return config.from_json(ArchiveInfo, content, f"{self.path}: {INDEX}")
+
+    def _check_info(self) -> None:
+        """Refuse what fits dataset.json's types but makes no sense."""
+        info, where = self.info, f"{self.path}: {INDEX}"
         if not info.slices:
             raise UserError(f"{self.path}: holds no slice")
-        twice = [name for name, count in Counter(r.file for r in info.slices).items() if count > 1]
-        if twice:
-            raise UserError(f"{self.path}: {INDEX} lists {twice[0]} twice")
-        members = set(self._zip().namelist())
-        if missing := [r.file for r in info.slices if r.file not in members]:
-            raise UserError(f"{self.path}: the member {missing[0]} is missing")
-        return info
+        if not 1 <= info.resolution <= LARGEST_RESOLUTION:
+            raise UserError(f"{where}: resolution {info.resolution}; expected 1 to {LARGEST_RESOLUTION}")
+        for name, count in Counter(r.file for r in info.slices).items():
+            if count > 1:
+                raise UserError(f"{where} lists {name} twice")
+            if not _NAME.fullmatch(name):
+                raise UserError(f"{where}: {name!r} is no name of a slice; expected slices/00000/00000000.npy")
+            if name not in self._zip:
+                raise UserError(f"{self.path}: the member {name} is missing")
+        for record in info.slices:
+            if record.part not in (None, *PARTS):
+                raise UserError(f"{where}: part {record.part!r} of {record.file}; expected one of {', '.join(PARTS)}")
+            if not is_plain_name(record.patient) or not is_plain_name(record.volume or record.patient):
+                raise UserError(f"{where}: {record.patient!r}, {record.volume!r}: names must not look like paths")
+            if record.volume is not None and record.volume not in info.volumes:
+                raise UserError(f"{where}: {record.file} is of the volume {record.volume}, which is not described")
+        if info.labels is None:
+            return
+        if unlabelled := [r.file for r in info.slices if r.file not in self._labels]:
+            raise UserError(f"{self.path}: {len(unlabelled)} slices have no class label, the first is {unlabelled[0]}")
+        if wrong := [label for label in self._labels.values() if not 0 <= label < info.num_labels]:
+            raise UserError(f"{self.path}: class label {wrong[0]} is not one of 0 to {info.num_labels - 1}")
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    """The first bytes of a .npy file of uint8 in C order."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+def pack_slice(stored: np.ndarray) -> Packed:
+    """Pack one stored joint slice, uint8 [C + K, H, W], for `ArchiveWriter.add_packed`, in any process."""
+    assert stored.dtype == np.uint8, stored.dtype
+    return pack(_npy_header(stored.shape) + stored.tobytes())
 
 
 def require_same_kind(first: ArchiveReader, other: ArchiveReader) -> None:

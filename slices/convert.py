@@ -19,7 +19,7 @@ from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.processes import map_in_order
 from dnnlib.text import tool_version
-from slices.archive import ArchiveWriter, Volume
+from slices.archive import TEST, TRAIN, ArchiveWriter, Volume
 from slices.schema import BRATS, BRIGHTEST, DARKEST, LABEL_ON, OUTSIDE, Schema
 from slices.volumes import GRADES, Case, case_files, find_cases, find_head, intensity_window, read_case
 
@@ -193,6 +193,7 @@ def cut_case(case: Case, choice: str, schema: Schema, options: ConvertOptions) -
             patient=case.patient,
             shape=volumes.shape,
             affine=tuple(tuple(float(v) for v in row) for row in volumes.affine),
+            pixel=pixel,
             windows=dict(zip(schema.contrasts, windows, strict=True)),
         ),
         indices=tuple(indices),
@@ -302,6 +303,7 @@ class Part:
     """
 
     name: str
+    side: str | None
     path: Path
     choice: str
     cases: list[Case]
@@ -397,13 +399,14 @@ def _parts(
     left_out: dict[str, list[str]],
 ) -> list[Part]:
     if split is None:
-        return [Part(dest.name, dest, options.slices, cases, Tally(schema), left_out)]
+        return [Part(dest.name, None, dest, options.slices, cases, Tally(schema), left_out)]
     neither = [case.patient for case in cases if case.patient not in (*split.train, *split.test)]
     if neither:
         left_out = left_out | {"on neither side of the split file": neither}
     return [
         Part(
             name=f"{side}.zip",
+            side=side,
             path=dest / f"{side}.zip",
             choice=choice,
             cases=[case for case in cases if case.patient in patients],
@@ -411,8 +414,8 @@ def _parts(
             left_out=dict(left_out),
         )
         for side, patients, choice in (
-            ("train", set(split.train), options.slices),
-            ("test", set(split.test), options.test_slices),
+            (TRAIN, set(split.train), options.slices),
+            (TEST, set(split.test), options.test_slices),
         )
     ]
 
@@ -470,7 +473,7 @@ def _add(result: CaseSlices, part: Part, writer: ArchiveWriter, schema: Schema, 
     writer.volumes[case.name] = result.volume
     label = GRADES.index(case.grade) if options.class_by == "grade" else None
     for stored, index in zip(schema.join(result.contrasts, result.classes), result.indices, strict=True):
-        writer.add(stored, patient=case.patient, volume=case.name, index=index, label=label)
+        writer.add(stored, patient=case.patient, part=part.side, volume=case.name, index=index, label=label)
         part.tally.add(case.patient, stored)
 
 

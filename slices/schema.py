@@ -15,6 +15,12 @@ from dnnlib.errors import UserError
 # Stored bytes: background of a contrast, darkest and brightest value inside the head, a label map's two values.
 OUTSIDE, DARKEST, BRIGHTEST = 0, 1, 255
 LABEL_OFF, LABEL_ON = 0, 255
+MOST_CONTRASTS, MOST_CLASSES = 16, 15
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name can be part of a file's name: printable, no separators, no dot or space in front."""
+    return bool(name) and name.isprintable() and not set(name) & set("/\\:") and name[0] not in ". "
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,18 @@ class Schema:
 
     def __post_init__(self) -> None:
         names = [*self.contrasts, *self.class_names]
-        if not self.contrasts:
-            raise UserError("a schema needs at least one contrast")
+        if not 1 <= len(self.contrasts) <= MOST_CONTRASTS:
+            raise UserError(f"{len(self.contrasts)} contrasts; a schema has 1 to {MOST_CONTRASTS}")
+        if len(self.classes) > MOST_CLASSES:
+            raise UserError(f"{len(self.classes)} lesion classes; a schema has at most {MOST_CLASSES}")
+        if odd := [name for name in (*names, *(r.name for r in self.regions)) if not is_plain_name(name)]:
+            raise UserError(f"{odd[0]!r} can't be a name of a contrast, a class or a region: it looks like a path")
         if len(set(names)) != len(names):
             raise UserError(f"the names of contrasts and classes must differ: {', '.join(names)}")
         if len({c.value for c in self.classes} | {0}) != len(self.classes) + 1:
             raise UserError("lesion classes need different label values, none of them 0 (the background)")
+        if len({region.name for region in self.regions}) != len(self.regions):
+            raise UserError(f"the names of regions must differ: {', '.join(r.name for r in self.regions)}")
         for region in self.regions:
             if unknown := set(region.classes) - set(self.class_names):
                 raise UserError(f"region {region.name} names an unknown class: {', '.join(sorted(unknown))}")

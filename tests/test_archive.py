@@ -24,6 +24,7 @@ VOLUME = Volume(
     patient="a",
     shape=(8, 8, 3),
     affine=((-1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 7.5), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
+    pixel=1.0,
     windows={"t1": (0.1, 1e9 / 3), "t1ce": (-3.0, 2.0), "t2": (0.0, 1.0), "flair": (0.0, 1.0)},
 )
 
@@ -260,7 +261,7 @@ def test_missing_member(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda x: x.update(version=2), ["version 2", "reads 1"]),
+        (lambda x: x.update(version=1), ["version 1", "reads 2"]),
         (lambda x: x.update(format="pictures"), ["joint-slices"]),
         (lambda x: x.update(resolution="8"), ["resolution", "expected int", "'8'"]),
         (lambda x: x.update(resolution=16), ["[8, 16, 16]"]),
@@ -269,7 +270,7 @@ def test_missing_member(tmp_path):
         (lambda x: x["slices"][1].update(index="one"), ["slices[1].index", "expected int"]),
         (lambda x: x["slices"][1].pop("patient") and None, ["slices[1]", "'patient' is missing"]),
         (lambda x: x["volumes"]["a"].update(shape=[1, 2]), ["volumes['a'].shape", "expected 3 values"]),
-        (lambda x: x["schema"].update(contrasts=[]), ["at least one contrast"]),
+        (lambda x: x["schema"].update(contrasts=[]), ["0 contrasts", "1 to 16"]),
         (lambda x: x.update(slices=[]), ["holds no slice"]),
         (lambda x: x["slices"].append(x["slices"][0]), [f"lists {FIRST} twice"]),
         (lambda x: [x], ["does not describe"]),
