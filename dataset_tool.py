@@ -17,12 +17,14 @@ from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.processes import default_workers
 from dnnlib.text import format_table
 from slices.archive import ArchiveReader
-from slices.convert import CHOICES, ConvertOptions, Part, Tally, convert_release
-from slices.volumes import GRADES
+from slices.case_parts import measure
+from slices.convert import CHOICES, ON_ERROR, ConvertOptions, Part, Tally, convert_release
+from slices.releases import AUTO, GRADES, RELEASE_NAMES, Release, describe_release, find_cases, release_of_name
 
 PICTURED = 8  # slices in the picture of `inspect`
 
 PATH = click.Path(path_type=Path)
+SEED = click.IntRange(0, 2**32 - 1)
 WORKERS = click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -41,13 +43,27 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--source", type=PATH, required=True, help="Folder in the layout of BraTS 2018; see above.")
+@click.option("--source", type=PATH, required=True, help="Folder of a release, or of your own data; see above.")
 @click.option(
     "--dest",
     type=PATH,
     required=True,
     help="A name that ends in .zip makes one archive; a folder gets train.zip, test.zip and split.json.",
 )
+@click.option(
+    "--release",
+    type=click.Choice((AUTO, *RELEASE_NAMES)),
+    help="What the source is. auto: recognised by file names, never by label values.  [default: auto]",
+)
+@click.option(
+    "--contrasts", metavar="A,B=…", help="Your own data: its contrasts, each with its name in files if that differs."
+)
+@click.option("--labels", metavar="A=1,…", help="Lesion classes and their values in masks; without it, no label maps.")
+@click.option(
+    "--pattern", help="Where files lie, such as '{case}/{case}_{contrast}.nii.gz'; without {contrast}, 4-D files."
+)
+@click.option("--mask-pattern", help="Where masks lie.  [default: --pattern with 'seg' for {contrast}]")
+@click.option("--regions", metavar="A=B+C,…", help="Unions of classes that evaluations report.")
 @click.option(
     "--resolution",
     type=int,
@@ -59,9 +75,8 @@ def main() -> None:
 @click.option(
     "--slices",
     type=click.Choice(CHOICES),
-    default="tumor",
-    show_default=True,
-    help="Slices to take: those with tumour, with brain, or all; with a folder as --dest, for train.zip.",
+    help="Slices to take: those with tumour, with brain, or all; with a folder as --dest, for train.zip.  "
+    "[default: tumor; brain without labels]",
 )
 @click.option("--test-slices", type=click.Choice(CHOICES), help="The same for test.zip.  [default: all]")
 @click.option(
@@ -82,25 +97,76 @@ def main() -> None:
 @click.option("--test-fraction", type=float, help="Share of the patients in test.zip.  [default: 0.1]")
 @click.option("--split-seed", type=int, help="Draws another split of the same patients.  [default: 0]")
 @click.option("--split-file", type=PATH, help='Split to use instead: {"train": [patients], "test": [patients]}.')
+@click.option(
+    "--on-error",
+    type=click.Choice(ON_ERROR),
+    default="fail",
+    show_default=True,
+    help="What to do about a case that can't be read: end, or leave it out and say so.",
+)
 @WORKERS
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @reports_user_errors
-def convert(source: Path, dest: Path, workers: int, force: bool, split_file: Path | None, **options) -> None:
+def convert(
+    source: Path,
+    dest: Path,
+    release: str | None,
+    contrasts: str | None,
+    labels: str | None,
+    pattern: str | None,
+    mask_pattern: str | None,
+    regions: str | None,
+    on_error: str,
+    workers: int,
+    force: bool,
+    split_file: Path | None,
+    **options,
+) -> None:
     """Convert NIfTI volumes of patients to archives of slices.
 
     \b
-    The folder holds, for every case,
-      {HGG,LGG}/<case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz   or
-      <case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz
+    The folder holds a release as it was published, for example
+      BraTS 2017-2019  {HGG,LGG}/<case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz
+      BraTS 2020-2021  <case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz
+      BraTS GLI 2023-  <case>/<case>-{t1n,t1c,t2w,t2f,seg}.nii.gz
+      Decathlon        imagesTr/<case>.nii.gz and labelsTr/<case>.nii.gz
+    or your own data, described with --contrasts, --labels and --pattern:
+      --contrasts t1,flair --labels lesion=1 --pattern '{case}/{case}_{contrast}.nii.gz'
 
-    Everything else in it is ignored. The split is by patient: no one is in both archives.
+    Everything else in it is ignored. The split is by patient: no one is in both archives. A conversion that was
+    interrupted goes on where it stopped when the same command is given again.
     """
+    wanted = _wanted_release(release, contrasts, labels, pattern, mask_pattern, regions)
     options = ConvertOptions(split_file=None if split_file is None else str(split_file), **options)
-    parts = convert_release(source, dest, options, workers=workers, force=force)
+    found = find_cases(source, wanted)
+    if found.reason:
+        click.echo(found.reason)
+    parts = convert_release(source, dest, found, options, workers=workers, force=force, on_error=on_error)
     click.echo(_describe_tallies({part.name: part.tally for part in parts}))
     if notes := _describe_notes(parts):
         click.echo(f"\n{notes}")
     click.echo(f"\nwritten: {', '.join(str(part.path) for part in parts)}")
+
+
+def _wanted_release(
+    release: str | None,
+    contrasts: str | None,
+    labels: str | None,
+    pattern: str | None,
+    mask_pattern: str | None,
+    regions: str | None,
+) -> Release | None:
+    """The release that the options name or describe; None if it is to be recognised."""
+    own = {"--contrasts": contrasts, "--pattern": pattern}
+    extra = {"--labels": labels, "--mask-pattern": mask_pattern, "--regions": regions}
+    given = [name for name, value in (own | extra).items() if value is not None]
+    if not given:
+        return None if release in (None, AUTO) else release_of_name(release)
+    if release is not None:
+        raise UserError(f"{given[0]} describes your own data, --release {release} a known one: leave one of them out")
+    if missing := [name for name, value in own.items() if value is None]:
+        raise UserError(f"{missing[0]} is needed as well: your own data takes --contrasts and --pattern")
+    return describe_release(contrasts, pattern, labels, mask_pattern, regions)
 
 
 def _describe_tallies(tallies: dict[str, Tally]) -> str:
@@ -195,7 +261,7 @@ def inspect(archive: Path, out: Path | None, force: bool) -> None:
     tally, sizes = Tally(reader.schema), []
     for i, record in enumerate(tqdm(reader.info.slices, desc="checking", unit="slice", leave=False)):
         stored = reader.read_checked(i)
-        tally.add(record.patient, stored)
+        tally.add(record.patient, measure(reader.schema.split(stored)[1][None], reader.schema))
         sizes.append(_importance(stored, reader))
     click.echo(_describe_archive(reader))
     click.echo(f"\n{_describe_tallies({archive.name: tally})}")
@@ -261,6 +327,91 @@ def _describe_made(made: dict) -> list[str]:
         sizes = ", ".join(f"{len(names)} {side}" for side, names in split.items() if isinstance(names, list))
         lines.append(f"  split: this is {split.get('part')} of {sizes} patients")
     return lines
+
+
+# --- export ---------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("archive", type=PATH)
+@click.option("--dest", type=PATH, required=True, help="Folder to write; a new one, or an empty one.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("nifti", "png")),
+    required=True,
+    help="nifti: a volume per case; png: pictures of every slice, labels in colour.",
+)
+@click.option("--force", is_flag=True, help="Write into a folder that is not empty; replaces files of the same names.")
+@reports_user_errors
+def export(archive: Path, dest: Path, form: str, force: bool) -> None:
+    """Write the slices of ARCHIVE as files for other programs.
+
+    \b
+    nifti  DIR/<case>/<case>_<contrast>.nii.gz and <case>_seg.nii.gz, on the grid of the
+           source where pixels are its voxels; slices that the archive lacks are 0
+    png    DIR/<case>/<index>_<contrast>.png and <index>_seg.png
+
+    Intensities come back clipped to their window, and as 255 grey levels at most.
+    """
+    from slices.export import export_archive
+
+    written = export_archive(archive, dest, form, force)
+    rows = [(f.name, f.slices, f.of, *([f.grid] if f.grid else [])) for f in written.folders if f.of is not None]
+    if rows:
+        click.echo(format_table(("case", "slices", "of", "voxels")[: len(rows[0])], rows) + "\n")
+    if single := sum(folder.slices for folder in written.folders if folder.of is None):
+        click.echo(f"{_count(single, 'slice')} of no known volume, each by itself; pixel size unknown\n")
+    click.echo(f"written: {dest}, {_count(written.slices, 'slice')} of {_count(written.patients, 'patient')}")
+
+
+# --- merge, subset, split -------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("archives", type=PATH, nargs=-1, required=True)
+@click.option("--dest", type=PATH, required=True, help="Archive to write (.zip).")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+@reports_user_errors
+def merge(archives: Sequence[Path], dest: Path, force: bool) -> None:
+    """Join ARCHIVES of one schema and one resolution into one, slice after slice."""
+    from slices import edit
+
+    click.echo(f"written: {_describe_written(edit.merge(archives, dest, force))}")
+
+
+@main.command()
+@click.argument("archive", type=PATH)
+@click.option("--dest", type=PATH, required=True, help="Archive to write (.zip).")
+@click.option("--slices", type=click.IntRange(min=1), help="Take so many slices.")
+@click.option("--patients", type=click.IntRange(min=1), help="Take all slices of so many patients.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Draws others.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+@reports_user_errors
+def subset(archive: Path, dest: Path, slices: int | None, patients: int | None, seed: int, force: bool) -> None:
+    """Take slices or patients out of ARCHIVE by chance; they stay in its order."""
+    from slices import edit
+
+    click.echo(f"written: {_describe_written(edit.subset(archive, dest, slices, patients, seed, force))}")
+
+
+@main.command()
+@click.argument("archive", type=PATH)
+@click.option("--dest", type=PATH, required=True, help="Folder that gets train.zip, test.zip and split.json.")
+@click.option("--test-fraction", type=float, default=0.1, show_default=True, help="Share of the patients in test.zip.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Draws another split of the same patients.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+@reports_user_errors
+def split(archive: Path, dest: Path, test_fraction: float, seed: int, force: bool) -> None:
+    """Divide ARCHIVE by patient into one for training and one for testing."""
+    from slices import edit
+
+    for written in edit.split(archive, dest, test_fraction, seed, force):
+        click.echo(f"written: {_describe_written(written)}")
+
+
+def _describe_written(written) -> str:
+    return f"{written.path}, {_count(written.slices, 'slice')} of {_count(written.patients, 'patient')}"
 
 
 if __name__ == "__main__":

@@ -1,32 +1,35 @@
-"""From volumes to archives: the pixel grid, cutting slices, the split by patient, and the conversion of a release."""
+"""From volumes to archives: cutting slices, and the conversion of a release."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
 from tqdm import tqdm
 
 from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.processes import map_in_order
 from dnnlib.text import tool_version
-from slices.archive import TEST, TRAIN, ArchiveWriter, Volume
-from slices.schema import BRATS, BRIGHTEST, DARKEST, LABEL_ON, OUTSIDE, Schema
-from slices.volumes import GRADES, Case, case_files, find_cases, find_head, intensity_window, read_case
+from slices.archive import TEST, TRAIN, ArchiveWriter, Volume, pack_slice
+from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, inputs_of, measure, write_part
+from slices.grid import SMALLEST_RESOLUTION, GreyLevels, Grid, pixel_size
+from slices.releases import GRADES, Case, Recognised
+from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
+from slices.split import SPLIT_FILE, Split, draw_split, name_some, read_split
+from slices.volumes import find_head, intensity_window, read_case
 
 CHOICES = ("tumor", "brain", "all")
-SMALLEST_RESOLUTION = 16
-SPLIT_FILE = "split.json"
-SAME = 1e-4  # lengths that differ by less than this share are one length: affines are stored as float32
+ON_ERROR = ("fail", "skip")
+_CUTTING = ("resolution", "fov", "slices", "test_slices", "min_tumor_pixels")  # options that a cut case depends on
+UNREADABLE = "could not be read"
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,15 @@ class ConvertOptions:
 
     resolution: pixels along an edge, a power of two; fov: mm along an edge, None for the whole slice.
     slices, test_slices: which slices of a patient are taken, one of CHOICES; 'tumor' takes those with at least
-    `min_tumor_pixels` lesion pixels at the output's resolution.
+    `min_tumor_pixels` lesion pixels at the output's resolution. None: 'tumor', or 'brain' for data without labels, and
+    'all' for testing.
     grade: one of GRADES, or 'all'; class_by: 'grade' stores it as class label.
     The last four concern the split into train and test and stay None for a single archive.
     """
 
     resolution: int = 256
     fov: float | None = None
-    slices: str = "tumor"
+    slices: str | None = None
     min_tumor_pixels: int = 1
     grade: str = "all"
     class_by: str | None = None
@@ -66,81 +70,7 @@ class ConvertOptions:
             raise UserError(f"--test-fraction {self.test_fraction:g}: expected a share between 0 and 1, such as 0.1")
 
 
-# --- pixel grid -----------------------------------------------------------------------------------------------------
-
-
-def pixel_size(
-    sides: tuple[int, int], spacing: tuple[float, float], resolution: int, fov: float | None = None
-) -> float:
-    """Edge of an archive's square pixels, in mm.
-
-    sides, spacing: voxels and mm between them along P and L. Without `fov` the whole slice is shown, and voxels keep
-    their size if they fit in. Raises UserError if pixels would be smaller than voxels: nothing is interpolated up.
-    """
-    voxel = max(spacing)
-    if fov is None:
-        return max(voxel, *(n * mm / resolution for n, mm in zip(sides, spacing, strict=True)))
-    if fov / resolution < voxel * (1 - SAME):
-        fitting = 1 << max(0, int(fov / voxel * (1 + SAME)).bit_length() - 1)
-        smaller = f", or --resolution {fitting} or less" if fitting >= SMALLEST_RESOLUTION else ""
-        raise UserError(
-            f"--fov {fov:g} at --resolution {resolution} asks for pixels of {fov / resolution:.3g} mm, but a voxel has "
-            f"{voxel:.3g} mm: choose --fov {np.ceil(resolution * voxel):g} or more{smaller}"
-        )
-    return fov / resolution
-
-
-def area_weights(n: int, spacing: float, resolution: int, pixel: float) -> sparse.csr_array:
-    """[resolution, n]: which share of each output pixel every one of `n` voxels covers, both centred.
-
-    Where pixels and voxels have one size, voxels are shifted by a whole number of pixels: weights are 0 or 1.
-    """
-    if abs(pixel / spacing - 1) < SAME:
-        return sparse.csr_array(np.eye(resolution, n, k=-((resolution - n) // 2)))
-    ratio = pixel / spacing
-    voxels = np.arange(n + 1) - n / 2  # edges, in voxels
-    pixels = ((np.arange(resolution + 1) - resolution / 2) * ratio)[:, None]
-    overlap = np.minimum(pixels[1:], voxels[1:]) - np.maximum(pixels[:-1], voxels[:-1])
-    return sparse.csr_array(np.where(overlap > 1e-9, overlap, 0) / ratio)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """From the pictures of a volume to those of the archive: two matrices of area weights, [R, P] and [R, L]."""
-
-    rows: sparse.csr_array
-    columns: sparse.csr_array
-
-    def mean(self, picture: np.ndarray) -> np.ndarray:
-        """Mean of [P, L] over the area of each pixel, [R, R]; what lies outside the volume counts as 0."""
-        return (self.columns @ (self.rows @ picture.astype(np.float64)).T).T
-
-    def covers(self, mask: np.ndarray) -> np.ndarray:
-        """bool [P, L] -> [R, R]: pixels of which the mask covers half or more."""
-        return self.mean(mask) >= 0.5 - 1e-9
-
-    def majority(self, classes: np.ndarray, num_classes: int) -> np.ndarray:
-        """Class indices [P, L] -> uint8 [R, R]: the class of largest area, the lower of two equal ones.
-
-        What lies outside the volume is background.
-        """
-        areas = np.zeros((num_classes, self.rows.shape[0], self.columns.shape[0]))
-        if not classes.any():
-            return np.zeros(areas.shape[1:], np.uint8)
-        for index in np.unique(classes[classes > 0]):
-            areas[index] = self.mean(classes == index)
-        areas[0] = 1 - areas.sum(axis=0)
-        return areas.round(9).argmax(axis=0).astype(np.uint8)  # rounded: equal areas must compare as equal
-
-
-def apply_window(intensities: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Spread the intensities of a window over the grey levels from DARKEST to BRIGHTEST, clipped, not yet rounded."""
-    low, high = window
-    share = np.clip(intensities.astype(np.float64) - low, 0, high - low) / (high - low if high > low else 1)
-    return DARKEST + (BRIGHTEST - DARKEST) * share
-
-
-# --- cutting --------------------------------------------------------------------------------------------------------
+# --- cutting ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -169,22 +99,26 @@ def cut_case(case: Case, choice: str, schema: Schema, options: ConvertOptions) -
         pixel = pixel_size(sides, spacing, options.resolution, options.fov)
         head = find_head(volumes.contrasts)
     except UserError as error:
-        raise UserError(f"{case.folder}: {error}") from None
-    grid = Grid(*(area_weights(n, mm, options.resolution, pixel) for n, mm in zip(sides, spacing, strict=True)))
+        raise UserError(f"{case.contrasts[0].path.parent}: {error}") from None
+    grid = Grid.of(sides, spacing, options.resolution, pixel)
     windows = [intensity_window(contrast[head]) for contrast in volumes.contrasts]
+    scales = [GreyLevels(window, c.dtype) for window, c in zip(windows, volumes.contrasts, strict=True)]
 
     indices, contrasts, classes, skipped = [], [], [], Counter()
     for k in range(len(head)):
-        inside = grid.covers(head[k])
         labels = grid.majority(volumes.labels[k], max(1, schema.num_maps))
-        if reason := _reason_to_skip(choice, inside, labels, options.min_tumor_pixels):
+        if choice == "tumor" and (reason := _no_tumour(labels, options.min_tumor_pixels)):
             skipped[reason] += 1
+            continue
+        inside = grid.covers(head[k])
+        if choice == "brain" and not inside.any():
+            skipped["no brain"] += 1
             continue
         indices.append(k)
         classes.append(labels)
         contrasts.append([
-            _grey_levels(grid, contrast[k], head[k], inside, window)
-            for contrast, window in zip(volumes.contrasts, windows, strict=True)
+            _grey_levels(grid, contrast[k], head[k], inside, scale)
+            for contrast, scale in zip(volumes.contrasts, scales, strict=True)
         ])  # fmt: skip
     edge = options.resolution
     return CaseSlices(
@@ -204,77 +138,30 @@ def cut_case(case: Case, choice: str, schema: Schema, options: ConvertOptions) -
     )
 
 
-def _reason_to_skip(choice: str, inside: np.ndarray, classes: np.ndarray, min_tumor_pixels: int) -> str | None:
-    lesion = int((classes > 0).sum())
-    if choice == "tumor" and not lesion:
+def _no_tumour(classes: np.ndarray, min_tumor_pixels: int) -> str | None:
+    """Why a slice has no tumour, or None if it has one."""
+    lesion = np.count_nonzero(classes)
+    if not lesion:
         return "no tumour"
-    if choice == "tumor" and lesion < min_tumor_pixels:
-        return f"fewer than {min_tumor_pixels} tumour pixels"
-    if choice == "brain" and not inside.any():
-        return "no brain"
-    return None
+    return f"fewer than {min_tumor_pixels} tumour pixels" if lesion < min_tumor_pixels else None
 
 
 def _grey_levels(
-    grid: Grid, picture: np.ndarray, head: np.ndarray, inside: np.ndarray, window: tuple[float, float]
+    grid: Grid, picture: np.ndarray, head: np.ndarray, inside: np.ndarray, scale: GreyLevels
 ) -> np.ndarray:
     """Intensities [P, L] -> stored contrast, uint8 [R, R]; rounded once, after the mean over areas."""
-    levels = grid.mean(np.where(head, apply_window(picture, window), OUTSIDE))
+    if grid.moves:
+        return grid.moved(np.where(head, scale.rounded(picture), np.uint8(OUTSIDE)))
+    levels = grid.mean(np.where(head, scale.levels(picture), OUTSIDE))
     return np.where(inside, np.clip(np.rint(levels), DARKEST, BRIGHTEST), OUTSIDE).astype(np.uint8)
 
 
-# --- split ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which patients train and which test: the content of split.json."""
-
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-
-
-def draw_split(patients: Iterable[str], test_fraction: float, seed: int) -> Split:
-    """Divide patients by chance; a function of their names, the fraction and the seed alone.
-
-    Patients stand in the order of a hash of seed and name, and the first are the test patients: one more patient in a
-    release moves hardly any other. At least one patient is on either side.
-    """
-    names = sorted(set(patients))
-    if len(names) < 2:
-        raise UserError(
-            f"{len(names)} patient ({', '.join(names)}) can't be split into train and test: give more patients, "
-            "or a --dest that ends in .zip for a single archive"
-        )
-    shuffled = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    count = min(max(round(len(names) * test_fraction), 1), len(names) - 1)
-    return Split(train=tuple(sorted(shuffled[count:])), test=tuple(sorted(shuffled[:count])))
-
-
-def read_split(path: Path, patients: Iterable[str]) -> Split:
-    """The split of a JSON file {"train": [names], "test": [names]}, which may leave patients out.
-
-    Raises UserError if it names a patient who is not in `patients`, or one twice.
-    """
-    split = config.from_json(Split, files.read_json(path), str(path))
-    named = Counter([*split.train, *split.test])
-    if twice := [name for name, count in named.items() if count > 1]:
-        raise UserError(f"{path}: names {_some(twice)} more than once; a patient belongs to one side")
-    if unknown := sorted(set(named) - set(patients)):
-        raise UserError(f"{path}: names unknown patients: {_some(unknown)}; is this the split of another release?")
-    return split
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-# --- a whole release ------------------------------------------------------------------------------------------------
+# --- a whole release --------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Tally:
-    """Slices, patients and class areas of an archive, counted slice by slice."""
+    """Slices, patients and class areas of an archive."""
 
     schema: Schema
     slices: int = 0
@@ -283,26 +170,23 @@ class Tally:
     class_pixels: Counter = field(default_factory=Counter)  # class name -> pixels
     class_slices: Counter = field(default_factory=Counter)  # class name -> slices with any
 
-    def add(self, patient: str, stored: np.ndarray) -> None:
-        """Count one stored joint slice [C + K, H, W]."""
-        self.slices += 1
+    def add(self, patient: str, areas: Areas) -> None:
+        """Count slices of a patient."""
+        self.slices += areas.slices
         self.patients.add(patient)
-        self.pixels += stored[0].size
-        maps = stored[self.schema.num_contrasts + 1 :]  # without the background's
-        for name, label_map in zip(self.schema.class_names, maps, strict=True):
-            area = int(np.count_nonzero(label_map == LABEL_ON))
-            self.class_pixels[name] += area
-            self.class_slices[name] += area > 0
+        self.pixels += areas.pixels
+        self.class_pixels.update(areas.class_pixels)
+        self.class_slices.update(areas.class_slices)
 
 
 @dataclass
 class Part:
     """One archive of a conversion: its cases, which slices are taken, and what came of it.
 
-    left_out: reason -> patients; skipped: reason -> slices; remarks: remark -> cases.
+    side: TRAIN or TEST, None for a single archive. left_out: reason -> patients; skipped: reason -> slices; remarks:
+    remark -> cases; errors: what was wrong with cases that could not be read.
     """
 
-    name: str
     side: str | None
     path: Path
     choice: str
@@ -311,42 +195,71 @@ class Part:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     skipped: Counter = field(default_factory=Counter)
     remarks: dict[str, list[str]] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def readable(self) -> list[Case]:
+        """The cases that were cut."""
+        unreadable = set(self.left_out.get(UNREADABLE, ()))
+        return [case for case in self.cases if case.name not in unreadable]
 
 
 def convert_release(
     source: Path,
     dest: Path,
+    found: Recognised,
     options: ConvertOptions,
-    schema: Schema = BRATS,
     workers: int = 1,
     force: bool = False,
+    on_error: str = "fail",
 ) -> list[Part]:
-    """Convert a folder of cases into one archive, `dest` ending in .zip, or into train.zip, test.zip and split.json.
+    """Convert cases into one archive, `dest` ending in .zip, or into train.zip, test.zip and split.json.
 
-    The files appear when all are complete, split.json last. What they hold depends on neither `workers` nor `dest`.
-    Raises UserError for whatever doesn't fit, naming the file.
+    found: what `find_cases` made of the source. on_error: one of ON_ERROR; 'skip' leaves out cases that can't be read.
+    The files appear when all are complete, split.json last; what they hold depends on neither `workers` nor `dest`. A
+    conversion that was interrupted goes on where it stopped. Raises UserError, naming the file, for what doesn't fit.
     """
-    source, dest = Path(source), Path(dest)
+    source, dest, schema = Path(source), Path(dest), found.release.schema
     single = dest.suffix.lower() == ".zip"
-    options = _settle(options, dest, single)
-    found = find_cases(source, schema)
-    cases, left_out = _of_grade(found, source, options)
-    split = None if single else _split(found, cases, options)
+    options = _settle(options, dest, single, schema)
+    cases, left_out = _of_grade(found.cases, source, options)
+    split = None if single else _split(found.cases, cases, options)
     parts = _parts(dest, cases, split, options, schema, left_out)
-    for case in (case for part in parts for case in part.cases):
-        case_files(case, schema)  # before the long work begins
+    if on_error == "fail":
+        for case in cases:  # before the long work begins
+            _require_files(case)
     targets = [part.path for part in parts] + ([] if single else [dest / SPLIT_FILE])
     for target in targets:
         files.refuse_existing(target, force)
-    with _folder(dest.parent if single else dest):
-        _write_parts(parts, split, options, schema, workers, source)
+    job = {
+        "version": tool_version(),
+        "schema": config.to_json(schema),
+        "options": {name: getattr(options, name) for name in _CUTTING},
+    }
+    with (
+        _folder(dest.parent if single else dest),
+        Workplace(dest.with_name(f".{dest.name}.converting") if single else dest / ".converting", job) as workplace,
+    ):
+        with _saying_what_is_kept(workplace, len(cases)):
+            _cut_all(parts, workplace, schema, options, workers, on_error)
+        for part in parts:
+            _describe(part, workplace, source, options)
+        _write_archives(parts, split, options, found, workplace, source)
         if split:
             files.write_json(dest / SPLIT_FILE, config.to_json(split))
+        workplace.remove()
     return parts
 
 
-def _settle(options: ConvertOptions, dest: Path, single: bool) -> ConvertOptions:
-    """Fill in the options of a split, or refuse those that would change nothing."""
+def _settle(options: ConvertOptions, dest: Path, single: bool, schema: Schema) -> ConvertOptions:
+    """Fill in what was left open, and refuse what would change nothing."""
+    if not schema.num_maps and "tumor" in (options.slices, options.test_slices):
+        raise UserError("--slices tumor needs label maps, which this data has none of: choose brain or all")
+    options = replace(options, slices=options.slices or ("tumor" if schema.num_maps else "brain"))
     defaults = {"test_slices": "all", "test_fraction": 0.1, "split_seed": 0}
     given = [name for name in (*defaults, "split_file") if getattr(options, name) is not None]
     if single:
@@ -373,7 +286,9 @@ def _of_grade(found: list[Case], source: Path, options: ConvertOptions) -> tuple
             "in a flat folder grades are unknown: use --grade all"
         )
     if options.class_by == "grade" and (bare := [case.name for case in chosen if not case.grade]):
-        raise UserError(f"{source}: --class-by grade needs cases in {source.name}/HGG or LGG; not there: {_some(bare)}")
+        raise UserError(
+            f"{source}: --class-by grade needs cases in {source.name}/HGG or LGG; not there: {name_some(bare)}"
+        )
     others = [case.patient for case in found if case not in chosen]
     return chosen, {f"grade is not {options.grade}": others} if others else {}
 
@@ -399,13 +314,12 @@ def _parts(
     left_out: dict[str, list[str]],
 ) -> list[Part]:
     if split is None:
-        return [Part(dest.name, None, dest, options.slices, cases, Tally(schema), left_out)]
+        return [Part(None, dest, options.slices, cases, Tally(schema), left_out)]
     neither = [case.patient for case in cases if case.patient not in (*split.train, *split.test)]
     if neither:
         left_out = left_out | {"on neither side of the split file": neither}
     return [
         Part(
-            name=f"{side}.zip",
             side=side,
             path=dest / f"{side}.zip",
             choice=choice,
@@ -434,50 +348,142 @@ def _folder(path: Path) -> Iterator[None]:
         raise
 
 
-def _write_parts(
-    parts: list[Part], split: Split | None, options: ConvertOptions, schema: Schema, workers: int, source: Path
+def _require_files(case: Case) -> None:
+    if (missing := case.missing_file()) is not None:
+        names = ", ".join(path.name for path in case.paths)
+        raise UserError(f"{missing} is missing; the case {case.name} consists of {names}")
+
+
+@contextlib.contextmanager
+def _saying_what_is_kept(workplace: Workplace, count: int) -> Iterator[None]:
+    """If the block fails, tell the user how many cases need not be cut again."""
+    try:
+        yield
+    except BaseException:
+        if done := len(list(workplace.folder.glob("*.zip"))):
+            tqdm.write(
+                f"{done} of {count} cases are kept in {workplace.folder}: the same command goes on from there",
+                file=sys.stderr,
+            )
+        raise
+
+
+class _Job(NamedTuple):
+    """One case to be cut, and where its part goes."""
+
+    case: Case
+    choice: str
+    path: Path
+
+
+def _cut_all(
+    parts: list[Part], workplace: Workplace, schema: Schema, options: ConvertOptions, workers: int, on_error: str
 ) -> None:
-    jobs = [(case, part.choice) for part in parts for case in part.cases]
+    """Cut every case of every part that an earlier call did not."""
+    jobs = [
+        (part, _Job(case, part.choice, workplace.path(part.side, case)))
+        for part in parts
+        for case in part.cases
+        if not workplace.finished(part.side, case)
+    ]
+    count = sum(len(part.cases) for part in parts)
+    if len(jobs) < count:
+        tqdm.write(f"going on: {count - len(jobs)} of {count} cases were cut by an earlier call", file=sys.stderr)
+    results = map_in_order(partial(_cut_job, schema, options), [job for _, job in jobs], workers)
+    with (
+        contextlib.closing(results),
+        tqdm(total=count, initial=count - len(jobs), desc="converting", unit="case") as bar,
+    ):
+        for (part, job), error in zip(jobs, results, strict=True):
+            bar.update()
+            if error and on_error == "fail":
+                raise UserError(f"{error}; --on-error skip leaves out what can't be read" if count > 1 else error)
+            if error:
+                part.errors.append(error)
+                part.left_out.setdefault(UNREADABLE, []).append(job.case.name)
+                bar.write(f"left out: {error}", file=sys.stderr)
+
+
+def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
+    """Cut a case, in a process of its own. Returns what was wrong with it, if anything."""
+    try:
+        _require_files(job.case)
+        inputs = inputs_of(job.case)
+        cut = cut_case(job.case, job.choice, schema, options)
+    except UserError as error:
+        return str(error)
+    record = CaseRecord(
+        case=job.case.name,
+        inputs=inputs,
+        volume=cut.volume if cut.indices else None,
+        indices=cut.indices,
+        areas=measure(cut.classes, schema),
+        skipped=cut.skipped,
+        remarks=cut.remarks,
+    )
+    members = [pack_slice(schema.join(*pair)) for pair in zip(cut.contrasts, cut.classes, strict=True)]
+    write_part(job.path, members, record)
+    return None
+
+
+def _describe(part: Part, workplace: Workplace, source: Path, options: ConvertOptions) -> None:
+    """Fill in what came of a part. Raises UserError, and keeps no cut cases, if that is nothing."""
+    for case in part.readable:
+        record = PartReader.open(workplace.path(part.side, case)).record
+        part.skipped.update(record.skipped)
+        for remark in record.remarks:
+            part.remarks.setdefault(remark, []).append(case.name)
+        if record.indices:
+            part.tally.add(case.patient, record.areas)
+        else:
+            part.left_out.setdefault(f"no slice chosen by '{part.choice}'", []).append(case.name)
+    if not part.tally.slices:
+        workplace.remove()
+        raise UserError(_nothing(part, source, options))
+
+
+def _write_archives(
+    parts: list[Part],
+    split: Split | None,
+    options: ConvertOptions,
+    found: Recognised,
+    workplace: Workplace,
+    source: Path,
+) -> None:
+    """Put the archives together from the cut cases."""
+    schema = found.release.schema
+    names = GRADES if options.class_by == "grade" else None
     with contextlib.ExitStack() as stack:
-        names = GRADES if options.class_by == "grade" else None
         writers = [
-            stack.enter_context(ArchiveWriter(part.path, schema, options.resolution, {}, names)) for part in parts
+            stack.enter_context(
+                ArchiveWriter(part.path, schema, options.resolution, _made(part, split, options, found, source), names)
+            )
+            for part in parts
         ]
-        goals = [goal for goal in zip(parts, writers, strict=True) for _ in goal[0].cases]
-        results = map_in_order(partial(_cut_job, schema, options), jobs, workers)
-        stack.enter_context(contextlib.closing(results))
-        for result, goal in zip(tqdm(results, "converting", len(jobs), unit="patient"), goals, strict=True):
-            _add(result, *goal, schema, options)
         for part, writer in zip(parts, writers, strict=True):
-            if not part.tally.slices:
-                raise UserError(_nothing(part, source, options))
-            writer.made = _made(part, split, options, source)
+            for case in part.readable:
+                _append(case, PartReader.open(workplace.path(part.side, case)), part.side, writer, options)
         for writer in writers:
             writer.finish()  # all of them, before the first appears under its name: a pair belongs to one split
         if split:  # that of the archives which are about to be replaced
             (parts[0].path.parent / SPLIT_FILE).unlink(missing_ok=True)
 
 
-def _cut_job(schema: Schema, options: ConvertOptions, job: tuple[Case, str]) -> CaseSlices:
-    return cut_case(*job, schema, options)
-
-
-def _add(result: CaseSlices, part: Part, writer: ArchiveWriter, schema: Schema, options: ConvertOptions) -> None:
-    case = result.case
-    part.skipped.update(result.skipped)
-    for remark in result.remarks:
-        part.remarks.setdefault(remark, []).append(case.name)
-    if not result.indices:
-        part.left_out.setdefault(f"no slice chosen by '{part.choice}'", []).append(case.patient)
+def _append(case: Case, cut: PartReader, side: str | None, writer: ArchiveWriter, options: ConvertOptions) -> None:
+    """Append the slices of a cut case to an archive."""
+    if not cut.record.indices:
         return
-    writer.volumes[case.name] = result.volume
+    writer.volumes[case.name] = cut.record.volume
     label = GRADES.index(case.grade) if options.class_by == "grade" else None
-    for stored, index in zip(schema.join(result.contrasts, result.classes), result.indices, strict=True):
-        writer.add(stored, patient=case.patient, part=part.side, volume=case.name, index=index, label=label)
-        part.tally.add(case.patient, stored)
+    most = writer.schema.num_channels * options.resolution**2 + 1024
+    for member, index in zip(cut.members(most), cut.record.indices, strict=True):
+        writer.add_packed(member, patient=case.patient, part=side, volume=case.name, index=index, label=label)
 
 
 def _nothing(part: Part, source: Path, options: ConvertOptions) -> str:
+    if unreadable := part.left_out.get(UNREADABLE):
+        if len(unreadable) == len(part.cases):
+            return f"{source}: none of the {len(part.cases)} cases for {part.name} can be read: {part.errors[0]}"
     wanted = f"a tumour of {options.min_tumor_pixels} or more pixels" if part.choice == "tumor" else "a brain"
     option = "--test-slices" if part.name == "test.zip" else "--slices"
     return (
@@ -486,16 +492,16 @@ def _nothing(part: Part, source: Path, options: ConvertOptions) -> str:
     )
 
 
-def _made(part: Part, split: Split | None, options: ConvertOptions, source: Path) -> dict[str, Any]:
+def _made(part: Part, split: Split | None, options: ConvertOptions, found: Recognised, source: Path) -> dict[str, Any]:
     """How an archive came to be. Names of folders only: where they lay is nobody's business."""
-    shown = config.to_json(options) | {"source": source.absolute().name}
+    shown = config.to_json(options) | {"source": source.absolute().name, "release": found.release.name}
     if options.split_file:
         shown["split_file"] = Path(options.split_file).name
     return {
         "version": tool_version(),
         "command": "dataset_tool.py convert",
         "options": {name: value for name, value in shown.items() if value is not None},
-        "split": None if split is None else {"part": part.name.removesuffix(".zip"), **config.to_json(split)},
+        "split": None if split is None else {"part": part.side, **config.to_json(split)},
         "skipped": {"patients": part.left_out, "slices": dict(sorted(part.skipped.items()))},
         "remarks": part.remarks,
     }

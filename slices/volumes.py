@@ -1,4 +1,4 @@
-"""Volumes of patients on disk: which cases a folder holds, one case read in a common orientation, its head.
+"""Volumes of patients: a NIfTI file, one case read in a common orientation, its head and its intensities.
 
 In memory every volume is a stack of pictures, [S, P, L]: slices from feet to head, rows from front to back, columns
 from the patient's right to left. So a picture stands as radiologists see it: nose up, patient's left on the right.
@@ -7,101 +7,44 @@ from the patient's right to left. So a picture stands as radiologists see it: no
 from __future__ import annotations
 
 import contextlib
-import glob
-import gzip
+import io
+import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from scipy import ndimage
 
 from dnnlib.errors import UserError
+from slices.releases import Case
 from slices.schema import Schema
-
-GRADES = ("HGG", "LGG")
-MASK = "seg"  # the label map's suffix, where a contrast has its name
-SUFFIXES = (".nii.gz", ".nii")
 
 WINDOW = (0.5, 99.5)  # percentiles of the head's voxels that become the darkest and the brightest grey level
 # Foreground differs from the background by more than this share of the intensities' robust range.
 TOLERANCE = 0.01
 # The background is constant if this share of the values near it, within five tolerances, is within one.
 CONSTANT = 0.9
+LARGEST_FILE = 1 << 30  # bytes of one file's voxels, about thirty times those of BraTS
+_HEADER = 544  # bytes; NIfTI-2 has the longer header, and four more say what follows
+_LATEST_START = 1 << 24  # byte at which voxels may start; extensions stand before them
+_AFTER = 1 << 16  # bytes that may stand after the voxels
 
 
 # --- on disk --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Case:
-    """One examination: a folder `<name>` of files `<name>_<contrast>.nii.gz` and `<name>_seg.nii.gz`.
-
-    grade: the name of the folder above, if that is one of GRADES.
-    """
-
-    name: str
-    patient: str
-    grade: str | None
-    folder: Path
-
-
-def find_cases(source: Path, schema: Schema) -> list[Case]:
-    """The cases of a release in the layout of BraTS 2018, ordered by patient.
-
-    A case is a folder with NIfTI files that bear its name, in `source` or in its HGG and LGG folders; all else is
-    ignored. Raises UserError if there is none, or if two have one name.
-    """
-    source = Path(source)
-    if not source.is_dir():
-        raise UserError(f"{source}: {'a file; expected a folder of cases' if source.exists() else 'no such folder'}")
-    parents = [source, *(source / grade for grade in GRADES if (source / grade).is_dir())]
-    folders = [folder for parent in parents for folder in sorted(parent.iterdir()) if _is_case(folder)]
-    if not folders:
-        case = f"<case>/<case>_{{{','.join(_kinds(schema))}}}.nii.gz"
-        raise UserError(f"{source}: no cases found; expected in it {{HGG,LGG}}/{case} or {case}")
-    grades = [folder.absolute().parent.name for folder in folders]
-    cases = [
-        Case(folder.name, folder.name, grade if grade in GRADES else None, folder)
-        for folder, grade in zip(folders, grades, strict=True)
-    ]
-    first: dict[str, Path] = {}
-    for case in cases:
-        if case.name in first:
-            raise UserError(f"{case.folder}: {first[case.name]} has the same name; every case needs a name of its own")
-        first[case.name] = case.folder
-    return sorted(cases, key=lambda case: (case.patient, case.name))
-
-
-def _is_case(folder: Path) -> bool:
-    if folder.name in GRADES or not folder.is_dir():
-        return False
-    return any(file.name.endswith(SUFFIXES) for file in folder.glob(f"{glob.escape(folder.name)}_*"))
-
-
-def _kinds(schema: Schema) -> list[str]:
-    """What a case needs a file of."""
-    return [*schema.contrasts, *([MASK] if schema.num_maps else [])]
-
-
-def case_files(case: Case, schema: Schema) -> dict[str, Path]:
-    """Contrast or MASK -> file, in the schema's order; a UserError names the first that is missing."""
-    files = {}
-    for kind in _kinds(schema):
-        named = [case.folder / f"{case.name}_{kind}{suffix}" for suffix in SUFFIXES]
-        files[kind] = next((file for file in named if file.is_file()), None)
-        if files[kind] is None:
-            raise UserError(f"{named[0]} is missing; a case holds {', '.join(_kinds(schema))}")
-    return files
-
-
-# What nibabel and gzip raise for damaged files; the last two come from headers with absurd sizes.
-_DAMAGE = (ImageFileError, HeaderDataError, WrapStructError, EOFError, zlib.error, OSError, ValueError, OverflowError)
+# What nibabel and gzip raise for damaged files; the last three come from headers with absurd contents.
+_DAMAGE = (
+    ImageFileError, HeaderDataError, WrapStructError, EOFError, zlib.error, isal_zlib.error, OSError, ValueError,
+    OverflowError, MemoryError, KeyError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,33 +56,76 @@ class Nifti:
     oriented: bool
 
 
-def read_nifti(path: Path) -> Nifti:
+def read_nifti(path: Path, channels: int | None = None) -> Nifti:
     """Read a NIfTI file, compressed or not, wholly into memory.
 
-    Raises UserError naming the file if it is damaged, or holds anything but a 3-D volume of finite real numbers.
+    channels: None for a 3-D file; for a 4-D file, how many volumes it should hold.
+    Raises UserError naming the file if it is damaged, larger than LARGEST_FILE, or holds anything but finite real
+    numbers of that many dimensions. A file takes no more memory than its header promises.
     """
-    content = Path(path).read_bytes()
+    path = Path(path)
     try:
-        if content[:2] == b"\x1f\x8b":  # decompressed as a whole, so that the checksum at its end is compared
-            content = gzip.decompress(content)
-        with _quiet_nibabel():
+        with _quiet_nibabel(), _opened(path) as file:
+            start = file.read(_HEADER)
             # A NIfTI-2 header begins with its own size, 540, in either byte order.
-            kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+            kind = nib.Nifti2Image if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+            header = kind.header_class.from_fileobj(io.BytesIO(start))
+            shape = header.get_data_shape()
+            size = math.prod(shape) * header.get_data_dtype().itemsize
+            _check_shape(path, shape, channels, size)
+            place = header.get_data_offset()
+            if not 352 <= place <= _LATEST_START:
+                raise ValueError(f"its voxels are said to start at byte {place}")
+            most = place + size + _AFTER
+            content = start + file.read(most - len(start))
+            if len(content) == most and file.read(1):
+                raise ValueError(f"{size} bytes of voxels by its header, but more follow")
             image = kind.from_bytes(content)
             voxels = np.asanyarray(image.dataobj)
+    except UserError:
+        raise
     except _DAMAGE as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"{path}: damaged, incomplete or not NIfTI ({reason}); copy or download it again") from None
-    if voxels.ndim != 3 or not voxels.size:
-        raise UserError(f"{path}: expected a 3-D volume, found the shape {_format_shape(voxels.shape)}")
     if voxels.dtype.kind not in "buif":
         raise UserError(f"{path}: expected voxels of real numbers, found {voxels.dtype}")
-    if voxels.dtype.kind == "f" and (wrong := np.count_nonzero(~(np.abs(voxels) <= np.finfo(np.float32).max))):
+    if voxels.dtype.kind == "f" and not _all_finite(voxels):
+        wrong = np.count_nonzero(~(np.abs(voxels) <= np.finfo(np.float32).max))
         raise UserError(f"{path}: {wrong} voxels are NaN or infinite; repair the file or leave the case out")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
         raise UserError(f"{path}: the header's affine is not invertible, so the orientation is unknown")
     oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
     return Nifti(voxels, image.affine, oriented)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
+    """A file's content, unpacked if it is gzip; reading to the end compares the checksum."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if packed:
+            with igzip.IGzipFile(fileobj=file) as unpacked:
+                yield unpacked
+        else:
+            yield file
+
+
+def _check_shape(path: Path, shape: Sequence[int], channels: int | None, size: int) -> None:
+    expected = "a 3-D volume" if channels is None else f"a 4-D file of {channels} contrasts"
+    fits = len(shape) == 3 if channels is None else len(shape) == 4 and shape[3] == channels
+    if not fits or min(shape) < 1:
+        raise UserError(f"{path}: expected {expected}, found the shape {_format_shape(shape)}")
+    if size > LARGEST_FILE:
+        raise UserError(
+            f"{path}: {_format_shape(shape)} voxels; files of more than {LARGEST_FILE >> 20} MB are not read"
+        )
+
+
+def _all_finite(voxels: np.ndarray) -> bool:
+    """Whether all are finite as float32; the extremes tell, and take no memory."""
+    most = np.finfo(np.float32).max
+    return bool(-most <= voxels.min() and voxels.max() <= most)
 
 
 @contextlib.contextmanager
@@ -160,12 +146,12 @@ def _quiet_nibabel() -> Iterator[None]:
 class CaseVolumes:
     """The volumes of a case as stacks of pictures, and the grid that the files had.
 
-    contrasts: float32 [C, S, P, L], in the files' intensities; labels: class indices, uint8 [S, P, L], all 0 for a
-    schema without classes; spacing: mm between voxels along S, P, L; shape, affine: the files'; remarks: oddities that
-    the user should know of.
+    contrasts: C of [S, P, L], in the files' numbers and intensities; labels: class indices, uint8 [S, P, L], all 0 for
+    a schema without classes; spacing: mm between voxels along S, P, L; shape, affine: the files'; remarks: oddities
+    that the user should know of.
     """
 
-    contrasts: np.ndarray
+    contrasts: tuple[np.ndarray, ...]
     labels: np.ndarray
     spacing: tuple[float, float, float]
     shape: tuple[int, int, int]
@@ -179,43 +165,52 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
     Raises UserError naming the file that is missing, damaged, of another shape or orientation, or that holds a label
     value that the schema doesn't know.
     """
-    paths = case_files(case, schema)
-    files = {kind: read_nifti(path) for kind, path in paths.items()}
-    first, first_path = files[schema.contrasts[0]], paths[schema.contrasts[0]]
+    if (missing := case.missing_file()) is not None:
+        held = ", ".join(dict.fromkeys(path.name for path in case.paths))
+        raise UserError(f"{missing} is missing; the case {case.name} consists of {held}")
+    contrasts = _read_contrasts(case)
+    mask = None if case.mask is None else read_nifti(case.mask)
+    first, first_path = contrasts[0], case.contrasts[0].path
+    shape = first.voxels.shape
     remarks = [] if first.oriented else ["no orientation in the header, axes assumed to run to L, A, S"]
-    for kind, file in files.items():
-        if file.voxels.shape != first.voxels.shape:
+    if case.grid is not None and shape != case.grid:
+        remarks.append(f"the release's volumes have {_format_shape(case.grid)} voxels, these don't: is it another one?")
+    named = list(zip((file.path for file in case.contrasts), contrasts, strict=True))
+    for path, file in [*named, *([(case.mask, mask)] if mask else [])]:
+        if file.voxels.shape != shape:
             raise UserError(
-                f"{paths[kind]}: {_format_shape(file.voxels.shape)} voxels, but {first_path.name} has "
-                f"{_format_shape(first.voxels.shape)}; the files of a case must share one grid"
+                f"{path}: {_format_shape(file.voxels.shape)} voxels, but {first_path.name} has "
+                f"{_format_shape(shape)}; the files of a case must share one grid"
             )
         if np.allclose(file.affine, first.affine, atol=1e-3):
             continue
         axes, first_axes = ("".join(nib.aff2axcodes(f.affine)) for f in (file, first))
-        if kind != MASK and axes != first_axes:
+        if file is not mask and axes != first_axes:
             raise UserError(
-                f"{paths[kind]}: its axes run to {axes}, those of {first_path.name} to {first_axes}; "
+                f"{path}: its axes run to {axes}, those of {first_path.name} to {first_axes}; "
                 "the files of a case must share one grid"
             )
-        what = "label map" if kind == MASK else "contrast"
+        what = "label map" if file is mask else "contrast"
         remarks.append(f"affine of a {what} differs, voxels taken as on the grid of {schema.contrasts[0]}")
 
-    labels = np.zeros(first.voxels.shape, np.uint8)
-    if MASK in files:
-        labels = _class_indices(files[MASK].voxels, paths[MASK], schema)
-    affine = first.affine @ nib.orientations.inv_ornt_aff(_turn_to_lps(first.affine), first.voxels.shape)
-    labels = np.ascontiguousarray(_pictures(labels, first.affine))
-    contrasts = np.empty((schema.num_contrasts, *labels.shape), np.float32)
-    for contrast, kind in zip(contrasts, schema.contrasts, strict=True):
-        contrast[...] = _pictures(files[kind].voxels, first.affine)
+    labels = np.zeros(shape, np.uint8, order="F") if mask is None else _class_indices(mask.voxels, case.mask, schema)
+    affine = first.affine @ nib.orientations.inv_ornt_aff(_turn_to_lps(first.affine), shape)
     return CaseVolumes(
-        contrasts=contrasts,
-        labels=labels,
+        contrasts=tuple(_pictures(file.voxels, first.affine) for file in contrasts),
+        labels=_pictures(labels, first.affine),
         spacing=tuple(float(mm) for mm in nib.affines.voxel_sizes(affine)[::-1]),
-        shape=first.voxels.shape,
+        shape=shape,
         affine=first.affine,
         remarks=tuple(dict.fromkeys(remarks)),
     )
+
+
+def _read_contrasts(case: Case) -> list[Nifti]:
+    """The contrasts in the order of the schema, from files of their own or out of one 4-D file."""
+    if case.contrasts[0].channel is None:
+        return [read_nifti(file.path) for file in case.contrasts]
+    whole = read_nifti(case.contrasts[0].path, channels=len(case.contrasts))
+    return [Nifti(whole.voxels[..., file.channel], whole.affine, whole.oriented) for file in case.contrasts]
 
 
 def _turn_to_lps(affine: np.ndarray) -> np.ndarray:
@@ -223,19 +218,26 @@ def _turn_to_lps(affine: np.ndarray) -> np.ndarray:
 
 
 def _pictures(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """A volume in any axes -> [S, P, L]; axes are turned round and exchanged, never interpolated."""
-    return nib.orientations.apply_orientation(voxels, _turn_to_lps(affine)).T
+    """A volume in any axes -> [S, P, L]; axes are turned round and exchanged, never interpolated.
+
+    Rows of the result lie together in memory; for BraTS's files it is a view.
+    """
+    turned = nib.orientations.apply_orientation(voxels, _turn_to_lps(affine)).T
+    return np.ascontiguousarray(turned.astype(turned.dtype.newbyteorder("="), copy=False))
 
 
 def _class_indices(voxels: np.ndarray, path: Path, schema: Schema) -> np.ndarray:
-    if voxels.dtype.kind == "f":
-        fractions = voxels[voxels != np.rint(voxels)]
-        if fractions.size:
-            raise UserError(f"{path}: a label map holds whole numbers, but this one has {fractions[0]!s}")
+    """Label values -> class indices, uint8 of the same shape; looks at lesions only, a thousandth of the voxels."""
+    indices = np.zeros(voxels.shape, np.uint8, order="F")
+    places = voxels.astype(bool).nonzero()
+    values = voxels[places]
+    if values.dtype.kind == "f" and (fractions := values[values != np.rint(values)]).size:
+        raise UserError(f"{path}: a label map holds whole numbers, but this one has {fractions[0]!s}")
     try:
-        return schema.indices_from_values(voxels)
+        indices[places] = schema.indices_from_values(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    return indices
 
 
 def _format_shape(shape: Sequence[int]) -> str:
@@ -245,20 +247,20 @@ def _format_shape(shape: Sequence[int]) -> str:
 # --- head and intensities -------------------------------------------------------------------------------------------
 
 
-def find_head(contrasts: np.ndarray) -> np.ndarray:
-    """Which voxels belong to the head: intensities [C, S, P, L] -> bool [S, P, L].
+def find_head(contrasts: Sequence[np.ndarray]) -> np.ndarray:
+    """Which voxels belong to the head: C intensities [S, P, L] -> bool [S, P, L].
 
     What is foreground in any contrast, without specks and thin bridges, as one connected part with its holes filled.
     Raises UserError if every contrast is constant.
     """
-    seen = np.zeros(contrasts.shape[1:], bool)
-    for volume in contrasts:
+    seen = foreground(contrasts[0])
+    for volume in contrasts[1:]:
         seen |= foreground(volume)
     if not seen.any():
         raise UserError("no head found: in every contrast all voxels have one value")
-    (box,) = ndimage.find_objects(seen.view(np.uint8))
+    box = _bounding_box(seen)
     head = np.zeros_like(seen)
-    head[box] = _largest_part(seen[box])
+    head[box] = _largest_part(np.ascontiguousarray(seen[box]))
     return head
 
 
@@ -269,16 +271,26 @@ def foreground(volume: np.ndarray) -> np.ndarray:
     instead of one value, Otsu's threshold divides dark from bright.
     """
     sample = volume[::2, ::2, ::2]  # enough for percentiles, which are the slow part
-    low, high = np.percentile(sample, WINDOW)
+    low, high = percentiles(sample)
     tolerance = TOLERANCE * (high - low)
 
     faces = np.concatenate([np.take(volume, i, axis).ravel() for axis in range(3) for i in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
-    background = values[counts.argmax()]
-    away = np.abs(faces - background)
+    background = float(values[counts.argmax()])
+    away = np.abs(faces.astype(np.float64) - background)
     if (away <= tolerance).sum() >= CONSTANT * (away <= 5 * tolerance).sum():
-        return np.abs(volume - background) > tolerance
-    return volume > otsu_threshold(np.clip(sample, low, high))
+        return (volume < _bound(volume, background - tolerance, math.ceil)) | (
+            volume > _bound(volume, background + tolerance, math.floor)
+        )
+    return volume > _bound(volume, otsu_threshold(np.clip(sample, low, high)), math.floor)
+
+
+def _bound(volume: np.ndarray, value: float, rounded: Callable[[float], int]) -> float | int:
+    """The same bound in the volume's own type: comparing integers with fractions would convert every voxel."""
+    if volume.dtype.kind == "f":
+        return float(value)
+    limits = np.iinfo(volume.dtype) if volume.dtype.kind in "iu" else np.iinfo(np.uint8)
+    return int(min(max(rounded(value), limits.min), limits.max))
 
 
 def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
@@ -295,18 +307,55 @@ def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
     return float(edges[1:-1][np.isclose(between, between.max(), rtol=1e-9)].mean())
 
 
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    box = []
+    for axis in range(mask.ndim):
+        there = mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)).nonzero()[0]
+        box.append(slice(int(there[0]), int(there[-1]) + 1))
+    return tuple(box)
+
+
 def _largest_part(seen: np.ndarray) -> np.ndarray:
-    cross, cube = (ndimage.generate_binary_structure(3, connectivity) for connectivity in (1, 3))
-    # A head that the field of view cuts off goes on beyond it: hence the border value.
-    core = ndimage.binary_dilation(ndimage.binary_erosion(seen, cross, border_value=1), cross)
+    cross = ndimage.generate_binary_structure(3, 1)
+    core = grow(~grow(~seen))  # an opening; a head that the field of view cuts off goes on beyond it
     parts, count = ndimage.label(core if core.any() else seen, cross)
     largest = parts == np.bincount(parts.ravel(), minlength=count + 1)[1:].argmax() + 1
-    head = ndimage.binary_dilation(largest, cube) & seen  # gives back the corners that opening took
+    head = grow(largest, corners=True) & seen  # gives back the corners that opening took
     outside, _ = ndimage.label(np.pad(~head, 1, constant_values=True), cross)
     return (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
 
 
+def grow(mask: np.ndarray, corners: bool = False) -> np.ndarray:
+    """Binary dilation by one voxel along the axes, or into the corners as well; many times as fast as SciPy's."""
+    grown = mask.copy()
+    for axis in range(mask.ndim):
+        source = grown.copy() if corners else mask
+        first = (slice(None),) * axis
+        ahead, behind = (*first, slice(1, None)), (*first, slice(None, -1))
+        grown[ahead] |= source[behind]
+        grown[behind] |= source[ahead]
+    return grown
+
+
 def intensity_window(intensities: np.ndarray) -> tuple[float, float]:
     """(low, high) between which a contrast's intensities in the head are spread over the grey levels."""
-    low, high = np.percentile(intensities.astype(np.float64), WINDOW)
-    return float(low), float(high)
+    return percentiles(intensities)
+
+
+def percentiles(values: np.ndarray) -> tuple[float, float]:
+    """The WINDOW percentiles, interpolated as NumPy does; integers are counted, which is faster than sorting."""
+    values = values.ravel()
+    if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
+        low, high = np.percentile(values.astype(np.float64, copy=False), WINDOW)
+        return float(low), float(high)
+    least = int(values.min())
+    below = np.cumsum(np.bincount(values.astype(np.intp) - least))  # how many are at most least + index
+    found = []
+    for share in WINDOW:
+        rank = (len(values) - 1) * (share / 100)
+        whole = int(rank)
+        low, high = (
+            least + int(np.searchsorted(below, n, side="right")) for n in (whole, min(whole + 1, len(values) - 1))
+        )
+        found.append(low + (high - low) * (rank - whole))
+    return found[0], found[1]

@@ -35,7 +35,8 @@ def call(*arguments):
 
 
 def convert(source, dest, *arguments, expected=0):
-    code, output = call("convert", "--source", source, "--dest", dest, "--resolution", 64, "--workers", 1, *arguments)
+    options = ("--release", 2018, "--resolution", 64, "--workers", 1)
+    code, output = call("convert", "--source", source, "--dest", dest, *options, *arguments)
     assert code == expected, output
     return output
 
@@ -48,7 +49,8 @@ def refused(output, *words):
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Name -> bytes of the files that a user sees in a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +191,9 @@ def test_oddities_end_up_in_the_table(copy, tmp_path):
         write_nifti(copy / "HGG" / name / f"{name}_seg.nii.gz", draw_head()["seg"], np.eye(4))
     output = convert(copy, tmp_path / "x.zip")
     assert re.search(r"note: affine of a label map differs.* 2 cases +P0, P1\n", output), output
-    (remark,) = ArchiveReader(tmp_path / "x.zip").info.made["remarks"].items()
-    assert remark == ("affine of a label map differs, voxels taken as on the grid of t1", ["P0", "P1"])
+    remarks = ArchiveReader(tmp_path / "x.zip").info.made["remarks"]
+    assert remarks["affine of a label map differs, voxels taken as on the grid of t1"] == ["P0", "P1"]
+    assert "the release's volumes have 240×240×155 voxels, these don't: is it another one?" in remarks
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
@@ -207,7 +210,7 @@ def _put(path, value, dtype):
 
 
 DAMAGE = {
-    "missing": ("P1_t2.nii.gz", Path.unlink, "is missing; a case holds"),
+    "missing": ("P1_t2.nii.gz", Path.unlink, "is missing; the case P1 consists of"),
     "shape": (
         "P1_t2.nii.gz",
         lambda p: write_nifti(p, np.ones((60, 60, 9), np.int16)),
@@ -227,7 +230,10 @@ def test_bad_files(copy, tmp_path, damage):
     spoil(copy / "HGG" / "P1" / name)
     refused(convert(copy, tmp_path / "out", expected=2), copy / "HGG" / "P1" / name, words)
     refused(convert(copy, tmp_path / "x.zip", expected=2), copy / "HGG" / "P1" / name, words)
-    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+    kept = {path.name for path in tmp_path.rglob("*") if "release" not in path.parts and path.suffix != ".converting"}
+    assert {name for name in kept if name.endswith(".zip")} <= {
+        f"{side} P{n}.zip" for side in ("all", "train", "test") for n in (0, 2, 3, 4)
+    }
 
 
 def test_bad_files_in_workers_spoil_nothing_that_was_there(copy, release, tmp_path):
@@ -237,14 +243,15 @@ def test_bad_files_in_workers_spoil_nothing_that_was_there(copy, release, tmp_pa
     output = convert(copy, tmp_path / "out", "--force", "--workers", 2, expected=2)
     refused(output, copy / "LGG" / "P3" / "P3_t2.nii.gz", "damaged, incomplete or not NIfTI")
     assert content(tmp_path / "out") == before
+    assert re.search(r"[1-4] of 5 cases are kept in .*the same command goes on", output), output
 
 
 def test_sources_without_cases(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(
         convert(tmp_path / "empty", tmp_path / "x.zip", expected=2),
-        "no cases found; expected",
-        "{t1,t1ce,t2,flair,seg}",
+        "no cases found of BraTS 2018; expected",
+        "t1, t1ce, t2, flair, seg",
     )
     refused(convert(tmp_path / "none", tmp_path / "x.zip", expected=2), tmp_path / "none", "no such folder")
 
@@ -298,7 +305,9 @@ def test_a_full_disk(release, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     refused(output, tmp_path / "new", ".zip: File too large")
     refused(again, tmp_path / "out", ".zip: File too large")
-    assert not (tmp_path / "new").exists() and content(tmp_path / "out") == before
+    assert not content(tmp_path / "new") and content(tmp_path / "out") == before
+    convert(release, tmp_path / "new")  # goes on with the cases that were cut before the disk was full
+    assert content(tmp_path / "new") == before and not (tmp_path / "new" / ".converting").exists()
 
 
 def test_ctrl_c(release, tmp_path):
@@ -307,7 +316,8 @@ def test_ctrl_c(release, tmp_path):
         case.mkdir(parents=True)
         for file in (release / "HGG" / "P0").iterdir():
             (case / file.name.replace("P0", case.name)).symlink_to(file)
-    command = [sys.executable, "dataset_tool.py", "convert", "--source", tmp_path / "many", "--dest", tmp_path / "out"]
+    command = [sys.executable, "dataset_tool.py", "convert", "--source", tmp_path / "many", "--dest", tmp_path / "out",
+               "--release", "2018"]  # fmt: skip
     process = subprocess.Popen(
         [*command, "--workers", "2"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
@@ -320,7 +330,9 @@ def test_ctrl_c(release, tmp_path):
     words += b"".join(process.communicate(timeout=30))
     assert time.monotonic() - started < 10
     assert process.returncode == 1 and b"Aborted!" in words and b"Traceback" not in words, words.decode()
-    assert not (tmp_path / "out").exists()
+    assert not content(tmp_path / "out") and b"the same command goes on from there" in words
+    kept = len(list((tmp_path / "out" / ".converting").glob("*.zip")))
+    assert 10 <= kept < 400
 
 
 # --- inspect --------------------------------------------------------------------------------------------------------

@@ -2,34 +2,31 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from dnnlib.errors import UserError
-from slices.convert import (
-    ConvertOptions,
-    Grid,
-    apply_window,
-    area_weights,
-    cut_case,
-    draw_split,
-    pixel_size,
-    read_split,
-)
-from slices.schema import BRATS, LesionClass, Schema
+from slices.convert import ConvertOptions, cut_case
+from slices.grid import GreyLevels, Grid, apply_window, area_weights, pixel_size
+from slices.releases import describe_release, find_cases, release_of_name
+from slices.schema import BRATS
+from slices.split import draw_split, read_split
 from slices.volumes import (
-    case_files,
-    find_cases,
     find_head,
     foreground,
+    grow,
     intensity_window,
     otsu_threshold,
+    percentiles,
     read_case,
     read_nifti,
 )
 
+BRATS_2018 = replace(release_of_name("2018"), grid=None)  # drawn volumes are small
 SHAPE = (60, 60, 10)
 MARKER = (slice(42, 46), slice(12, 16), slice(3, 7))  # in voxels along L, P, S: the patient's left, in front
 BRIGHT = 1500  # the marker's intensity, far above the rest
@@ -94,14 +91,22 @@ def write_case(parent, name="case1", volumes=None, axes="LPS", spacing=(1.0, 1.0
     return folder
 
 
-def read_only_case(source, schema=BRATS):
-    (case,) = find_cases(source, schema)
-    return read_case(case, schema)
+def described(contrasts, labels=None):
+    """Data in the layout of the drawn cases, with contrasts and classes of its own."""
+    return describe_release(contrasts, "{case}/{case}_{contrast}.nii.gz", labels)
 
 
-def cut_only_case(source, choice="tumor", schema=BRATS, **options):
-    (case,) = find_cases(source, schema)
-    return cut_case(case, choice, schema, ConvertOptions(**options))
+def only_case(source, release=BRATS_2018):
+    (case,) = find_cases(source, release).cases
+    return case
+
+
+def read_only_case(source, release=BRATS_2018):
+    return read_case(only_case(source, release), release.schema)
+
+
+def cut_only_case(source, choice="tumor", release=BRATS_2018, **options):
+    return cut_case(only_case(source, release), choice, release.schema, ConvertOptions(**options))
 
 
 # --- cases ----------------------------------------------------------------------------------------------------------
@@ -116,14 +121,14 @@ def test_cases_of_graded_and_flat_folders(tmp_path):
     write_nifti(tmp_path / "templates" / "atlas.nii.gz", np.zeros((2, 2, 2), np.uint8))
     write_nifti(tmp_path / "LGG" / "LGG_mean.nii.gz", np.zeros((2, 2, 2), np.uint8))
     (tmp_path / "HGG" / ".hidden").mkdir()
-    cases = find_cases(tmp_path, BRATS)
+    cases = find_cases(tmp_path, BRATS_2018).cases
     assert [(c.name, c.patient, c.grade) for c in cases] == [
         ("A[1]", "A[1]", "LGG"),
         ("B_x_1", "B_x_1", "HGG"),
         ("C", "C", None),
     ]
-    assert [c.grade for c in find_cases(tmp_path / "HGG", BRATS)] == ["HGG"]
-    assert list(case_files(cases[0], BRATS)) == ["t1", "t1ce", "t2", "flair", "seg"]
+    assert [c.grade for c in find_cases(tmp_path / "HGG", BRATS_2018).cases] == ["HGG"]
+    assert [path.name for path in cases[2].paths] == [f"C_{kind}.nii.gz" for kind in (*BRATS.contrasts, "seg")]
 
 
 def test_uncompressed_files_will_do(tmp_path):
@@ -133,24 +138,24 @@ def test_uncompressed_files_will_do(tmp_path):
 
 def test_no_cases(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}/none: no such folder"):
-        find_cases(tmp_path / "none", BRATS)
+        find_cases(tmp_path / "none", BRATS_2018)
     (tmp_path / "HGG" / "case").mkdir(parents=True)
-    with pytest.raises(
-        UserError, match="no cases found; expected in it {HGG,LGG}/<case>/<case>_{t1,t1ce,t2,flair,seg}"
-    ):
-        find_cases(tmp_path, BRATS)
+    with pytest.raises(UserError, match="no cases found of BraTS 2018; expected in it {grade}/{case}/.*, flair, seg"):
+        find_cases(tmp_path, BRATS_2018)
 
 
 def test_two_cases_of_one_name(tmp_path):
     write_case(tmp_path / "HGG", "a")
     write_case(tmp_path / "LGG", "a")
-    with pytest.raises(UserError, match="HGG/a has the same name"):
-        find_cases(tmp_path, BRATS)
+    with pytest.raises(UserError, match="HGG/a/a_….nii.gz and LGG/a/a_….nii.gz have one name"):
+        find_cases(tmp_path, BRATS_2018)
 
 
 def test_a_missing_file(tmp_path):
     (write_case(tmp_path) / "case1_t2.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"case1/case1_t2.nii.gz is missing; a case holds t1, t1ce, t2, flair, seg"):
+    with pytest.raises(
+        UserError, match=r"case1/case1_t2.nii.gz is missing; the case case1 consists of case1_t1.nii.gz, .*seg"
+    ):
         read_only_case(tmp_path)
 
 
@@ -233,9 +238,9 @@ def test_pictures_stand_nose_up_with_the_patients_left_on_the_right(tmp_path, ax
     volumes = read_only_case(tmp_path)
     for n, contrast in enumerate(BRATS.contrasts):
         for k in range(SHAPE[2]):
-            np.testing.assert_array_equal(volumes.contrasts[n, k], drawn[contrast][:, :, k].T)
+            np.testing.assert_array_equal(volumes.contrasts[n][k], drawn[contrast][:, :, k].T)
     np.testing.assert_array_equal(volumes.labels == 3, (drawn["seg"] == 4).T)
-    rows, columns = np.nonzero(volumes.contrasts[0, 5] == BRIGHT)
+    rows, columns = np.nonzero(volumes.contrasts[0][5] == BRIGHT)
     assert rows.max() < 20 and columns.min() > 40  # the marker: top right
     assert volumes.shape == tuple(SHAPE[DIRECTIONS[letter][0]] for letter in axes)
     assert nib.aff2axcodes(volumes.affine) == tuple(axes)
@@ -293,8 +298,7 @@ def test_a_header_without_orientation_is_remarked(tmp_path):
     image.header.set_qform(None, 0)
     voxels, header = np.asarray(image.dataobj), image.header
     nib.save(nib.Nifti1Image(voxels, None, header), folder / "case1_t1.nii.gz")
-    (case,) = find_cases(tmp_path, Schema(("t1",)))
-    volumes = read_case(case, Schema(("t1",)))
+    volumes = read_only_case(tmp_path, described("t1"))
     assert volumes.remarks == ("no orientation in the header, axes assumed to run to L, A, S",)
     np.testing.assert_array_equal(volumes.contrasts[0].T[:, ::-1], draw_head()["t1"])
 
@@ -321,12 +325,11 @@ def test_label_maps_of_floats(tmp_path):
 def test_other_schemas(tmp_path):
     drawn = draw_head()
     write_case(tmp_path, volumes=drawn | {"seg": (drawn["seg"] == 2).astype(np.uint8)})
-    lesion = Schema(("t2", "t1", "flair"), (LesionClass("MS", "lesion", 1),))
-    volumes = read_only_case(tmp_path, lesion)
+    volumes = read_only_case(tmp_path, described("t2,t1,flair", labels="MS=1"))
     np.testing.assert_array_equal(volumes.contrasts[1].T, drawn["t1"])
     np.testing.assert_array_equal(volumes.labels.T, drawn["seg"] == 2)
     (tmp_path / "case1" / "case1_seg.nii.gz").unlink()
-    result = cut_only_case(tmp_path, "all", Schema(("flair",)), resolution=64)
+    result = cut_only_case(tmp_path, "all", described("flair"), resolution=64)
     assert result.contrasts.shape == (10, 1, 64, 64) and not result.classes.any()
 
 
@@ -378,6 +381,21 @@ def test_specks_and_ringing_do_not_count_and_holes_do():
     np.testing.assert_array_equal(find_head(contrasts), INSIDE)
 
 
+@pytest.mark.parametrize("corners", [False, True])
+def test_growing_is_binary_dilation(corners):
+    mask = np.random.default_rng(0).random((9, 7, 8)) < 0.03
+    structure = ndimage.generate_binary_structure(3, 3 if corners else 1)
+    np.testing.assert_array_equal(grow(mask, corners), ndimage.binary_dilation(mask, structure))
+
+
+def test_foreground_of_integers_is_that_of_the_same_floats():
+    rng = np.random.default_rng(0)
+    for dtype, background in (("int16", -100), ("int16", 0), ("uint8", 0), ("uint16", 3), ("int32", -5)):
+        volume = np.full((12, 12, 12), background, dtype)
+        volume[2:10, 2:10, 2:10] = rng.integers(background, 120, (8, 8, 8)).astype(dtype)
+        np.testing.assert_array_equal(foreground(volume), foreground(volume.astype(np.float64)))
+
+
 def test_noise_in_the_background():
     rng = np.random.default_rng(0)
     noisy = np.abs(DRAWN + rng.normal(0, 15, DRAWN.shape) + 1j * rng.normal(0, 15, DRAWN.shape)).round()
@@ -421,6 +439,19 @@ def test_grey_levels_inside_a_window():
     with np.errstate(all="raise"):
         assert set(apply_window(np.array([6.0, 7.0, 7.0, 8.0]), (7.0, 7.0))) == {1.0}  # no contrast: no bright pixel
     assert intensity_window(np.full(10, 7, np.float32)) == (7.0, 7.0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", ">i2"])
+def test_integers_are_counted_and_looked_up_as_if_they_were_sorted_and_computed(dtype):
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 3, 199, 200, 201, 5000):
+        values = rng.normal(90, 40, size).clip(0, 255).astype(dtype)
+        expected = np.percentile(values.astype(np.float64), (0.5, 99.5))
+        np.testing.assert_allclose(percentiles(values), expected, rtol=1e-12)
+        for window in (percentiles(values), (90.0, 90.0), (30.25, 31.5), (-5000.0, 70000.0)):
+            scale = GreyLevels(window, values.dtype)
+            np.testing.assert_array_equal(scale.levels(values), apply_window(values, window))
+            np.testing.assert_array_equal(scale.rounded(values), np.rint(apply_window(values, window)))
 
 
 def test_a_slice_that_fits_is_padded_and_nothing_else(tmp_path):

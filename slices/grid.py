@@ -1,0 +1,144 @@
+"""From the pictures of a volume to those of an archive: the pixel grid, and grey levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from dnnlib.errors import UserError
+from slices.schema import BRIGHTEST, DARKEST
+
+SMALLEST_RESOLUTION = 16
+SAME = 1e-4  # lengths that differ by less than this share are one length: affines are stored as float32
+_TABLE = 1 << 16  # integers in a window for which a table of grey levels is made
+
+
+def pixel_size(
+    sides: tuple[int, int], spacing: tuple[float, float], resolution: int, fov: float | None = None
+) -> float:
+    """Edge of an archive's square pixels, in mm.
+
+    sides, spacing: voxels and mm between them along P and L. Without `fov` the whole slice is shown, and voxels keep
+    their size if they fit in. Raises UserError if pixels would be smaller than voxels: nothing is interpolated up.
+    """
+    voxel = max(spacing)
+    if fov is None:
+        return max(voxel, *(n * mm / resolution for n, mm in zip(sides, spacing, strict=True)))
+    if fov / resolution < voxel * (1 - SAME):
+        fitting = 1 << max(0, int(fov / voxel * (1 + SAME)).bit_length() - 1)
+        smaller = f", or --resolution {fitting} or less" if fitting >= SMALLEST_RESOLUTION else ""
+        raise UserError(
+            f"--fov {fov:g} at --resolution {resolution} asks for pixels of {fov / resolution:.3g} mm, but a voxel has "
+            f"{voxel:.3g} mm: choose --fov {np.ceil(resolution * voxel):g} or more{smaller}"
+        )
+    return fov / resolution
+
+
+def area_weights(n: int, spacing: float, resolution: int, pixel: float) -> sparse.csr_array:
+    """[resolution, n]: which share of each output pixel every one of `n` voxels covers, both centred.
+
+    Where pixels and voxels have one size, voxels are shifted by a whole number of pixels: weights are 0 or 1.
+    """
+    if is_same_length(pixel, spacing):
+        return sparse.csr_array(np.eye(resolution, n, k=-((resolution - n) // 2)))
+    ratio = pixel / spacing
+    voxels = np.arange(n + 1) - n / 2  # edges, in voxels
+    pixels = ((np.arange(resolution + 1) - resolution / 2) * ratio)[:, None]
+    overlap = np.minimum(pixels[1:], voxels[1:]) - np.maximum(pixels[:-1], voxels[:-1])
+    return sparse.csr_array(np.where(overlap > 1e-9, overlap, 0) / ratio)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """From the pictures of a volume to those of the archive: two matrices of area weights, [R, P] and [R, L].
+
+    moves: where pixels are voxels, by how many of them the picture moves along P and L; None where areas are averaged.
+    """
+
+    rows: sparse.csr_array
+    columns: sparse.csr_array
+    moves: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, sides: tuple[int, int], spacing: tuple[float, float], resolution: int, pixel: float) -> Grid:
+        """The grid of R×R square pixels of `pixel` mm, centred on P×L voxels of `spacing` mm."""
+        weights = [area_weights(n, mm, resolution, pixel) for n, mm in zip(sides, spacing, strict=True)]
+        same = all(is_same_length(pixel, mm) for mm in spacing)
+        return cls(*weights, tuple((resolution - n) // 2 for n in sides) if same else None)
+
+    def moved(self, picture: np.ndarray) -> np.ndarray:
+        """[P, L] -> [R, R] where pixels are voxels; what lies outside the volume is 0."""
+        out = np.zeros((self.rows.shape[0], self.columns.shape[0]), picture.dtype)
+        places = [
+            (slice(max(move, 0), max(move, 0) + n), slice(max(-move, 0), max(-move, 0) + n))
+            for move, size, n in zip(self.moves, picture.shape, map(min, out.shape, picture.shape), strict=True)
+        ]
+        (to_rows, from_rows), (to_columns, from_columns) = places
+        out[to_rows, to_columns] = picture[from_rows, from_columns]
+        return out
+
+    def mean(self, picture: np.ndarray) -> np.ndarray:
+        """Mean of [P, L] over the area of each pixel, [R, R]; what lies outside the volume counts as 0."""
+        if self.moves:
+            return self.moved(picture).astype(np.float64)
+        return (self.columns @ (self.rows @ picture.astype(np.float64)).T).T
+
+    def covers(self, mask: np.ndarray) -> np.ndarray:
+        """bool [P, L] -> [R, R]: pixels of which the mask covers half or more."""
+        return self.moved(mask) if self.moves else self.mean(mask) >= 0.5 - 1e-9
+
+    def majority(self, classes: np.ndarray, num_classes: int) -> np.ndarray:
+        """Class indices [P, L] -> uint8 [R, R]: the class of largest area, the lower of two equal ones.
+
+        What lies outside the volume is background.
+        """
+        if self.moves:
+            return self.moved(classes)
+        areas = np.zeros((num_classes, self.rows.shape[0], self.columns.shape[0]))
+        if not classes.any():
+            return np.zeros(areas.shape[1:], np.uint8)
+        for index in np.unique(classes[classes > 0]):
+            areas[index] = self.mean(classes == index)
+        areas[0] = 1 - areas.sum(axis=0)
+        return areas.round(9).argmax(axis=0).astype(np.uint8)  # rounded: equal areas must compare as equal
+
+
+def is_same_length(a: float, b: float) -> bool:
+    return abs(a / b - 1) < SAME
+
+
+def apply_window(intensities: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Spread the intensities of a window over the grey levels from DARKEST to BRIGHTEST, clipped, not yet rounded."""
+    low, high = window
+    share = np.clip(intensities.astype(np.float64) - low, 0, high - low) / (high - low if high > low else 1)
+    return DARKEST + (BRIGHTEST - DARKEST) * share
+
+
+class GreyLevels:
+    """apply_window for the pictures of one contrast; integers are looked up in a table."""
+
+    def __init__(self, window: tuple[float, float], dtype: np.dtype) -> None:
+        self.window = window
+        self._table = self._rounded = None
+        first, last = int(np.floor(window[0])), int(np.ceil(window[1]))
+        if dtype.kind in "iu" and last - first < _TABLE:
+            # One more on either side: it stands for everything beyond.
+            limits = np.iinfo(dtype)
+            self._first, self._last = max(first - 1, limits.min), min(last + 1, limits.max)
+            self._table = apply_window(np.arange(self._first, self._last + 1), window)
+            self._rounded = np.rint(self._table).astype(np.uint8)
+
+    def levels(self, picture: np.ndarray) -> np.ndarray:
+        """Intensities -> grey levels, float64, not yet rounded."""
+        return apply_window(picture, self.window) if self._table is None else self._table[self._places(picture)]
+
+    def rounded(self, picture: np.ndarray) -> np.ndarray:
+        """Intensities -> grey levels, uint8."""
+        if self._rounded is None:
+            return np.rint(apply_window(picture, self.window)).astype(np.uint8)
+        return self._rounded[self._places(picture)]
+
+    def _places(self, picture: np.ndarray) -> np.ndarray:
+        return np.clip(picture, self._first, self._last).astype(np.intp) - self._first

@@ -1,0 +1,58 @@
+"""Which patients train and which test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dnnlib import config, files
+from dnnlib.errors import UserError
+
+SPLIT_FILE = "split.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which patients train and which test: the content of split.json."""
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def draw_split(patients: Iterable[str], test_fraction: float, seed: int) -> Split:
+    """Divide patients by chance; a function of their names, the fraction and the seed alone.
+
+    Patients stand in the order of a hash of seed and name, and the first are the test patients: one more patient in a
+    release moves hardly any other. At least one patient is on either side.
+    """
+    names = sorted(set(patients))
+    if len(names) < 2:
+        raise UserError(
+            f"{len(names)} patient ({', '.join(names)}) can't be split into train and test: give more patients, "
+            "or a --dest that ends in .zip for a single archive"
+        )
+    shuffled = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    count = min(max(round(len(names) * test_fraction), 1), len(names) - 1)
+    return Split(train=tuple(sorted(shuffled[count:])), test=tuple(sorted(shuffled[:count])))
+
+
+def read_split(path: Path, patients: Iterable[str]) -> Split:
+    """The split of a JSON file {"train": [names], "test": [names]}, which may leave patients out.
+
+    Raises UserError if it names a patient who is not in `patients`, or one twice.
+    """
+    split = config.from_json(Split, files.read_json(path), str(path))
+    named = Counter([*split.train, *split.test])
+    if twice := [name for name, count in named.items() if count > 1]:
+        raise UserError(f"{path}: names {name_some(twice)} more than once; a patient belongs to one side")
+    if unknown := sorted(set(named) - set(patients)):
+        raise UserError(f"{path}: names unknown patients: {name_some(unknown)}; is this the split of another release?")
+    return split
+
+
+def name_some(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
