@@ -92,7 +92,7 @@ def write_archive(samples, count: int, loaded, dest: Path, options: dict) -> Non
     }
     make_folder(dest.parent)
     resolution = loaded.generator.config.resolution
-    with ArchiveWriter(dest, loaded.info.schema, resolution, made) as archive:
+    with ArchiveWriter(dest, loaded.info.schema, resolution, made, seen=loaded.info.patients) as archive:
         for sample in tqdm.tqdm(samples, total=count, unit="slice"):
             patient = f"generated-{loaded.sha256[:8]}-seed{sample.seed}"
             archive.add(sample.stored, patient=patient, seed=sample.seed, snapshot=loaded.sha256)

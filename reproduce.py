@@ -19,7 +19,7 @@ import click
 
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.files import make_folder, read_json, sha256, write_bytes, write_json
-from dnnlib.text import format_table, format_time
+from dnnlib.text import format_table, format_time, tool_version
 
 HERE = Path(__file__).resolve().parent
 
@@ -107,8 +107,8 @@ def reproduce(preset: Preset, source: str | None, stages: "Stages") -> None:
     )  # fmt: skip
     (snapshot,) = stages.run(
         "train", "train the GAN on the real training slices",
-        ["train.py", "--outdir={out}/gan", f"--data={real}", *preset.train],
-        [real], ["gan/*/network-snapshot-*.safetensors"], replaces=False,
+        ["train.py", "--outdir={out}/gan", f"--data={real}", f"--exclude={test}", *preset.train],
+        [real, test], ["gan/*/network-snapshot-*.safetensors"], replaces=False,
     )  # fmt: skip
     (fake,) = stages.run(
         "generate", "as many fake slices as there are real ones",
@@ -125,10 +125,11 @@ def reproduce(preset: Preset, source: str | None, stages: "Stages") -> None:
     for arm, names in ARMS.items():
         short = "unet-" + "-".join(names)
         data = [archives[name] for name in names]
+        options = [*(f"--data={d}" for d in data), f"--exclude={test}", *preset.unet]
         unet, _ = stages.run(
             short, f"train a U-Net on {arm}",
-            ["-m", "segmentation", "train", *(f"--data={d}" for d in data), f"--outdir={{out}}/{short}", *preset.unet],
-            data, [f"{short}/unet.safetensors", f"{short}/training.json"],
+            ["-m", "segmentation", "train", *options, f"--outdir={{out}}/{short}"],
+            [*data, test], [f"{short}/unet.safetensors", f"{short}/training.json"],
         )  # fmt: skip
         results[arm], _ = stages.run(
             f"{short}-test", f"Dice of that U-Net ({arm}) on the test patients",
@@ -175,7 +176,7 @@ class Stages:
         record = read_json(record_path) if record_path.exists() else {}
         # Neither the place nor the spelling of the output folder matters.
         portable = [part.replace(str(self.outdir), "{out}") for part in command]
-        wanted = fingerprint([portable, *(describe_input(Path(i)) for i in inputs)])
+        wanted = fingerprint([tool_version(), portable, *(describe_input(Path(i)) for i in inputs)])
         print(f"\n=== {name}: {purpose}", flush=True)
         if record.get("complete") and record["wanted"] == wanted and self._are_there(record["results"]):
             print("    done before with these options and inputs")

@@ -20,6 +20,8 @@ from training.config import CFG_NAMES, DataConfig, Overrides, notes, resolve
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--outdir", required=True, metavar="DIR", help="where run folders such as 00000-train-auto are made")
 @click.option("--data", required=True, metavar="ZIP", help="archive made by dataset_tool.py")
+@click.option("--exclude", multiple=True, metavar="ZIP", help="archive whose patients must not be in --data, such as "
+              "test.zip; may be repeated")  # fmt: skip
 @click.option("--cfg", type=click.Choice(CFG_NAMES), default="auto", help="preset; the paper used stylegan2")
 @click.option("--gamma", type=click.FloatRange(0), help="R1 weight  [default: the preset's]")
 @click.option("--kimg", type=click.FloatRange(0, min_open=True), help="length in thousands of real images shown  "
@@ -45,22 +47,25 @@ from training.config import CFG_NAMES, DataConfig, Overrides, notes, resolve
 @click.option("--w-dim", type=click.IntRange(1), help="size of the style w  [default: --z-dim]")
 @click.option("-n", "--dry-run", is_flag=True, help="print the resolved configuration and stop")
 @reports_user_errors
-def main(outdir, data, cfg, mirror, subset, cond, snap, seed, workers, dry_run, **overrides):
+def main(outdir, data, exclude, cfg, mirror, subset, cond, snap, seed, workers, dry_run, **overrides):
     """Train a GAN that generates contrasts and label maps jointly.
 
     Prints a status line per tick and writes into a run folder: log.txt, training_options.json, stats.jsonl, reals.png,
     fakesNNNNNN.png and network-snapshot-NNNNNN.safetensors. Runs on the first GPU, or on the CPU in float32.
     """
     from slices.dataset import SliceDataset  # torch takes seconds to import: --help should not
+    from slices.leaks import refuse_leaks
     from torch_utils.memory import keep_freed_memory
     from training.training_loop import TrainingRun
 
     keep_freed_memory()
     data_config = DataConfig(data, mirror, subset, cond, workers)
     dataset = SliceDataset(data, subset=subset, mirror=mirror, use_labels=cond, seed=seed)
+    refuse_leaks([dataset.archive], exclude)
     overrides = Overrides(**overrides)
     config = resolve(cfg, data_config, dataset.schema, dataset.resolution, dataset.c_dim, overrides, seed, snap)
     remarks = notes(cfg, dataset.resolution, overrides)
+    remarks += [f"{data} shares no patient with {path}" for path in exclude]
     if dry_run:
         print(json.dumps(to_json(config), indent=2))
         print("\n".join([*remarks, "Dry run: nothing was trained or written."]))

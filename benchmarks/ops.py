@@ -56,8 +56,12 @@ def main(repeats: int, dtype: str) -> None:
     columns = ["ms", "PyTorch ÷", "best ÷", "÷ copy"]
     print(format_table(["operator", "for", "shape", "layout", *columns, *[f"{c} f+b" for c in columns]], rows))
     print()
-    print(format_table(["modulated convolution", "batch", *[f"{f.value}, ms" for f in ModulationForm]],
-                       convolutions(device, getattr(torch, dtype), repeats)))
+    print(
+        format_table(
+            ["modulated convolution", "batch", *[f"{f.value}, ms" for f in ModulationForm]],
+            convolutions(device, getattr(torch, dtype), repeats),
+        )
+    )
 
 
 def operators(x: torch.Tensor):

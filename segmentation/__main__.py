@@ -31,6 +31,13 @@ def main() -> None:
     required=True,
     help="Archive of slices, real or generated. Repeat it to mix several: all slices of their union count alike.",
 )
+@click.option(
+    "--exclude",
+    metavar="ZIP",
+    multiple=True,
+    help="Archive whose patients must not be in --data, such as test.zip, neither themselves nor through a GAN. "
+    "May be repeated.",
+)
 @click.option("--steps", type=int, required=True, help="Optimisation steps: the budget, the same for every arm.")
 @click.option("--outdir", metavar="DIR", required=True, help="Folder for unet.safetensors, training.json and log.txt.")
 @_option("batch", "Slices per step.")
@@ -40,28 +47,33 @@ def main() -> None:
 @_option("workers", "Processes that read slices, where these don't fit in memory.")
 @click.option("--force", is_flag=True, help="Replace a U-Net that is in --outdir already.")
 @reports_user_errors
-def train(archives: tuple[str, ...], outdir: str, force: bool, **options) -> None:
+def train(archives: tuple[str, ...], exclude: tuple[str, ...], outdir: str, force: bool, **options) -> None:
     """Train a U-Net: contrasts in, lesion classes out. Slices are flipped left to right at random."""
     config = TrainUNetConfig(**options)
     from segmentation import fit  # after the options are known to be good: torch and MONAI take seconds to import
     from torch_utils.memory import keep_freed_memory
 
     keep_freed_memory()
-    fit.train(config, archives, outdir, force)
+    fit.train(config, archives, outdir, force, exclude)
 
 
 @main.command()
 @click.option("--model", metavar="PATH", required=True, help="A folder that `train` wrote, or a unet.safetensors.")
 @click.option("--data", metavar="ZIP", required=True, help="Archive of the patients to test on.")
 @click.option("--outdir", metavar="DIR", required=True, help="Folder for results.json and patients.png.")
+@click.option(
+    "--allow-overlap",
+    is_flag=True,
+    help="Evaluate even if the U-Net knows patients of --data, from their slices or through a GAN; the results say so.",
+)
 @click.option("--force", is_flag=True, help="Replace the results that are in --outdir already.")
 @reports_user_errors
-def evaluate(model: str, data: str, outdir: str, force: bool) -> None:
+def evaluate(model: str, data: str, outdir: str, allow_overlap: bool, force: bool) -> None:
     """Dice of each patient's stacked volume, per region and label class; mean and SD over the patients."""
     from segmentation import evaluate as evaluation
     from segmentation import report
 
-    result = evaluation.evaluate(model, data, outdir, force)
+    result = evaluation.evaluate(model, data, outdir, force, allow_overlap)
     click.echo(report.describe_data(result))
     click.echo(report.evaluation_table(result).text())
     click.echo(f"written to {outdir}: {evaluation.RESULTS}, {evaluation.PICTURE}")

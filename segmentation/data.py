@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from slices.archive import ArchiveReader, require_same_kind
+from slices.leaks import refuse_leaks
 from torch_utils.loading import minibatches
 
 MEMORY = 2 << 30  # bytes of slices that are held in memory; more are read from the archives at every step
@@ -51,14 +52,21 @@ class UnionOfArchives(torch.utils.data.Dataset):
     """The slices of all archives, one after the other. All must have the same schema and resolution.
 
     memory: hold the slices in memory if they take no more than so many bytes.
+    exclude: archives of which no patient may be among them. Nor may a patient of the test part of a split.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike], memory: int = MEMORY) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike],
+        memory: int = MEMORY,
+        exclude: Sequence[str | os.PathLike] = (),
+    ) -> None:
         if not paths:
             raise UserError("no archive to train on: give at least one --data")
         self.archives = [ArchiveReader(path) for path in paths]
         for other in self.archives[1:]:
             require_same_kind(self.archives[0], other)
+        refuse_leaks(self.archives, exclude)
         self.schema, self.resolution = self.archives[0].schema, self.archives[0].resolution
         self._where = [(archive, i) for archive in self.archives for i in range(len(archive))]
         needed = len(self) * (self.schema.num_contrasts + 1) * self.resolution**2

@@ -51,24 +51,30 @@ def train(
     archives: Sequence[str | os.PathLike],
     outdir: str | os.PathLike,
     force: bool = False,
+    exclude: Sequence[str | os.PathLike] = (),
 ) -> TrainRecord:
     """Train a U-Net; write unet.safetensors and training.json into `outdir` when it is done, log.txt on the way.
 
-    force: replace those files if they are there. Raises UserError for archives that don't fit each other or hold no
-    classes, for files in the way, and for a loss that ran off.
+    force: replace those files if they are there. exclude: archives whose patients must not be among those learned from.
+    Raises UserError for archives that don't fit each other, hold no classes or patients who are held out for testing,
+    for files in the way, and for a loss that ran off.
     """
     outdir = Path(outdir)
     for name in (MODEL, RECORD):
         files.refuse_existing(outdir / name, force)
-    data = UnionOfArchives(archives)
+    data = UnionOfArchives(archives, exclude=exclude)
     info = unets.UNetInfo(
         schema=data.schema,
         resolution=data.resolution,
         network=unets.configure(data.schema, data.resolution, config.width),
         training=config,
         archives=tuple(describe(archive) for archive in data.archives),
+        patients=tuple(sorted({p for archive in data.archives for p in archive.info.patients})),
+        seen=tuple(sorted({p for archive in data.archives for p in archive.info.seen})),
     )
     with contextlib.closing(Log(files.make_folder(outdir) / LOG)) as log:  # goes on in a log that is there
+        for path in exclude:
+            log(f"no patient is shared with {path}")
         return _train(data, info, outdir, log)
 
 

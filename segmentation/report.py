@@ -14,6 +14,7 @@ from dnnlib.files import atomic_path
 from dnnlib.text import format_table
 from segmentation.scores import Evaluation, Target, of_target, targets_of
 from slices import render
+from slices.leaks import describe_shared
 from slices.schema import Schema
 
 
@@ -43,15 +44,20 @@ class Choice(NamedTuple):
 def arms_table(arms: Mapping[str, Evaluation]) -> Table:
     """Rows: arms, for example "100% R"; columns: Dice of regions and labels, mean ± SD over the patients.
 
-    Raises UserError if the arms were not evaluated on one and the same archive.
+    An arm that knew test patients says so. Raises UserError if the arms were not evaluated on one and the same archive.
     """
     evaluations = list(arms.values())
     if len({e.data.sha256 for e in evaluations}) != 1:
         names = ", ".join(sorted({e.data.file for e in evaluations}))
         raise UserError(f"a table compares U-Nets on one test archive; these were evaluated on different ones: {names}")
     targets = targets_of(evaluations[0].model.info.schema)
-    rows = ((name, *(str(of_target(e, t)) for t in targets)) for name, e in arms.items())
+    rows = ((name + _remark(e), *(str(of_target(e, t)) for t in targets)) for name, e in arms.items())
     return Table(("trained on", *(t.title for t in targets)), tuple(rows))
+
+
+def _remark(evaluation: Evaluation) -> str:
+    known = len(evaluation.overlap)
+    return f" (knew {known} of {len(evaluation.patients)} test patients)" if known else ""
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -69,8 +75,11 @@ def describe_data(evaluation: Evaluation) -> str:
     counts = [p.slices for p in evaluation.patients]
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     text = f"{evaluation.data.file}: {len(counts)} patients, {sum(counts)} slices ({each} per patient)"
-    if evaluation.data.sha256 in [a.sha256 for a in evaluation.model.info.archives]:
-        text += "\nnote: the U-Net was trained on this very archive, so its Dice says nothing about other patients"
+    if evaluation.overlap:
+        text += (
+            f"\nnote: the U-Net was trained on {describe_shared(evaluation.overlap, evaluation.model.info.patients)}: "
+            f"it knows {len(evaluation.overlap)} of these {len(counts)} patients, so its Dice says nothing about others"
+        )
     return text
 
 

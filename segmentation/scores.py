@@ -12,12 +12,13 @@ from segmentation.data import ArchiveFacts
 from segmentation.unet import UNetInfo
 from slices.schema import Schema
 
-FORMAT, VERSION = "segmentation-dice", 1
+FORMAT, VERSION = "segmentation-dice", 2
 MEASURE = (
     "Dice of each patient's stacked volume: all slices of the patient in the archive taken together. What is empty in "
     "truth and prediction counts 1, what is empty in one of them 0. Outside the head, where every contrast is 0, the "
     "prediction is background. labels: each class by itself; regions: unions of classes. sd: standard deviation over "
-    "the patients (n - 1). truth, predicted: voxels. empty_truth: patients whose truth lacks the class or region."
+    "the patients (n - 1). truth, predicted: voxels. empty_truth: patients whose truth lacks the class or region. "
+    "overlap: patients whom the U-Net knew from its training, by their own slices or through a GAN."
 )
 
 
@@ -35,7 +36,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class TargetDice:
     """Dice of one target in one patient, and its voxels in truth and prediction."""
 
     dice: float
@@ -49,8 +50,8 @@ class PatientDice:
 
     patient: str
     slices: int
-    regions: dict[str, Overlap]
-    labels: dict[str, Overlap]
+    regions: dict[str, TargetDice]
+    labels: dict[str, TargetDice]
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,20 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One U-Net on one archive: the content of results.json."""
+    """One U-Net on one archive: the content of results.json.
+
+    overlap: patients of the archive whom the U-Net knew, from their slices or through a GAN; empty unless allowed.
+    """
 
     format: str
     version: int
     measure: str
-    model: ModelFacts
     data: ArchiveFacts
+    overlap: tuple[str, ...]
     regions: dict[str, Summary]
     labels: dict[str, Summary]
     patients: tuple[PatientDice, ...]
+    model: ModelFacts  # last: it names every slice's patient, and a reader of the file looks for Dice
 
 
 def targets_of(schema: Schema) -> tuple[Target, ...]:
@@ -95,7 +100,7 @@ def targets_of(schema: Schema) -> tuple[Target, ...]:
     return (*regions, *labels)
 
 
-def of_target(record: Evaluation | PatientDice, target: Target) -> Summary | Overlap:
+def of_target(record: Evaluation | PatientDice, target: Target) -> Summary | TargetDice:
     """The entry of a region or a label."""
     return (record.regions if target.kind == "region" else record.labels)[target.name]
 
@@ -105,19 +110,19 @@ def score_patient(patient: str, prediction: np.ndarray, truth: np.ndarray, schem
     targets = targets_of(schema)
     predicted_masks, true_masks = _masks(prediction, targets), _masks(truth, targets)
     dice = _dice(predicted_masks, true_masks)
-    by_kind: dict[str, dict[str, Overlap]] = {"region": {}, "label": {}}
+    by_kind: dict[str, dict[str, TargetDice]] = {"region": {}, "label": {}}
     for t, target in enumerate(targets):
-        overlap = Overlap(dice[t], int(true_masks[t].sum()), int(predicted_masks[t].sum()))
-        by_kind[target.kind][target.name] = overlap
+        voxels = int(true_masks[t].sum()), int(predicted_masks[t].sum())
+        by_kind[target.kind][target.name] = TargetDice(dice[t], *voxels)
     return PatientDice(patient, len(truth), by_kind["region"], by_kind["label"])
 
 
 def summarise(patients: Sequence[PatientDice], target: Target) -> Summary:
     """Mean and SD over the patients."""
-    overlaps = [of_target(patient, target) for patient in patients]
-    dice = [o.dice for o in overlaps]
+    results = [of_target(patient, target) for patient in patients]
+    dice = [r.dice for r in results]
     sd = statistics.stdev(dice) if len(dice) > 1 else None
-    return Summary(statistics.fmean(dice), sd, sum(o.truth == 0 for o in overlaps))
+    return Summary(statistics.fmean(dice), sd, sum(r.truth == 0 for r in results))
 
 
 def _masks(indices: np.ndarray, targets: Sequence[Target]) -> np.ndarray:

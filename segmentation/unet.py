@@ -19,18 +19,28 @@ from slices.codec import SliceCodec
 from slices.schema import OUTSIDE, Schema
 from torch_utils import checkpoint
 
-KIND = "unet"
+KIND, VERSION = "unet", 2
 
 
 @dataclass(frozen=True)
 class UNetInfo:
-    """What a saved U-Net says of itself."""
+    """What a saved U-Net says of itself.
+
+    patients: of the slices that it learned from, sorted. seen: whom it knows through a GAN that made some of these.
+    """
 
     schema: Schema
     resolution: int
     network: UNetConfig
     training: TrainUNetConfig
     archives: tuple[ArchiveFacts, ...]
+    patients: tuple[str, ...]
+    seen: tuple[str, ...]
+
+    @property
+    def known_patients(self) -> frozenset[str]:
+        """Whom it must not be tested on."""
+        return frozenset((*self.patients, *self.seen))
 
 
 @dataclass(frozen=True)
@@ -91,12 +101,12 @@ def predict(unet: UNet, contrasts: np.ndarray) -> np.ndarray:
 
 def save(path: str | os.PathLike, unet: UNet) -> None:
     metadata: dict[str, Any] = configs.to_json(unet.info)
-    checkpoint.save(path, unet.network.state_dict(), metadata, kind=KIND)
+    checkpoint.save(path, unet.network.state_dict(), metadata, kind=KIND, version=VERSION)
 
 
 def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> UNet:
     """Read what `save` wrote, ready to predict. Raises UserError naming the file when it is something else."""
-    tensors, metadata = checkpoint.load(path, KIND)
+    tensors, metadata = checkpoint.load(path, KIND, VERSION)
     info = configs.from_json(UNetInfo, metadata, str(path))
     network = build(info.network)
     try:

@@ -13,7 +13,7 @@ class SliceCodec:
 
     def to_network(self, stored: torch.Tensor) -> torch.Tensor:
         """uint8 [N, …, H, W], all channels or some -> float32 of the same shape in [−1, 1]."""
-        return stored.to(torch.float32) / 127.5 - 1
+        return stored.to(torch.float32).div_(127.5).sub_(1)
 
     def to_stored(self, images: torch.Tensor) -> torch.Tensor:
         """Network values [N, C + K, H, W] -> uint8: contrasts clamped, label maps one-hot at their largest value."""

@@ -61,6 +61,12 @@ class SliceDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Whom a network learns from here: patients of the slices in use, and whom the generator of fakes saw."""
+        info = self.archive.info
+        return tuple(sorted({*(info.slices[i].patient for i, _ in self._items), *info.seen}))
+
     def __getitem__(self, n: int) -> Example:
         i, flip = self._items[n]
         stored = self._read(i)

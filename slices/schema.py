@@ -10,17 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dnnlib.config import shorten
 from dnnlib.errors import UserError
 
 # Stored bytes: background of a contrast, darkest and brightest value inside the head, a label map's two values.
 OUTSIDE, DARKEST, BRIGHTEST = 0, 1, 255
 LABEL_OFF, LABEL_ON = 0, 255
-MOST_CONTRASTS, MOST_CLASSES = 16, 15
+MOST_CONTRASTS, MOST_CLASSES, MOST_REGIONS = 16, 15, 50
+LONGEST_NAME = 255  # of a file, on most file systems
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name can be part of a file's name: printable, no separators, no dot or space in front."""
-    return bool(name) and name.isprintable() and not set(name) & set("/\\:") and name[0] not in ". "
+    """Whether a name can be part of a file's name: printable, no separators, no dot or space in front, not too long."""
+    return 0 < len(name) <= LONGEST_NAME and name.isprintable() and not set(name) & set("/\\:") and name[0] not in ". "
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,15 @@ class Schema:
             raise UserError(f"{len(self.contrasts)} contrasts; a schema has 1 to {MOST_CONTRASTS}")
         if len(self.classes) > MOST_CLASSES:
             raise UserError(f"{len(self.classes)} lesion classes; a schema has at most {MOST_CLASSES}")
+        if len(self.regions) > MOST_REGIONS:
+            raise UserError(f"{len(self.regions)} regions; a schema has at most {MOST_REGIONS}")
         if odd := [name for name in (*names, *(r.name for r in self.regions)) if not is_plain_name(name)]:
-            raise UserError(f"{odd[0]!r} can't be a name of a contrast, a class or a region: it looks like a path")
+            raise UserError(
+                f"{shorten(odd[0])} can't be a name of a contrast, a class or a region: it looks like a path, "
+                "or is too long"
+            )
+        if odd := [c.title for c in self.classes if not c.title.isprintable() or len(c.title) > LONGEST_NAME]:
+            raise UserError(f"{shorten(odd[0])} can't be the title of a class: it is no line of text, or is too long")
         if len(set(names)) != len(names):
             raise UserError(f"the names of contrasts and classes must differ: {', '.join(names)}")
         if len({c.value for c in self.classes} | {0}) != len(self.classes) + 1:
@@ -66,8 +75,10 @@ class Schema:
         if len({region.name for region in self.regions}) != len(self.regions):
             raise UserError(f"the names of regions must differ: {', '.join(r.name for r in self.regions)}")
         for region in self.regions:
-            if unknown := set(region.classes) - set(self.class_names):
-                raise UserError(f"region {region.name} names an unknown class: {', '.join(sorted(unknown))}")
+            for name in region.classes:
+                if name not in self.class_names:
+                    shown = name if is_plain_name(name) else shorten(name)
+                    raise UserError(f"region {region.name} names an unknown class: {shown}")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -92,6 +103,11 @@ class Schema:
     def num_channels(self) -> int:
         """C + K."""
         return self.num_contrasts + self.num_maps
+
+    @property
+    def channels(self) -> tuple:
+        """What the channels mean, whatever values NIfTI files have for it: equal for slices that can be mixed."""
+        return self.contrasts, self.class_names, self.regions
 
     def region_indices(self, region: Region) -> list[int]:
         """Class indices (1-based; 0 is the background) that make up a region."""

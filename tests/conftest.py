@@ -44,16 +44,22 @@ def draw_slice(random: np.random.RandomState, resolution: int, schema: Schema = 
     return schema.join(np.stack(contrasts), classes)
 
 
-def write_archive(path: Path, count=24, resolution=16, schema=BRATS, per_patient=3, seed=0, labels=False) -> Path:
-    """An archive of `count` drawn slices; with labels, patients alternate between the classes HGG and LGG."""
+def write_archive(
+    path: Path, count=24, resolution=16, schema=BRATS, per_patient=3, seed=0, labels=False, part=None, seen=()
+) -> Path:
+    """An archive of `count` drawn slices; with labels, patients alternate between the classes HGG and LGG.
+
+    part: of the split, that all patients are on. seen: as if a generator that learned from these had made the slices.
+    """
     random = np.random.RandomState(seed)
     names = ("HGG", "LGG") if labels else None
-    with ArchiveWriter(path, schema, resolution, made={"command": "test"}, label_names=names) as archive:
+    with ArchiveWriter(path, schema, resolution, made={"command": "test"}, label_names=names, seen=seen) as archive:
         for i in range(count):
             patient = i // per_patient
             archive.add(
                 draw_slice(random, resolution, schema),
                 patient=f"drawn{seed}-{patient}",
+                part=part,
                 index=i % per_patient,
                 label=patient % 2 if labels else None,
             )

@@ -121,6 +121,33 @@ def test_mean_areas(tmp_path):
         assert areas[name] > 0
 
 
+class RecordedStages:
+    """Takes note of what would be run."""
+
+    def __init__(self, outdir):
+        self.outdir, self.commands, self.inputs, self.made = outdir, {}, {}, {}
+
+    def run(self, name, purpose, command, inputs, outputs, replaces=True):
+        self.commands[name], self.inputs[name] = command, [str(i) for i in inputs]
+        self.made[name] = [self.outdir / output.replace("*", "0") for output in outputs]
+        return self.made[name]
+
+
+@pytest.mark.parametrize("name", list(reproduce.PRESETS))
+def test_every_training_excludes_the_test_patients_and_every_input_is_known(tmp_path, monkeypatch, name):
+    stages = RecordedStages(tmp_path)
+    for function, value in (("count_slices", 10), ("report", None)):
+        monkeypatch.setattr(reproduce, function, lambda *_, value=value: value)
+    reproduce.reproduce(reproduce.PRESETS[name], "/brats" if name == "paper" else None, stages)
+    trainings = {stage for stage, words in stages.commands.items() if words[0] == "train.py" or "train" in words[:3]}
+    assert trainings == {"train", "unet-real", "unet-fake", "unet-fake-real"}
+    test = stages.made["convert"][1]
+    for stage, words in stages.commands.items():
+        assert (f"--exclude={test}" in words) == (stage in trainings)
+        read = [w.split("=", 1)[1] for w in words if w.startswith(("--data=", "--exclude=", "--model=", "--network="))]
+        assert set(read) <= set(stages.inputs[stage]), "what a stage reads decides whether it is done"
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -161,4 +188,7 @@ def test_the_whole_chain(tmp_path):
     assert len(real) == len(fake) and real.schema == fake.schema
     both = json.loads((tmp_path / "unet-fake-real" / "training.json").read_text())
     assert [a["slices"] for a in both["unet"]["archives"]] == [len(fake), len(real)]
+    assert both["unet"]["patients"] == sorted([*fake.info.patients, *real.info.patients])
+    assert both["unet"]["seen"] == list(fake.info.seen) == sorted(real.info.patients)
+    assert all(arm["overlap"] == [] for arm in results["dice"].values())
     assert run().count("done before") == 11

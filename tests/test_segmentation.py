@@ -1,9 +1,11 @@
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import generate
+import train as gan
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from segmentation import data as datas
@@ -47,13 +51,19 @@ def draw_slice(rng, schema=RING, size=SIZE, lesion=True, empty=False):
     return schema.join(contrasts.astype(np.uint8), indices)
 
 
-def write_archive(path, slices, schema=RING):
+def write_archive(path, slices, schema=RING, part=None, seen=()):
     """slices: (patient, stored slice) in the order of the archive."""
     slices = list(slices)
-    with ArchiveWriter(path, schema, slices[0][1].shape[-1], {"tool": "test"}) as writer:
+    with ArchiveWriter(path, schema, slices[0][1].shape[-1], {"tool": "test"}, seen=seen) as writer:
         for patient, stored in slices:
-            writer.add(stored, patient=patient)
+            writer.add(stored, patient=patient, part=part)
     return path
+
+
+def write_patients(path, patients, part=None, seen=()):
+    """An archive with one slice of each patient."""
+    rng = np.random.default_rng(0)
+    return write_archive(path, ((patient, draw_slice(rng)) for patient in patients), part=part, seen=seen)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +131,7 @@ def test_the_seed_alone_decides_the_result(tmp_path, train_zip):
     def run(name, seed, before):
         torch.manual_seed(before)
         fit.train(TrainUNetConfig(steps=3, batch=4, width=2, seed=seed), [train_zip], tmp_path / name)
-        return checkpoint.load(tmp_path / name / fit.MODEL, unet.KIND).tensors
+        return checkpoint.load(tmp_path / name / fit.MODEL, unet.KIND, unet.VERSION).tensors
 
     first, again, other = run("first", 5, before=0), run("again", 5, before=1), run("other", 6, before=0)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -300,7 +310,7 @@ def test_summaries_are_over_patients():
     target = scores.targets_of(RING)[0]
 
     def patient(dice, truth):
-        return scores.PatientDice("p", 1, {"whole": scores.Overlap(dice, truth, 5)}, {})
+        return scores.PatientDice("p", 1, {"whole": scores.TargetDice(dice, truth, 5)}, {})
 
     summary = scores.summarise([patient(0.5, 9), patient(1.0, 0), patient(0.9, 3)], target)
     assert summary.mean == pytest.approx(0.8) and summary.empty_truth == 1
@@ -378,10 +388,9 @@ def test_a_schema_without_regions_is_evaluated_by_its_labels(tmp_path):
     rng = np.random.default_rng(0)
     archive = write_archive(tmp_path / "ms.zip", (("p", draw_slice(rng, one)) for _ in range(2)), one)
     record = fit.train(TrainUNetConfig(steps=1, batch=2, width=2), [archive], tmp_path)
-    result = evaluation.evaluate(record.model, archive, tmp_path)
+    result = evaluation.evaluate(record.model, archive, tmp_path, allow_overlap=True)
     assert result.regions == {} and result.labels["MS"].sd is None
     assert (tmp_path / "patients.png").exists()
-    assert "trained on this very archive" in report.describe_data(result)
 
 
 def test_tables_of_arms(evaluated):
@@ -392,6 +401,8 @@ def test_tables_of_arms(evaluated):
     assert table.rows[0][1] == str(evaluated.regions["whole"]) and table.rows[1][1] == "0.500 ± 0.250"
     assert table.text().splitlines()[3].startswith("100% F")
     assert table.markdown().splitlines()[1] == "| --- | ---: | ---: | ---: | ---: |"
+    table = report.arms_table({"100% R": dataclasses.replace(evaluated, overlap=("a", "c"))})
+    assert table.rows[0][0] == "100% R (knew 2 of 4 test patients)"
     other = dataclasses.replace(evaluated, data=dataclasses.replace(evaluated.data, sha256="0" * 64, file="b.zip"))
     with pytest.raises(UserError, match="b.zip, test.zip"):
         report.arms_table({"100% R": evaluated, "100% F": other})
@@ -482,9 +493,123 @@ def test_results_of_another_kind_are_refused(tmp_path, folder, evaluated):
     with pytest.raises(UserError, match="training.json: not the results of an evaluation"):
         evaluation.load(folder / "trained" / "training.json")
     content = json.loads((folder / "evaluated" / "results.json").read_text())
-    (tmp_path / "new.json").write_text(json.dumps({**content, "version": 99}))
-    with pytest.raises(UserError, match="version 99"):
-        evaluation.load(tmp_path / "new.json")
+    for version in (99, 1):
+        (tmp_path / "new.json").write_text(json.dumps({**content, "version": version}))
+        with pytest.raises(UserError, match=f"version {version}; .* evaluate again"):
+            evaluation.load(tmp_path / "new.json")
+
+
+# --- no leaks ---------------------------------------------------------------------------------------------------------
+
+
+TINY = ("--steps", 1, "--batch", 2, "--width", 2, "--workers", 0)
+
+
+@pytest.fixture(scope="module")
+def fake_zip(folder):
+    """Fakes with the seeds 0 to 3, and 4 to 7 in other.zip, by a GAN that learned from the patients r0 to r4."""
+    real = write_patients(folder / "real.zip", [f"r{i}" for i in range(5)], part="train")
+    options = ["--kimg=0.004", "--batch=4", "--cbase=64", "--cmax=4", "--z-dim=4", "--map-depth=1", "--workers=0"]
+    for command, arguments in [
+        (gan.main, ["--data", real, "--outdir", folder / "gan", *options]),
+        (
+            generate.main,
+            ["--network", folder / "gan/00000-real-auto-batch4", "--seeds=0-3", "--dest", folder / "f.zip"],
+        ),
+        (
+            generate.main,
+            ["--network", folder / "gan/00000-real-auto-batch4", "--seeds=4-7", "--dest", folder / "o.zip"],
+        ),
+    ]:
+        done = CliRunner().invoke(command, [str(a) for a in arguments])
+        assert done.exit_code == 0, done.output
+    return folder / "f.zip"
+
+
+def test_a_unet_of_fakes_is_not_tested_on_whom_the_gan_saw(tmp_path, fake_zip, test_zip):
+    code, output = run("train", "--data", fake_zip, "--outdir", tmp_path, *TINY)
+    assert code == 0, output
+    info = unet.load(tmp_path / fit.MODEL).info
+    assert info.seen == ("r0", "r1", "r2", "r3", "r4") and info.patients == tuple(ArchiveReader(fake_zip).info.patients)
+    some = write_patients(tmp_path / "some.zip", ["new", "r3", "r1"])
+    evaluate = ("evaluate", "--model", tmp_path, "--outdir", tmp_path / "out", "--data")
+    output = refused(*evaluate, some)
+    assert "was trained on generated slices of a GAN that learned from r1, r3: it knows 2 of the 3 patients" in output
+    assert f"{some}, so its Dice would say nothing about others" in output and "--allow-overlap" in output
+    assert "slices of generated-" in refused(*evaluate, fake_zip)
+    assert not (tmp_path / "out").exists()
+
+    code, output = run(*evaluate, some, "--allow-overlap")
+    assert code == 0 and "note: the U-Net was trained on generated slices of a GAN that learned from r1, r3" in output
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["overlap"] == ["r1", "r3"]
+    assert evaluation.load(tmp_path / "out" / "results.json").overlap == ("r1", "r3")
+    for strangers in (test_zip, fake_zip.with_name("o.zip")):  # other patients; other fakes of the same GAN
+        code, output = run(*evaluate, strangers, "--force")
+        assert code == 0 and "note:" not in output, output
+        assert json.loads((tmp_path / "out" / "results.json").read_text())["overlap"] == []
+
+
+def test_a_merged_archive_counts_its_patients_and_those_behind_its_fakes(tmp_path, fake_zip):
+    sources = [ArchiveReader(fake_zip), ArchiveReader(write_patients(tmp_path / "more.zip", ["m1", "m2"]))]
+    with ArchiveWriter(tmp_path / "merged.zip", RING, SIZE, {}, seen=sources[0].info.seen) as writer:
+        for source in sources:
+            for i, record in enumerate(source.info.slices):
+                writer.add_packed(source.packed(i), patient=record.patient, seed=record.seed)
+    assert run("train", "--data", tmp_path / "merged.zip", "--outdir", tmp_path, *TINY)[0] == 0
+    test = write_patients(tmp_path / "test.zip", ["m2", "new", "r0"])
+    output = refused("evaluate", "--model", tmp_path, "--data", test, "--outdir", tmp_path / "out")
+    assert "slices of m2, and generated slices of a GAN that learned from r0: it knows 2 of the 3 patients" in output
+
+
+def test_training_on_held_out_patients_is_refused(tmp_path, fake_zip, train_zip):
+    test = write_patients(tmp_path / "test.zip", ["r1", "r9", "p3"], part="test")
+    new = write_patients(tmp_path / "new.zip", ["n1"], part="test")
+
+    def train(*options):
+        return refused("train", *options, "--outdir", tmp_path / "unet", *TINY)
+
+    assert f"{test}: 3 of its 3 slices (3 of its 3 patients) are of the test part" in train(
+        "--data", train_zip, "--data", test
+    )
+    output = train("--data", fake_zip, "--exclude", new, "--exclude", test)
+    assert f"{fake_zip} must share no patient with {test}" in output and "a GAN that learned from r1;" in output
+    output = train("--data", fake_zip.with_name("o.zip"), "--data", train_zip, "--exclude", fake_zip)
+    assert "learned from r0, r1, r2 and 2 more;" in output
+    assert "holds slices of p3;" in train("--data", train_zip, "--exclude", test)
+    assert "none.zip: no such file" in train("--data", train_zip, "--exclude", tmp_path / "none.zip")
+    assert not (tmp_path / "unet").exists()
+    code, output = run("train", "--data", train_zip, "--exclude", new, "--outdir", tmp_path / "unet", *TINY)
+    assert code == 0 and f"no patient is shared with {new}" in output
+    assert unet.load(tmp_path / "unet" / fit.MODEL).info.patients == tuple(sorted(f"p{i}" for i in range(12)))
+
+
+def test_evaluation_is_refused_if_and_only_if_a_patient_is_known(trained):
+    rng, names = random.Random(0), [f"n{i}" for i in range(10)]
+    refusals = 0
+    for _ in range(1000):
+        patients, seen, tested = (rng.sample(names, rng.choice([0, 1, 1, 2, 4])) for _ in range(3))
+        info = dataclasses.replace(trained.unet, patients=tuple(patients), seen=tuple(seen))
+        reader = SimpleNamespace(path="test.zip", info=SimpleNamespace(patients=tested, seen=tuple(names)))
+        common = tuple(sorted({*patients, *seen} & set(tested)))
+        assert evaluation.find_overlap(info, "unet", reader, allow=True) == common
+        try:
+            assert evaluation.find_overlap(info, "unet", reader, allow=False) == ()
+        except UserError as error:
+            assert common and all(name in str(error) for name in common[:1])
+            refusals += 1
+        else:
+            assert not common
+    assert 200 < refusals < 800, "both happen often"
+
+
+def test_a_unet_that_does_not_say_whom_it_knows_is_refused(tmp_path, trained, test_zip):
+    tensors, metadata = checkpoint.load(trained.model, unet.KIND, unet.VERSION)
+    old = {key: value for key, value in metadata.items() if key not in ("patients", "seen")}
+    command = ("evaluate", "--model", tmp_path / "old.safetensors", "--data", test_zip, "--outdir", tmp_path / "out")
+    checkpoint.save(tmp_path / "old.safetensors", tensors, old, unet.KIND, version=1)
+    assert "old.safetensors: version 1 of the unet format; this program reads version 2" in refused(*command)
+    checkpoint.save(tmp_path / "old.safetensors", tensors, old, unet.KIND, unet.VERSION)
+    assert "old.safetensors: the field 'patients' is missing" in refused(*command)
 
 
 def test_help_answers_without_loading_torch():

@@ -24,6 +24,7 @@ from conftest import write_archive
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from dnnlib.runs import Log
+from slices.archive import ArchiveReader
 from slices.dataset import SliceDataset
 from slices.schema import BRATS, Schema
 from torch_utils import checkpoint
@@ -34,7 +35,7 @@ from training.config import CFG_NAMES, DataConfig, Overrides, auto_preset, resol
 from training.discriminator import Discriminator
 from training.ema import ema_beta, update_ema
 from training.loss import Minibatch
-from training.snapshot import KIND, find_snapshot, load_generator
+from training.snapshot import KIND, VERSION, find_snapshot, load_generator
 from training.training_loop import TrainingRun
 
 ROOT = Path(__file__).parent.parent
@@ -307,7 +308,7 @@ def test_snapshot_holds_all_three_networks(tmp_path, archive):
     run = tiny_run(tmp_path, archive)
     snapshot = run.run().snapshot
     x = torch.randn(4, 8, 16, 16)
-    tensors, metadata = checkpoint.load(snapshot, kind=KIND)
+    tensors, metadata = checkpoint.load(snapshot, KIND, VERSION)
     discriminator = Discriminator(run.config.discriminator)
     discriminator.load_state_dict({k.removeprefix("D."): v for k, v in tensors.items() if k.startswith("D.")})
     assert torch.equal(discriminator(x), run.discriminator(x))
@@ -316,6 +317,64 @@ def test_snapshot_holds_all_three_networks(tmp_path, archive):
     assert metadata["training"]["data"]["path"] == "drawn.zip" and metadata["data_sha256"] == sha256(archive)
     z = torch.randn(2, 8)
     assert torch.equal(load_generator(snapshot).generator(z, noise_mode="const"), run.ema(z, noise_mode="const"))
+
+
+@pytest.mark.parametrize("subset, patients", [(None, 8), (4, 3)])
+def test_a_snapshot_remembers_whom_it_learned_from(tmp_path, archive, subset, patients):
+    """Of a subset, the patients of its slices alone."""
+    options = [f"--outdir={tmp_path}", f"--data={archive}", "--mirror=1", *TINY_OPTIONS]
+    options += [f"--subset={subset}"] * (subset is not None)
+    assert CliRunner().invoke(train.main, options, catch_exceptions=False).exit_code == 0
+    (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
+    reader, used = ArchiveReader(archive), SliceDataset(archive, subset=subset)
+    patient_of = {reader.read(i).tobytes(): record.patient for i, record in enumerate(reader.info.slices)}
+    expected = {patient_of[used[n].stored.numpy().tobytes()] for n in range(len(used))}
+    assert len(patient_of) == 24 and len(expected) == patients
+    assert load_generator(folder).info.patients == tuple(sorted(expected))
+
+
+def test_a_gan_trained_on_fakes_knows_whom_their_generator_saw(tmp_path):
+    data = write_archive(tmp_path / "fake.zip", count=8, seen=["real2", "real1"])
+    run = tiny_run(tmp_path, data)
+    assert load_generator(run.run().snapshot).info.patients == ("drawn0-0", "drawn0-1", "drawn0-2", "real1", "real2")
+
+
+def test_a_snapshot_that_does_not_say_whom_it_learned_from_is_refused(tmp_path, archive):
+    tensors, metadata = checkpoint.load(tiny_run(tmp_path, archive).run().snapshot, KIND, VERSION)
+    del metadata["patients"]
+    for version, message in [
+        (1, "version 1 of the network snapshot format; this program reads version 2"),
+        (VERSION, "the field 'patients' is missing"),
+    ]:
+        checkpoint.save(tmp_path / "old.safetensors", tensors, metadata, KIND, version)
+        with pytest.raises(UserError, match=message):
+            load_generator(tmp_path / "old.safetensors")
+
+
+def test_held_out_patients_are_refused(tmp_path):
+    """Neither the test part, nor archives that share patients with what --exclude names; --exclude may be repeated."""
+    real = write_archive(tmp_path / "train.zip", part="train")
+    test = write_archive(tmp_path / "test.zip", count=6, part="test", seed=1)
+    fake = write_archive(tmp_path / "fake.zip", count=2, per_patient=1, seed=2, seen=["drawn0-0", "drawn0-1"])
+    common = [f"--outdir={tmp_path / 'runs'}", *TINY_OPTIONS]
+
+    def invoke(*options):
+        return CliRunner().invoke(train.main, [*common, *(str(o) for o in options)])
+
+    for options, message in [
+        (["--data", test], f"{test}: 6 of its 6 slices (2 of its 2 patients) are of the test part"),
+        (["--data", test, "--dry-run"], "are of the test part"),
+        (["--data", test, "--subset", 1], "are of the test part"),
+        (["--data", real, "--exclude", test, "--exclude", real], "slices of drawn0-0, drawn0-1, drawn0-2 and 5 more;"),
+        (["--data", fake, "--exclude", real], "generated slices of a GAN that learned from drawn0-0, drawn0-1;"),
+        (["--data", real, "--exclude", fake], "those count whom their GAN learned from), but holds slices of drawn0-0"),
+        (["--data", real, "--exclude", tmp_path / "none.zip"], "none.zip: no such file"),
+    ]:
+        result = invoke(*options)
+        assert result.exit_code == 2 and message in result.output, result.output
+        assert len(result.output.strip().splitlines()) == 1 and not (tmp_path / "runs").exists()
+    result = invoke("--data", real, "--exclude", test)
+    assert result.exit_code == 0 and f"{real} shares no patient with {test}" in result.output, result.output
 
 
 def test_dry_run_writes_nothing(tmp_path, archive):

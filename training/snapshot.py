@@ -17,7 +17,7 @@ from torch_utils import checkpoint
 from training.config import TrainingConfig
 from training.generator import Generator
 
-KIND = "network snapshot"
+KIND, VERSION = "network snapshot", 2
 _NAME = re.compile(r"network-snapshot-(\d{6})\.safetensors")
 
 
@@ -25,6 +25,8 @@ _NAME = re.compile(r"network-snapshot-(\d{6})\.safetensors")
 class SnapshotInfo:
     """What travels with the weights.
 
+    patients: whom the networks learned from, sorted: the patients of the slices that were used, not of all in the
+    archive; and if those were generated, whom their own generator saw.
     training.data.path: the archive's name without its folder, which is nobody's business; data_sha256: its content.
     label_names: names of the classes that a conditional generator knows.
     """
@@ -33,6 +35,7 @@ class SnapshotInfo:
     training: TrainingConfig
     data_sha256: str
     kimg: float
+    patients: tuple[str, ...]
     label_names: tuple[str, ...] | None = None
 
 
@@ -57,7 +60,7 @@ def save_snapshot(path: str | os.PathLike, networks: dict[str, nn.Module], info:
         for prefix, network in networks.items()
         for name, value in network.state_dict().items()
     }
-    checkpoint.save(path, tensors, config.to_json(info), kind=KIND)
+    checkpoint.save(path, tensors, config.to_json(info), kind=KIND, version=VERSION)
 
 
 def load_generator(source: str | os.PathLike) -> LoadedGenerator:
@@ -66,7 +69,7 @@ def load_generator(source: str | os.PathLike) -> LoadedGenerator:
     Raises UserError naming the file when it is missing, damaged, or no snapshot.
     """
     path = find_snapshot(source)
-    tensors, metadata = checkpoint.load(path, kind=KIND)
+    tensors, metadata = checkpoint.load(path, kind=KIND, version=VERSION)
     info = config.from_json(SnapshotInfo, metadata, str(path))
     generator = Generator(info.training.generator)
     _fill(generator, tensors, "G_ema", path)

@@ -238,7 +238,7 @@ class TrainingRun:
         networks = {"G": self.generator, "D": self.discriminator, "G_ema": self.ema}
         label_names = self.dataset.archive.info.label_names if self.config.data.cond else None
         named = replace(self.config, data=replace(self.config.data, path=self.dataset.archive.path.name))
-        info = SnapshotInfo(self.dataset.schema, named, self.data_sha256, kimg, label_names)
+        info = SnapshotInfo(self.dataset.schema, named, self.data_sha256, kimg, self.dataset.patients, label_names)
         save_snapshot(path, networks, info)
         return path
 

@@ -1,0 +1,75 @@
+"""No leaks: no network is trained on patients whom it is to be tested on, neither on their slices nor through a GAN.
+
+Who was learned from travels with archives of generated slices, snapshots and U-Nets. It is compared by name and by
+nothing else: the same person under another name is not noticed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+
+from dnnlib.errors import UserError
+from slices.archive import TEST, ArchiveReader
+
+NAMED = 3  # patients whom a message names; of more it says how many
+
+
+def refuse_leaks(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.PathLike]) -> None:
+    """Raise UserError unless a network may be trained on these archives; exclude: paths of archives to keep apart."""
+    for archive in archives:
+        refuse_test_part(archive)
+    for path in exclude:
+        excluded = ArchiveReader(path)
+        for archive in archives:
+            refuse_shared(archive, excluded)
+
+
+def refuse_test_part(archive: ArchiveReader) -> None:
+    """Raise UserError if any slice is of the test part of a split."""
+    held_out = [record.patient for record in archive.info.slices if record.part == TEST]
+    if held_out:
+        raise UserError(
+            f"{archive.path}: {len(held_out)} of its {len(archive)} slices ({len(set(held_out))} of its "
+            f"{len(archive.info.patients)} patients) are of the test part, on which nothing may be trained; "
+            "give the training part, train.zip of dataset_tool.py convert"
+        )
+
+
+def refuse_shared(archive: ArchiveReader, excluded: ArchiveReader) -> None:
+    """Raise UserError if what learns from `archive` would know a patient of `excluded`.
+
+    Of the training archive, its patients count and those whom its generator saw: a fake may be a copy of their slices.
+    For the same reason both count of an excluded archive of fakes. Were it only their own names, which no archive of
+    patients holds, to exclude fakes would check nothing.
+    """
+    if shared := shared_patients(archive.info.known_patients, excluded.info.known_patients):
+        behind = "; of fakes, those count whom their GAN learned from" if excluded.info.seen else ""
+        raise UserError(
+            f"{archive.path} must share no patient with {excluded.path} (--exclude{behind}), but holds "
+            f"{describe_shared(shared, archive.info.patients)}; train on an archive without them"
+        )
+
+
+def shared_patients(some: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
+    """Patients on both sides, sorted."""
+    return tuple(sorted(set(some) & set(others)))
+
+
+def describe_shared(shared: Sequence[str], own: Collection[str]) -> str:
+    """Words for how shared patients came into training data: by slices of their own, or else through a GAN's fakes.
+
+    own: patients of the slices, without those whom a GAN saw.
+    """
+    own = set(own)
+    ways = {
+        "slices of": [p for p in shared if p in own],
+        "generated slices of a GAN that learned from": [p for p in shared if p not in own],
+    }
+    return ", and ".join(f"{way} {_name_some(patients)}" for way, patients in ways.items() if patients)
+
+
+def _name_some(patients: Sequence[str]) -> str:
+    """As in 'a, b, c and 4 more'."""
+    more = len(patients) - NAMED
+    return ", ".join(patients[:NAMED]) + (f" and {more} more" if more > 0 else "")
