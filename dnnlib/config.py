@@ -1,13 +1,42 @@
 """Strict conversion between dataclasses and JSON: what doesn't fit is refused, never dropped or guessed."""
 
 import dataclasses
+import functools
+import json
+import math
+import reprlib
 import types
 import typing
+from collections import Counter
 from typing import Any, TypeVar
 
 from dnnlib.errors import UserError
 
 T = TypeVar("T")
+DEEPEST = 50  # levels of lists and objects in JSON
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 2, 4, 2
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 40
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON. Raises ValueError also for NaN, infinity, a name that an object has twice, and deep nesting."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError(f"nested more than {DEEPEST} levels deep") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"an object has the name {shorten(twice)} twice")
+    return found
 
 
 def to_json(config: Any) -> Any:
@@ -28,16 +57,10 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     """
     where = where or cls.__name__
     if not isinstance(data, dict):
-        raise UserError(f"{where}: expected an object, found {_shorten(data)}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(data) - set(fields)):
-        raise UserError(f"{where}: unknown field {unknown[0]!r}; known ones are {', '.join(fields)}")
-    required = [
-        name
-        for name, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
+        raise UserError(f"{where}: expected an object, found {shorten(data)}")
+    hints, required = _fields(cls)
+    if unknown := sorted(set(data) - set(hints)):
+        raise UserError(f"{where}: unknown field {shorten(unknown[0])}; known ones are {', '.join(hints)}")
     if missing := [name for name in required if name not in data]:
         raise UserError(f"{where}: the field {missing[0]!r} is missing")
     values = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()}
@@ -47,9 +70,18 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
         raise UserError(f"{where}: {error}") from None
 
 
+@functools.cache
+def _fields(cls: type) -> tuple[dict[str, Any], list[str]]:
+    """Name -> type of a dataclass's fields, and the names of those without a default."""
+    hints, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
+    required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    return {f.name: hints[f.name] for f in fields}, required
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
+    if hint is Any or (hint is dict and isinstance(value, dict)):
+        _check_plain(value, where)
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
@@ -60,7 +92,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return from_json(hint, value, where)
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{where}: expected a list, found {_shorten(value)}")
+            raise UserError(f"{where}: expected a list, found {shorten(value)}")
         fixed = origin is tuple and not (len(args) == 2 and args[1] is Ellipsis)
         if fixed and len(args) != len(value):
             raise UserError(f"{where}: expected {len(args)} values, found {len(value)}")
@@ -68,17 +100,48 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return origin(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(inner, value, strict=True)))
     if origin is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{where}: expected an object, found {_shorten(value)}")
-        return {key: _convert(args[1], v, f"{where}[{key!r}]") for key, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is dict and isinstance(value, dict):
-        return value
+            raise UserError(f"{where}: expected an object, found {shorten(value)}")
+        return {_checked(key, where): _convert(args[1], v, f"{where}[{shorten(key)}]") for key, v in value.items()}
+    if hint is float and type(value) is int:
+        value = float(_checked(value, where))
     if type(value) is not hint:  # not isinstance: True is no number here
-        raise UserError(f"{where}: expected {hint.__name__}, found {_shorten(value)}")
+        raise UserError(f"{where}: expected {hint.__name__}, found {shorten(value)}")
+    return _checked(value, where)
+
+
+def _checked(value: Any, where: str) -> Any:
+    """A number or string that every program can hold; JSON's may have any size, and strings halves of characters."""
+    if type(value) is int and not -(1 << 63) <= value < 1 << 63:
+        raise UserError(f"{where}: {shorten(value)} is too large; numbers have 64 bits")
+    if type(value) is float and not math.isfinite(value):
+        raise UserError(f"{where}: expected a finite number, found {value}")
+    if type(value) is str and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: {shorten(value)} is no valid text") from None
     return value
 
 
-def _shorten(value: Any) -> str:
-    text = repr(value)
+def _check_plain(value: Any, where: str) -> None:
+    """Refuse, in JSON of any form, what `_checked` refuses, and deeper nesting than `repr` and others can follow."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inner: list = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += [*one, *one.values()]
+            elif isinstance(one, (list, tuple)):
+                inner += one
+            else:
+                _checked(one, where)
+        if not inner:
+            return
+        level = inner
+    raise UserError(f"{where}: nested more than {DEEPEST} levels deep")
+
+
+def shorten(value: Any) -> str:
+    """A value for a message: at most 40 characters in one line, however large it is."""
+    text = _SHORT.repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

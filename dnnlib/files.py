@@ -75,3 +75,18 @@ def make_folder(path: str | os.PathLike) -> Path:
         blocking = next((p for p in (path, *path.parents) if p.is_file()), path)
         raise UserError(f"{blocking}: a file is where a folder is needed; choose another name") from None
     return path
+
+
+@contextlib.contextmanager
+def folder_for(path: str | os.PathLike) -> Iterator[Path]:
+    """Make a folder, and take it away again if the block fails with nothing in it."""
+    path = Path(path)
+    new = not path.exists()
+    make_folder(path)
+    try:
+        yield path
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise

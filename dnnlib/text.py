@@ -49,3 +49,8 @@ def tool_version() -> str:
         return importlib.metadata.version("stylegan2-mr")
     except importlib.metadata.PackageNotFoundError:
         return "unknown (not installed)"
+
+
+def name_some(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

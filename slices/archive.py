@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib import config
+from dnnlib.config import shorten
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path
 from slices.schema import LABEL_OFF, LABEL_ON, Schema, is_plain_name
@@ -24,10 +25,11 @@ FORMAT, VERSION = "joint-slices", 2
 INDEX = "dataset.json"
 TRAIN, TEST = PARTS = ("train", "test")
 LARGEST_RESOLUTION = 4096
-_NAME = re.compile(r"slices/\d{5,}/\d{8,}\.npy")
-# What NumPy raises for a damaged .npy; its header is read as a Python literal.
-_NOT_NPY = (ValueError, EOFError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, OverflowError)
-_INDEX_BYTES = (1 << 24, 1 << 12)  # dataset.json takes at most so many bytes, and so many more for every member
+LARGEST_LABEL = (1 << 16) - 1
+_NAME = re.compile(r"slices/[0-9]{5,10}/[0-9]{8,13}\.npy")
+# dataset.json takes at most so many bytes, and so many more for every member; Python's lists and
+# dictionaries of it may take thirty times as much.
+_INDEX_BYTES = (1 << 22, 1 << 11)
 
 
 @dataclass(frozen=True)
@@ -206,15 +208,15 @@ class ArchiveReader:
         self.path = Path(path)
         if self.path.is_dir():
             raise UserError(f"{self.path} is a folder; expected a .zip made by dataset_tool.py or generate.py")
-        if not self.path.exists():
-            raise UserError(f"{self.path}: no such file")
+        if not self.path.is_file():  # of a pipe, the beginning would never come
+            raise UserError(f"{self.path}: {'not a regular file' if self.path.exists() else 'no such file'}")
         self._zip = ZipReader(self.path)
         self.info = self._read_info()
+        self._check_info()
         self.schema, self.resolution = self.info.schema, self.info.resolution
         self._labels = dict(self.info.labels or ())
         self._shape = (self.schema.num_channels, self.resolution, self.resolution)
         self._header = _npy_header(self._shape)
-        self._check_info()
 
     def __len__(self) -> int:
         return len(self.info.slices)
@@ -228,8 +230,9 @@ class ArchiveReader:
             return np.frombuffer(content, np.uint8, offset=len(self._header)).reshape(self._shape)
         try:
             stored = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        except _NOT_NPY as error:
-            raise UserError(f"{self.path}: {name} is not a plain array ({error})") from None
+        except Exception as error:  # NumPy parses the header as Python, and nearly anything may come of that
+            reason = shorten(str(error).partition("\n")[0])
+            raise UserError(f"{self.path}: {name} is not a plain array ({reason})") from None
         if stored.dtype != np.uint8 or stored.shape != self._shape:
             raise UserError(
                 f"{self.path}: {name} holds {stored.dtype} {list(stored.shape)}; "
@@ -238,7 +241,8 @@ class ArchiveReader:
         return stored
 
     def packed(self, i: int) -> Packed:
-        """Slice number i as it lies in the file, for another archive of the same schema and resolution."""
+        """Slice number i as it lies in the file, checked as by `read`, for another archive of its kind."""
+        self.read(i)
         return self._zip.packed(self.info.slices[i].file, self._most_bytes)
 
     def label(self, i: int) -> int | None:
@@ -255,9 +259,7 @@ class ArchiveReader:
     def read_checked(self, i: int) -> np.ndarray:
         """As `read`, and a UserError unless the label maps are one-hot."""
         stored = self.read(i)
-        maps = stored[self.schema.num_contrasts :]
-        values_fit = np.isin(maps, (LABEL_OFF, LABEL_ON)).all()
-        if self.schema.num_maps and not (values_fit and ((maps == LABEL_ON).sum(axis=0) == 1).all()):
+        if self.schema.num_maps and not _is_one_hot(stored[self.schema.num_contrasts :]):
             raise UserError(f"{self.path}: the label maps of {self.info.slices[i].file} are not one-hot")
         return stored
 
@@ -274,8 +276,8 @@ class ArchiveReader:
             )
         least, each = _INDEX_BYTES
         try:
-            content = json.loads(self._zip.read(INDEX, least + each * len(self._zip)))
-        except (ValueError, RecursionError) as error:
+            content = config.parse_json(self._zip.read(INDEX, least + each * len(self._zip)))
+        except ValueError as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{self.path}: {INDEX} is not JSON ({error})") from None
@@ -283,7 +285,7 @@ class ArchiveReader:
             raise UserError(f"{self.path}: {INDEX} does not describe joint slices (its format should be {FORMAT!r})")
         if content.get("version") != VERSION:
             raise UserError(
-                f"{self.path}: version {content.get('version')!r} of the format; this program reads {VERSION}: "
+                f"{self.path}: version {shorten(content.get('version'))} of the format; this program reads {VERSION}: "
                 "make the archive again"
             )
         return config.from_json(ArchiveInfo, content, f"{self.path}: {INDEX}")
@@ -296,25 +298,72 @@ class ArchiveReader:
         if not 1 <= info.resolution <= LARGEST_RESOLUTION:
             raise UserError(f"{where}: resolution {info.resolution}; expected 1 to {LARGEST_RESOLUTION}")
         for name, count in Counter(r.file for r in info.slices).items():
+            if not _NAME.fullmatch(name):
+                raise UserError(f"{where}: {shorten(name)} is no name of a slice; expected slices/00000/00000000.npy")
             if count > 1:
                 raise UserError(f"{where} lists {name} twice")
-            if not _NAME.fullmatch(name):
-                raise UserError(f"{where}: {name!r} is no name of a slice; expected slices/00000/00000000.npy")
             if name not in self._zip:
                 raise UserError(f"{self.path}: the member {name} is missing")
+        self._require_names(info.seen, *([name, volume.patient] for name, volume in info.volumes.items()))
+        for name, volume in info.volumes.items():
+            if reason := _nonsense(volume, info.schema):
+                raise UserError(f"{where}: the volume {name} has {reason}")
         for record in info.slices:
             if record.part not in (None, *PARTS):
-                raise UserError(f"{where}: part {record.part!r} of {record.file}; expected one of {', '.join(PARTS)}")
-            if not is_plain_name(record.patient) or not is_plain_name(record.volume or record.patient):
-                raise UserError(f"{where}: {record.patient!r}, {record.volume!r}: names must not look like paths")
+                raise UserError(
+                    f"{where}: part {shorten(record.part)} of {record.file}; expected one of {', '.join(PARTS)}"
+                )
+            self._require_names([record.patient, record.volume or record.patient])
             if record.volume is not None and record.volume not in info.volumes:
                 raise UserError(f"{where}: {record.file} is of the volume {record.volume}, which is not described")
+            if (record.index or 0) < 0 or (record.seed or 0) < 0:
+                raise UserError(f"{where}: {record.file} has a negative index or seed")
+        self._check_labels()
+
+    def _require_names(self, *groups: Iterable[str]) -> None:
+        if odd := [name for group in groups for name in group if not is_plain_name(name)]:
+            raise UserError(f"{self.path}: {INDEX}: {shorten(odd[0])}: names must not look like paths, or be too long")
+
+    def _check_labels(self) -> None:
+        info = self.info
+        if info.label_names is not None:
+            self._require_names(info.label_names)
         if info.labels is None:
             return
-        if unlabelled := [r.file for r in info.slices if r.file not in self._labels]:
+        labels = dict(info.labels)
+        if len(labels) < len(info.labels):
+            raise UserError(f"{self.path}: {INDEX} labels a slice twice")
+        if unlabelled := [r.file for r in info.slices if r.file not in labels]:
             raise UserError(f"{self.path}: {len(unlabelled)} slices have no class label, the first is {unlabelled[0]}")
-        if wrong := [label for label in self._labels.values() if not 0 <= label < info.num_labels]:
-            raise UserError(f"{self.path}: class label {wrong[0]} is not one of 0 to {info.num_labels - 1}")
+        most = min(info.num_labels - 1, LARGEST_LABEL)
+        if wrong := [label for label in labels.values() if not 0 <= label <= most]:
+            raise UserError(f"{self.path}: class label {wrong[0]} is not one of 0 to {most}")
+
+
+def _nonsense(volume: Volume, schema: Schema) -> str:
+    """What is wrong with a volume's description; empty if nothing is."""
+    if min(volume.shape) < 1:
+        return f"the shape {list(volume.shape)}"
+    if [len(row) for row in volume.affine] != [4] * 4:
+        return "an affine that is not 4×4"
+    if volume.pixel <= 0:
+        return f"pixels of {volume.pixel:g} mm"
+    if missing := [name for name in schema.contrasts if name not in volume.windows]:
+        return f"no window for {missing[0]}"
+    if odd := [f"{low:g} to {high:g}" for low, high in volume.windows.values() if low > high]:
+        return f"the window {odd[0]}"
+    return ""
+
+
+def _is_one_hot(maps: np.ndarray) -> bool:
+    """Whether in every pixel one of the label maps [K, H, W] is LABEL_ON, and the others are LABEL_OFF."""
+    count = np.zeros(maps.shape[1:], np.uint8)
+    for one in maps:
+        on = one == LABEL_ON
+        if not (on | (one == LABEL_OFF)).all():
+            return False
+        count += on
+    return bool((count == 1).all())
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
@@ -331,8 +380,8 @@ def pack_slice(stored: np.ndarray) -> Packed:
 
 
 def require_same_kind(first: ArchiveReader, other: ArchiveReader) -> None:
-    """Raise UserError unless two archives have the same schema and resolution."""
-    if first.schema != other.schema:
+    """Raise UserError unless two archives have the same channels and resolution."""
+    if first.schema.channels != other.schema.channels:
         raise UserError(
             f"{other.path} has the channels {other.schema.describe()}, but {first.path} has {first.schema.describe()}; "
             "use archives of one schema"

@@ -17,13 +17,13 @@ from tqdm import tqdm
 from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.processes import map_in_order
-from dnnlib.text import tool_version
+from dnnlib.text import name_some, tool_version
 from slices.archive import TEST, TRAIN, ArchiveWriter, Volume, pack_slice
 from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, inputs_of, measure, write_part
 from slices.grid import SMALLEST_RESOLUTION, GreyLevels, Grid, pixel_size
 from slices.releases import GRADES, Case, Recognised
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
-from slices.split import SPLIT_FILE, Split, draw_split, name_some, read_split
+from slices.split import SPLIT_FILE, Split, draw_split, read_split
 from slices.volumes import find_head, intensity_window, read_case
 
 CHOICES = ("tumor", "brain", "all")
@@ -241,7 +241,7 @@ def convert_release(
         "options": {name: getattr(options, name) for name in _CUTTING},
     }
     with (
-        _folder(dest.parent if single else dest),
+        files.folder_for(dest.parent if single else dest),
         Workplace(dest.with_name(f".{dest.name}.converting") if single else dest / ".converting", job) as workplace,
     ):
         with _saying_what_is_kept(workplace, len(cases)):
@@ -332,20 +332,6 @@ def _parts(
             (TEST, set(split.test), options.test_slices),
         )
     ]
-
-
-@contextlib.contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    """Make a folder, and take it away again if the block fails with nothing in it."""
-    new = not path.exists()
-    files.make_folder(path)
-    try:
-        yield
-    except BaseException:
-        if new:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
 
 
 def _require_files(case: Case) -> None:

@@ -10,9 +10,8 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 
 from dnnlib.errors import UserError
+from dnnlib.text import name_some
 from slices.archive import TEST, ArchiveReader
-
-NAMED = 3  # patients whom a message names; of more it says how many
 
 
 def refuse_leaks(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.PathLike]) -> None:
@@ -66,10 +65,4 @@ def describe_shared(shared: Sequence[str], own: Collection[str]) -> str:
         "slices of": [p for p in shared if p in own],
         "generated slices of a GAN that learned from": [p for p in shared if p not in own],
     }
-    return ", and ".join(f"{way} {_name_some(patients)}" for way, patients in ways.items() if patients)
-
-
-def _name_some(patients: Sequence[str]) -> str:
-    """As in 'a, b, c and 4 more'."""
-    more = len(patients) - NAMED
-    return ", ".join(patients[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    return ", and ".join(f"{way} {name_some(patients)}" for way, patients in ways.items() if patients)

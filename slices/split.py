@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dnnlib import config, files
 from dnnlib.errors import UserError
+from dnnlib.text import name_some
 
 SPLIT_FILE = "split.json"
 
@@ -51,8 +52,3 @@ def read_split(path: Path, patients: Iterable[str]) -> Split:
     if unknown := sorted(set(named) - set(patients)):
         raise UserError(f"{path}: names unknown patients: {name_some(unknown)}; is this the split of another release?")
     return split
-
-
-def name_some(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

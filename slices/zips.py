@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from isal import isal_zlib
 
+from dnnlib.config import shorten
 from dnnlib.errors import UserError
 
 LEVEL = 1  # of ISA-L: as small as zlib's level 1, ten times as fast
@@ -26,6 +27,8 @@ _LOCAL = struct.Struct("<4s22xHH")  # a member's header: signature, …, lengths
 _SIGNATURE = b"PK\x03\x04"
 _ENCRYPTED, _UTF8 = 1, 0x800  # flags of a member
 _MOST_DEFLATED = 1032  # deflate never packs more bytes into one
+# What zipfile raises for files that are none; the last two come from lengths and places beyond all measure.
+_NOT_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, MemoryError)
 
 
 class Packed(NamedTuple):
@@ -88,13 +91,16 @@ class ZipReader:
         self._file: int | None = None
         try:
             with zipfile.ZipFile(self.path) as file:
-                members = file.infolist()
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+                members, end = file.infolist(), file.start_dir
+        except (OSError, *_NOT_ZIP) as error:
+            if isinstance(error, OSError) and error.filename is not None:  # it could not be opened
+                raise
             raise UserError(f"{self.path}: not a complete zip archive ({error})") from None
         self._members = {m.filename: m for m in members}
         if len(self._members) < len(members):
             ((twice, _),) = Counter(m.filename for m in members).most_common(1)
-            raise UserError(f"{self.path}: holds more than one member of the name {twice}")
+            raise UserError(f"{self.path}: holds more than one member of the name {shorten(twice)}")
+        self._check_places(end)
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -139,6 +145,16 @@ class ZipReader:
             raise self._damaged(name, "its CRC-32 differs")
         return content
 
+    def _check_places(self, end: int) -> None:
+        """Refuse members that lie in each other or beyond `end`: a small file could claim any number of large ones."""
+        place = 0
+        for member in sorted(self._members.values(), key=lambda m: m.header_offset):
+            if member.header_offset < place:
+                raise self._damaged(member.filename, "it lies within another, or before the file")
+            place = member.header_offset + _LOCAL.size + member.compress_size
+            if place > end:
+                raise self._damaged(member.filename, "the directory of the zip says that it goes on behind its end")
+
     def _find(self, name: str, most: int) -> zipfile.ZipInfo:
         """A member whose description makes sense."""
         if name not in self._members:
@@ -172,7 +188,10 @@ class ZipReader:
     def _read_at(self, place: int, length: int) -> bytes:
         if self._file is None:
             self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        return os.pread(self._file, length, place)
+        try:
+            return os.pread(self._file, length, place)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def _damaged(self, name: str, reason: object) -> UserError:
-        return UserError(f"{self.path}: the member {name} is damaged ({reason})")
+        return UserError(f"{self.path}: the member {name if name.isprintable() else ascii(name)} is damaged ({reason})")

@@ -1,0 +1,301 @@
+"""Archives from archives: merged, thinned out, split by patient. Slices are copied as they are packed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dnnlib import config, files
+from dnnlib.errors import UserError
+from dnnlib.text import name_some, tool_version
+from slices.archive import TEST, TRAIN, ArchiveReader, ArchiveWriter, SliceRecord, Volume
+from slices.schema import Schema
+from slices.split import SPLIT_FILE, draw_split
+
+
+@dataclass(frozen=True)
+class Written:
+    """An archive that was written."""
+
+    path: Path
+    slices: int
+    patients: int
+
+
+# --- merge ----------------------------------------------------------------------------------------------------------
+
+
+def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
+    """Write the slices of all archives, one archive after the other, into one.
+
+    Raises UserError unless they have one schema, one resolution and class labels alike, hold no slice twice, describe
+    a volume of one name alike, and have every real patient on one side of a split.
+    """
+    dest = _archive_name(dest, force)
+    if len(archives) < 2:
+        raise UserError(f"{archives[0] if archives else 'nothing'}: expected two or more archives to merge")
+    readers = [ArchiveReader(path) for path in archives]
+    for other in readers[1:]:
+        if difference := _difference(readers[0], other):
+            raise UserError(f"{readers[0].path} and {other.path} can't be merged: {difference}")
+    _refuse_twice(readers)
+    _refuse_other_volumes(readers)
+    _refuse_two_sides(readers)
+
+    first, made = readers[0], _made("merge", {}, readers)
+    seen = {patient for reader in readers for patient in reader.info.seen}
+    with (
+        files.folder_for(dest.parent),
+        ArchiveWriter(dest, first.schema, first.resolution, made, first.info.label_names, seen) as writer,
+        tqdm(desc="merging", total=sum(map(len, readers)), unit="slice") as bar,
+    ):
+        for reader in readers:
+            for i in range(len(reader)):
+                _copy(reader, i, writer)
+                bar.update()
+    return Written(dest, len(writer), len({patient for reader in readers for patient in reader.info.patients}))
+
+
+def _difference(first: ArchiveReader, other: ArchiveReader) -> str | None:
+    """What two archives differ in that a merged one can have only once, in words; None if nothing."""
+    for what, a, b in (
+        *_facts(first.schema, other.schema),
+        ("the resolution", first.resolution, other.resolution),
+        ("class labels", first.info.labels is not None, other.info.labels is not None),
+        ("the names of class labels", first.info.label_names, other.info.label_names),
+    ):
+        if a != b:
+            return f"{what}: {_say(a)} in the first, {_say(b)} in the other"
+    assert first.schema == other.schema
+    return None
+
+
+def _facts(a: Schema, b: Schema) -> Iterator[tuple[str, Any, Any]]:
+    """(what, in the first schema, in the second), the most telling first."""
+    yield "the contrasts", a.contrasts, b.contrasts
+    yield "the classes", a.class_names, b.class_names
+    for x, y in zip(a.classes, b.classes, strict=False):
+        yield f"the label value of {x.name}", x.value, y.value
+        yield f"the title of {x.name}", x.title, y.title
+    yield "the regions", _regions(a), _regions(b)
+
+
+def _regions(schema: Schema) -> tuple[str, ...]:
+    return tuple(f"{region.name} = {' + '.join(region.classes)}" for region in schema.regions)
+
+
+def _say(value: Any) -> str:
+    if value in (None, False, ()):
+        return "none"
+    if value is True:
+        return "some"
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _refuse_twice(readers: Sequence[ArchiveReader]) -> None:
+    """Raise UserError if two slices are one: of the same place in a volume, or of the same seed and snapshot."""
+    first: dict[tuple, Path] = {}
+    for reader in readers:
+        for record in reader.info.slices:
+            if (identity := _identity(record)) is None:
+                continue
+            if identity in first:
+                raise UserError(
+                    f"{_name(record)} is in {first[identity]} and in {reader.path}; a merged archive would hold it "
+                    "twice: leave one of them out"
+                    if first[identity] != reader.path
+                    else f"{_name(record)} is in {reader.path} twice: give each archive once"
+                )
+            first[identity] = reader.path
+
+
+def _identity(record: SliceRecord) -> tuple | None:
+    """What two records of one slice have in common; None if a record doesn't say which slice it is."""
+    if record.seed is not None:
+        return "generated", record.seed, record.snapshot or record.patient
+    if record.index is not None:
+        return "cut", record.patient, record.volume, record.index
+    return None
+
+
+def _name(record: SliceRecord) -> str:
+    if record.seed is not None:
+        return f"seed {record.seed} of the snapshot {(record.snapshot or 'unnamed')[:12]} ({record.patient})"
+    volume = "" if record.volume in (None, record.patient) else f" of the volume {record.volume}"
+    return f"slice {record.index}{volume} of the patient {record.patient}"
+
+
+def _refuse_other_volumes(readers: Sequence[ArchiveReader]) -> None:
+    """Raise UserError if two archives describe a volume of one name differently."""
+    known: dict[str, tuple[Path, Volume]] = {}
+    for reader in readers:
+        for name in {r.volume: None for r in reader.info.slices if r.volume is not None}:
+            volume = reader.info.volumes[name]
+            path, other = known.setdefault(name, (reader.path, volume))
+            if volume != other:
+                parts = [f.name for f in fields(Volume) if getattr(volume, f.name) != getattr(other, f.name)]
+                raise UserError(
+                    f"the volume {name} is not the same in {path} and in {reader.path} (other {', '.join(parts)}): "
+                    "merge archives of one conversion"
+                )
+
+
+def _refuse_two_sides(readers: Sequence[ArchiveReader]) -> None:
+    """Raise UserError if a real patient trains in one archive and tests in another."""
+    sides: dict[str, set[str]] = {TRAIN: set(), TEST: set()}
+    for record in (record for reader in readers for record in reader.info.slices):
+        if record.part is not None and record.seed is None:
+            sides[record.part].add(record.patient)
+    if both := sorted(sides[TRAIN] & sides[TEST]):
+        raise UserError(
+            f"{name_some(both)}: patients of {TRAIN} and of {TEST} at once; "
+            "a patient belongs to one side of a split: merge archives of one split"
+        )
+
+
+# --- subset ---------------------------------------------------------------------------------------------------------
+
+
+def subset(
+    archive: Path,
+    dest: Path,
+    slices: int | None = None,
+    patients: int | None = None,
+    seed: int = 0,
+    force: bool = False,
+) -> Written:
+    """Write so many slices, or all slices of so many patients, drawn by chance, in the archive's order.
+
+    With one seed, a smaller subset is part of a larger one. Raises UserError if the archive has fewer.
+    """
+    dest = _archive_name(dest, force)
+    if (slices is None) == (patients is None):
+        raise UserError("give either --slices or --patients: how many of them to take")
+    reader = ArchiveReader(archive)
+    if slices is not None:
+        numbers, options = _draw_slices(reader, slices, seed), {"slices": slices}
+    else:
+        numbers, options = _draw_patients(reader, patients, seed), {"patients": patients}
+
+    made = _made("subset", options | {"seed": seed}, [reader])
+    with files.folder_for(dest.parent), _writer(dest, reader, made) as writer:
+        for i in tqdm(numbers, desc="copying", unit="slice"):
+            _copy(reader, i, writer)
+    return Written(dest, len(numbers), len({reader.info.slices[i].patient for i in numbers}))
+
+
+def _draw_slices(reader: ArchiveReader, count: int, seed: int) -> list[int]:
+    if count > len(reader):
+        raise UserError(f"--slices {count}: {reader.path} has {len(reader)}")
+    return sorted(np.random.RandomState(seed).permutation(len(reader))[:count].tolist())
+
+
+def _draw_patients(reader: ArchiveReader, count: int, seed: int) -> list[int]:
+    """The slices of the patients who come first in the order of a hash of seed and name, as in `draw_split`."""
+    names = sorted(set(reader.info.patients))
+    if count > len(names):
+        raise UserError(f"--patients {count}: {reader.path} has {len(names)}")
+    shuffled = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    chosen = set(shuffled[:count])
+    return [i for i, record in enumerate(reader.info.slices) if record.patient in chosen]
+
+
+# --- split ----------------------------------------------------------------------------------------------------------
+
+
+def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, force: bool = False) -> list[Written]:
+    """Divide an archive by patient into train.zip, test.zip and split.json in the folder `dest`.
+
+    The files appear when all are complete, split.json last. Raises UserError if there is nothing to divide: test
+    slices must stay test slices, and generated slices beside real ones belong to no side.
+    """
+    dest = Path(dest)
+    if dest.suffix.lower() == ".zip":
+        raise UserError(f"--dest {dest}: expected a folder; {TRAIN}.zip, {TEST}.zip and {SPLIT_FILE} are written there")
+    if not 0 < test_fraction < 1:
+        raise UserError(f"--test-fraction {test_fraction:g}: expected a share between 0 and 1, such as 0.1")
+    paths = {side: dest / f"{side}.zip" for side in (TRAIN, TEST)}
+    for target in (*paths.values(), dest / SPLIT_FILE):
+        files.refuse_existing(target, force)
+    reader = ArchiveReader(archive)
+    _refuse_to_split(reader)
+    drawn = draw_split(reader.info.patients, test_fraction, seed)
+
+    made = _made("split", {"test_fraction": test_fraction, "seed": seed}, [reader])
+    sides = {patient: side for side, names in ((TRAIN, drawn.train), (TEST, drawn.test)) for patient in names}
+    with files.folder_for(dest), contextlib.ExitStack() as stack:
+        writers = {
+            side: stack.enter_context(
+                _writer(path, reader, made | {"split": {"part": side, **config.to_json(drawn)}})
+            )
+            for side, path in paths.items()
+        }  # fmt: skip
+        for i, record in enumerate(tqdm(reader.info.slices, desc="splitting", unit="slice")):
+            side = sides[record.patient]
+            _copy(reader, i, writers[side], part=side)
+        for writer in writers.values():
+            writer.finish()  # both, before the first appears under its name: they belong together
+        (dest / SPLIT_FILE).unlink(missing_ok=True)  # that of the archives which are about to be replaced
+    files.write_json(dest / SPLIT_FILE, config.to_json(drawn))
+    return [
+        Written(path, len(writers[side]), len(names))
+        for (side, path), names in zip(paths.items(), (drawn.train, drawn.test), strict=True)
+    ]
+
+
+def _refuse_to_split(reader: ArchiveReader) -> None:
+    records = reader.info.slices
+    if tests := [record for record in records if record.part == TEST]:
+        raise UserError(
+            f"{reader.path}: {len(tests)} of its {len(records)} slices are test slices already, and must stay so: "
+            "split an archive without them"
+        )
+    generated = sum(record.seed is not None for record in records)
+    if 0 < generated < len(records):
+        raise UserError(
+            f"{reader.path}: {generated} of its {len(records)} slices are generated, and no patients to test on: "
+            "split the real ones, then merge"
+        )
+    if len(reader.info.patients) < 2:
+        raise UserError(f"{reader.path}: one patient ({records[0].patient}) can't be split into {TRAIN} and {TEST}")
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+
+def _archive_name(dest: Path, force: bool) -> Path:
+    dest = Path(dest)
+    if dest.suffix.lower() != ".zip":
+        raise UserError(f"--dest {dest}: expected a name that ends in .zip")
+    return files.refuse_existing(dest, force)
+
+
+def _writer(path: Path, like: ArchiveReader, made: dict[str, Any]) -> ArchiveWriter:
+    """A writer for slices of one archive."""
+    return ArchiveWriter(path, like.schema, like.resolution, made, like.info.label_names, like.info.seen)
+
+
+def _copy(reader: ArchiveReader, i: int, writer: ArchiveWriter, part: str | None = None) -> None:
+    """Append slice number i with all that is known of it; `part` takes the place of the record's, if given."""
+    record = reader.info.slices[i]
+    known = {f.name: getattr(record, f.name) for f in fields(SliceRecord) if f.name != "file"}
+    writer.add_packed(reader.packed(i), label=reader.label(i), **known | ({"part": part} if part else {}))
+    if record.volume is not None:
+        writer.volumes[record.volume] = reader.info.volumes[record.volume]
+
+
+def _made(command: str, options: dict[str, Any], sources: Sequence[ArchiveReader]) -> dict[str, Any]:
+    """How an archive came to be. Names of files only: where they lay is nobody's business."""
+    return {
+        "version": tool_version(),
+        "command": f"dataset_tool.py {command}",
+        "options": options,
+        "sources": [{"name": reader.path.name, "sha256": files.sha256(reader.path)} for reader in sources],
+    }

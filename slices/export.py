@@ -1,0 +1,450 @@
+"""From archives back to files: a NIfTI volume per case on the grid that it came from, or pictures of every slice."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from isal import igzip
+from PIL import Image
+from tqdm import tqdm
+
+from dnnlib import config, files
+from dnnlib.errors import UserError
+from slices.archive import ArchiveReader, SliceRecord, Volume
+from slices.grid import area_weights, is_same_length
+from slices.releases import MASK
+from slices.render import class_colour
+from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
+
+NIFTI, PNG = FORMATS = ("nifti", "png")
+SLICES_FILE, CHANNELS_FILE = "slices.json", "channels.json"
+LONGEST_AXIS, MOST_VOXELS = 32767, 1 << 30  # what NIfTI-1 can say, and what fits into memory
+# Where nothing is known of a slice's place, its file gets 1 mm voxels with axes to L, P, S, as pictures have them.
+NOWHERE = np.diag((-1.0, -1.0, 1.0, 1.0))
+_UNTURNED = np.array([(0, 1), (1, 1), (2, 1)], float)  # nibabel's orientation that leaves axes as they are
+_LABEL_TYPES = (np.uint8, np.int16, np.int32, np.int64)
+_LEVELS = np.arange(BRIGHTEST + 1, dtype=np.float32)
+
+Write = Callable[[str, bytes], None]  # (name below the destination, content)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One folder of an export: how many slices it got, and of how many its volume has.
+
+    of: None for slices of no known volume; grid: whose voxels a NIfTI volume has, in words; None for pictures.
+    """
+
+    name: str
+    slices: int
+    of: int | None
+    grid: str | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote, its folders in the archive's order."""
+
+    folders: tuple[Folder, ...]
+    slices: int
+    patients: int
+
+
+def export_archive(archive: Path, dest: Path, form: str, force: bool = False) -> Exported:
+    """Write the slices of an archive into the folder `dest`, as one of FORMATS.
+
+    A new folder appears when it is complete; one that is there already is filled file by file, and must be empty
+    unless `force` is given. Raises UserError for what can't be exported, before anything is written, and for a slice
+    that can't be read.
+    """
+    assert form in FORMATS, form
+    dest = Path(dest)
+    _refuse_filled(dest, force)
+    reader = ArchiveReader(archive)
+    if reader.schema.num_maps and MASK in reader.schema.contrasts:
+        raise UserError(f"{reader.path}: a contrast is called {MASK}, and so would the label map's file be")
+    cases = _cases(reader)
+    with _filled(dest) as write, tqdm(desc="exporting", total=len(reader), unit="slice") as bar:
+        folders = (_write_volumes if form == NIFTI else _write_pictures)(reader, cases, write, bar)
+    return Exported(tuple(folders), len(reader), len(reader.info.patients))
+
+
+# --- which slices belong together -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Case:
+    """The slices of one volume: their numbers in the archive, from the feet upwards."""
+
+    name: str
+    volume: Volume
+    grid: FileGrid
+    numbers: tuple[int, ...]
+
+
+def _cases(reader: ArchiveReader) -> dict[str, _Case]:
+    """Volume -> its slices. A UserError if one has no place in its volume, or if the volume makes no sense."""
+    numbers: dict[str, dict[int, int]] = {}  # volume -> index -> number
+    for i, record in enumerate(reader.info.slices):
+        if not _is_cut(record):
+            continue
+        places = numbers.setdefault(record.volume, {})
+        if record.index is None or record.index in places:
+            what = "no index" if record.index is None else f"the index {record.index}, as another slice has"
+            raise UserError(f"{reader.path}: {record.file} of the volume {record.volume} has {what}")
+        places[record.index] = i
+    cases = {}
+    for name, places in numbers.items():
+        volume = reader.info.volumes[name]
+        try:
+            _check(volume)
+            grid = file_grid(volume, reader.resolution)
+        except UserError as error:
+            raise UserError(f"{reader.path}: the volume {name}: {error}") from None
+        if wrong := [index for index in places if index >= grid.shape[2]]:
+            raise UserError(
+                f"{reader.path}: slice {wrong[0]} of the volume {name}, which has the slices 0 to {grid.shape[2] - 1}"
+            )
+        cases[name] = _Case(name, volume, grid, tuple(places[index] for index in sorted(places)))
+    return cases
+
+
+def _is_cut(record: SliceRecord) -> bool:
+    """Whether a slice was cut from a volume; one with a seed was generated, and has no place in any."""
+    return record.volume is not None and record.seed is None
+
+
+def _check(volume: Volume) -> None:
+    """Refuse a description that an archive may hold but no file can have."""
+    if np.abs(volume.affine).max() > np.finfo(np.float32).max or abs(np.linalg.det(volume.affine)) < 1e-9:
+        raise UserError("its affine is not invertible, or too large for a file")
+    if max(volume.shape) > LONGEST_AXIS:
+        raise UserError(f"its shape is {list(volume.shape)}; expected at most {LONGEST_AXIS} voxels along each axis")
+
+
+def _distinct(wanted: dict[int, str]) -> dict[int, str]:
+    """Number of a slice -> its name; those that would share one get their numbers in the archive behind it."""
+    count = Counter(wanted.values())
+    return {i: name if count[name] == 1 else f"{name}-{i:08d}" for i, name in wanted.items()}
+
+
+# --- where pixels lie -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FileGrid:
+    """The voxels of an exported volume, and which pixels of the archive they are.
+
+    shape: voxels along L, P, S; affine: the file's, whatever its axes; turn: nibabel's orientation that takes axes to
+    L, P, S to the file's; columns, rows: (pixels, voxels) along L and P, which pixel is which voxel; all others are
+    0; words: whose voxels these are.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    turn: np.ndarray
+    columns: tuple[np.ndarray, np.ndarray]
+    rows: tuple[np.ndarray, np.ndarray]
+    words: str
+
+    def place(self, picture: np.ndarray, volume: np.ndarray, index: int) -> None:
+        """Put a picture of the archive, [R, R] with rows along P, into a volume [L, P, S]."""
+        (pixels_l, voxels_l), (pixels_p, voxels_p) = self.columns, self.rows
+        volume[np.ix_(voxels_l, voxels_p, [index])] = picture.T[np.ix_(pixels_l, pixels_p)][..., None]
+
+    def to_file(self, volume: np.ndarray) -> np.ndarray:
+        """A volume [L, P, S] in the axes of the file."""
+        return nib.orientations.apply_orientation(volume, self.turn)
+
+    def planes(self, indices: list[int]) -> tuple[int, list[int]]:
+        """The axis of the file along which slices lie, and the places on it of the slices with these indices."""
+        axis, step = (int(v) for v in self.turn[2])
+        return axis, [i if step > 0 else self.shape[2] - 1 - i for i in indices]
+
+
+def file_grid(volume: Volume, resolution: int) -> FileGrid:
+    """The grid to write a volume's slices on: the source's where pixels are its voxels, else the archive's own.
+
+    The archive's own has voxel axes to L, P, S and R×R×S voxels, each pixel where it lies in the patient. Raises
+    UserError if the volume is too large to be held.
+    """
+    source = np.array(volume.affine)
+    axes, lps = nib.io_orientation(source), nib.orientations.axcodes2ornt("LPS")
+    to_lps = nib.orientations.ornt_transform(axes, lps)
+    shape = [0, 0, 0]
+    for n, (axis, _) in zip(volume.shape, to_lps, strict=True):
+        shape[int(axis)] = int(n)
+    affine = source @ nib.orientations.inv_ornt_aff(to_lps, volume.shape)  # of the source's voxels in L, P, S
+    spacing = [float(mm) for mm in nib.affines.voxel_sizes(affine)]
+    plane = list(zip(shape[:2], spacing[:2], strict=True))
+
+    if all(is_same_length(volume.pixel, mm) for _, mm in plane):
+        # Each pixel has the weight 1 for one voxel, and none for others.
+        columns, rows = (area_weights(n, mm, resolution, volume.pixel).nonzero() for n, mm in plane)
+        kept = (len(columns[1]), len(rows[1]))
+        some = "" if kept == tuple(shape[:2]) else f", middle {kept[0]}×{kept[1]} of {shape[0]}×{shape[1]}"
+        grid = FileGrid(
+            shape=tuple(shape),
+            affine=source,
+            turn=nib.orientations.ornt_transform(lps, axes),
+            columns=columns,
+            rows=rows,
+            words=f"source voxels{some}",
+        )
+    else:
+        steps, starts = np.array([_pixel_centres(n, mm, resolution, volume.pixel) for n, mm in plane]).T
+        pixels = np.diag((*steps, 1, 1))
+        pixels[:2, 3] = starts
+        every = (np.arange(resolution),) * 2
+        grid = FileGrid(
+            shape=(resolution, resolution, shape[2]),
+            affine=affine @ pixels,
+            turn=_UNTURNED,
+            columns=every,
+            rows=every,
+            words=f"resampled to {volume.pixel:g} mm pixels",
+        )
+    if np.prod([float(n) for n in grid.shape]) > MOST_VOXELS:
+        raise UserError(f"{'×'.join(map(str, grid.shape))} voxels are too many; expected at most {MOST_VOXELS}")
+    return grid
+
+
+def _pixel_centres(n: int, spacing: float, resolution: int, pixel: float) -> tuple[float, float]:
+    """(step, start): the centre of pixel i lies at start + step·i, counted in `n` voxels; as `area_weights` has it."""
+    if is_same_length(pixel, spacing):  # moved by whole pixels, so an odd difference is not centred
+        return 1, -((resolution - n) // 2)
+    step = pixel / spacing
+    return step, (0.5 - resolution / 2) * step + (n - 1) / 2
+
+
+# --- NIfTI ----------------------------------------------------------------------------------------------------------
+
+
+def intensities(levels: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Stored grey levels, uint8 -> float32 of the same shape: DARKEST to BRIGHTEST over the window, background 0."""
+    low, high = window
+    table = low + (np.arange(BRIGHTEST + 1) - DARKEST) / (BRIGHTEST - DARKEST) * (high - low)
+    table[OUTSIDE] = 0
+    return table.astype(np.float32)[levels]
+
+
+def label_values(indices: np.ndarray, schema: Schema) -> np.ndarray:
+    """Class indices -> the label values of the schema, of the same shape; uint8 if they fit."""
+    values = [0, *(c.value for c in schema.classes)]
+    for kind in _LABEL_TYPES:
+        if np.iinfo(kind).min <= min(values) and max(values) <= np.iinfo(kind).max:
+            return np.array(values, kind)[indices]
+    raise UserError(f"the label values {', '.join(map(str, values))} don't fit into a NIfTI file")
+
+
+def _write_volumes(reader: ArchiveReader, cases: dict[str, _Case], write: Write, bar: tqdm) -> list[Folder]:
+    """A folder per case with a volume per contrast, and one for every other slice; one case in memory at a time."""
+    singles = {i: r.patient for i, r in enumerate(reader.info.slices) if not _is_cut(r)}
+    distinct = _distinct(singles | {case.numbers[0]: name for name, case in cases.items()})
+    names = {i: distinct[i] for i in singles}  # a case keeps its own
+    (name, count), *_ = Counter([*names.values(), *cases]).most_common(1)
+    if count > 1:
+        raise UserError(f"{reader.path}: two folders would be called {name}; give the patients other names")
+    archive, folders, done = _identify(reader), [], set()
+    for i, record in enumerate(reader.info.slices):
+        if i in names:
+            folders.append(_write_single(reader, archive, i, names[i], write))
+            bar.update()
+        elif record.volume not in done:
+            done.add(record.volume)
+            case = cases[record.volume]
+            folders.append(_write_case(reader, archive, case, write))
+            bar.update(len(case.numbers))
+    return folders
+
+
+def _write_case(reader: ArchiveReader, archive: dict[str, str], case: _Case, write: Write) -> Folder:
+    schema, grid, volume = reader.schema, case.grid, case.volume
+    levels = np.full((schema.num_contrasts, *grid.shape), OUTSIDE, np.uint8)  # [C, L, P, S]
+    classes = np.zeros(grid.shape, np.uint8)  # [L, P, S]
+    records = [reader.info.slices[i] for i in case.numbers]
+    indices = [record.index for record in records]
+    for i, index in zip(case.numbers, indices, strict=True):
+        contrasts, labels = schema.split(reader.read_checked(i))
+        for picture, target in zip((*contrasts, labels), (*levels, classes), strict=True):
+            grid.place(picture, target, index)
+    description = f"{grid.words}; {len(indices)} of {grid.shape[2]} slices, others 0"
+    for contrast, stored in zip(schema.contrasts, levels, strict=True):
+        filled = intensities(grid.to_file(stored), volume.windows[contrast])
+        write(f"{case.name}/{case.name}_{contrast}.nii.gz", nifti_bytes(filled, grid.affine, description))
+    if schema.num_maps:
+        filled = label_values(grid.to_file(classes), schema)
+        write(f"{case.name}/{case.name}_{MASK}.nii.gz", nifti_bytes(filled, grid.affine, description))
+    axis, planes = grid.planes(indices)
+    content = {
+        "case": case.name,
+        "patient": volume.patient,
+        "part": records[0].part,
+        "archive": archive,
+        "grid": grid.words,
+        "slices": {"present": indices, "of": grid.shape[2], "axis": axis, "planes": planes},
+        "pixel": volume.pixel,
+        "windows": volume.windows,
+        "schema": schema,
+    }
+    write(f"{case.name}/{SLICES_FILE}", _json_bytes(content))
+    return Folder(case.name, len(indices), grid.shape[2], grid.words)
+
+
+def _write_single(reader: ArchiveReader, archive: dict[str, str], i: int, name: str, write: Write) -> Folder:
+    """A slice of no known volume: files of one slice each, grey levels as stored."""
+    schema, record = reader.schema, reader.info.slices[i]
+    contrasts, classes = schema.split(reader.read_checked(i))
+    origin = "generated" if record.seed is not None else "of an unknown volume"
+    description = f"{origin}; pixel size unknown"
+    for contrast, picture in zip(schema.contrasts, contrasts, strict=True):
+        filled = _LEVELS[picture.T[..., None]]  # [L, P, 1]
+        write(f"{name}/{name}_{contrast}.nii.gz", nifti_bytes(filled, NOWHERE, description))
+    if schema.num_maps:
+        filled = label_values(classes.T[..., None], schema)
+        write(f"{name}/{name}_{MASK}.nii.gz", nifti_bytes(filled, NOWHERE, description))
+    content = {
+        "patient": record.patient,
+        "part": record.part,
+        "archive": archive,
+        "member": record.file,
+        "index": record.index,
+        "seed": record.seed,
+        "snapshot": record.snapshot,
+        "grid": description,
+        "schema": schema,
+    }
+    write(f"{name}/{SLICES_FILE}", _json_bytes(content))
+    return Folder(name, 1, None, description)
+
+
+def nifti_bytes(volume: np.ndarray, affine: np.ndarray, description: str) -> bytes:
+    """A compressed NIfTI-1 file; a function of what it holds, without the time."""
+    image = nib.Nifti1Image(volume, affine, dtype=volume.dtype)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.replace("×", "x").encode("ascii", "replace")  # 80 bytes at most
+    return igzip.compress(image.to_bytes(), mtime=0)
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def _write_pictures(reader: ArchiveReader, cases: dict[str, _Case], write: Write, bar: tqdm) -> list[Folder]:
+    """A folder per case, or per patient for slices of no known volume, with the pictures of each slice."""
+    schema, info = reader.schema, reader.info
+    places = {i: f"{r.volume if _is_cut(r) else r.patient}/{_stem(i, r)}" for i, r in enumerate(info.slices)}
+    places = _distinct(places)
+    for i in range(len(reader)):
+        contrasts, classes = schema.split(reader.read_checked(i))
+        for contrast, picture in zip(schema.contrasts, contrasts, strict=True):
+            write(f"{places[i]}_{contrast}.png", _png_bytes(Image.fromarray(np.ascontiguousarray(picture))))
+        if schema.num_maps:
+            write(f"{places[i]}_{MASK}.png", _png_bytes(_palette_image(classes, schema)))
+        bar.update()
+    write(CHANNELS_FILE, _json_bytes(_channels(reader, cases)))
+    counts = Counter(place.rpartition("/")[0] for place in places.values())
+    return [
+        Folder(name, count, cases[name].grid.shape[2] if name in cases else None, None)
+        for name, count in counts.items()
+    ]
+
+
+def _stem(i: int, record: SliceRecord) -> str:
+    if record.seed is not None:
+        return f"seed{record.seed:04d}"
+    return f"{record.index:03d}" if record.index is not None else f"slice{i:08d}"
+
+
+def _palette_image(classes: np.ndarray, schema: Schema) -> Image.Image:
+    """Class indices [H, W] as a picture whose values they are, shown in the colours of the panels."""
+    image = Image.fromarray(np.ascontiguousarray(classes))
+    colours = [value for index in range(schema.num_maps) for value in _colour(index)]
+    # All 256: Pillow packs values of fewer colours into 2 or 4 bits, which not every program unpacks.
+    image.putpalette(colours + [0] * (3 * 256 - len(colours)))
+    return image
+
+
+def _colour(index: int) -> tuple[int, int, int]:
+    return class_colour(index) if index else (0, 0, 0)
+
+
+def _png_bytes(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _channels(reader: ArchiveReader, cases: dict[str, _Case]) -> dict[str, Any]:
+    """What the values of the pictures mean."""
+    schema = reader.schema
+    classes = [(0, "background", 0), *((i, c.name, c.value) for i, c in enumerate(schema.classes, start=1))]
+    return {
+        "archive": _identify(reader),
+        "contrasts": f"{OUTSIDE} outside the head; {DARKEST} to {BRIGHTEST} are the intensities of the volume's window",
+        "labels": [
+            {"index": index, "name": name, "value": value, "colour": _colour(index)}
+            for index, name, value in (classes if schema.num_maps else ())
+        ],
+        "schema": schema,
+        "volumes": {
+            name: {"patient": case.volume.patient, "pixel": case.volume.pixel, "windows": case.volume.windows}
+            for name, case in cases.items()
+        },
+    }
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def _identify(reader: ArchiveReader) -> dict[str, str]:
+    return {"name": reader.path.name, "sha256": files.sha256(reader.path)}
+
+
+def _json_bytes(content: Any) -> bytes:
+    return (json.dumps(config.to_json(content), indent=2) + "\n").encode()
+
+
+def _refuse_filled(dest: Path, force: bool) -> None:
+    """Raise UserError unless files can be made in `dest` without any of the user's being lost."""
+    if dest.exists() and not dest.is_dir():
+        raise UserError(f"{dest} is a file; an export is a folder: choose another name")
+    if dest.is_dir() and any(dest.iterdir()) and not force:
+        raise UserError(
+            f"{dest} is not empty: choose another folder, or pass --force to replace files of the same names"
+        )
+
+
+@contextlib.contextmanager
+def _filled(dest: Path) -> Iterator[Write]:
+    """Yield what writes files below `dest`. A folder that isn't there yet appears with all of them, or not at all."""
+    if dest.is_dir():
+        yield lambda name, content: files.write_bytes(_with_folder(dest / name), content)
+        return
+    files.make_folder(dest.parent)
+    part = dest.with_name(f".{dest.name}.{os.getpid()}.part")
+    try:
+        part.mkdir()
+        yield lambda name, content: _with_folder(part / name).write_bytes(content)
+        part.rename(dest)
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(part)):  # name the user's folder, not ours
+            raise OSError(error.errno, error.strerror or str(error), str(dest)) from error
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _with_folder(path: Path) -> Path:
+    files.make_folder(path.parent)
+    return path
