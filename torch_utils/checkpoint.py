@@ -94,5 +94,7 @@ def _metadata(path: str | os.PathLike, file: Any, kind: str, version: int) -> di
     if found != kind:
         raise UserError(f"{path} is a {found}; expected a {kind}")
     if found_version != version:
-        raise UserError(f"{path}: version {found_version} of the {kind} format; this program reads version {version}: make it again")
+        raise UserError(
+            f"{path}: version {found_version} of the {kind} format; this program reads version {version}: make it again"
+        )
     return metadata

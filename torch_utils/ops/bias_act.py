@@ -8,7 +8,7 @@ import torch
 
 from torch_utils.ops import native, reference
 from torch_utils.ops.checks import require_floating, require_operand
-from torch_utils.ops.registered import NUMBERS, OPERATORS
+from torch_utils.ops.registered import NUMBERS, TAIL
 
 ACTIVATIONS = reference.ACTIVATIONS
 
@@ -61,5 +61,12 @@ def activation_settings(
 def native_tail(x, scale, noise, strength, bias, act, alpha, gain, limit) -> torch.Tensor:
     """The native operator behind bias_act and synthesis_tail; operands come to it in the type it computes in."""
     compute = reference.compute_type(x)
-    operands = [t if t is None or t.dtype == compute else t.to(compute) for t in (scale, noise, strength, bias)]
-    return OPERATORS.tail.default(x, *operands, NUMBERS[act], alpha, gain, limit)
+    if scale is not None and scale.dtype != compute:
+        scale = scale.to(compute)
+    if noise is not None and noise.dtype != compute:
+        noise = noise.to(compute)
+    if strength is not None and strength.dtype != compute:
+        strength = strength.to(compute)
+    if bias is not None and bias.dtype != compute:
+        bias = bias.to(compute)
+    return TAIL(x, scale, noise, strength, bias, NUMBERS[act], alpha, gain, limit)

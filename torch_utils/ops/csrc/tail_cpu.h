@@ -1,7 +1,7 @@
 // The tail of a synthesis layer on the CPU; operators.h says what it computes.
 //
-// A block is what one thread does at a time: contiguous, one channel of a sample, whose pixels are neighbours;
-// channels last, some pixels of a sample, whose channels are neighbours. Loops run along the neighbours, so that the
+// A block is what one thread does at a time, some rows of a sample: contiguous, a row is a channel, whose pixels are
+// neighbours; channels last, a row is a pixel, whose channels are neighbours. Loops run along the neighbours, so that the
 // compiler vectorises them; what differs between the layouts is which operands stay the same along the way.
 #pragma once
 
@@ -20,9 +20,9 @@ struct Block {
   using S = Compute<T>;
   int64_t rows, width, stride;  // rows of neighbours, from the first of one to the first of the next
   const T *x, *dy, *v;
-  const S *scale, *noise, *bias, *w_x, *w_noise, *w_1;  // contiguous: noise by neighbour; channels last: by row
+  const S *scale, *noise, *bias, *w_x, *w_noise, *w_1;  // contiguous: noise by neighbour; channels last: noise by row
   T *out, *out_x;
-  S *sum_x, *sum_noise, *sum_1;  // contiguous: one number each; channels last: one for every neighbour
+  S *sum_x, *sum_noise, *sum_1;  // one number for every channel
 };
 
 template <typename S>
@@ -60,7 +60,7 @@ struct Loops {
   struct Operand {
     const S* __restrict values;
     const S first;
-    explicit Operand(const S* v) : values(v), first(kAlong ? S(0) : *v) {}
+    Operand(const S* v, int64_t row) : values(v), first(kAlong ? S(0) : v[row]) {}
     S operator[](int64_t i) const { return kAlong ? values[i] : first; }
   };
   using ByChannel = Operand<kLast>;
@@ -73,8 +73,8 @@ struct Loops {
     for (int64_t row = 0; row < block.rows; ++row) {
       const T* __restrict x = block.x + row * block.stride;
       T* __restrict out = block.out + row * block.stride;
-      const ByChannel scale(block.scale), bias(block.bias);
-      const ByPixel noise(block.noise + (kLast ? row : 0));
+      const ByChannel scale(block.scale, row), bias(block.bias, row);
+      const ByPixel noise(block.noise, row);
 #pragma GCC ivdep
       for (int64_t i = 0; i < width; ++i) {
         const S u = kPlain ? S(x[i]) + bias[i] : S(x[i]) * scale[i] + (noise[i] * k.strength + bias[i]);
@@ -91,8 +91,8 @@ struct Loops {
     for (int64_t row = 0; row < block.rows; ++row) {
       const T *__restrict x = block.x + row * block.stride, *__restrict dy = block.dy + row * block.stride;
       T* __restrict out = block.out + row * block.stride;
-      const ByChannel scale(block.scale), bias(block.bias);
-      const ByPixel noise(block.noise + (kLast ? row : 0));
+      const ByChannel scale(block.scale, row), bias(block.bias, row);
+      const ByPixel noise(block.noise, row);
       const int64_t slot = kWidth ? row % kSlots * kWidth : 0;
       S total_x = 0, total_noise = 0, total_1 = 0;
 #pragma GCC ivdep
@@ -124,7 +124,11 @@ struct Loops {
           total_1 += g;
         }
       }
-      if constexpr (kSums && !kLast) sums.add(total_x, total_noise, total_1);
+      if constexpr (kSums && !kLast) {
+        block.sum_x[row] = total_x;
+        block.sum_noise[row] = total_noise;
+        block.sum_1[row] = total_1;
+      }
     }
     sums.store(block);
   }
@@ -139,8 +143,9 @@ struct Loops {
               *__restrict v = block.v ? block.v + row * block.stride : nullptr;
       T *__restrict out = block.out + row * block.stride, *__restrict out_x =
           block.out_x ? block.out_x + row * block.stride : nullptr;
-      const ByChannel scale(block.scale), bias(block.bias), w_x(block.w_x), w_noise(block.w_noise), w_1(block.w_1);
-      const ByPixel noise(block.noise + (kLast ? row : 0));
+      const ByChannel scale(block.scale, row), bias(block.bias, row);
+      const ByChannel w_x(block.w_x, row), w_noise(block.w_noise, row), w_1(block.w_1, row);
+      const ByPixel noise(block.noise, row);
       const int64_t slot = kWidth ? row % kSlots * kWidth : 0;
       S total_x = 0, total_noise = 0, total_1 = 0;
 #pragma GCC ivdep
@@ -164,7 +169,11 @@ struct Loops {
           total_1 += q;
         }
       }
-      if constexpr (kSums && !kLast) sums.add(total_x, total_noise, total_1);
+      if constexpr (kSums && !kLast) {
+        block.sum_x[row] = total_x;
+        block.sum_noise[row] = total_noise;
+        block.sum_1[row] = total_1;
+      }
     }
     sums.store(block);
   }
@@ -180,7 +189,7 @@ struct Loops {
   // Rows take turns with the slots, as adding to what was added to just before makes a row wait for the last.
   static constexpr int kSlots = kWidth ? kMostWidth / kWidth : 1;
 
-  // Where sums gather: nearby for a usual width, else where they are to be.
+  // Where sums of channels last gather: nearby for a usual width, else where they are to be.
   template <bool kSums>
   struct Sums {
     S nearby[3][kWidth ? kMostWidth : 1] = {};
@@ -190,10 +199,9 @@ struct Loops {
         : x(kWidth ? nearby[0] : block.sum_x),
           noise(kWidth ? nearby[1] : block.sum_noise),
           one(kWidth ? nearby[2] : block.sum_1) {
-      if (!kSums || kWidth) return;
-      for (S* sum : {x, noise, one}) std::fill_n(sum, kLast ? block.width : 1, S(0));
+      if (!kSums || !kLast || kWidth) return;
+      for (S* sum : {x, noise, one}) std::fill_n(sum, block.width, S(0));
     }
-    void add(S by_x, S by_noise, S by_1) { *x += by_x, *noise += by_noise, *one += by_1; }
     void store(const Block<T>& block) const {
       if (!kSums || !kWidth) return;
       S* const targets[] = {block.sum_x, block.sum_noise, block.sum_1};
@@ -243,11 +251,11 @@ inline void run_tail_of(const Tail& tail) {
                                   tail.strength ? *static_cast<const S*>(tail.strength) : S(1)};
   const bool last = tail.channels_last;
   const int64_t chunks = tail_chunks(tail), pixels = (tail.p + chunks - 1) / chunks, plane = tail.n * tail.c;
-  const std::vector<S> ones(tail.scale ? 0 : last ? tail.c : 1, S(1));
-  const std::vector<S> zeros(last ? std::max(tail.c, pixels) : tail.p, S(0));
+  const std::vector<S> ones(tail.scale ? 0 : tail.c, S(1));
+  const std::vector<S> zeros(std::max(tail.c, tail.noise ? 0 : last ? pixels : tail.p), S(0));
 
-  // One block: of sample n, the channel c or, channels last, the pixels of a chunk.
-  const auto block_of = [&](int64_t n, int64_t c, int64_t chunk) {
+  // One block: of sample n, some channels from c on or, channels last, the pixels of a chunk.
+  const auto block_of = [&](int64_t n, int64_t c, int64_t channels, int64_t chunk) {
     const int64_t p = std::min(tail.p, chunk * pixels), nc = n * tail.c + c;
     const int64_t at = last ? (n * tail.p + p) * tail.c : nc * tail.p;
     const auto data = [&](const void* values) { return values ? static_cast<const T*>(values) + at : nullptr; };
@@ -259,7 +267,7 @@ inline void run_tail_of(const Tail& tail) {
       return tail.sums ? static_cast<S*>(tail.sums) + (which * chunks + chunk) * plane + nc : nullptr;
     };
     Block<T> b;
-    b.rows = last ? std::min(pixels, tail.p - p) : 1;
+    b.rows = last ? std::min(pixels, tail.p - p) : channels;
     b.width = b.stride = last ? tail.c : tail.p;
     b.x = data(tail.x), b.dy = data(tail.dy), b.v = data(tail.v);
     b.scale = tail.scale ? operand(tail.scale, nc) : ones.data();
@@ -270,13 +278,19 @@ inline void run_tail_of(const Tail& tail) {
     b.sum_x = sum(0), b.sum_noise = sum(1), b.sum_1 = sum(2);
     return b;
   };
-  const int64_t count = last ? tail.n * chunks : plane;
-  const int64_t grain = std::max<int64_t>(1, kGrain / (last ? pixels * tail.c : tail.p));
-  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      loop(last ? block_of(i / chunks, 0, i % chunks) : block_of(i / tail.c, i % tail.c, 0), constants);
-    }
-  });
+  if (last) {
+    at::parallel_for(0, tail.n * chunks, std::max<int64_t>(1, kGrain / (pixels * tail.c)), [&](int64_t i, int64_t end) {
+      for (; i < end; ++i) loop(block_of(i / chunks, 0, tail.c, i % chunks), constants);
+    });
+  } else {
+    at::parallel_for(0, plane, std::max<int64_t>(1, kGrain / tail.p), [&](int64_t i, int64_t end) {
+      while (i < end) {
+        const int64_t n = i / tail.c, channels = std::min(end, (n + 1) * tail.c) - i;
+        loop(block_of(n, i % tail.c, channels, 0), constants);
+        i += channels;
+      }
+    });
+  }
 }
 
 inline void run_tail(const Tail& tail) {
