@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dnnlib import config
 from dnnlib.errors import UserError
 
 
@@ -42,8 +43,8 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 def read_json(path: str | os.PathLike) -> Any:
     """Parse a JSON file; a UserError names the file and the place of what is wrong in it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return config.parse_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path}: not a JSON file ({error})") from None
 
 
@@ -81,12 +82,12 @@ def make_folder(path: str | os.PathLike) -> Path:
 def folder_for(path: str | os.PathLike) -> Iterator[Path]:
     """Make a folder, and take it away again if the block fails with nothing in it."""
     path = Path(path)
-    new = not path.exists()
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_folder(path)
     try:
         yield path
     except BaseException:
-        if new:
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        with contextlib.suppress(OSError):
+            for folder in new:
+                folder.rmdir()
         raise

@@ -4,6 +4,7 @@ import importlib.metadata
 import re
 from collections.abc import Sequence
 
+from dnnlib.config import shorten
 from dnnlib.errors import UserError
 
 
@@ -53,4 +54,5 @@ def tool_version() -> str:
 
 def name_some(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    shown = [name if len(name) <= 60 and name.isprintable() else shorten(name) for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

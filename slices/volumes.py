@@ -31,7 +31,7 @@ WINDOW = (0.5, 99.5)  # percentiles of the head's voxels that become the darkest
 TOLERANCE = 0.01
 # The background is constant if this share of the values near it, within five tolerances, is within one.
 CONSTANT = 0.9
-LARGEST_FILE = 1 << 30  # bytes of one file's voxels, about thirty times those of BraTS
+MOST_VOXELS = 1 << 27  # of one file; fifteen times those of BraTS, and 1 GB where they are scaled
 _HEADER = 544  # bytes; NIfTI-2 has the longer header, and four more say what follows
 _LATEST_START = 1 << 24  # byte at which voxels may start; extensions stand before them
 _AFTER = 1 << 16  # bytes that may stand after the voxels
@@ -60,7 +60,7 @@ def read_nifti(path: Path, channels: int | None = None) -> Nifti:
     """Read a NIfTI file, compressed or not, wholly into memory.
 
     channels: None for a 3-D file; for a 4-D file, how many volumes it should hold.
-    Raises UserError naming the file if it is damaged, larger than LARGEST_FILE, or holds anything but finite real
+    Raises UserError naming the file if it is damaged, has more than MOST_VOXELS, or holds anything but finite real
     numbers of that many dimensions. A file takes no more memory than its header promises.
     """
     path = Path(path)
@@ -69,10 +69,10 @@ def read_nifti(path: Path, channels: int | None = None) -> Nifti:
             start = file.read(_HEADER)
             # A NIfTI-2 header begins with its own size, 540, in either byte order.
             kind = nib.Nifti2Image if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-            header = kind.header_class.from_fileobj(io.BytesIO(start))
+            header = kind.header_class(start[: kind.header_class.sizeof_hdr])  # without what extends it
             shape = header.get_data_shape()
             size = math.prod(shape) * header.get_data_dtype().itemsize
-            _check_shape(path, shape, channels, size)
+            _check_shape(path, shape, channels)
             place = header.get_data_offset()
             if not 352 <= place <= _LATEST_START:
                 raise ValueError(f"its voxels are said to start at byte {place}")
@@ -85,14 +85,18 @@ def read_nifti(path: Path, channels: int | None = None) -> Nifti:
     except UserError:
         raise
     except _DAMAGE as error:
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: damaged, incomplete or not NIfTI ({reason}); copy or download it again") from None
     if voxels.dtype.kind not in "buif":
         raise UserError(f"{path}: expected voxels of real numbers, found {voxels.dtype}")
     if voxels.dtype.kind == "f" and not _all_finite(voxels):
         wrong = np.count_nonzero(~(np.abs(voxels) <= np.finfo(np.float32).max))
         raise UserError(f"{path}: {wrong} voxels are NaN or infinite; repair the file or leave the case out")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
+    if (
+        not np.isfinite(image.affine).all()
+        or abs(np.linalg.det(image.affine)) < 1e-9
+        or np.isnan(nib.io_orientation(image.affine)).any()
+    ):
         raise UserError(f"{path}: the header's affine is not invertible, so the orientation is unknown")
     oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
     return Nifti(voxels, image.affine, oriented)
@@ -111,15 +115,13 @@ def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
             yield file
 
 
-def _check_shape(path: Path, shape: Sequence[int], channels: int | None, size: int) -> None:
+def _check_shape(path: Path, shape: Sequence[int], channels: int | None) -> None:
     expected = "a 3-D volume" if channels is None else f"a 4-D file of {channels} contrasts"
     fits = len(shape) == 3 if channels is None else len(shape) == 4 and shape[3] == channels
     if not fits or min(shape) < 1:
         raise UserError(f"{path}: expected {expected}, found the shape {_format_shape(shape)}")
-    if size > LARGEST_FILE:
-        raise UserError(
-            f"{path}: {_format_shape(shape)} voxels; files of more than {LARGEST_FILE >> 20} MB are not read"
-        )
+    if math.prod(shape) > MOST_VOXELS:
+        raise UserError(f"{path}: {_format_shape(shape)} voxels; files of more than {MOST_VOXELS:,} are not read")
 
 
 def _all_finite(voxels: np.ndarray) -> bool:

@@ -102,8 +102,8 @@ def test_words_for_shared_patients_name_each_once():
         direct = [p for p in shared if p in own]
         through = [p for p in shared if p not in own]
         for patients in (direct, through):
-            assert all(words.count(p) == 1 for p in patients[: 3])
-            assert not any(p in words for p in patients[3 :])
+            assert all(words.count(p) == 1 for p in patients[:3])
+            assert not any(p in words for p in patients[3:])
         assert ("a GAN that learned from" in words) == bool(through) and words.startswith("slices of") == bool(direct)
 
 
