@@ -6,6 +6,9 @@ import json
 import multiprocessing
 import pickle
 import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from dnnlib.errors import UserError
 from slices.archive import INDEX, ArchiveReader, ArchiveWriter, Volume, require_same_kind
 from slices.codec import SliceCodec
 from slices.schema import BRATS, LABEL_ON, LesionClass, Region, Schema
+from slices.zips import ZipReader, ZipWriter, pack
 
 RESOLUTION = 8
 NO_CLASSES = Schema(contrasts=("t1", "t2"))
@@ -284,6 +288,14 @@ def test_wrong_index(tmp_path, change, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+def test_other_label_values_make_no_other_channels(tmp_path):
+    """The same classes from files of 2018 and of 2023, which number them differently, can be mixed."""
+    renumbered = replace(BRATS, classes=tuple(replace(c, value=c.value + 10) for c in BRATS.classes))
+    readers = [ArchiveReader(write(tmp_path / f"{n}.zip", schema)) for n, schema in enumerate((BRATS, renumbered))]
+    require_same_kind(*readers)
+    assert readers[0].schema != readers[1].schema
+
+
 def test_archives_of_one_kind(tmp_path):
     first = ArchiveReader(write(tmp_path / "x.zip"))
     require_same_kind(first, ArchiveReader(write(tmp_path / "y.zip", stored=draw(BRATS, seed=1))))
@@ -296,20 +308,6 @@ def test_archives_of_one_kind(tmp_path):
 
 def _sum(reader, start, results):
     results.put([int(reader.read(i % len(reader)).sum()) for i in range(start, start + 300)])
-
-
-def test_forked_processes_read_one_reader_at_a_time_of_their_own(tmp_path):
-    reader = ArchiveReader(write(tmp_path / "x.zip", stored=draw(BRATS, 50)))
-    reader.read(0)  # the file is open now, and would be shared
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=_sum, args=(reader, 0, results)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    expected = [int(reader.read(i % 50).sum()) for i in range(300)]
-    assert all(results.get() == expected for _ in processes)
-    for process in processes:
-        process.join()
 
 
 def test_a_reader_travels_to_spawned_processes(tmp_path):
@@ -397,3 +395,62 @@ def test_label_maps_become_one_hot_where_largest():
     assert stored.argmax(dim=1).tolist() == [2, 0, 0, 0]  # equal values: the first class
     assert stored.sum(dim=1).tolist() == [255] * 4
     assert set(stored.unique().tolist()) == {0, 255}
+
+
+# --- zips -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_a_zip_to_others(tmp_path):
+    """zipfile and this reader find the same members with the same content; equal contents give equal bytes."""
+    rng = np.random.default_rng(0)
+    contents = {f"a/ü{n}.bin": rng.integers(0, 1 + n, 10 ** (n % 5), dtype=np.uint8).tobytes() for n in range(20)}
+    for name in ("x.zip", "y.zip"):
+        with contextlib.closing(ZipWriter(tmp_path / name)) as writer:
+            for member, content in contents.items():
+                writer.add(member, pack(content))
+    assert (tmp_path / "x.zip").read_bytes() == (tmp_path / "y.zip").read_bytes()
+    reader = ZipReader(tmp_path / "x.zip")
+    with zipfile.ZipFile(tmp_path / "x.zip") as other:
+        assert other.testzip() is None and other.namelist() == list(contents)
+        for member, content in contents.items():
+            assert other.read(member) == reader.read(member, 10_000) == content
+            packed = reader.packed(member, 10_000)
+            assert zlib.decompress(packed.deflated, -15) == content and packed.crc == zlib.crc32(content)
+    with pytest.raises(UserError, match="10000 bytes; expected at most 9999"):
+        reader.read("a/ü4.bin", 9_999)
+
+
+def test_more_members_and_bytes_than_a_plain_zip_can_count(tmp_path):
+    """Beyond 65,535 members and 4 GB, where a zip's numbers become 64 bits wide."""
+    writer, small = ZipWriter(tmp_path / "x.zip"), pack(b"small")
+    for n in range(65_600):
+        writer.add(str(n), small)
+    writer._zip.start_dir = 5 << 30  # a hole in the file, in place of members
+    writer.add("behind", pack(b"far away"))
+    writer.close()
+    reader = ZipReader(tmp_path / "x.zip")
+    assert len(reader) == 65_601 and reader.read("behind", 100) == b"far away" and reader.read("65599", 100) == b"small"
+    with zipfile.ZipFile(tmp_path / "x.zip") as other:
+        assert other.read("behind") == b"far away"
+
+
+def test_a_reader_serves_threads_forks_and_copies_at_once(tmp_path):
+    """All read at random through one open file: a shared position would mix up their slices."""
+    stored = draw(BRATS, count=40)
+    reader = ArchiveReader(write(tmp_path / "x.zip", stored=stored))
+    reader.read(0)  # opens the file before the fork
+
+    def read_all(reader, seed):
+        order = np.random.RandomState(seed).randint(0, 40, 300)
+        return all(np.array_equal(reader.read(i), stored[i]) for i in order)
+
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    children = [context.Process(target=lambda s=s: answers.put(read_all(reader, s)), daemon=True) for s in range(3)]
+    for child in children:
+        child.start()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read_all, [reader, reader, pickle.loads(pickle.dumps(reader)), reader], range(4)))
+    assert [answers.get() for _ in children] == [True] * 3
+    for child in children:
+        child.join()
