@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dnnlib import files
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.processes import default_workers
-from dnnlib.text import format_table
+from dnnlib.text import count, format_table
 from slices.archive import ArchiveReader
 from slices.case_parts import measure
 from slices.convert import CHOICES, ON_ERROR, ConvertOptions, Part, Tally, convert_release
@@ -193,17 +193,13 @@ def _describe_notes(parts: Sequence[Part]) -> str:
     rows = []
     for reason in dict.fromkeys(reason for part in parts for reason in part.left_out):
         names = dict.fromkeys(name for part in parts for name in part.left_out.get(reason, []))
-        rows.append((f"left out: {reason}", _count(len(names), "patient"), _shorten(names)))
+        rows.append((f"left out: {reason}", count(len(names), "patient"), _shorten(names)))
     for part in parts:
-        rows += [(f"{part.name} left out: {why}", _count(n, "slice"), "") for why, n in part.skipped.items()]
+        rows += [(f"{part.name} left out: {why}", count(n, "slice"), "") for why, n in part.skipped.items()]
     for remark in dict.fromkeys(remark for part in parts for remark in part.remarks):
         names = [name for part in parts for name in part.remarks.get(remark, [])]
-        rows.append((f"note: {remark}", _count(len(names), "case"), _shorten(names)))
+        rows.append((f"note: {remark}", count(len(names), "case"), _shorten(names)))
     return format_table(("notes", "how many", "which"), rows) if rows else ""
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _shorten(names: Sequence[str] | dict[str, None], most: int = 3) -> str:
@@ -239,7 +235,7 @@ def phantom(dest: Path, patients: int, seed: int, shape: tuple[int, int, int], w
     from slices.phantom import write_patients  # what it needs is slow to import
 
     write_patients(dest, patients=patients, seed=seed, shape=shape, workers=workers, force=force)
-    click.echo(f"{_count(patients, 'phantom patient')} in {dest}")
+    click.echo(f"{count(patients, 'phantom patient')} in {dest}")
 
 
 # --- inspect --------------------------------------------------------------------------------------------------------
@@ -308,7 +304,7 @@ def _describe_archive(reader: ArchiveReader) -> str:
     if info.labels is not None:
         names = dict(enumerate(info.label_names or ()))
         counts = sorted(Counter(label for _, label in info.labels).items())
-        lines.append("class labels: " + ", ".join(f"{names.get(i, i)} {_count(n, 'slice')}" for i, n in counts))
+        lines.append("class labels: " + ", ".join(f"{names.get(i, i)} {count(n, 'slice')}" for i, n in counts))
     if seeds := [record.seed for record in info.slices if record.seed is not None]:
         snapshots = ", ".join(sorted({record.snapshot or "unnamed" for record in info.slices}))
         lines.append(f"generated: {len(seeds)} slices, seeds {min(seeds)} to {max(seeds)}, snapshot {snapshots}")
@@ -361,8 +357,8 @@ def export(archive: Path, dest: Path, form: str, force: bool) -> None:
     if rows:
         click.echo(format_table(("case", "slices", "of", "voxels")[: len(rows[0])], rows) + "\n")
     if single := sum(folder.slices for folder in written.folders if folder.of is None):
-        click.echo(f"{_count(single, 'slice')} of no known volume, each by itself; pixel size unknown\n")
-    click.echo(f"written: {dest}, {_count(written.slices, 'slice')} of {_count(written.patients, 'patient')}")
+        click.echo(f"{count(single, 'slice')} of no known volume, each by itself; pixel size unknown\n")
+    click.echo(f"written: {dest}, {count(written.slices, 'slice')} of {count(written.patients, 'patient')}")
 
 
 # --- merge, subset, split -------------------------------------------------------------------------------------------
@@ -411,7 +407,7 @@ def split(archive: Path, dest: Path, test_fraction: float, seed: int, force: boo
 
 
 def _describe_written(written) -> str:
-    return f"{written.path}, {_count(written.slices, 'slice')} of {_count(written.patients, 'patient')}"
+    return f"{written.path}, {count(written.slices, 'slice')} of {count(written.patients, 'patient')}"
 
 
 if __name__ == "__main__":

@@ -52,6 +52,11 @@ def tool_version() -> str:
         return "unknown (not installed)"
 
 
+def count(n: int, noun: str) -> str:
+    """As in '1 patient', '2 patients'."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def name_some(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
     shown = [name if len(name) <= 60 and name.isprintable() else shorten(name) for name in names[:most]]

@@ -17,7 +17,7 @@ from dnnlib import config as configs
 from dnnlib import files
 from dnnlib.errors import UserError
 from dnnlib.runs import Log
-from dnnlib.text import format_time
+from dnnlib.text import count, format_time
 from segmentation import unet as unets
 from segmentation.config import TrainUNetConfig
 from segmentation.data import Draws, UnionOfArchives, describe, loader
@@ -145,7 +145,9 @@ def _finite(loss: float, step: int, config: TrainUNetConfig) -> float:
 
 def _announce(info: unets.UNetInfo, device: torch.device) -> str:
     c = info.training
-    sources = " + ".join(f"{a.file} ({a.slices} slices, {a.patients} patients)" for a in info.archives)
+    sources = " + ".join(
+        f"{a.file} ({count(a.slices, 'slice')}, {count(a.patients, 'patient')})" for a in info.archives
+    )
     return (
         f"U-Net of width {c.width} on {sources}, {info.resolution}×{info.resolution}, {info.schema.describe()}\n"
         f"{c.steps} steps of {c.batch} slices, learning rate {c.lr:g} falling to 0, seed {c.seed}, on {device}"

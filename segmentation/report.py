@@ -11,7 +11,7 @@ import numpy as np
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path
-from dnnlib.text import format_table
+from dnnlib.text import count, format_table
 from segmentation.scores import Evaluation, Target, of_target, targets_of
 from slices import render
 from slices.leaks import describe_shared
@@ -74,7 +74,9 @@ def describe_data(evaluation: Evaluation) -> str:
     """How many patients and slices stand behind the numbers, and whether the U-Net knows them already."""
     counts = [p.slices for p in evaluation.patients]
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    text = f"{evaluation.data.file}: {len(counts)} patients, {sum(counts)} slices ({each} per patient)"
+    text = (
+        f"{evaluation.data.file}: {count(len(counts), 'patient')}, {count(sum(counts), 'slice')} ({each} per patient)"
+    )
     if evaluation.overlap:
         text += (
             f"\nnote: the U-Net was trained on {describe_shared(evaluation.overlap, evaluation.model.info.patients)}: "

@@ -306,10 +306,6 @@ def test_archives_of_one_kind(tmp_path):
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
-def _sum(reader, start, results):
-    results.put([int(reader.read(i % len(reader)).sum()) for i in range(start, start + 300)])
-
-
 def test_a_reader_travels_to_spawned_processes(tmp_path):
     reader = ArchiveReader(write(tmp_path / "x.zip"))
     expected = reader.read(3)
