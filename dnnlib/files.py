@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +91,33 @@ def folder_for(path: str | os.PathLike) -> Iterator[Path]:
             for folder in new:
                 folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def replacing_together(paths: Sequence[Path]) -> Iterator[Callable[[], None]]:
+    """Files of these names are replaced all or none. The block gets a function, to be called before the first appears.
+
+    It sets aside what is there; that is removed when the block ends, or put back if it fails. One file alone needs no
+    such thing: a rename replaces it or doesn't.
+    """
+    aside: dict[Path, Path] = {}
+    new: list[Path] = []  # names that may belong to new files
+
+    def set_aside() -> None:
+        for path in paths if len(paths) > 1 else ():
+            if path.exists():
+                old = path.with_name(f".{path.name}.{os.getpid()}.old")
+                os.replace(path, old)
+                aside[path] = old
+        new.extend(paths if len(paths) > 1 else ())
+
+    try:
+        yield set_aside
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        for path, old in aside.items():
+            os.replace(old, path)
+        raise
+    for old in aside.values():
+        old.unlink()

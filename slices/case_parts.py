@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,9 +34,20 @@ _RECORD_BYTES = 1 << 24
 class InputFile:
     """A file that a case was cut from, as it was then."""
 
-    name: str
+    path: str
     size: int
     modified_ns: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a case was, and of which files: another one makes another part."""
+
+    case: str
+    patient: str
+    grid: tuple[int, ...] | None
+    channels: tuple[int | None, ...]
+    files: tuple[InputFile, ...]
 
 
 @dataclass(frozen=True)
@@ -51,8 +64,7 @@ class Areas:
 class CaseRecord:
     """What was cut from a case. volume is None if no slice was chosen; skipped: reason -> slices."""
 
-    case: str
-    inputs: tuple[InputFile, ...]
+    origin: Origin
     volume: Volume | None
     indices: tuple[int, ...]
     areas: Areas
@@ -60,16 +72,16 @@ class CaseRecord:
     remarks: tuple[str, ...]
 
 
-def inputs_of(case: Case) -> tuple[InputFile, ...]:
-    """A case's files as they are now. Raises UserError if one is missing."""
+def origin_of(case: Case) -> Origin:
+    """A case and its files as they are now. Raises UserError if one is missing."""
     found = []
     for path in case.paths:
         try:
             state = path.stat()
         except OSError:
             raise UserError(f"{path} is missing") from None
-        found.append(InputFile(path.name, state.st_size, state.st_mtime_ns))
-    return tuple(found)
+        found.append(InputFile(str(path.resolve()), state.st_size, state.st_mtime_ns))
+    return Origin(case.name, case.patient, case.grid, tuple(file.channel for file in case.contrasts), tuple(found))
 
 
 def measure(classes: np.ndarray, schema: Schema) -> Areas:
@@ -118,13 +130,7 @@ class Workplace:
         self.folder, self.job = folder, job
 
     def __enter__(self) -> Workplace:
-        files.make_folder(self.folder)
-        self._lock = open(self.folder / ".lock", "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise UserError(f"{self.folder}: another conversion to this place is running; wait for it to end") from None
+        self._lock = self._locked()
         if self._job_there() != self.job:
             for path in self.folder.glob("*.zip"):
                 path.unlink()
@@ -133,16 +139,35 @@ class Workplace:
             path.unlink()
         return self
 
+    def _locked(self) -> int:
+        """The folder, opened and locked; made anew if another conversion removes it at this moment."""
+        while True:
+            folder = os.open(files.make_folder(self.folder), os.O_RDONLY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(folder)
+                raise UserError(f"{self.folder}: another conversion to this place is running; wait for it") from None
+            except OSError:  # a file system without locks
+                pass
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(folder), os.stat(self.folder)):
+                    return folder
+            os.close(folder)
+
     def __exit__(self, *error) -> None:
-        if not any(self.folder.glob("*.zip")):
+        if self.folder.exists() and not any(self.folder.glob("*.zip")):
             self.remove()
-        self._lock.close()
+        os.close(self._lock)
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, of this conversion, with all that is in it."""
+        if os.path.lexists(self.folder) and os.path.samestat(os.fstat(self._lock), os.stat(self.folder)):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def path(self, side: str | None, case: Case) -> Path:
-        return self.folder / f"{side or 'all'} {case.name}.zip"
+        """Where a cut case lies. Names of cases may be long, or differ in capitals only: a hash stands for them."""
+        return self.folder / f"{side or 'all'}-{hashlib.sha256(case.name.encode()).hexdigest()[:24]}.zip"
 
     def finished(self, side: str | None, case: Case) -> bool:
         """Whether an earlier call cut this case from the same files."""
@@ -150,7 +175,7 @@ class Workplace:
         if not path.exists():
             return False
         try:
-            return PartReader.open(path).record.inputs == inputs_of(case)
+            return PartReader.open(path).record.origin == origin_of(case)
         except (UserError, ValueError):
             return False
 

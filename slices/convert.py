@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,8 @@ from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.processes import map_in_order
 from dnnlib.text import name_some, tool_version
-from slices.archive import TEST, TRAIN, ArchiveWriter, Volume, pack_slice
-from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, inputs_of, measure, write_part
+from slices.archive import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
+from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
 from slices.grid import SMALLEST_RESOLUTION, GreyLevels, Grid, pixel_size
 from slices.releases import GRADES, Case, Recognised
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
@@ -62,6 +62,8 @@ class ConvertOptions:
                 f"--resolution {self.resolution}: expected a power of two from {SMALLEST_RESOLUTION} up, "
                 f"such as {lower} or {2 * lower}"
             )
+        if self.resolution > LARGEST_RESOLUTION:
+            raise UserError(f"--resolution {self.resolution}: expected at most {LARGEST_RESOLUTION}")
         if self.fov is not None and not 0 < self.fov < float("inf"):
             raise UserError(f"--fov {self.fov:g}: expected a length in mm, such as 200")
         if self.min_tumor_pixels < 1:
@@ -248,9 +250,10 @@ def convert_release(
             _cut_all(parts, workplace, schema, options, workers, on_error)
         for part in parts:
             _describe(part, workplace, source, options)
-        _write_archives(parts, split, options, found, workplace, source)
-        if split:
-            files.write_json(dest / SPLIT_FILE, config.to_json(split))
+        with files.replacing_together(targets) as set_aside:
+            _write_archives(parts, split, options, found, workplace, source, set_aside)
+            if split:
+                files.write_json(dest / SPLIT_FILE, config.to_json(split))
         workplace.remove()
     return parts
 
@@ -394,13 +397,12 @@ def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
     """Cut a case, in a process of its own. Returns what was wrong with it, if anything."""
     try:
         _require_files(job.case)
-        inputs = inputs_of(job.case)
+        origin = origin_of(job.case)
         cut = cut_case(job.case, job.choice, schema, options)
     except UserError as error:
         return str(error)
     record = CaseRecord(
-        case=job.case.name,
-        inputs=inputs,
+        origin=origin,
         volume=cut.volume if cut.indices else None,
         indices=cut.indices,
         areas=measure(cut.classes, schema),
@@ -435,8 +437,9 @@ def _write_archives(
     found: Recognised,
     workplace: Workplace,
     source: Path,
+    ready: Callable[[], None],
 ) -> None:
-    """Put the archives together from the cut cases."""
+    """Put the archives together from the cut cases. ready: called before the first appears under its name."""
     schema = found.release.schema
     names = GRADES if options.class_by == "grade" else None
     with contextlib.ExitStack() as stack:
@@ -451,8 +454,7 @@ def _write_archives(
                 _append(case, PartReader.open(workplace.path(part.side, case)), part.side, writer, options)
         for writer in writers:
             writer.finish()  # all of them, before the first appears under its name: a pair belongs to one split
-        if split:  # that of the archives which are about to be replaced
-            (parts[0].path.parent / SPLIT_FILE).unlink(missing_ok=True)
+        ready()
 
 
 def _append(case: Case, cut: PartReader, side: str | None, writer: ArchiveWriter, options: ConvertOptions) -> None:
@@ -471,7 +473,7 @@ def _nothing(part: Part, source: Path, options: ConvertOptions) -> str:
         if len(unreadable) == len(part.cases):
             return f"{source}: none of the {len(part.cases)} cases for {part.name} can be read: {part.errors[0]}"
     wanted = f"a tumour of {options.min_tumor_pixels} or more pixels" if part.choice == "tumor" else "a brain"
-    option = "--test-slices" if part.name == "test.zip" else "--slices"
+    option = "--test-slices" if part.side == TEST else "--slices"
     return (
         f"{source}: none of the {len(part.cases)} patients for {part.name} has a slice with {wanted} "
         f"at --resolution {options.resolution}: choose {option} all, or other patients"

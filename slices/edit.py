@@ -230,7 +230,11 @@ def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, 
 
     made = _made("split", {"test_fraction": test_fraction, "seed": seed}, [reader])
     sides = {patient: side for side, names in ((TRAIN, drawn.train), (TEST, drawn.test)) for patient in names}
-    with files.folder_for(dest), contextlib.ExitStack() as stack:
+    with (
+        files.folder_for(dest),
+        files.replacing_together((*paths.values(), dest / SPLIT_FILE)) as set_aside,
+        contextlib.ExitStack() as stack,
+    ):
         writers = {
             side: stack.enter_context(
                 _writer(path, reader, made | {"split": {"part": side, **config.to_json(drawn)}})
@@ -242,8 +246,8 @@ def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, 
             _copy(reader, i, writers[side], part=side)
         for writer in writers.values():
             writer.finish()  # both, before the first appears under its name: they belong together
-        (dest / SPLIT_FILE).unlink(missing_ok=True)  # that of the archives which are about to be replaced
-    files.write_json(dest / SPLIT_FILE, config.to_json(drawn))
+        set_aside()
+        files.write_json(dest / SPLIT_FILE, config.to_json(drawn))
     return [
         Written(path, len(writers[side]), len(names))
         for (side, path), names in zip(paths.items(), (drawn.train, drawn.test), strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -26,10 +27,11 @@ from slices.grid import area_weights, is_same_length
 from slices.releases import MASK
 from slices.render import class_colour
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
+from slices.volumes import has_axes
 
 NIFTI, PNG = FORMATS = ("nifti", "png")
 SLICES_FILE, CHANNELS_FILE = "slices.json", "channels.json"
-LONGEST_AXIS, MOST_VOXELS = 32767, 1 << 30  # what NIfTI-1 can say, and what fits into memory
+LONGEST_AXIS, MOST_VOXELS = 32767, 1 << 28  # what NIfTI-1 can say; of all contrasts of a case, what fits into memory
 # Where nothing is known of a slice's place, its file gets 1 mm voxels with axes to L, P, S, as pictures have them.
 NOWHERE = np.diag((-1.0, -1.0, 1.0, 1.0))
 _UNTURNED = np.array([(0, 1), (1, 1), (2, 1)], float)  # nibabel's orientation that leaves axes as they are
@@ -110,6 +112,7 @@ def _cases(reader: ArchiveReader) -> dict[str, _Case]:
         try:
             _check(volume)
             grid = file_grid(volume, reader.resolution)
+            _check_size(grid, reader.schema)
         except UserError as error:
             raise UserError(f"{reader.path}: the volume {name}: {error}") from None
         if wrong := [index for index in places if index >= grid.shape[2]]:
@@ -127,7 +130,7 @@ def _is_cut(record: SliceRecord) -> bool:
 
 def _check(volume: Volume) -> None:
     """Refuse a description that an archive may hold but no file can have."""
-    if np.abs(volume.affine).max() > np.finfo(np.float32).max or abs(np.linalg.det(volume.affine)) < 1e-9:
+    if np.abs(volume.affine).max() > np.finfo(np.float32).max or not has_axes(np.array(volume.affine)):
         raise UserError("its affine is not invertible, or too large for a file")
     if max(volume.shape) > LONGEST_AXIS:
         raise UserError(f"its shape is {list(volume.shape)}; expected at most {LONGEST_AXIS} voxels along each axis")
@@ -176,8 +179,7 @@ class FileGrid:
 def file_grid(volume: Volume, resolution: int) -> FileGrid:
     """The grid to write a volume's slices on: the source's where pixels are its voxels, else the archive's own.
 
-    The archive's own has voxel axes to L, P, S and R×R×S voxels, each pixel where it lies in the patient. Raises
-    UserError if the volume is too large to be held.
+    The archive's own has voxel axes to L, P, S and R×R×S voxels, each pixel where it lies in the patient.
     """
     source = np.array(volume.affine)
     axes, lps = nib.io_orientation(source), nib.orientations.axcodes2ornt("LPS")
@@ -215,9 +217,15 @@ def file_grid(volume: Volume, resolution: int) -> FileGrid:
             rows=every,
             words=f"resampled to {volume.pixel:g} mm pixels",
         )
-    if np.prod([float(n) for n in grid.shape]) > MOST_VOXELS:
-        raise UserError(f"{'×'.join(map(str, grid.shape))} voxels are too many; expected at most {MOST_VOXELS}")
     return grid
+
+
+def _check_size(grid: FileGrid, schema: Schema) -> None:
+    if math.prod((*grid.shape, schema.num_contrasts)) > MOST_VOXELS:
+        raise UserError(
+            f"{schema.num_contrasts} contrasts of {'×'.join(map(str, grid.shape))} voxels are too many; "
+            f"expected at most {MOST_VOXELS:,} in all"
+        )
 
 
 def _pixel_centres(n: int, spacing: float, resolution: int, pixel: float) -> tuple[float, float]:
@@ -271,7 +279,7 @@ def _write_volumes(reader: ArchiveReader, cases: dict[str, _Case], write: Write,
 
 def _write_case(reader: ArchiveReader, archive: dict[str, str], case: _Case, write: Write) -> Folder:
     schema, grid, volume = reader.schema, case.grid, case.volume
-    levels = np.full((schema.num_contrasts, *grid.shape), OUTSIDE, np.uint8)  # [C, L, P, S]
+    levels = np.zeros((schema.num_contrasts, *grid.shape), np.uint8)  # [C, L, P, S], OUTSIDE
     classes = np.zeros(grid.shape, np.uint8)  # [L, P, S]
     records = [reader.info.slices[i] for i in case.numbers]
     indices = [record.index for record in records]

@@ -22,6 +22,7 @@ AUTO = "auto"
 MASK = "seg"  # what the label map is called where a contrast has its name
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 _PLACEHOLDERS = ("case", "patient", "visit", "grade", "contrast")
+_LARGEST_VALUE = 2**31 - 1  # of a label: what NIfTI files hold as whole numbers
 _ENDING = re.compile(r"\.nii(\.gz)?$")
 
 
@@ -80,8 +81,8 @@ class Release:
 
     @property
     def any_case(self) -> Release:
-        """The same for cases of any name: what a user says who names the release."""
-        return replace(self, known={key: value for key, value in self.known.items() if key != "case"})
+        """The same for cases and patients of any name: what a user says who names the release."""
+        return replace(self, known={key: value for key, value in self.known.items() if key == "visit"})
 
     @property
     def in_one_file(self) -> bool:
@@ -169,6 +170,9 @@ def describe_release(
     for text, option in ((pattern, "--pattern"), (mask_pattern, "--mask-pattern")):
         if text is not None:
             _check_pattern(text, option)
+    known = {*_PLACEHOLDER.findall(pattern), "case"} - {"contrast"}
+    if mask_pattern and (unknown := sorted(set(_PLACEHOLDER.findall(mask_pattern)) - known)):
+        raise UserError(f"--mask-pattern {mask_pattern}: {{{unknown[0]}}} is not known from --pattern {pattern}")
     if schema.classes and release.in_one_file and mask_pattern is None:
         raise UserError(
             f"--pattern {pattern} names one file for all contrasts: say with --mask-pattern where masks are"
@@ -191,6 +195,8 @@ def _classes(labels: str | None) -> tuple[LesionClass, ...]:
             raise UserError(
                 f"--labels: expected a name and its whole number in the masks, such as lesion=1, not {text!r}"
             )
+        if int(value) > _LARGEST_VALUE:
+            raise UserError(f"--labels: {value} is no label value; expected at most {_LARGEST_VALUE}")
         classes.append(LesionClass(name, name, int(value)))
     return tuple(classes)
 
@@ -241,7 +247,8 @@ def find_cases(source: Path, release: Release | None = None) -> Recognised:
     source = Path(source)
     if not source.is_dir():
         raise UserError(f"{source}: {'a file; expected a folder of cases' if source.exists() else 'no such folder'}")
-    files = _files(source)
+    patterns = [pattern for row in (RELEASES if release is None else [release]) for pattern in row.patterns]
+    files = _files(source, depth=1 + max(pattern.count("/") for pattern in patterns))
     reason = ""
     if release is None:
         release, reason = _recognise(source, files)
@@ -255,10 +262,14 @@ def find_cases(source: Path, release: Release | None = None) -> Recognised:
     return Recognised(release, cases, reason)
 
 
-def _files(source: Path, depth: int = 6) -> list[str]:
-    """Relative paths, with /, of the NIfTI files below a folder; hidden ones (._BRATS_001.nii.gz) are no data."""
+def _files(source: Path, depth: int) -> list[str]:
+    """Relative paths, with /, of the NIfTI files some folders down; hidden ones (._BRATS_001.nii.gz) are no data."""
+
+    def fail(error: OSError) -> None:
+        raise error  # a folder that can't be read is no empty one
+
     found = []
-    for folder, folders, names in os.walk(source, followlinks=True):
+    for folder, folders, names in os.walk(source, onerror=fail, followlinks=True):
         inside = Path(folder).relative_to(source)
         folders[:] = sorted(name for name in folders if name[0] != ".") if len(inside.parts) < depth else []
         found += [(inside / name).as_posix() for name in names if name[0] != "." and _ENDING.search(name)]

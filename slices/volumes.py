@@ -31,7 +31,8 @@ WINDOW = (0.5, 99.5)  # percentiles of the head's voxels that become the darkest
 TOLERANCE = 0.01
 # The background is constant if this share of the values near it, within five tolerances, is within one.
 CONSTANT = 0.9
-MOST_VOXELS = 1 << 27  # of one file; fifteen times those of BraTS, and 1 GB where they are scaled
+MOST_VOXELS = 1 << 28  # of one file; thirty times those of a volume of BraTS, and 1 GB as float32
+LONGEST_SIDE = 1 << 13  # voxels along an axis
 _HEADER = 544  # bytes; NIfTI-2 has the longer header, and four more say what follows
 _LATEST_START = 1 << 24  # byte at which voxels may start; extensions stand before them
 _AFTER = 1 << 16  # bytes that may stand after the voxels
@@ -40,10 +41,10 @@ _AFTER = 1 << 16  # bytes that may stand after the voxels
 # --- on disk --------------------------------------------------------------------------------------------------------
 
 
-# What nibabel and gzip raise for damaged files; the last three come from headers with absurd contents.
+# What nibabel and gzip raise for damaged files; the last two come from headers with absurd contents.
 _DAMAGE = (
     ImageFileError, HeaderDataError, WrapStructError, EOFError, zlib.error, isal_zlib.error, OSError, ValueError,
-    OverflowError, MemoryError, KeyError,
+    OverflowError, KeyError,
 )  # fmt: skip
 
 
@@ -59,9 +60,9 @@ class Nifti:
 def read_nifti(path: Path, channels: int | None = None) -> Nifti:
     """Read a NIfTI file, compressed or not, wholly into memory.
 
-    channels: None for a 3-D file; for a 4-D file, how many volumes it should hold.
-    Raises UserError naming the file if it is damaged, has more than MOST_VOXELS, or holds anything but finite real
-    numbers of that many dimensions. A file takes no more memory than its header promises.
+    channels: None for a 3-D file, whose shape may go on with ones; for a 4-D file, how many volumes it should hold.
+    What is no plain integer becomes float32. Raises UserError naming the file if it is damaged, too large, or holds
+    anything but finite real numbers of that shape. A file takes no more memory than its header promises.
     """
     path = Path(path)
     try:
@@ -72,7 +73,7 @@ def read_nifti(path: Path, channels: int | None = None) -> Nifti:
             header = kind.header_class(start[: kind.header_class.sizeof_hdr])  # without what extends it
             shape = header.get_data_shape()
             size = math.prod(shape) * header.get_data_dtype().itemsize
-            _check_shape(path, shape, channels)
+            shape = _checked_shape(path, shape, channels)
             place = header.get_data_offset()
             if not 352 <= place <= _LATEST_START:
                 raise ValueError(f"its voxels are said to start at byte {place}")
@@ -81,22 +82,22 @@ def read_nifti(path: Path, channels: int | None = None) -> Nifti:
             if len(content) == most and file.read(1):
                 raise ValueError(f"{size} bytes of voxels by its header, but more follow")
             image = kind.from_bytes(content)
-            voxels = np.asanyarray(image.dataobj)
+            voxels = _voxels(image).reshape(shape, order="F")
     except UserError:
         raise
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file system's, not the file's
+            raise UserError(f"{path}: {error.strerror}") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: damaged, incomplete or not NIfTI ({reason}); copy or download it again") from None
+    except MemoryError:
+        raise UserError(f"{path}: {_format_shape(shape)} voxels don't fit into memory") from None
     if voxels.dtype.kind not in "buif":
         raise UserError(f"{path}: expected voxels of real numbers, found {voxels.dtype}")
     if voxels.dtype.kind == "f" and not _all_finite(voxels):
         wrong = np.count_nonzero(~(np.abs(voxels) <= np.finfo(np.float32).max))
         raise UserError(f"{path}: {wrong} voxels are NaN or infinite; repair the file or leave the case out")
-    if (
-        not np.isfinite(image.affine).all()
-        or abs(np.linalg.det(image.affine)) < 1e-9
-        or np.isnan(nib.io_orientation(image.affine)).any()
-    ):
+    if not has_axes(image.affine):
         raise UserError(f"{path}: the header's affine is not invertible, so the orientation is unknown")
     oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
     return Nifti(voxels, image.affine, oriented)
@@ -115,13 +116,40 @@ def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
             yield file
 
 
-def _check_shape(path: Path, shape: Sequence[int], channels: int | None) -> None:
-    expected = "a 3-D volume" if channels is None else f"a 4-D file of {channels} contrasts"
+def _checked_shape(path: Path, shape: Sequence[int], channels: int | None) -> tuple[int, ...]:
+    """The shape without ones at its end, 3-D or 4-D as asked for; one contrast may be either."""
+    found = _format_shape(shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if channels == 1 and len(shape) == 3:
+        shape = (*shape, 1)
     fits = len(shape) == 3 if channels is None else len(shape) == 4 and shape[3] == channels
     if not fits or min(shape) < 1:
-        raise UserError(f"{path}: expected {expected}, found the shape {_format_shape(shape)}")
-    if math.prod(shape) > MOST_VOXELS:
-        raise UserError(f"{path}: {_format_shape(shape)} voxels; files of more than {MOST_VOXELS:,} are not read")
+        volumes = f"{channels} volumes" if channels != 1 else "one volume"
+        expected = "a 3-D volume" if channels is None else f"{volumes}, one for each contrast"
+        raise UserError(f"{path}: expected {expected}, found the shape {found}")
+    if math.prod(shape) > MOST_VOXELS or max(shape) > LONGEST_SIDE:
+        raise UserError(
+            f"{path}: {found} voxels; at most {MOST_VOXELS:,} are read from a file, and {LONGEST_SIDE:,} along an axis"
+        )
+    return tuple(shape)
+
+
+def _voxels(image: nib.Nifti1Image) -> np.ndarray:
+    """The voxels of an image, integers as they are; what needs a fraction as float32."""
+    proxy = image.dataobj
+    fractions = proxy.slope != 1 or proxy.inter != 0 or proxy.dtype.kind == "f"
+    with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
+        return np.asanyarray(proxy, np.float32 if fractions else None)
+
+
+def has_axes(affine: np.ndarray) -> bool:
+    """Whether an affine, 4×4, is invertible, and tells along which axis of the world each axis of voxels runs."""
+    return bool(
+        np.isfinite(affine).all()
+        and abs(np.linalg.det(affine)) >= 1e-9
+        and not np.isnan(nib.io_orientation(affine)).any()
+    )
 
 
 def _all_finite(voxels: np.ndarray) -> bool:
@@ -192,6 +220,12 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
                 f"{path}: its axes run to {axes}, those of {first_path.name} to {first_axes}; "
                 "the files of a case must share one grid"
             )
+        sizes, first_sizes = (nib.affines.voxel_sizes(f.affine) for f in (file, first))
+        if file is not mask and not np.allclose(sizes, first_sizes, rtol=0.01):
+            raise UserError(
+                f"{path}: its voxels have {_format_size(sizes)} mm, those of {first_path.name} "
+                f"{_format_size(first_sizes)} mm; the files of a case must share one grid"
+            )
         what = "label map" if file is mask else "contrast"
         remarks.append(f"affine of a {what} differs, voxels taken as on the grid of {schema.contrasts[0]}")
 
@@ -246,6 +280,10 @@ def _format_shape(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
 
 
+def _format_size(spacing: Sequence[float]) -> str:
+    return "×".join(f"{mm:.3g}" for mm in spacing)
+
+
 # --- head and intensities -------------------------------------------------------------------------------------------
 
 
@@ -297,7 +335,7 @@ def _bound(volume: np.ndarray, value: float, rounded: Callable[[float], int]) ->
 
 def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
     """The threshold that maximises the variance between the two groups it makes (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins)
+    counts, edges = np.histogram(values.astype(np.float64, copy=False), bins)
     centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)[:-1]  # [bins − 1]: how many lie below each inner edge
     above = counts.sum() - below

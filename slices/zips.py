@@ -101,6 +101,7 @@ class ZipReader:
             ((twice, _),) = Counter(m.filename for m in members).most_common(1)
             raise UserError(f"{self.path}: holds more than one member of the name {shorten(twice)}")
         self._check_places(end)
+        self._open()
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -111,13 +112,16 @@ class ZipReader:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_file": None}
 
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def _open(self) -> None:
+        self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
     def __del__(self) -> None:
         if getattr(self, "_file", None) is not None:
             os.close(self._file)
-
-    def size(self, name: str) -> int:
-        """Length of a member's content, as the directory has it."""
-        return self._members[name].file_size
 
     def packed(self, name: str, most: int) -> Packed:
         """A member to be appended to another zip, its deflated bytes as they are. `most`: see `read`."""
@@ -186,8 +190,6 @@ class ZipReader:
         return raw
 
     def _read_at(self, place: int, length: int) -> bytes:
-        if self._file is None:
-            self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:
             return os.pread(self._file, length, place)
         except OSError as error:

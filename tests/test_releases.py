@@ -1,6 +1,7 @@
 """Releases: every layout, what is recognised from names and what is not, and the traps that published files hold."""
 
 import json
+import os
 import re
 import shutil
 
@@ -13,8 +14,10 @@ from test_volumes import BRIGHT, MARKER, draw_head, turned, write_nifti
 from dataset_tool import main
 from dnnlib.errors import UserError
 from slices.archive import ArchiveReader
+from slices.case_parts import Workplace
 from slices.releases import RELEASES, describe_release, find_cases, release_of_name
 from slices.schema import BRATS
+from slices.volumes import read_case
 
 CONTRASTS = BRATS.contrasts
 GLI = dict(zip(CONTRASTS, ("t1n", "t1c", "t2w", "t2f"), strict=True))
@@ -299,7 +302,7 @@ def test_four_dimensions_with_an_order(tmp_path):
         np.testing.assert_array_equal(a.read(i)[[3, 0, 1, 2, 4, 6, 5, 7]], b.read(i))
     shutil.copy(tmp_path / "s" / "labelsTr" / "BRATS_001.nii.gz", tmp_path / "s" / "imagesTr" / "BRATS_002.nii.gz")
     output = convert(tmp_path / "s", tmp_path / "c.zip", expected=2)
-    assert "BRATS_002.nii.gz: expected a 4-D file of 4 contrasts, found the shape 60×60×10" in output
+    assert "BRATS_002.nii.gz: expected 4 volumes, one for each contrast, found the shape 60×60×10" in output
 
 
 def test_patients_and_visits_in_a_pattern(tmp_path):
@@ -321,6 +324,12 @@ def test_patients_and_visits_in_a_pattern(tmp_path):
         (["--contrasts", "t1", "--pattern", "{case}.mha"], "ends in .nii.gz or .nii"),
         (["--contrasts", "t1", "--pattern", "../{case}.nii.gz"], "without .."),
         (["--contrasts", "t1,t1", "--pattern", "{case}_{contrast}.nii.gz"], "stands there twice"),
+        (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii", "--labels", "a=1", "--mask-pattern",
+          "{patient}_m.nii"], "{patient} is not known from --pattern"),
+        (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii", "--labels", "a=1", "--mask-pattern",
+          "{case}_{contrast}.nii"], "{contrast} is not known"),
+        (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii", "--labels", "a=4294967296"], "no label value"),
+        (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii", "--resolution", "8192"], "at most 4096"),
         (["--contrasts", "t1,", "--pattern", "{case}_{contrast}.nii.gz"], "expected names such as"),
         (["--contrasts", "t1/2", "--pattern", "{case}_{contrast}.nii.gz"], "looks like a path"),
         (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii.gz", "--labels", "a"], "such as lesion=1"),
@@ -401,3 +410,88 @@ def test_a_conversion_goes_on_where_it_stopped(tmp_path, monkeypatch):
     cut.clear()
     convert(tmp_path / "s", tmp_path / "z.zip", "--slices", "all")
     assert len(cut) == 5
+
+
+def test_cases_cut_from_another_source_are_not_taken_for_this_one(tmp_path):
+    """The same names, sizes and dates in another folder are other patients."""
+    for source, seed in (("s1", 0), ("s2", 5)):
+        for n in range(3):
+            write_flat(tmp_path / source, f"Brats18_X_{n}_1", draw(seed + n), suffix=".nii")
+        for path in (tmp_path / source).rglob("*.nii"):
+            os.utime(path, (0, 0))
+    bad = tmp_path / "s1" / "Brats18_X_2_1" / "Brats18_X_2_1_t1.nii"
+    break_file(bad)
+    assert "2 of 3 cases are kept" in convert(tmp_path / "s1", tmp_path / "x.zip", expected=2)
+    assert "going on" not in convert(tmp_path / "s2", tmp_path / "x.zip")
+    convert(tmp_path / "s2", tmp_path / "fresh.zip")
+    a, b = ArchiveReader(tmp_path / "x.zip"), ArchiveReader(tmp_path / "fresh.zip")
+    assert a.info.slices == b.info.slices and all(np.array_equal(a.read(i), b.read(i)) for i in range(len(a)))
+
+
+def test_two_conversions_to_one_place(tmp_path):
+    """The second is refused while the first holds the folder, and serves once that is gone."""
+    with Workplace(tmp_path / "w", {"a": 1}) as first:
+        with pytest.raises(UserError, match="another conversion to this place is running"):
+            Workplace(tmp_path / "w", {"a": 1}).__enter__()
+        first.remove()
+        with Workplace(tmp_path / "w", {"a": 1}) as second:  # in a new folder of that name
+            first.remove()  # which is not the first one's to remove
+            assert (tmp_path / "w" / "job.json").exists()
+            (tmp_path / "w" / "x.zip").write_text("cut")
+    assert second.folder.exists()
+
+
+def test_names_that_differ_in_capitals_only_or_are_long(tmp_path):
+    for name in ("Brats18_a_1", "Brats18_A_1", "Brats18_" + "x" * 220):
+        write_flat(tmp_path / "s", name, draw(len(name)))
+    convert(tmp_path / "s", tmp_path / "x.zip")
+    assert len(ArchiveReader(tmp_path / "x.zip").info.patients) == 3
+
+
+def test_contrasts_of_another_voxel_size_are_refused(tmp_path):
+    write_flat(tmp_path / "s", "Brats18_X_1_1", draw())
+    path = tmp_path / "s" / "Brats18_X_1_1" / "Brats18_X_1_1_t2.nii.gz"
+    write_nifti(path, *turned(draw()["t2"], "LPS", (2, 2, 3)))
+    output = convert(tmp_path / "s", tmp_path / "x.zip", expected=2)
+    assert f"{path}: its voxels have 2×2×3 mm, those of Brats18_X_1_1_t1.nii.gz 1×1×1 mm" in output.replace("\n", " ")
+
+
+def test_ones_behind_the_shape_and_one_contrast_in_a_file_of_its_own(tmp_path):
+    volume, affine = turned(draw()["t1"], "LPS")
+    for name, shape in (("a", volume.shape), ("b", (*volume.shape, 1)), ("c", (*volume.shape, 1, 1))):
+        (tmp_path / "s").mkdir(exist_ok=True)
+        write_nifti(tmp_path / "s" / f"{name}.nii.gz", volume.reshape(shape), affine)
+        write_nifti(tmp_path / "s" / f"t1_{name}.nii.gz", volume.reshape(shape), affine)
+    for pattern in ("{case}.nii.gz", "{contrast}_{case}.nii.gz"):
+        convert(
+            tmp_path / "s", tmp_path / "x.zip", "--contrasts", "t1", "--pattern", pattern, "--slices", "all", "--force"
+        )
+        reader = ArchiveReader(tmp_path / "x.zip")
+        groups = [groups for name, groups in reader.by_patient().items() if name in "abc"]
+        assert [len(group) for group in groups] == [10, 10, 10]
+        for numbers in zip(*groups, strict=True):
+            one, *others = (reader.read(i) for i in numbers)
+            assert all(np.array_equal(one, other) for other in others)
+
+
+def test_any_names_of_patients_for_a_release_that_is_named(tmp_path):
+    write_flat(tmp_path, "BraTS-SSA-00002-000", draw(1, VALUES_OF["2023-gli"]), "-", GLI)
+    with pytest.raises(UserError, match="no cases found of any release"):
+        find_cases(tmp_path)
+    (case,) = find_cases(tmp_path, release_of_name("2023-gli")).cases
+    assert (case.name, case.patient) == ("BraTS-SSA-00002-000", "BraTS-SSA-00002")
+
+
+def test_scaled_integers_and_sixteen_contrasts(tmp_path):
+    """A header's slope and intercept count; what they make of integers is held as float32."""
+    for n in range(16):
+        image = nib.Nifti1Image(turned(draw()["t1"], "LPS")[0], turned(draw()["t1"], "LPS")[1])
+        image.header.set_slope_inter(2, 1000 * n)
+        (tmp_path / "s").mkdir(exist_ok=True)
+        nib.save(image, tmp_path / "s" / f"a_c{n}.nii.gz")
+    names = ",".join(f"c{n}" for n in range(16))
+    found = find_cases(tmp_path / "s", describe_release(names, "{case}_{contrast}.nii.gz"))
+    volumes = read_case(found.cases[0], found.release.schema)
+    for n, contrast in enumerate(volumes.contrasts):
+        assert contrast.dtype == np.float32
+        np.testing.assert_allclose(contrast.T, nib.load(tmp_path / "s" / f"a_c{n}.nii.gz").get_fdata())
