@@ -143,7 +143,7 @@ def time_reading(found: Recognised, source: Path, folder: Path, repeats: int) ->
 
         def from_archive(reader=reader, codec=codec, order=order):
             for i in order:
-                codec.to_network(torch.from_numpy(reader.read(i)))
+                codec.to_network(torch.from_numpy(reader.read(i).copy()))
 
         def from_pngs(pngs=pngs):
             for channels in pngs:
