@@ -139,13 +139,22 @@ def convert(
     wanted = _wanted_release(release, contrasts, labels, pattern, mask_pattern, regions)
     options = ConvertOptions(split_file=None if split_file is None else str(split_file), **options)
     found = find_cases(source, wanted)
-    if found.reason:
-        click.echo(found.reason)
+    click.echo(found.words)
     parts = convert_release(source, dest, found, options, workers=workers, force=force, on_error=on_error)
     click.echo(_describe_tallies({part.name: part.tally for part in parts}))
     if notes := _describe_notes(parts):
         click.echo(f"\n{notes}")
-    click.echo(f"\nwritten: {', '.join(str(part.path) for part in parts)}")
+    click.echo(
+        f"\nwritten: {', '.join(f'{part.path} ({_describe_pixels(part.pixels, part.resolution)})' for part in parts)}"
+    )
+
+
+def _describe_pixels(pixels: set[float], resolution: int) -> str:
+    """The edge of pixels in mm, and of the picture; of several volumes the least and the most."""
+    sizes = sorted({f"{mm:.3g}": mm for mm in sorted(pixels)}.values())
+    return " to ".join(f"{mm:.3g}" for mm in sizes[:: max(1, len(sizes) - 1)]) + (
+        f" mm pixels, {sizes[-1] * resolution:.4g} mm across"
+    )
 
 
 def _wanted_release(
@@ -203,7 +212,7 @@ def _describe_notes(parts: Sequence[Part]) -> str:
 
 
 def _shorten(names: Sequence[str] | dict[str, None], most: int = 3) -> str:
-    return ", ".join(list(names)[:most]) + (", …" if len(names) > most else "")
+    return ", ".join(str(name) for name in list(names)[:most]) + (", …" if len(names) > most else "")
 
 
 # --- phantom --------------------------------------------------------------------------------------------------------
@@ -299,15 +308,31 @@ def _describe_archive(reader: ArchiveReader) -> str:
         f"{schema.num_contrasts} contrasts and {schema.num_maps} label maps; all are readable",
         f"contrasts: {', '.join(schema.contrasts)}",
     ]
-    lines += [f"class {c.name}: {c.title}, value {c.value} in NIfTI files" for c in schema.classes]
+    titles = [f"{c.title}, " if c.title not in ("", c.name) else "" for c in schema.classes]
+    lines += [
+        f"class {c.name}: {title}value {c.value} in NIfTI files"
+        for c, title in zip(schema.classes, titles, strict=True)
+    ]
     lines += [f"region {region.name}: {' + '.join(region.classes)}" for region in schema.regions]
     if info.labels is not None:
         names = dict(enumerate(info.label_names or ()))
         counts = sorted(Counter(label for _, label in info.labels).items())
         lines.append("class labels: " + ", ".join(f"{names.get(i, i)} {count(n, 'slice')}" for i, n in counts))
     if seeds := [record.seed for record in info.slices if record.seed is not None]:
-        snapshots = ", ".join(sorted({record.snapshot or "unnamed" for record in info.slices}))
-        lines.append(f"generated: {len(seeds)} slices, seeds {min(seeds)} to {max(seeds)}, snapshot {snapshots}")
+        fakes = [record for record in info.slices if record.seed is not None]
+        snapshots = ", ".join(sorted({(record.snapshot or "unnamed")[:12] for record in fakes}))
+        lines.append(
+            f"generated: {count(len(seeds), 'slice')}, seeds {min(seeds)} to {max(seeds)}, snapshot {snapshots}"
+        )
+        lines.append(f"  their generator learned from {count(len(info.seen), 'patient')}: {_shorten(info.seen)}")
+    real = dict.fromkeys(record.patient for record in info.slices if record.seed is None)
+    if real:
+        lines.append(f"real: {count(len(real), 'patient')}: {_shorten(real)}")
+    parts = Counter(record.part for record in info.slices if record.part is not None)
+    if parts:
+        lines.append("part of the split: " + ", ".join(f"{count(n, 'slice')} {part}" for part, n in parts.items()))
+    if info.volumes:
+        lines.append(_describe_pixels({volume.pixel for volume in info.volumes.values()}, info.resolution))
     lines += _describe_made(info.made)
     return "\n".join(lines)
 
@@ -322,6 +347,14 @@ def _describe_made(made: dict) -> list[str]:
     if isinstance(split := made.get("split"), dict):
         sizes = ", ".join(f"{len(names)} {side}" for side, names in split.items() if isinstance(names, list))
         lines.append(f"  split: this is {split.get('part')} of {sizes} patients")
+    if isinstance(sources := made.get("sources"), list):
+        lines += [f"  source: {one.get('name')}" for one in sources if isinstance(one, dict)]
+    skipped = made.get("skipped") if isinstance(made.get("skipped"), dict) else {}
+    for what, reasons in (("left out", skipped.get("patients")), ("note", made.get("remarks"))):
+        if isinstance(reasons, dict):
+            lines += [
+                f"  {what}: {why}: {_shorten(names)}" for why, names in reasons.items() if isinstance(names, list)
+            ]
     return lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -66,8 +67,15 @@ _stop: Any = None  # in a worker: the parent's request to take up no further ite
 def _begin_worker(stop: Any, set_up: Callable[[], None] | None) -> None:
     global _stop
     _stop = stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if set_up is not None:
         set_up()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed can't end its workers; they would wait for work for ever."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from slices.archive import ArchiveReader, require_same_kind
+from slices.edit import refuse_twice
 from slices.leaks import refuse_leaks
 from torch_utils.loading import minibatches
 
@@ -67,6 +68,7 @@ class UnionOfArchives(torch.utils.data.Dataset):
         for other in self.archives[1:]:
             require_same_kind(self.archives[0], other)
         refuse_leaks(self.archives, exclude)
+        refuse_twice(self.archives)
         self.schema, self.resolution = self.archives[0].schema, self.archives[0].resolution
         self._where = [(archive, i) for archive in self.archives for i in range(len(archive))]
         needed = len(self) * (self.schema.num_contrasts + 1) * self.resolution**2

@@ -120,7 +120,7 @@ def draw_patients(path: str | os.PathLike, choices: Sequence[Choice], volumes: M
         titles = (
             f"{choice.rank}: {choice.patient}\nslice {s + 1} of {len(volume.truth)}, {schema.contrasts[schema.shown]}",
             "truth",
-            f"prediction\n{choice.target.name} Dice {choice.dice:.3f} (whole volume)",
+            f"prediction\n{choice.target.name} Dice {choice.dice:.3f} (of all {len(volume.truth)} slices)",
         )
         for axis, picture, title in zip(row, pictures, titles, strict=True):
             axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -21,7 +21,7 @@ from dnnlib.text import name_some, tool_version
 from slices.archive import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
 from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
 from slices.grid import SMALLEST_RESOLUTION, GreyLevels, Grid, pixel_size
-from slices.releases import GRADES, Case, Recognised
+from slices.releases import GRADES, OWN, Case, Recognised
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 from slices.split import SPLIT_FILE, Split, draw_split, read_split
 from slices.volumes import find_head, intensity_window, read_case
@@ -106,6 +106,9 @@ def cut_case(case: Case, choice: str, schema: Schema, options: ConvertOptions) -
     windows = [intensity_window(contrast[head]) for contrast in volumes.contrasts]
     scales = [GreyLevels(window, c.dtype) for window, c in zip(windows, volumes.contrasts, strict=True)]
 
+    blank = [name for name, (low, high) in zip(schema.contrasts, windows, strict=True) if low == high]
+    remarks = [*volumes.remarks, *(f"{name} has one value in nearly all of the head" for name in blank)]
+
     indices, contrasts, classes, skipped = [], [], [], Counter()
     for k in range(len(head)):
         labels = grid.majority(volumes.labels[k], max(1, schema.num_maps))
@@ -136,7 +139,7 @@ def cut_case(case: Case, choice: str, schema: Schema, options: ConvertOptions) -
         contrasts=np.array(contrasts, np.uint8).reshape(-1, schema.num_contrasts, edge, edge),
         classes=np.array(classes, np.uint8).reshape(-1, edge, edge),
         skipped=dict(skipped),
-        remarks=volumes.remarks,
+        remarks=tuple(remarks),
     )
 
 
@@ -198,6 +201,8 @@ class Part:
     skipped: Counter = field(default_factory=Counter)
     remarks: dict[str, list[str]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    pixels: set[float] = field(default_factory=set)  # edges of pixels, mm
+    resolution: int = 0
 
     @property
     def name(self) -> str:
@@ -317,7 +322,7 @@ def _parts(
     left_out: dict[str, list[str]],
 ) -> list[Part]:
     if split is None:
-        return [Part(None, dest, options.slices, cases, Tally(schema), left_out)]
+        return [Part(None, dest, options.slices, cases, Tally(schema), left_out, resolution=options.resolution)]
     neither = [case.patient for case in cases if case.patient not in (*split.train, *split.test)]
     if neither:
         left_out = left_out | {"on neither side of the split file": neither}
@@ -329,6 +334,7 @@ def _parts(
             cases=[case for case in cases if case.patient in patients],
             tally=Tally(schema),
             left_out=dict(left_out),
+            resolution=options.resolution,
         )
         for side, patients, choice in (
             (TRAIN, set(split.train), options.slices),
@@ -340,7 +346,10 @@ def _parts(
 def _require_files(case: Case) -> None:
     if (missing := case.missing_file()) is not None:
         names = ", ".join(path.name for path in case.paths)
-        raise UserError(f"{missing} is missing; the case {case.name} consists of {names}")
+        bare = (
+            "; for data without masks give --contrasts and --pattern, but no --labels" if missing == case.mask else ""
+        )
+        raise UserError(f"{missing} is missing; the case {case.name} consists of {names}{bare}")
 
 
 @contextlib.contextmanager
@@ -423,6 +432,7 @@ def _describe(part: Part, workplace: Workplace, source: Path, options: ConvertOp
             part.remarks.setdefault(remark, []).append(case.name)
         if record.indices:
             part.tally.add(case.patient, record.areas)
+            part.pixels.add(record.volume.pixel)
         else:
             part.left_out.setdefault(f"no slice chosen by '{part.choice}'", []).append(case.name)
     if not part.tally.slices:
@@ -471,7 +481,10 @@ def _append(case: Case, cut: PartReader, side: str | None, writer: ArchiveWriter
 def _nothing(part: Part, source: Path, options: ConvertOptions) -> str:
     if unreadable := part.left_out.get(UNREADABLE):
         if len(unreadable) == len(part.cases):
-            return f"{source}: none of the {len(part.cases)} cases for {part.name} can be read: {part.errors[0]}"
+            advice = "; --split-seed or --split-file chooses others" if part.side else ""
+            return (
+                f"{source}: none of the {len(part.cases)} cases for {part.name} can be read{advice}: {part.errors[0]}"
+            )
     wanted = f"a tumour of {options.min_tumor_pixels} or more pixels" if part.choice == "tumor" else "a brain"
     option = "--test-slices" if part.side == TEST else "--slices"
     return (
@@ -485,6 +498,13 @@ def _made(part: Part, split: Split | None, options: ConvertOptions, found: Recog
     shown = config.to_json(options) | {"source": source.absolute().name, "release": found.release.name}
     if options.split_file:
         shown["split_file"] = Path(options.split_file).name
+    if found.release.name == OWN:  # no table says how these were read
+        release = found.release
+        shown |= {
+            "contrasts": dict(release.names),
+            "pattern": release.patterns[0],
+            "mask_pattern": release.mask_pattern,
+        }
     return {
         "version": tool_version(),
         "command": "dataset_tool.py convert",

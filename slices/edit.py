@@ -45,7 +45,7 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     for other in readers[1:]:
         if difference := _difference(readers[0], other):
             raise UserError(f"{readers[0].path} and {other.path} can't be merged: {difference}")
-    _refuse_twice(readers)
+    refuse_twice(readers)
     _refuse_other_volumes(readers)
     _refuse_two_sides(readers)
 
@@ -99,7 +99,7 @@ def _say(value: Any) -> str:
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _refuse_twice(readers: Sequence[ArchiveReader]) -> None:
+def refuse_twice(readers: Sequence[ArchiveReader]) -> None:
     """Raise UserError if two slices are one: of the same place in a volume, or of the same seed and snapshot."""
     first: dict[tuple, Path] = {}
     for reader in readers:
@@ -108,7 +108,7 @@ def _refuse_twice(readers: Sequence[ArchiveReader]) -> None:
                 continue
             if identity in first:
                 raise UserError(
-                    f"{_name(record)} is in {first[identity]} and in {reader.path}; a merged archive would hold it "
+                    f"{_name(record)} is in {first[identity]} and in {reader.path}; together they would hold it "
                     "twice: leave one of them out"
                     if first[identity] != reader.path
                     else f"{_name(record)} is in {reader.path} twice: give each archive once"

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dnnlib.errors import UserError
+from dnnlib.text import count
 from slices.schema import BRATS, LesionClass, Region, Schema, is_plain_name
 
 GRADES = ("HGG", "LGG")
-AUTO = "auto"
+AUTO, OWN = "auto", "custom"
 MASK = "seg"  # what the label map is called where a contrast has its name
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 _PLACEHOLDERS = ("case", "patient", "visit", "grade", "contrast")
@@ -166,7 +167,7 @@ def describe_release(
     schema = Schema(tuple(names), _classes(labels), _regions(regions))
     if mask_pattern is not None and not schema.classes:
         raise UserError("--mask-pattern is of use with --labels only, which says what the masks' values mean")
-    release = Release("custom", "your data", schema, (pattern,), names, mask_pattern)
+    release = Release(OWN, "your data", schema, (pattern,), names, mask_pattern)
     for text, option in ((pattern, "--pattern"), (mask_pattern, "--mask-pattern")):
         if text is not None:
             _check_pattern(text, option)
@@ -213,6 +214,8 @@ def _regions(regions: str | None) -> tuple[Region, ...]:
 
 def _check_pattern(pattern: str, option: str) -> None:
     found = _PLACEHOLDER.findall(pattern)
+    if set(_PLACEHOLDER.sub("", pattern)) & set("{}"):
+        raise UserError(f"{option} {pattern}: has a brace without its other one; there are {_braces(_PLACEHOLDERS)}")
     if unknown := [name for name in found if name not in _PLACEHOLDERS]:
         raise UserError(f"{option} {pattern}: {{{unknown[0]}}} is unknown; there are {_braces(_PLACEHOLDERS)}")
     if not {"case", "patient"} & set(found):
@@ -231,11 +234,11 @@ def _braces(names: Sequence[str]) -> str:
 
 
 class Recognised(NamedTuple):
-    """A release, its cases ordered by patient, and how it was recognised (empty if the user named it)."""
+    """A release, its cases ordered by patient, and in words what was found, and from what."""
 
     release: Release
     cases: list[Case]
-    reason: str
+    words: str
 
 
 def find_cases(source: Path, release: Release | None = None) -> Recognised:
@@ -249,17 +252,45 @@ def find_cases(source: Path, release: Release | None = None) -> Recognised:
         raise UserError(f"{source}: {'a file; expected a folder of cases' if source.exists() else 'no such folder'}")
     patterns = [pattern for row in (RELEASES if release is None else [release]) for pattern in row.patterns]
     files = _files(source, depth=1 + max(pattern.count("/") for pattern in patterns))
-    reason = ""
+    how, strangers = "", []
     if release is None:
-        release, reason = _recognise(source, files)
+        release, how = _recognise(source, files), ", recognised by file names"
+        cases = _cases(source, files, release)
     else:
-        release = release.any_case
-    cases = _cases(source, files, release)
+        cases, strangers = _without_strangers(_cases(source, files, release.any_case), release)
     if not cases:
         raise UserError(_nothing_found(source, release))
     if release.name == "msd":
         _check_decathlon(source)
-    return Recognised(release, cases, reason)
+    return Recognised(release, cases, _describe_found(source, release, how, cases, strangers))
+
+
+def _without_strangers(cases: list[Case], release: Release) -> tuple[list[Case], list[Case]]:
+    """Cases, and those that bear another release's names beside some that bear this one's."""
+
+    def bears(case: Case, names: Release) -> bool:
+        known = names.known.get("case") or names.known.get("patient")
+        return known is not None and re.fullmatch(known, case.patient) is not None
+
+    if not any(bears(case, release) for case in cases):
+        return cases, []
+    others = [r for r in RELEASES if r.known != release.known]
+    strangers = [c for c in cases if not bears(c, release) and any(bears(c, other) for other in others)]
+    return [case for case in cases if case not in strangers], strangers
+
+
+def _describe_found(source: Path, release: Release, how: str, cases: list[Case], strangers: list[Case]) -> str:
+    first, patients = cases[0], len({case.patient for case in cases})
+    shown = [path.relative_to(source).as_posix() for path in first.paths]
+    examples = shown[0] + (f" … {shown[-1]}" if len(shown) > 1 else "")
+    visits = "" if first.patient == first.name else f", {first.name} of {first.patient}"
+    left = (
+        f"; left out: {count(len(strangers), 'case')} of other releases, such as {strangers[0].name}"
+        if strangers
+        else ""
+    )
+    cases_of = f"{count(len(cases), 'case')} of {count(patients, 'patient')}"
+    return f"{release.title}{how}: {cases_of}, such as {examples}{visits}{left}"
 
 
 def _files(source: Path, depth: int) -> list[str]:
@@ -276,22 +307,20 @@ def _files(source: Path, depth: int) -> list[str]:
     return sorted(found)
 
 
-def _expression(pattern: str, release: Release) -> re.Pattern:
-    """The regular expression of a pattern: named groups for its placeholders."""
+def _expression(pattern: str, release: Release, longest: bool = False) -> re.Pattern:
+    """The regular expression of a pattern: named groups for its placeholders, which match as little as possible, or as
+    much."""
     meanings = {"grade": "|".join(GRADES), "contrast": "|".join(map(re.escape, (*release.names.values(), MASK)))}
     pieces, seen, end = [], set(), 0
     stem = _ENDING.sub("", pattern)
     for match in _PLACEHOLDER.finditer(stem):
         name = match[1]
         pieces.append(re.escape(stem[end : match.start()]))
-        pieces.append(f"(?P={name})" if name in seen else f"(?P<{name}>{_meaning(name, release, meanings)})")
+        meaning = meanings.get(name) or release.known.get(name) or ("[^/]+" if longest else "[^/]+?")
+        pieces.append(f"(?P={name})" if name in seen else f"(?P<{name}>{meaning})")
         seen.add(name)
         end = match.end()
     return re.compile("".join(pieces) + re.escape(stem[end:]) + r"\.nii(?:\.gz)?")
-
-
-def _meaning(name: str, release: Release, meanings: Mapping[str, str]) -> str:
-    return meanings.get(name) or release.known.get(name) or r"[^/]+?"
 
 
 def _cases(source: Path, files: Sequence[str], release: Release) -> list[Case]:
@@ -300,12 +329,15 @@ def _cases(source: Path, files: Sequence[str], release: Release) -> list[Case]:
     cases: dict[str, Case] = {}
     places: dict[str, tuple] = {}
     for pattern in release.patterns:
-        expression = _expression(pattern, release)
+        expression, other = _expression(pattern, release), _expression(pattern, release, longest=True)
         for file in files:
             match = expression.fullmatch(file)
             if not match:
                 continue
-            values = match.groupdict()
+            values, longest = match.groupdict(), other.fullmatch(file).groupdict()
+            if values != longest:
+                ways = " or ".join(", ".join(f"{k} {v}" for k, v in w.items()) for w in (values, longest))
+                raise UserError(f"{source}: {pattern} fits {file} in two ways: {ways}; separate the parts by a folder")
             name = values.get("case") or "-".join(filter(None, (values.get("patient"), values.get("visit"))))
             values["case"] = name
             place = (pattern, values.get("grade"), values.get("patient"))
@@ -351,8 +383,8 @@ def _fill(pattern: str, values: Mapping[str, str]) -> str:
 # ---- Which release? ------------------------------------------------------------------------------------------------
 
 
-def _recognise(source: Path, files: Sequence[str]) -> tuple[Release, str]:
-    """The one release whose names the files bear, and in words from what that was seen."""
+def _recognise(source: Path, files: Sequence[str]) -> Release:
+    """The one release whose names the files bear."""
     found = {release.name: _cases(source, files, release) for release in RELEASES}
     found = {name: cases for name, cases in found.items() if cases}
     if not found:
@@ -365,11 +397,7 @@ def _recognise(source: Path, files: Sequence[str]) -> tuple[Release, str]:
         same = len({tuple(case.name for case in cases) for cases in found.values()}) == 1
         why = "file names don't tell these releases apart" if same else "holds cases of several releases"
         raise UserError(f"{source}: {why}: choose {listed}{_hint(found) if same else ''}")
-    ((name, cases),) = found.items()
-    release = release_of_name(name)
-    example = cases[0].contrasts[0].path.relative_to(source).as_posix()
-    count = f"{len(cases)} case{'' if len(cases) == 1 else 's'}"
-    return release, f"{release.title}, recognised by the names of {count} such as {example}"
+    return release_of_name(*found)
 
 
 def _hint(found: Mapping[str, list[Case]]) -> str:
@@ -418,6 +446,8 @@ def _check_decathlon(source: Path) -> None:
         return
     try:
         content = json.loads(path.read_text())
+        if "modality" not in content:  # of another program; nothing to compare
+            return
         modality = [content["modality"][str(i)] for i in range(4)]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not the description of Task01_BrainTumour ({error!r})") from None

@@ -198,9 +198,10 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
     if (missing := case.missing_file()) is not None:
         held = ", ".join(dict.fromkeys(path.name for path in case.paths))
         raise UserError(f"{missing} is missing; the case {case.name} consists of {held}")
-    contrasts = _read_contrasts(case)
-    mask = None if case.mask is None else read_nifti(case.mask)
-    first, first_path = contrasts[0], case.contrasts[0].path
+    first, *others = _read_contrasts(case)
+    contrasts = [first, *(_turned_like(first, other) for other in others)]
+    mask = None if case.mask is None else _turned_like(first, read_nifti(case.mask))
+    first_path = case.contrasts[0].path
     shape = first.voxels.shape
     remarks = [] if first.oriented else ["no orientation in the header, axes assumed to run to L, A, S"]
     if case.grid is not None and shape != case.grid:
@@ -239,6 +240,16 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
         affine=first.affine,
         remarks=tuple(dict.fromkeys(remarks)),
     )
+
+
+def _turned_like(first: Nifti, file: Nifti) -> Nifti:
+    """A file of the same grid in other axes, as programs may save it, in the axes of the first; any other as it is."""
+    turn = nib.orientations.ornt_transform(nib.io_orientation(file.affine), nib.io_orientation(first.affine))
+    affine = file.affine @ nib.orientations.inv_ornt_aff(turn, file.voxels.shape)
+    voxels = nib.orientations.apply_orientation(file.voxels, turn)
+    if voxels.shape != first.voxels.shape or not np.allclose(affine, first.affine, atol=0.05):
+        return file
+    return Nifti(voxels, first.affine, file.oriented)
 
 
 def _read_contrasts(case: Case) -> list[Nifti]:

@@ -247,3 +247,30 @@ def test_files_are_replaced_together_or_not_at_all(tmp_path, monkeypatch):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "old"}
     replace_all()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "new")
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """As the kernel does where memory runs out: nothing of the family is left, and no pipe stays open."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "from dnnlib.processes import map_in_order\n"
+        "def work(n):\n"
+        "    return os.getpid()\n"
+        "if __name__ == '__main__':\n"
+        "    pids = set()\n"
+        "    for pid in map_in_order(work, range(6), 2):\n"
+        "        print(pid, flush=True)\n"
+        "        if (n := globals().setdefault('n', 0) + 1) == 3:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        globals()['n'] = n\n"
+    )
+    root = Path(__file__).resolve().parent.parent
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    out, _ = process.communicate(timeout=60)  # ends when the last one that holds the pipe does
+    assert process.returncode == -signal.SIGKILL and len(out.split()) == 3
