@@ -144,9 +144,8 @@ def convert(
     click.echo(_describe_tallies({part.name: part.tally for part in parts}))
     if notes := _describe_notes(parts):
         click.echo(f"\n{notes}")
-    click.echo(
-        f"\nwritten: {', '.join(f'{part.path} ({_describe_pixels(part.pixels, part.resolution)})' for part in parts)}"
-    )
+    written = (f"{part.path} ({_describe_pixels(part.pixels, options.resolution)})" for part in parts)
+    click.echo(f"\nwritten: {', '.join(written)}")
 
 
 def _describe_pixels(pixels: set[float], resolution: int) -> str:

@@ -37,7 +37,12 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """The bytes of a JSON file; dataclasses are objects."""
+    return (json.dumps(config.to_json(content), indent=2) + "\n").encode()
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -17,7 +18,7 @@ import numpy as np
 from dnnlib import config
 from dnnlib.config import shorten
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_path
+from dnnlib.files import atomic_path, sha256
 from slices.schema import LABEL_OFF, LABEL_ON, Schema, is_plain_name
 from slices.zips import Packed, ZipReader, ZipWriter, pack
 
@@ -216,6 +217,7 @@ class ArchiveReader:
         self.schema, self.resolution = self.info.schema, self.info.resolution
         self._labels = dict(self.info.labels or ())
         self._shape = (self.schema.num_channels, self.resolution, self.resolution)
+        self._bytes = math.prod(self._shape)
         self._header = _npy_header(self._shape)
 
     def __len__(self) -> int:
@@ -226,7 +228,7 @@ class ArchiveReader:
         name = self.info.slices[i].file
         content = self._zip.read(name, self._most_bytes)
         # As `pack_slice` writes it; NumPy would take longer to parse the header than inflating takes.
-        if content.startswith(self._header) and len(content) == len(self._header) + np.prod(self._shape):
+        if content.startswith(self._header) and len(content) == len(self._header) + self._bytes:
             return np.frombuffer(content, np.uint8, offset=len(self._header)).reshape(self._shape)
         try:
             stored = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
@@ -244,6 +246,10 @@ class ArchiveReader:
         """Slice number i as it lies in the file, checked as by `read`, for another archive of its kind."""
         self.read(i)
         return self._zip.packed(self.info.slices[i].file, self._most_bytes)
+
+    def identify(self) -> dict[str, str]:
+        """Which archive this is, for records: its name without the folder, and its SHA-256."""
+        return {"name": self.path.name, "sha256": sha256(self.path)}
 
     def label(self, i: int) -> int | None:
         """Class label of slice i, or None in an archive without class labels."""
@@ -266,7 +272,7 @@ class ArchiveReader:
     @property
     def _most_bytes(self) -> int:
         """Of a slice's member: a header written by another program may be longer than ours."""
-        return int(np.prod(self._shape)) + (1 << 16)
+        return self._bytes + (1 << 16)
 
     def _read_info(self) -> ArchiveInfo:
         if INDEX not in self._zip:

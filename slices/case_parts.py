@@ -74,13 +74,9 @@ class CaseRecord:
 
 def origin_of(case: Case) -> Origin:
     """A case and its files as they are now. Raises UserError if one is missing."""
-    found = []
-    for path in case.paths:
-        try:
-            state = path.stat()
-        except OSError:
-            raise UserError(f"{path} is missing") from None
-        found.append(InputFile(str(path.resolve()), state.st_size, state.st_mtime_ns))
+    case.require_files()
+    states = {path: path.stat() for path in case.paths}
+    found = [InputFile(str(path.resolve()), state.st_size, state.st_mtime_ns) for path, state in states.items()]
     return Origin(case.name, case.patient, case.grid, tuple(file.channel for file in case.contrasts), tuple(found))
 
 

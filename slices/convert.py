@@ -202,7 +202,6 @@ class Part:
     remarks: dict[str, list[str]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     pixels: set[float] = field(default_factory=set)  # edges of pixels, mm
-    resolution: int = 0
 
     @property
     def name(self) -> str:
@@ -238,7 +237,7 @@ def convert_release(
     parts = _parts(dest, cases, split, options, schema, left_out)
     if on_error == "fail":
         for case in cases:  # before the long work begins
-            _require_files(case)
+            case.require_files()
     targets = [part.path for part in parts] + ([] if single else [dest / SPLIT_FILE])
     for target in targets:
         files.refuse_existing(target, force)
@@ -322,7 +321,7 @@ def _parts(
     left_out: dict[str, list[str]],
 ) -> list[Part]:
     if split is None:
-        return [Part(None, dest, options.slices, cases, Tally(schema), left_out, resolution=options.resolution)]
+        return [Part(None, dest, options.slices, cases, Tally(schema), left_out)]
     neither = [case.patient for case in cases if case.patient not in (*split.train, *split.test)]
     if neither:
         left_out = left_out | {"on neither side of the split file": neither}
@@ -334,22 +333,12 @@ def _parts(
             cases=[case for case in cases if case.patient in patients],
             tally=Tally(schema),
             left_out=dict(left_out),
-            resolution=options.resolution,
         )
         for side, patients, choice in (
             (TRAIN, set(split.train), options.slices),
             (TEST, set(split.test), options.test_slices),
         )
     ]
-
-
-def _require_files(case: Case) -> None:
-    if (missing := case.missing_file()) is not None:
-        names = ", ".join(path.name for path in case.paths)
-        bare = (
-            "; for data without masks give --contrasts and --pattern, but no --labels" if missing == case.mask else ""
-        )
-        raise UserError(f"{missing} is missing; the case {case.name} consists of {names}{bare}")
 
 
 @contextlib.contextmanager
@@ -405,7 +394,6 @@ def _cut_all(
 def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
     """Cut a case, in a process of its own. Returns what was wrong with it, if anything."""
     try:
-        _require_files(job.case)
         origin = origin_of(job.case)
         cut = cut_case(job.case, job.choice, schema, options)
     except UserError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +16,7 @@ from dnnlib.errors import UserError
 from dnnlib.text import name_some, tool_version
 from slices.archive import TEST, TRAIN, ArchiveReader, ArchiveWriter, SliceRecord, Volume
 from slices.schema import Schema
-from slices.split import SPLIT_FILE, draw_split
+from slices.split import SPLIT_FILE, draw_split, shuffle_names
 
 
 @dataclass(frozen=True)
@@ -202,8 +201,7 @@ def _draw_patients(reader: ArchiveReader, count: int, seed: int) -> list[int]:
     names = sorted(set(reader.info.patients))
     if count > len(names):
         raise UserError(f"--patients {count}: {reader.path} has {len(names)}")
-    shuffled = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    chosen = set(shuffled[:count])
+    chosen = set(shuffle_names(names, seed)[:count])
     return [i for i, record in enumerate(reader.info.slices) if record.patient in chosen]
 
 
@@ -301,5 +299,5 @@ def _made(command: str, options: dict[str, Any], sources: Sequence[ArchiveReader
         "version": tool_version(),
         "command": f"dataset_tool.py {command}",
         "options": options,
-        "sources": [{"name": reader.path.name, "sha256": files.sha256(reader.path)} for reader in sources],
+        "sources": [reader.identify() for reader in sources],
     }

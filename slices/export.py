@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import os
 import shutil
@@ -20,7 +19,7 @@ from isal import igzip
 from PIL import Image
 from tqdm import tqdm
 
-from dnnlib import config, files
+from dnnlib import files
 from dnnlib.errors import UserError
 from slices.archive import ArchiveReader, SliceRecord, Volume
 from slices.grid import area_weights, is_same_length
@@ -36,7 +35,6 @@ LONGEST_AXIS, MOST_VOXELS = 32767, 1 << 28  # what NIfTI-1 can say; of all contr
 NOWHERE = np.diag((-1.0, -1.0, 1.0, 1.0))
 _UNTURNED = np.array([(0, 1), (1, 1), (2, 1)], float)  # nibabel's orientation that leaves axes as they are
 _LABEL_TYPES = (np.uint8, np.int16, np.int32, np.int64)
-_LEVELS = np.arange(BRIGHTEST + 1, dtype=np.float32)
 
 Write = Callable[[str, bytes], None]  # (name below the destination, content)
 
@@ -264,7 +262,7 @@ def _write_volumes(reader: ArchiveReader, cases: dict[str, _Case], write: Write,
     (name, count), *_ = Counter([*names.values(), *cases]).most_common(1)
     if count > 1:
         raise UserError(f"{reader.path}: two folders would be called {name}; give the patients other names")
-    archive, folders, done = _identify(reader), [], set()
+    archive, folders, done = reader.identify(), [], set()
     for i, record in enumerate(reader.info.slices):
         if i in names:
             folders.append(_write_single(reader, archive, i, names[i], write))
@@ -306,7 +304,7 @@ def _write_case(reader: ArchiveReader, archive: dict[str, str], case: _Case, wri
         "windows": volume.windows,
         "schema": schema,
     }
-    write(f"{case.name}/{SLICES_FILE}", _json_bytes(content))
+    write(f"{case.name}/{SLICES_FILE}", files.json_bytes(content))
     return Folder(case.name, len(indices), grid.shape[2], grid.words)
 
 
@@ -317,7 +315,7 @@ def _write_single(reader: ArchiveReader, archive: dict[str, str], i: int, name: 
     origin = "generated" if record.seed is not None else "of an unknown volume"
     description = f"{origin}; pixel size unknown"
     for contrast, picture in zip(schema.contrasts, contrasts, strict=True):
-        filled = _LEVELS[picture.T[..., None]]  # [L, P, 1]
+        filled = picture.T[..., None].astype(np.float32)  # [L, P, 1]
         write(f"{name}/{name}_{contrast}.nii.gz", nifti_bytes(filled, NOWHERE, description))
     if schema.num_maps:
         filled = label_values(classes.T[..., None], schema)
@@ -333,7 +331,7 @@ def _write_single(reader: ArchiveReader, archive: dict[str, str], i: int, name: 
         "grid": description,
         "schema": schema,
     }
-    write(f"{name}/{SLICES_FILE}", _json_bytes(content))
+    write(f"{name}/{SLICES_FILE}", files.json_bytes(content))
     return Folder(name, 1, None, description)
 
 
@@ -360,7 +358,7 @@ def _write_pictures(reader: ArchiveReader, cases: dict[str, _Case], write: Write
         if schema.num_maps:
             write(f"{places[i]}_{MASK}.png", _png_bytes(_palette_image(classes, schema)))
         bar.update()
-    write(CHANNELS_FILE, _json_bytes(_channels(reader, cases)))
+    write(CHANNELS_FILE, files.json_bytes(_channels(reader, cases)))
     counts = Counter(place.rpartition("/")[0] for place in places.values())
     return [
         Folder(name, count, cases[name].grid.shape[2] if name in cases else None, None)
@@ -398,7 +396,7 @@ def _channels(reader: ArchiveReader, cases: dict[str, _Case]) -> dict[str, Any]:
     schema = reader.schema
     classes = [(0, "background", 0), *((i, c.name, c.value) for i, c in enumerate(schema.classes, start=1))]
     return {
-        "archive": _identify(reader),
+        "archive": reader.identify(),
         "contrasts": f"{OUTSIDE} outside the head; {DARKEST} to {BRIGHTEST} are the intensities of the volume's window",
         "labels": [
             {"index": index, "name": name, "value": value, "colour": _colour(index)}
@@ -413,14 +411,6 @@ def _channels(reader: ArchiveReader, cases: dict[str, _Case]) -> dict[str, Any]:
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
-
-
-def _identify(reader: ArchiveReader) -> dict[str, str]:
-    return {"name": reader.path.name, "sha256": files.sha256(reader.path)}
-
-
-def _json_bytes(content: Any) -> bytes:
-    return (json.dumps(config.to_json(content), indent=2) + "\n").encode()
 
 
 def _refuse_filled(dest: Path, force: bool) -> None:

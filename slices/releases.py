@@ -57,6 +57,16 @@ class Case:
     def missing_file(self) -> Path | None:
         return next((path for path in self.paths if not path.is_file()), None)
 
+    def require_files(self) -> None:
+        """Raise UserError naming the first file that is missing."""
+        if (missing := self.missing_file()) is None:
+            return
+        names = ", ".join(path.name for path in self.paths)
+        bare = (
+            "; for data without masks give --contrasts and --pattern, but no --labels" if missing == self.mask else ""
+        )
+        raise UserError(f"{missing} is missing; the case {self.name} consists of {names}{bare}")
+
 
 @dataclass(frozen=True)
 class Release:

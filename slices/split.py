@@ -23,6 +23,11 @@ class Split:
     test: tuple[str, ...]
 
 
+def shuffle_names(names: Iterable[str], seed: int) -> list[str]:
+    """Names in the order of a hash of seed and name, which other names beside them don't change."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+
+
 def draw_split(patients: Iterable[str], test_fraction: float, seed: int) -> Split:
     """Divide patients by chance; a function of their names, the fraction and the seed alone.
 
@@ -35,7 +40,7 @@ def draw_split(patients: Iterable[str], test_fraction: float, seed: int) -> Spli
             f"{len(names)} patient ({', '.join(names)}) can't be split into train and test: give more patients, "
             "or a --dest that ends in .zip for a single archive"
         )
-    shuffled = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    shuffled = shuffle_names(names, seed)
     count = min(max(round(len(names) * test_fraction), 1), len(names) - 1)
     return Split(train=tuple(sorted(shuffled[count:])), test=tuple(sorted(shuffled[:count])))
 

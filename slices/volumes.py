@@ -195,9 +195,7 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
     Raises UserError naming the file that is missing, damaged, of another shape or orientation, or that holds a label
     value that the schema doesn't know.
     """
-    if (missing := case.missing_file()) is not None:
-        held = ", ".join(dict.fromkeys(path.name for path in case.paths))
-        raise UserError(f"{missing} is missing; the case {case.name} consists of {held}")
+    case.require_files()
     first, *others = _read_contrasts(case)
     contrasts = [first, *(_turned_like(first, other) for other in others)]
     mask = None if case.mask is None else _turned_like(first, read_nifti(case.mask))
