@@ -37,9 +37,9 @@ SQRT2 = 2**0.5
 
 
 @click.command()
-@click.option("--repeats", type=click.IntRange(3), default=15, show_default=True, help="counted calls of each")
+@click.option("--seconds", type=click.FloatRange(0), default=1.5, show_default=True, help="for each comparison")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
-def main(repeats: int, dtype: str) -> None:
+def main(seconds: float, dtype: str) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory()
     print(f"PyTorch {torch.__version__} on {device}, {torch.get_num_threads()} threads, {dtype}")
@@ -51,15 +51,15 @@ def main(repeats: int, dtype: str) -> None:
             x = torch.randn(shape, device=device, dtype=getattr(torch, dtype)).to(memory_format=LAYOUTS[layout])
             for name, (ours, theirs, forward_bytes, both_bytes) in operators(x).items():
                 rows.append([name, size, "×".join(map(str, shape)), layout])
-                rows[-1] += compare(ours, theirs, x, forward_bytes, repeats, backward=False)
-                rows[-1] += compare(ours, theirs, x, both_bytes, repeats, backward=True)
+                rows[-1] += compare(ours, theirs, x, forward_bytes, seconds, backward=False)
+                rows[-1] += compare(ours, theirs, x, both_bytes, seconds, backward=True)
     columns = ["ms", "PyTorch ÷", "best ÷", "÷ copy"]
     print(format_table(["operator", "for", "shape", "layout", *columns, *[f"{c} f+b" for c in columns]], rows))
     print()
     print(
         format_table(
             ["modulated convolution", "batch", *[f"{f.value}, ms" for f in ModulationForm]],
-            convolutions(device, getattr(torch, dtype), repeats),
+            convolutions(device, getattr(torch, dtype), seconds),
         )
     )
 
@@ -119,7 +119,7 @@ def operators(x: torch.Tensor):
 
 
 def compare(
-    ours: Callable, theirs: list[Callable], x: torch.Tensor, moved: float, repeats: int, backward: bool
+    ours: Callable, theirs: list[Callable], x: torch.Tensor, moved: float, seconds: float, backward: bool
 ) -> list[str]:
     """Milliseconds, then time of PyTorch's way and of the best other way over ours, and ours over that of a copy."""
 
@@ -143,25 +143,27 @@ def compare(
     # Autograd's copy of a tensor copies the gradient as well.
     same_bytes = torch.randn(round(x.numel() * moved / (4 if backward else 2)), device=x.device).to(x.dtype)
     candidates = [native_run, run(torch.clone, same_bytes), *[run(f) for f in theirs], with_reference]
-    mine, copy, *others = medians(candidates, repeats, x.device)
+    mine, copy, *others = medians(candidates, seconds, x.device)
     return [f"{mine * 1e3:.2f}", f"{others[0] / mine:.1f}", f"{min(others) / mine:.1f}", f"{mine / copy:.2f}"]
 
 
-def medians(functions: list[Callable], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each. They take turns, so that a slow moment of the machine meets them all; an uncounted call
-    before some counted ones leaves caches and free memory as that function leaves them."""
-    calls = 4
-    seconds = [[] for _ in functions]
-    for _ in range(repeats):
-        for function, times in zip(functions, seconds, strict=True):
+def medians(functions: list[Callable], seconds: float, device: torch.device) -> list[float]:
+    """Median seconds of each, of 5 to 99 rounds in about so many seconds. They take turns, so that a slow moment of the
+    machine meets them all; an uncounted call before some counted ones leaves caches and free memory as that function
+    leaves them."""
+    times = [[] for _ in functions]
+    calls, begun = 1, time.perf_counter()
+    while len(times[0]) < 5 or (len(times[0]) < 99 and time.perf_counter() < begun + seconds):
+        for function, own in zip(functions, times, strict=True):
             function()
             synchronise(device)
             start = time.perf_counter()
             for _ in range(calls):
                 function()
             synchronise(device)
-            times.append((time.perf_counter() - start) / calls)
-    return [statistics.median(times) for times in seconds]
+            own.append((time.perf_counter() - start) / calls)
+        calls = 4 if max(own[-1] for own in times) < 0.05 else 1
+    return [statistics.median(own) for own in times]
 
 
 def synchronise(device: torch.device) -> None:
@@ -169,8 +171,8 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def convolutions(device: torch.device, dtype: torch.dtype, repeats: int) -> list[list[str]]:
-    """Forward and backward of layers of the demo and of the 256×256 networks, in both forms."""
+def convolutions(device: torch.device, dtype: torch.dtype, seconds: float) -> list[list[str]]:
+    """Layers of the demo and of the 256×256 networks, in both forms, forward."""
     f = setup_filter([1, 3, 3, 1]).to(device)
     rows = []
     for batch, c, resolution, up in itertools.product([1, 4, 16], [16, 64, 128], [64, 128], [1, 2]):
@@ -184,9 +186,9 @@ def convolutions(device: torch.device, dtype: torch.dtype, repeats: int) -> list
             return lambda: modulated_conv2d(x, weight, styles, **keywords)
 
         with torch.no_grad():
-            seconds = medians([call(form) for form in ModulationForm], repeats, device)
+            found = medians([call(form) for form in ModulationForm], seconds, device)
         name = f"{c} channels, {resolution}×{resolution}" + (", ×2" if up == 2 else "")
-        rows.append([name, str(batch), *[f"{s * 1e3:.2f}" for s in seconds]])
+        rows.append([name, str(batch), *[f"{s * 1e3:.2f}" for s in found]])
     return rows
 
 

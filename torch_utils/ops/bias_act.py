@@ -37,7 +37,7 @@ def bias_act(
         require_operand(b, "b", x, (x.shape[dim],))
     alpha, gain, limit = activation_settings(act, alpha, gain, clamp)
     trivial = act == "linear" and gain == 1 and clamp is None  # PyTorch's sum does it in one pass as well
-    if trivial or not native.available(x.device.type):
+    if trivial or not native.serve(x):
         return reference.bias_act(x, b, dim, act, alpha, gain, clamp)
     if dim == 1 and x.ndim >= 2:
         return native_tail(x, None, None, None, b, act, alpha, gain, limit)

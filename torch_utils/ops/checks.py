@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 _FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -14,15 +12,17 @@ def require_floating(x: torch.Tensor, name: str = "x") -> None:
         raise ValueError(f"{name} {list(x.shape)} is {x.dtype}; expected float16, bfloat16, float32 or float64")
 
 
-def require_operand(t: torch.Tensor | None, name: str, x: torch.Tensor, *shapes: Sequence[int]) -> None:
-    """t, if given, is floating-point, of one of the shapes (tuples), and on the device of x."""
+def require_operand(t: torch.Tensor | None, name: str, x: torch.Tensor, *shapes: tuple[int, ...]) -> None:
+    """t, if given, is floating-point, of one of the shapes, and on the device of x."""
     if t is None:
         return
-    require_floating(t, name)
+    if t.dtype not in _FLOATING:
+        require_floating(t, name)
     if t.shape not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"{name} {list(t.shape)} does not fit x {list(x.shape)}; expected {expected}")
-    require_device(t, name, x)
+    if t.device != x.device:
+        require_device(t, name, x)
 
 
 def require_device(t: torch.Tensor, name: str, x: torch.Tensor) -> None:

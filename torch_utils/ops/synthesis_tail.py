@@ -39,6 +39,6 @@ def synthesis_tail(
     if noise is not None and noise.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"noise {list(noise.shape)} takes no gradient; detach it")
     alpha, gain, limit = activation_settings(act, alpha, gain, clamp)
-    if not native.available(x.device.type):
+    if not native.serve(x):
         return reference.synthesis_tail(x, scale, noise, strength, bias, act, alpha, gain, clamp)
     return native_tail(x, scale, noise, strength, bias, act, alpha, gain, limit)

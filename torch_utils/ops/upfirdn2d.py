@@ -9,7 +9,7 @@ import torch
 
 from torch_utils.ops import native, reference
 from torch_utils.ops.checks import require_device, require_floating
-from torch_utils.ops.registered import OPERATORS
+from torch_utils.ops.registered import UPFIRDN2D
 
 LARGEST_FILTER = 32  # taps along an axis, for the native operators
 
@@ -62,25 +62,33 @@ def upfirdn2d(
     flip_filter: correlate instead of convolving. gain: of the output. Returns [N, C, H', W'], differentiable twice.
     The filter takes no gradient. Raises ValueError for what doesn't fit, and where nothing is left of the picture.
     """
-    up, down, padding = _pair(up, "up"), _pair(down, "down"), parse_padding(padding)
+    return _resample(x, f, _pair(up, "up"), _pair(down, "down"), parse_padding(padding), flip_filter, gain)
+
+
+def _resample(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
+    """upfirdn2d of factors and padding in their full form."""
     require_floating(x)
-    if x.ndim != 4:
-        raise ValueError(f"expected pictures [N, C, H, W], found the shape {list(x.shape)}")
+    shape = x.shape
+    if len(shape) != 4:
+        raise ValueError(f"expected pictures [N, C, H, W], found the shape {list(shape)}")
     fw, fh = filter_size(f)
     if f is not None:
         _require_filter(f, x)
-    width = x.shape[3] * up[0] + padding[0] + padding[1]
-    height = x.shape[2] * up[1] + padding[2] + padding[3]
+    width = shape[3] * up[0] + padding[0] + padding[1]
+    height = shape[2] * up[1] + padding[2] + padding[3]
     if width < fw or height < fh:
         raise ValueError(
-            f"padding {list(padding)} leaves {height}×{width} of an input {list(x.shape)}, "
+            f"padding {list(padding)} leaves {height}×{width} of an input {list(shape)}, "
             f"less than the filter's {fh}×{fw}"
         )
-    if max(fw, fh) > LARGEST_FILTER or not native.available(x.device.type):
+    if fw > LARGEST_FILTER or fh > LARGEST_FILTER or not native.serve(x):
         return reference.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
     compute = reference.compute_type(x)
-    f = torch.ones([1, 1], dtype=compute, device=x.device) if f is None else f.to(compute)
-    return OPERATORS.upfirdn2d.default(x, f, *up, *down, *padding, flip_filter, gain)
+    if f is None:
+        f = torch.ones([1, 1], dtype=compute, device=x.device)
+    elif f.dtype != compute:
+        f = f.to(compute)
+    return UPFIRDN2D(x, f, *up, *down, *padding, flip_filter, gain)
 
 
 def _require_filter(f: torch.Tensor, x: torch.Tensor) -> None:
@@ -95,7 +103,7 @@ def filter2d(x, f, padding: int | Sequence[int] = 0, flip_filter: bool = False, 
     fw, fh = filter_size(f)
     p = parse_padding(padding)
     p = (p[0] + fw // 2, p[1] + (fw - 1) // 2, p[2] + fh // 2, p[3] + (fh - 1) // 2)
-    return upfirdn2d(x, f, padding=p, flip_filter=flip_filter, gain=gain)
+    return _resample(x, f, (1, 1), (1, 1), p, flip_filter, gain)
 
 
 def upsample2d(
@@ -103,8 +111,8 @@ def upsample2d(
 ) -> torch.Tensor:
     """Enlarge pictures `up` times, keeping their brightness; `padding` is added to what that takes."""
     up = _pair(up, "up")
-    p = [a + b for a, b in zip(parse_padding(padding), upsampling_padding(f, up), strict=True)]
-    return upfirdn2d(x, f, up=up, padding=p, flip_filter=flip_filter, gain=gain * up[0] * up[1])
+    p = tuple(map(operator.add, parse_padding(padding), upsampling_padding(f, up)))
+    return _resample(x, f, up, (1, 1), p, flip_filter, gain * up[0] * up[1])
 
 
 def downsample2d(
@@ -112,8 +120,8 @@ def downsample2d(
 ) -> torch.Tensor:
     """Reduce pictures `down` times, keeping their brightness; `padding` is added to what that takes."""
     down = _pair(down, "down")
-    p = [a + b for a, b in zip(parse_padding(padding), downsampling_padding(f, down), strict=True)]
-    return upfirdn2d(x, f, down=down, padding=p, flip_filter=flip_filter, gain=gain)
+    p = tuple(map(operator.add, parse_padding(padding), downsampling_padding(f, down)))
+    return _resample(x, f, (1, 1), down, p, flip_filter, gain)
 
 
 def upsampling_padding(f: torch.Tensor | None, up: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -132,9 +140,10 @@ def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
     """(width, height) of a filter in taps. Raises ValueError for what is neither a vector nor a matrix."""
     if f is None:
         return 1, 1
-    if f.ndim not in (1, 2) or f.numel() == 0:
-        raise ValueError(f"a filter is a vector or a matrix; found the shape {list(f.shape)}")
-    return f.shape[-1], f.shape[0]
+    shape = f.shape
+    if len(shape) not in (1, 2) or 0 in shape:
+        raise ValueError(f"a filter is a vector or a matrix; found the shape {list(shape)}")
+    return shape[-1], shape[0]
 
 
 def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
@@ -159,7 +168,9 @@ def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
 
 def _whole_numbers(value: int | Sequence[int]) -> tuple[int, ...]:
     """The numbers in `value`; none, if not all of them are whole."""
+    if type(value) is int:  # the usual case: a call takes microseconds
+        return (value,)
     try:
-        return tuple(operator.index(v) for v in (value if isinstance(value, Sequence) else [value]))
+        return tuple(map(operator.index, value if isinstance(value, Sequence) else [value]))
     except TypeError:
         return ()

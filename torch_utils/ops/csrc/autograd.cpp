@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
 #include <tuple>
 
@@ -253,10 +254,20 @@ void refuse_gradient(const OptionalTensor& t, const char* name) {
   TORCH_CHECK_VALUE(!t || !t->requires_grad() || !at::GradMode::is_enabled(), name, " takes no gradient; detach it");
 }
 
+// Whether a derivative may be asked for. If not, there is no need for a node, which takes longer than a small tensor.
+bool followed(const Tensor& t) {
+  return t.defined() && ((at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(0).defined());
+}
+
 Tensor tail_autograd(const Tensor& x, const OptionalTensor& scale, const OptionalTensor& noise,
                      const OptionalTensor& strength, const OptionalTensor& bias, int64_t activation, double alpha,
                      double gain, double limit) {
   refuse_gradient(noise, "the noise");
+  const Operands o = {plain(scale), plain(noise), plain(strength), plain(bias)};
+  if (!followed(x) && std::none_of(o.begin(), o.end(), followed)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return tail(x, o, {activation, alpha, gain, limit});
+  }
   return TailFunction::apply(x, scale, noise, strength, bias, activation, alpha, gain, limit);
 }
 
@@ -283,8 +294,13 @@ Tensor upfirdn2d_autograd(const Tensor& x, const Tensor& f, int64_t up_x, int64_
                           c10::SymInt pad_x0, c10::SymInt pad_x1, c10::SymInt pad_y0, c10::SymInt pad_y1, bool flip,
                           double gain) {
   refuse_gradient(f, "the filter");
-  return Upfirdn2dFunction::apply(x, f, Resampling{up_x, up_y, down_x, down_y, flip, gain},
-                                  Padding{pad_x0, pad_x1, pad_y0, pad_y1});
+  const Resampling resampling = {up_x, up_y, down_x, down_y, flip, gain};
+  const Padding padding = {pad_x0, pad_x1, pad_y0, pad_y1};
+  if (!followed(x) && !followed(f)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return upfirdn2d(x, f, resampling, padding);
+  }
+  return Upfirdn2dFunction::apply(x, f, resampling, padding);
 }
 
 }  // namespace

@@ -15,6 +15,9 @@ enum class Layout { contiguous, channels_last };
 // registers from pixel to pixel; else 0.
 constexpr int kUsualWidths[] = {16, 32, 64}, kMostWidth = 64;
 
+// As many numbers as stay in the nearest cache while others pass through it, and as are stored past all caches at once.
+constexpr int64_t kNear = 2048, kGathered = 512;
+
 template <typename T>
 struct Block {
   using S = Compute<T>;
@@ -23,17 +26,33 @@ struct Block {
   const S *scale, *noise, *bias, *w_x, *w_noise, *w_1;  // contiguous: noise by neighbour; channels last: noise by row
   T *out, *out_x;
   S *sum_x, *sum_noise, *sum_1;  // one number for every channel
+  bool first;      // its sums are stored; those of later pieces of the same rows are added to them
+  bool backwards;  // order 0: walk from the last row to the first, and along each from its end
 };
 
 template <typename S>
 struct Constants {
   Activation activation;
-  S alpha, gain, limit, strength;
+  S alpha;  // the slope below zero of linear, relu and lrelu: 1, 0 and as given
+  S gain, limit, strength;
+  bool linear;  // linear and lrelu, which the compiler can vectorise
+  bool convex;  // order 0: gain·act(u) = max(u', alpha·u') where u' = gain·u, which comes of operands times the gain
   bool clamps = !std::isinf(limit);
-  S below = gain * alpha;  // the slope below zero of linear, relu and lrelu, whose alpha is 1, 0 and as given
+  S below = gain * alpha;
+
+  explicit Constants(const Tail& tail)
+      : activation(tail.activation),
+        alpha(activation == Activation::linear ? 1 : activation == Activation::relu ? 0 : tail.alpha),
+        gain(tail.gain),
+        limit(tail.limit),
+        strength(tail.strength ? *static_cast<const S*>(tail.strength) : S(1)),
+        linear(activation == Activation::linear || activation == Activation::lrelu),
+        convex(tail.order == 0 && linear && 0 < alpha && alpha <= 1 && gain > 0) {
+    if (convex) strength *= gain;
+  }
 };
 
-// gain·act(u) with its derivatives. kLinear: linear and lrelu, which the compiler can vectorise.
+// gain·act(u) with its derivatives.
 template <typename S, bool kLinear>
 inline Jet<S> activated(const Constants<S>& k, S u) {
   if constexpr (kLinear) {
@@ -50,36 +69,58 @@ inline bool inside(const Constants<S>& k, S y) {
   return !k.clamps | (std::abs(y) <= k.limit);
 }
 
+// Whether what is stored lies just behind what is loaded, but for a multiple of 4096 bytes: by these bits alone
+// processors tell whether a load has to wait for an earlier store. Walking backwards, none has to.
+inline bool aliased(const void* out, const void* in) {
+  const uintptr_t behind = (reinterpret_cast<uintptr_t>(out) - reinterpret_cast<uintptr_t>(in)) % 4096;
+  return 0 < behind && behind < 2048;
+}
+
 template <typename T, bool kLinear, Layout kLayout, int kWidth>
 struct Loops {
   using S = Compute<T>;
   static constexpr bool kLast = kLayout == Layout::channels_last;
+  static constexpr int kStep = 16;  // neighbours at a time
 
   // An operand of a row, by channel or by pixel: along the neighbours it changes (kAlong) or stays the same.
   template <bool kAlong>
   struct Operand {
     const S* __restrict values;
     const S first;
-    Operand(const S* v, int64_t row) : values(v), first(kAlong ? S(0) : v[row]) {}
+    Operand(const S* v, int64_t row) : values(v), first(kAlong || !v ? S(0) : v[row]) {}
     S operator[](int64_t i) const { return kAlong ? values[i] : first; }
   };
   using ByChannel = Operand<kLast>;
   using ByPixel = Operand<!kLast>;
 
-  template <bool kPlain>
+  // kConvex: scale, strength and bias have been multiplied by the gain.
+  template <bool kPlain, bool kConvex>
   static void forward(const Block<T>& block, const Constants<S>& constants) {
     const Constants<S> k = constants;
-    const int64_t width = kWidth ? kWidth : block.width;
-    for (int64_t row = 0; row < block.rows; ++row) {
-      const T* __restrict x = block.x + row * block.stride;
-      T* __restrict out = block.out + row * block.stride;
-      const ByChannel scale(block.scale, row), bias(block.bias, row);
-      const ByPixel noise(block.noise, row);
+    const int64_t width = kWidth ? kWidth : block.width, stride = kWidth ? kWidth : block.stride;
+    const int64_t whole = width / kStep * kStep;
+    const bool backwards = block.backwards;
+    const int64_t jump = backwards ? -1 : 1, start = backwards ? whole - kStep : 0;
+    int64_t row = backwards ? block.rows - 1 : 0;
+    const T* x = block.x + row * stride;
+    T* out = block.out + row * stride;
+    for (int64_t left = block.rows; left > 0; --left, row += jump, x += jump * stride, out += jump * stride) {
+      const ByChannel scale(kPlain ? nullptr : block.scale, row), bias(block.bias, row);
+      const ByPixel noise(kPlain ? nullptr : block.noise, row);
+      const auto compute = [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+        const T* __restrict from = x + first;
+        T* __restrict to = out + first;
 #pragma GCC ivdep
-      for (int64_t i = 0; i < width; ++i) {
-        const S u = kPlain ? S(x[i]) + bias[i] : S(x[i]) * scale[i] + (noise[i] * k.strength + bias[i]);
-        out[i] = static_cast<T>(clamp(activated<S, kLinear>(k, u).value, k.limit));
-      }
+        for (int64_t i = 0; i < count; ++i) {
+          const S a = static_cast<S>(from[i]);
+          const S scaled = !kPlain ? a * scale[first + i] + noise[first + i] * k.strength : kConvex ? a * k.gain : a;
+          const S u = scaled + bias[first + i], below = u * k.alpha;
+          const S y = !kConvex ? activated<S, kLinear>(k, u).value : below > u ? below : u;
+          to[i] = static_cast<T>(clamp(y, k.limit));
+        }
+      };
+      for (int64_t i = start; 0 <= i && i < whole; i += jump * kStep) compute(i, kStep);
+      if (kWidth == 0) compute(whole, width - whole);
     }
   }
 
@@ -91,8 +132,8 @@ struct Loops {
     for (int64_t row = 0; row < block.rows; ++row) {
       const T *__restrict x = block.x + row * block.stride, *__restrict dy = block.dy + row * block.stride;
       T* __restrict out = block.out + row * block.stride;
-      const ByChannel scale(block.scale, row), bias(block.bias, row);
-      const ByPixel noise(block.noise, row);
+      const ByChannel scale(kFromOutput ? nullptr : block.scale, row), bias(kFromOutput ? nullptr : block.bias, row);
+      const ByPixel noise(kFromOutput ? nullptr : block.noise, row);
       const int64_t slot = kWidth ? row % kSlots * kWidth : 0;
       S total_x = 0, total_noise = 0, total_1 = 0;
 #pragma GCC ivdep
@@ -124,11 +165,7 @@ struct Loops {
           total_1 += g;
         }
       }
-      if constexpr (kSums && !kLast) {
-        block.sum_x[row] = total_x;
-        block.sum_noise[row] = total_noise;
-        block.sum_1[row] = total_1;
-      }
+      if constexpr (kSums && !kLast) put(block, row, total_x, total_noise, total_1);
     }
     sums.store(block);
   }
@@ -169,23 +206,27 @@ struct Loops {
           total_1 += q;
         }
       }
-      if constexpr (kSums && !kLast) {
-        block.sum_x[row] = total_x;
-        block.sum_noise[row] = total_noise;
-        block.sum_1[row] = total_1;
-      }
+      if constexpr (kSums && !kLast) put(block, row, total_x, total_noise, total_1);
     }
     sums.store(block);
   }
 
-  static auto choose(const Tail& tail) {
-    if (tail.order == 0) return tail.scale || tail.noise ? forward<false> : forward<true>;
+  static auto choose(const Tail& tail, bool convex) {
+    const bool plain = !tail.scale && !tail.noise;
+    if (tail.order == 0 && convex) return plain ? forward<true, kLinear> : forward<false, kLinear>;
+    if (tail.order == 0) return plain ? forward<true, false> : forward<false, false>;
     if (tail.order == 2) return tail.sums ? backward2<true> : backward2<false>;
     if (tail.x_is_output) return tail.sums ? backward<true, true> : backward<true, false>;
     return tail.sums ? backward<false, true> : backward<false, false>;
   }
 
  private:
+  static void put(const Block<T>& block, int64_t row, S x, S noise, S one) {
+    block.sum_x[row] = (block.first ? S(0) : block.sum_x[row]) + x;
+    block.sum_noise[row] = (block.first ? S(0) : block.sum_noise[row]) + noise;
+    block.sum_1[row] = (block.first ? S(0) : block.sum_1[row]) + one;
+  }
+
   // Rows take turns with the slots, as adding to what was added to just before makes a row wait for the last.
   static constexpr int kSlots = kWidth ? kMostWidth / kWidth : 1;
 
@@ -220,19 +261,18 @@ template <typename T>
 using Loop = void (*)(const Block<T>&, const Constants<Compute<T>>&);
 
 template <typename T>
-inline Loop<T> choose_loop(const Tail& tail) {
-  const bool linear = tail.activation == Activation::linear || tail.activation == Activation::lrelu;
+inline Loop<T> choose_loop(const Tail& tail, bool linear, bool convex) {
   if (!tail.channels_last) {
-    return linear ? Loops<T, true, Layout::contiguous, 0>::choose(tail)
-                  : Loops<T, false, Layout::contiguous, 0>::choose(tail);
+    return linear ? Loops<T, true, Layout::contiguous, 0>::choose(tail, convex)
+                  : Loops<T, false, Layout::contiguous, 0>::choose(tail, convex);
   }
-  if (!linear) return Loops<T, false, Layout::channels_last, 0>::choose(tail);
+  if (!linear) return Loops<T, false, Layout::channels_last, 0>::choose(tail, convex);
   if constexpr (std::is_same_v<T, float>) {
-    if (tail.c == kUsualWidths[0]) return Loops<T, true, Layout::channels_last, kUsualWidths[0]>::choose(tail);
-    if (tail.c == kUsualWidths[1]) return Loops<T, true, Layout::channels_last, kUsualWidths[1]>::choose(tail);
-    if (tail.c == kUsualWidths[2]) return Loops<T, true, Layout::channels_last, kUsualWidths[2]>::choose(tail);
+    if (tail.c == kUsualWidths[0]) return Loops<T, true, Layout::channels_last, kUsualWidths[0]>::choose(tail, convex);
+    if (tail.c == kUsualWidths[1]) return Loops<T, true, Layout::channels_last, kUsualWidths[1]>::choose(tail, convex);
+    if (tail.c == kUsualWidths[2]) return Loops<T, true, Layout::channels_last, kUsualWidths[2]>::choose(tail, convex);
   }
-  return Loops<T, true, Layout::channels_last, 0>::choose(tail);
+  return Loops<T, true, Layout::channels_last, 0>::choose(tail, convex);
 }
 
 // Pixels of a sample are cut into chunks that don't depend on the number of threads, so results don't either.
@@ -242,51 +282,100 @@ inline int64_t tail_chunks(const Tail& tail) {
   return std::max<int64_t>(1, (tail.p + pixels - 1) / pixels);
 }
 
+// An operand as given, times `factor`; or, for one that is absent, `count` equal numbers, which stand for all of it.
+template <typename S>
+class Values {
+ public:
+  Values(const void* given, int64_t size, S factor, S otherwise, int64_t count)
+      : given_(given), values_(static_cast<const S*>(given)) {
+    if (given_ && factor == 1) return;
+    if (given_) own_.assign(values_, values_ + size);
+    else own_.assign(count, otherwise);
+    for (S& value : own_) value *= factor;
+    values_ = own_.data();
+  }
+  const S* at(int64_t offset) const { return given_ ? values_ + offset : values_; }
+
+ private:
+  const void* given_;
+  const S* values_;
+  std::vector<S> own_;
+};
+
+// Store what a loop of order 0 computes past the caches.
+template <typename T>
+inline void run_past_caches(Loop<T> loop, const Block<T>& block, const Constants<Compute<T>>& constants, bool last) {
+  if (last && block.width > kGathered) return loop(block, constants);
+  alignas(64) T gathered[kGathered];
+  const int64_t rows = last ? kGathered / block.width : 1, columns = last ? block.width : kGathered;
+  for (int64_t row = 0; row < block.rows; row += rows) {
+    for (int64_t column = 0; column < block.width; column += columns) {
+      const int64_t at = row * block.stride + column;
+      Block<T> part = block;
+      part.rows = std::min(rows, block.rows - row), part.width = std::min(columns, block.width - column);
+      part.x += at;
+      part.out = gathered;
+      part.backwards = false;
+      part.noise += last ? row : column;
+      part.scale += last ? 0 : row, part.bias += last ? 0 : row;
+      loop(part, constants);
+      const int64_t numbers = part.rows * part.width;
+      store_past_caches(block.out + at, gathered, numbers * sizeof(T), part.x + numbers);
+    }
+  }
+  wait_for_stores();
+}
+
 template <typename T>
 inline void run_tail_of(const Tail& tail) {
   using S = Compute<T>;
-  const Loop<T> loop = choose_loop<T>(tail);
-  const S alpha = tail.activation == Activation::linear ? 1 : tail.activation == Activation::relu ? 0 : tail.alpha;
-  const Constants<S> constants = {tail.activation, alpha, S(tail.gain), S(tail.limit),
-                                  tail.strength ? *static_cast<const S*>(tail.strength) : S(1)};
+  const Constants<S> constants(tail);
+  const Loop<T> loop = choose_loop<T>(tail, constants.linear, constants.convex);
   const bool last = tail.channels_last;
-  const int64_t chunks = tail_chunks(tail), pixels = (tail.p + chunks - 1) / chunks, plane = tail.n * tail.c;
-  const std::vector<S> ones(tail.scale ? 0 : tail.c, S(1));
-  const std::vector<S> zeros(std::max(tail.c, tail.noise ? 0 : last ? pixels : tail.p), S(0));
+  const int64_t chunks = tail_chunks(tail), plane = tail.n * tail.c;
+  const int64_t bytes = plane * tail.p * int64_t(sizeof(T));
+  // Contiguous rows are cut, so that the noise of a piece stays nearby from channel to channel. What comes from memory
+  // rather than from a cache is best read in its order.
+  const bool cut = !last && tail.noise && bytes < kCaches / 4;
+  const int64_t pixels = last ? (tail.p + chunks - 1) / chunks : cut ? std::min(tail.p, kNear) : tail.p;
+  const bool noiseless = tail.x_is_output || (tail.order == 0 && !tail.scale && !tail.noise);  // nobody reads any
+  const S factor = constants.convex ? constants.gain : S(1);
+  const Values<S> scale(tail.scale, plane, factor, 1, tail.c), bias(tail.bias, tail.c, factor, 0, tail.c);
+  const Values<S> noise(tail.noise, 0, 1, 0, noiseless ? 0 : pixels), w(tail.w, 0, 1, 0, tail.order == 2 ? tail.c : 0);
+  const bool past_caches = tail.order == 0 && bytes >= kCaches;
 
-  // One block: of sample n, some channels from c on or, channels last, the pixels of a chunk.
-  const auto block_of = [&](int64_t n, int64_t c, int64_t channels, int64_t chunk) {
-    const int64_t p = std::min(tail.p, chunk * pixels), nc = n * tail.c + c;
-    const int64_t at = last ? (n * tail.p + p) * tail.c : nc * tail.p;
+  // One block: of sample n, some channels from c on and, from p on, as many pixels as belong together.
+  const auto run = [&](int64_t n, int64_t c, int64_t channels, int64_t p) {
+    const int64_t nc = n * tail.c + c, at = last ? (n * tail.p + p) * tail.c : nc * tail.p + p;
+    const int64_t count = std::min(pixels, tail.p - p);
     const auto data = [&](const void* values) { return values ? static_cast<const T*>(values) + at : nullptr; };
     const auto result = [&](void* values) { return values ? static_cast<T*>(values) + at : nullptr; };
-    const auto operand = [&](const void* values, int64_t offset) {
-      return values ? static_cast<const S*>(values) + offset : zeros.data();
-    };
     const auto sum = [&](int64_t which) {
-      return tail.sums ? static_cast<S*>(tail.sums) + (which * chunks + chunk) * plane + nc : nullptr;
+      return tail.sums ? static_cast<S*>(tail.sums) + (which * chunks + (last ? p / pixels : 0)) * plane + nc : nullptr;
     };
     Block<T> b;
-    b.rows = last ? std::min(pixels, tail.p - p) : channels;
-    b.width = b.stride = last ? tail.c : tail.p;
+    b.rows = last ? count : channels;
+    b.width = last ? tail.c : count;
+    b.stride = last ? tail.c : tail.p;
     b.x = data(tail.x), b.dy = data(tail.dy), b.v = data(tail.v);
-    b.scale = tail.scale ? operand(tail.scale, nc) : ones.data();
-    b.noise = operand(tail.noise, n * tail.noise_stride + p);
-    b.bias = operand(tail.bias, c);
-    b.w_x = operand(tail.w, nc), b.w_noise = operand(tail.w, plane + nc), b.w_1 = operand(tail.w, 2 * plane + nc);
+    b.scale = scale.at(nc), b.noise = noise.at(n * tail.noise_stride + p), b.bias = bias.at(c);
+    b.w_x = w.at(nc), b.w_noise = w.at(plane + nc), b.w_1 = w.at(2 * plane + nc);
     b.out = result(tail.out), b.out_x = result(tail.out_x);
     b.sum_x = sum(0), b.sum_noise = sum(1), b.sum_1 = sum(2);
-    return b;
+    b.first = p == 0;
+    b.backwards = aliased(b.out, b.x);
+    if (past_caches) run_past_caches(loop, b, constants, last);
+    else loop(b, constants);
   };
   if (last) {
     at::parallel_for(0, tail.n * chunks, std::max<int64_t>(1, kGrain / (pixels * tail.c)), [&](int64_t i, int64_t end) {
-      for (; i < end; ++i) loop(block_of(i / chunks, 0, tail.c, i % chunks), constants);
+      for (; i < end; ++i) run(i / chunks, 0, tail.c, i % chunks * pixels);
     });
   } else {
     at::parallel_for(0, plane, std::max<int64_t>(1, kGrain / tail.p), [&](int64_t i, int64_t end) {
       while (i < end) {
-        const int64_t n = i / tail.c, channels = std::min(end, (n + 1) * tail.c) - i;
-        loop(block_of(n, i % tail.c, channels, 0), constants);
+        const int64_t channels = std::min(end, (i / tail.c + 1) * tail.c) - i;
+        for (int64_t p = 0; p < tail.p; p += pixels) run(i / tail.c, i % tail.c, channels, p);
         i += channels;
       }
     });

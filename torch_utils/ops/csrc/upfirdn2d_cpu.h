@@ -60,6 +60,7 @@ template <typename T, int kPixel, int kUp, int kDown, int kTaps>
 class RowFilter {
   using S = Compute<T>;
   static constexpr bool kUsual = kTaps > 0;
+  static constexpr int kMet = kUsual ? kTaps / kUp : 0;  // taps that meet samples, along each axis
 
  public:
   explicit RowFilter(const Filter& a)
@@ -72,6 +73,17 @@ class RowFilter {
       const Meeting m = meeting(x, a.up_x, a.down_x, a.pad_x, a.filter_w);
       last_ = std::max(last_, m.sample + m.taps);
     }
+    if constexpr (kUsual) {
+      if (!separable()) return;
+      for (int r = 0; r < kUp; ++r) {
+        const Meeting down = meeting(r, kUp, kDown, a.pad_y, kTaps), along = meeting(r, kUp, kDown, a.pad_x, kTaps);
+        shift_[r] = along.sample - first_;
+        for (int j = 0; j < kMet; ++j) {
+          column_[r][j] = taps_.column[down.first + j * kUp];
+          row_[r][j] = taps_.row[along.first + j * kUp];
+        }
+      }
+    }
   }
 
   bool separable() const { return !taps_.column.empty(); }
@@ -79,7 +91,8 @@ class RowFilter {
   void run() const {
     const int64_t rows = std::max<int64_t>(1, kGrain / (a_.out_w * pixel_));
     const int64_t blocks = (a_.out_h + rows - 1) / rows;
-    at::parallel_for(0, planes_ * blocks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t worthwhile = kGrain / std::max<int64_t>(1, std::min(rows, a_.out_h) * a_.out_w * pixel_);
+    at::parallel_for(0, planes_ * blocks, std::max<int64_t>(1, worthwhile), [&](int64_t begin, int64_t end) {
       Buffers buffers(*this);
       for (int64_t item = begin; item < end; ++item) {
         const int64_t plane = item / blocks, y0 = item % blocks * rows;
@@ -87,10 +100,8 @@ class RowFilter {
         if constexpr (kUsual) {
           for (int64_t y = y0; y < y1; y += buffers.batch) {
             const int64_t batch = std::min(buffers.batch, y1 - y);
-            for (int64_t j = 0; j < batch; ++j) sum_rows_usual(plane, y + j, buffers, buffers.row.data() + j * pitch());
-            for (int64_t j = 0; j < batch; ++j) {
-              sum_along_usual(output(plane, y + j), buffers.row.data() + j * pitch(), buffers);
-            }
+            sum_rows_usual(plane, y, batch, buffers);
+            sum_along_usual(plane, y, batch, buffers);
           }
         } else {
           for (int64_t y = y0; y < y1; ++y) filter_row(plane, y, buffers);
@@ -134,18 +145,20 @@ class RowFilter {
     return x0 * pixel_ + (0 <= y && y < a_.in_h ? rows + y * a_.in_w * pixel_ : b.nothing.data());
   }
 
-  // Sum the rows of the input that belong to row y of the output, into `row`.
-  void sum_rows_usual(int64_t plane, int64_t y, Buffers& b, S* row) const {
-    constexpr int taps = kTaps / kUp;
+  // For `count` rows of the output, from row y on: sum the rows of the input that belong to each.
+  void sum_rows_usual(int64_t plane, int64_t y, int64_t count, Buffers& b) const {
     const auto [x0, x1] = columns();
-    const Meeting m = meeting(y, kUp, kDown, a_.pad_y, kTaps);
-    const T* rows[taps];
-    S weights[taps];
-    for (int j = 0; j < taps; ++j) {
-      rows[j] = input(plane, m.sample + j, x0, b);
-      weights[j] = taps_.column[m.first + j * kUp];
+    const int64_t width = (x1 - x0) * pixel_, size = a_.in_w * pixel_;
+    if (width == 0) return;
+    const T* const first = static_cast<const T*>(a_.x) + plane * a_.in_h * size + x0 * pixel_;
+    S* out = b.row.data() + (x0 - first_) * pixel_;
+    for (int64_t j = 0; j < count; ++j, out += pitch()) {
+      const int64_t sample = meeting(y + j, kUp, kDown, a_.pad_y, kTaps).sample;
+      const bool inside = 0 <= sample && sample + kMet <= a_.in_h;
+      const T* rows[kMet];
+      for (int k = 0; k < kMet; ++k) rows[k] = inside ? first + (sample + k) * size : input(plane, sample + k, x0, b);
+      sum_rows<kMet>(out, width, rows, column_[(y + j) % kUp]);
     }
-    if (x1 > x0) sum_rows<taps>(row + (x0 - first_) * pixel_, (x1 - x0) * pixel_, rows, weights);
   }
 
   // A row of the output, for any filter and factors.
@@ -188,45 +201,45 @@ class RowFilter {
     for (int64_t i = 0; i < count; ++i) out[i] += weight * static_cast<S>(row[i]);
   }
 
-  // Filter `row`, which begins at the pixel first_, along itself, into a row of the output.
-  void sum_along_usual(T* target, const S* __restrict row, Buffers& b) const {
-    S* __restrict out;
-    if constexpr (std::is_same_v<S, T>) out = target;
-    else out = b.out.data();
-    constexpr int taps = kTaps / kUp;
-    const int64_t pixel = kPixel ? kPixel : pixel_;
-    const S* in[kUp];
-    S weights[kUp][taps];
-    for (int r = 0; r < kUp; ++r) {
-      const Meeting& m = phases_[std::min<size_t>(r, phases_.size() - 1)];
-      in[r] = row + (m.sample - first_) * pixel;
-      for (int j = 0; j < taps; ++j) weights[r][j] = taps_.row[m.first + j * kUp];
+  // Filter those sums along themselves, into the output.
+  void sum_along_usual(int64_t plane, int64_t y, int64_t count, Buffers& b) const {
+    const int64_t pixel = kPixel ? kPixel : pixel_, groups = a_.out_w / kUp, numbers = a_.out_w * pixel;
+    for (int64_t j = 0; j < count; ++j) {
+      T* const target = output(plane, y + j);
+      S* __restrict out;
+      if constexpr (std::is_same_v<S, T>) out = target;
+      else out = b.out.data();
+      const S* row = b.row.data() + j * pitch();
+      if constexpr (kPixel == 1) {  // along the row is along the neighbours
+        sum_neighbours(out, row + shift_[0], row + shift_[kUp - 1], groups);
+      } else {
+        for (int64_t i = 0; i < groups; ++i) {
+          for (int r = 0; r < kUp; ++r) {
+            sum_pixel<kMet>(out + (i * kUp + r) * pixel, row + (shift_[r] + i * kDown) * pixel, row_[r], pixel);
+          }
+        }
+      }
+      if (a_.out_w % kUp) {
+        sum_pixel<kMet>(out + groups * kUp * pixel, row + (shift_[0] + groups * kDown) * pixel, row_[0], pixel);
+      }
+      if constexpr (!std::is_same_v<S, T>) {
+        for (int64_t i = 0; i < numbers; ++i) target[i] = static_cast<T>(out[i]);
+      }
     }
-    const int64_t groups = a_.out_w / kUp;
-    if constexpr (kPixel == 1) {  // along the row is along the neighbours
-      const S *__restrict even = in[0], *__restrict odd = in[kUp - 1];
-      const S a0 = weights[0][0], a1 = weights[0][1], b0 = weights[kUp - 1][0], b1 = weights[kUp - 1][1];
-      const S a2 = taps > 2 ? weights[0][2] : 0, a3 = taps > 2 ? weights[0][3] : 0;
+  }
+
+  void sum_neighbours(S* __restrict out, const S* __restrict first, const S* __restrict second, int64_t count) const {
+    const S a0 = row_[0][0], a1 = row_[0][1];
+    const S b0 = kUp == 2 ? row_[kUp - 1][0] : row_[0][kMet - 2], b1 = row_[kUp - 1][kMet - 1];
 #pragma GCC ivdep
-      for (int64_t i = 0; i < groups; ++i) {
-        const S* __restrict at = even + i * kDown;
-        if constexpr (kUp == 2) {
-          out[2 * i] = a0 * at[0] + a1 * at[1];
-          out[2 * i + 1] = b0 * odd[i] + b1 * odd[i + 1];
-        } else {
-          out[i] = a0 * at[0] + a1 * at[1] + (a2 * at[2] + a3 * at[3]);
-        }
+    for (int64_t i = 0; i < count; ++i) {
+      if constexpr (kUp == 2) {
+        out[2 * i] = a0 * first[i] + a1 * first[i + 1];
+        out[2 * i + 1] = b0 * second[i] + b1 * second[i + 1];
+      } else {
+        const S* __restrict at = first + i * kDown;
+        out[i] = a0 * at[0] + a1 * at[1] + (b0 * at[2] + b1 * at[3]);
       }
-    } else {
-      for (int64_t i = 0; i < groups; ++i) {
-        for (int r = 0; r < kUp; ++r) {
-          sum_pixel<taps>(out + (i * kUp + r) * pixel, in[r] + i * kDown * pixel, weights[r], pixel);
-        }
-      }
-    }
-    if (a_.out_w % kUp) sum_pixel<taps>(out + groups * kUp * pixel, in[0] + groups * kDown * pixel, weights[0], pixel);
-    if constexpr (!std::is_same_v<S, T>) {
-      for (int64_t i = 0; i < a_.out_w * pixel; ++i) target[i] = static_cast<T>(out[i]);
     }
   }
 
@@ -263,6 +276,8 @@ class RowFilter {
   const Filter a_;
   const int64_t pixel_, planes_;
   const Taps<S> taps_;
+  S column_[kUsual ? kUp : 1][kUsual ? kMet : 1], row_[kUsual ? kUp : 1][kUsual ? kMet : 1];  // taps, by phase
+  int64_t shift_[kUsual ? kUp : 1];  // from first_ to the first sample that a phase meets
   std::vector<Meeting> phases_;  // of the first outputs; later ones have the same, `down` samples on, every `up`
   int64_t first_, last_;         // the columns of the input that the filter reads
 };
