@@ -148,13 +148,14 @@ def compare(
 
 
 def medians(functions: list[Callable], seconds: float, device: torch.device) -> list[float]:
-    """Median seconds of each, of 5 to 99 rounds in about so many seconds. They take turns, so that a slow moment of the
-    machine meets them all; an uncounted call before some counted ones leaves caches and free memory as that function
-    leaves them."""
+    """Median seconds of each, of 5 rounds or more in about so many seconds. They take turns, so that a slow moment of
+    the machine meets them all; an uncounted call before some counted ones leaves caches and free memory as that
+    function leaves them."""
     times = [[] for _ in functions]
-    calls, begun = 1, time.perf_counter()
-    while len(times[0]) < 5 or (len(times[0]) < 99 and time.perf_counter() < begun + seconds):
+    begun = time.perf_counter()
+    while len(times[0]) < 5 or time.perf_counter() < begun + seconds:
         for function, own in zip(functions, times, strict=True):
+            calls = 4 if own and own[-1] < 0.05 else 1
             function()
             synchronise(device)
             start = time.perf_counter()
@@ -162,7 +163,6 @@ def medians(functions: list[Callable], seconds: float, device: torch.device) -> 
                 function()
             synchronise(device)
             own.append((time.perf_counter() - start) / calls)
-        calls = 4 if max(own[-1] for own in times) < 0.05 else 1
     return [statistics.median(own) for own in times]
 
 

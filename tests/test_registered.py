@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
@@ -73,6 +74,58 @@ def test_tail_agrees_with_the_reference(dtype, layout, shape):
 def test_every_activation_agrees_with_the_reference_far_out(act):
     x = torch.cat([torch.linspace(-120, 120, 997), torch.tensor([0.0, 1e-30, -1e-30])]).double()
     agree(lambda x: bias_act(x, act=act), x.reshape(4, 250).requires_grad_(), tolerance=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("alpha, gain", [(0.2, 1.3), (1.5, 1.3), (-0.5, 1.3), (0, 1.3), (0.2, -1.3), (0.2, 0)])
+def test_any_slope_and_gain_agrees_with_the_reference(layout, alpha, gain):
+    """Also those for which the usual short cut, the larger of two products, would be wrong."""
+    x = torch.randn(2, 16, 5, 9).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+    scale, bias, noise = torch.randn(2, 16, requires_grad=True), torch.randn(16, requires_grad=True), torch.randn(5, 9)
+    settings = {"act": "lrelu", "alpha": alpha, "gain": gain, "clamp": 2}
+    agree(lambda x, b: bias_act(x, b, **settings), x, bias, tolerance=1e-5)
+    agree(lambda x, s, b: synthesis_tail(x, s, noise, None, b, **settings), x, scale, bias, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("c", [16, 19, 64])
+def test_tail_does_not_depend_on_where_tensors_lie(layout, c):
+    """How far the output lies behind the input, modulo a page, decides in which order it is computed."""
+    shape, operands = (2, c, 7, 11), (torch.rand(2, c), torch.randn(2, 1, 7, 11), torch.tensor(0.5), torch.randn(c))
+    x = torch.randn(shape).contiguous(memory_format=LAYOUTS[layout])
+    with native.reference_only():
+        expected = synthesis_tail(x, *operands, act="lrelu", clamp=1)
+    room = torch.zeros(x.numel() + 1024)
+    for offset in range(0, 1024, 16):
+        moved = room[offset : offset + x.numel()].as_strided(x.shape, x.stride()).copy_(x)
+        torch.testing.assert_close(synthesis_tail(moved, *operands, act="lrelu", clamp=1), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        ((2, 5, 1301, 1299), torch.float32),
+        ((1, 600, 171, 90), torch.float32),
+        ((3, 32, 201, 228), torch.float64),
+        ((3, 16, 601, 603), torch.bfloat16),
+    ],
+)
+def test_tail_of_tensors_beyond_the_caches(layout, shape, dtype):
+    """These are stored another way. All of them are more than 32 MB."""
+    n, c, h, w = shape
+    assert n * c * h * w * dtype.itemsize > 32 << 20
+    operand = torch.float64 if dtype == torch.float64 else torch.float32
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    operands = [torch.randn(s, dtype=operand) for s in ([n, c], [n, 1, h, w], [], [c])]
+    for function in (
+        lambda: synthesis_tail(x, *operands, act="lrelu", clamp=1),
+        lambda: bias_act(x, operands[3], act="lrelu", clamp=1),
+        lambda: bias_act(x, operands[3], act="tanh"),
+    ):
+        found = function()
+        with native.reference_only():
+            torch.testing.assert_close(found, function(), rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -161,6 +214,15 @@ def test_layers_compile_without_a_break():
     torch.testing.assert_close(compiled(x), layer(x))
     found, expected = (torch.autograd.grad(f(x).square().sum(), [x, layer.bias]) for f in (compiled, layer))
     torch.testing.assert_close(found, expected)
+
+
+def test_forward_mode_is_refused_rather_than_forgotten():
+    x = torch.randn(1, 2, 4, 4)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        for function in (lambda: bias_act(dual, act="lrelu"), lambda: upfirdn2d(dual, None, up=2)):
+            with pytest.raises(RuntimeError, match="forward AD|forward-mode|jvp"):
+                function()
 
 
 def test_operators_refuse_gradients_that_they_do_not_have():

@@ -276,6 +276,11 @@ std::tuple<Tensor, Tensor> tail_backward_autograd(const Tensor& dy, const Tensor
                                                   const OptionalTensor& bias, int64_t activation, double alpha,
                                                   double gain, double limit, bool x_is_output, bool sums) {
   refuse_gradient(noise, "the noise");
+  const Operands o = {plain(scale), plain(noise), plain(strength), plain(bias)};
+  if (!followed(dy) && !followed(x) && std::none_of(o.begin(), o.end(), followed)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return tail_backward(dy, x, o, {activation, alpha, gain, limit}, x_is_output, sums);
+  }
   const variable_list out = TailBackwardFunction::apply(dy, x, scale, noise, strength, bias, activation, alpha, gain,
                                                         limit, x_is_output, sums);
   return {out[0], out[1]};

@@ -108,11 +108,12 @@ Tensor with_sums(Tail& tail, const Tensor& x, bool wanted) {
     return at::empty({0}, x.options().dtype(compute_type(x)));
   }
   const int64_t chunks = Backend::chunks(tail);
-  Tensor sums = at::empty({3, chunks, tail.n, tail.c}, x.options().dtype(compute_type(x)));
+  const auto options = x.options().dtype(compute_type(x));
+  Tensor sums = chunks == 1 ? at::empty({3, tail.n, tail.c}, options) : at::empty({3, chunks, tail.n, tail.c}, options);
   tail.sums = sums.mutable_data_ptr();
   if (x.numel() == 0) sums.zero_();
   Backend::run(tail);
-  return chunks == 1 ? sums.squeeze(1) : sums.sum(1);
+  return chunks == 1 ? sums : sums.sum(1);
 }
 
 template <typename Backend>

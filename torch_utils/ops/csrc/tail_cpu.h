@@ -15,8 +15,8 @@ enum class Layout { contiguous, channels_last };
 // registers from pixel to pixel; else 0.
 constexpr int kUsualWidths[] = {16, 32, 64}, kMostWidth = 64;
 
-// As many numbers as stay in the nearest cache while others pass through it, and as are stored past all caches at once.
-constexpr int64_t kNear = 2048, kGathered = 512;
+// Numbers that are stored past the caches at a time, and the most noise that is copied to a better place.
+constexpr int64_t kGathered = 512, kCopied = 4096;
 
 template <typename T>
 struct Block {
@@ -26,8 +26,7 @@ struct Block {
   const S *scale, *noise, *bias, *w_x, *w_noise, *w_1;  // contiguous: noise by neighbour; channels last: noise by row
   T *out, *out_x;
   S *sum_x, *sum_noise, *sum_1;  // one number for every channel
-  bool first;      // its sums are stored; those of later pieces of the same rows are added to them
-  bool backwards;  // order 0: walk from the last row to the first, and along each from its end
+  bool backwards;                // order 0: walk from the last row to the first, and along each from its end
 };
 
 template <typename S>
@@ -165,7 +164,11 @@ struct Loops {
           total_1 += g;
         }
       }
-      if constexpr (kSums && !kLast) put(block, row, total_x, total_noise, total_1);
+      if constexpr (kSums && !kLast) {
+        block.sum_x[row] = total_x;
+        block.sum_noise[row] = total_noise;
+        block.sum_1[row] = total_1;
+      }
     }
     sums.store(block);
   }
@@ -206,7 +209,11 @@ struct Loops {
           total_1 += q;
         }
       }
-      if constexpr (kSums && !kLast) put(block, row, total_x, total_noise, total_1);
+      if constexpr (kSums && !kLast) {
+        block.sum_x[row] = total_x;
+        block.sum_noise[row] = total_noise;
+        block.sum_1[row] = total_1;
+      }
     }
     sums.store(block);
   }
@@ -221,12 +228,6 @@ struct Loops {
   }
 
  private:
-  static void put(const Block<T>& block, int64_t row, S x, S noise, S one) {
-    block.sum_x[row] = (block.first ? S(0) : block.sum_x[row]) + x;
-    block.sum_noise[row] = (block.first ? S(0) : block.sum_noise[row]) + noise;
-    block.sum_1[row] = (block.first ? S(0) : block.sum_1[row]) + one;
-  }
-
   // Rows take turns with the slots, as adding to what was added to just before makes a row wait for the last.
   static constexpr int kSlots = kWidth ? kMostWidth / kWidth : 1;
 
@@ -289,8 +290,8 @@ class Values {
   Values(const void* given, int64_t size, S factor, S otherwise, int64_t count)
       : given_(given), values_(static_cast<const S*>(given)) {
     if (given_ && factor == 1) return;
-    if (given_) own_.assign(values_, values_ + size);
-    else own_.assign(count, otherwise);
+    if (given_) own_.append(values_, values_ + size);
+    else own_.append(count, otherwise);
     for (S& value : own_) value *= factor;
     values_ = own_.data();
   }
@@ -299,8 +300,17 @@ class Values {
  private:
   const void* given_;
   const S* values_;
-  std::vector<S> own_;
+  c10::SmallVector<S, 1024> own_;  // a block of memory that is taken and left again would disturb those of tensors
 };
+
+// Copy noise to a place whose loads are mistaken for none of the stores to `out`, as told at `aliased`.
+template <typename S>
+inline const S* copy_far_from(const void* out, const S* noise, int64_t count, S (&room)[2 * kCopied]) {
+  const uintptr_t behind = (reinterpret_cast<uintptr_t>(out) + 2048 - reinterpret_cast<uintptr_t>(room)) % 4096;
+  S* const place = room + behind / sizeof(S);
+  std::memcpy(place, noise, count * sizeof(S));
+  return place;
+}
 
 // Store what a loop of order 0 computes past the caches.
 template <typename T>
@@ -334,10 +344,7 @@ inline void run_tail_of(const Tail& tail) {
   const bool last = tail.channels_last;
   const int64_t chunks = tail_chunks(tail), plane = tail.n * tail.c;
   const int64_t bytes = plane * tail.p * int64_t(sizeof(T));
-  // Contiguous rows are cut, so that the noise of a piece stays nearby from channel to channel. What comes from memory
-  // rather than from a cache is best read in its order.
-  const bool cut = !last && tail.noise && bytes < kCaches / 4;
-  const int64_t pixels = last ? (tail.p + chunks - 1) / chunks : cut ? std::min(tail.p, kNear) : tail.p;
+  const int64_t pixels = (tail.p + chunks - 1) / chunks;
   const bool noiseless = tail.x_is_output || (tail.order == 0 && !tail.scale && !tail.noise);  // nobody reads any
   const S factor = constants.convex ? constants.gain : S(1);
   const Values<S> scale(tail.scale, plane, factor, 1, tail.c), bias(tail.bias, tail.c, factor, 0, tail.c);
@@ -351,8 +358,9 @@ inline void run_tail_of(const Tail& tail) {
     const auto data = [&](const void* values) { return values ? static_cast<const T*>(values) + at : nullptr; };
     const auto result = [&](void* values) { return values ? static_cast<T*>(values) + at : nullptr; };
     const auto sum = [&](int64_t which) {
-      return tail.sums ? static_cast<S*>(tail.sums) + (which * chunks + (last ? p / pixels : 0)) * plane + nc : nullptr;
+      return tail.sums ? static_cast<S*>(tail.sums) + (which * chunks + p / pixels) * plane + nc : nullptr;
     };
+    alignas(64) S room[2 * kCopied];
     Block<T> b;
     b.rows = last ? count : channels;
     b.width = last ? tail.c : count;
@@ -362,7 +370,7 @@ inline void run_tail_of(const Tail& tail) {
     b.w_x = w.at(nc), b.w_noise = w.at(plane + nc), b.w_1 = w.at(2 * plane + nc);
     b.out = result(tail.out), b.out_x = result(tail.out_x);
     b.sum_x = sum(0), b.sum_noise = sum(1), b.sum_1 = sum(2);
-    b.first = p == 0;
+    if (!last && tail.noise && count <= kCopied) b.noise = copy_far_from(b.out, b.noise, count, room);
     b.backwards = aliased(b.out, b.x);
     if (past_caches) run_past_caches(loop, b, constants, last);
     else loop(b, constants);
@@ -375,7 +383,7 @@ inline void run_tail_of(const Tail& tail) {
     at::parallel_for(0, plane, std::max<int64_t>(1, kGrain / tail.p), [&](int64_t i, int64_t end) {
       while (i < end) {
         const int64_t channels = std::min(end, (i / tail.c + 1) * tail.c) - i;
-        for (int64_t p = 0; p < tail.p; p += pixels) run(i / tail.c, i % tail.c, channels, p);
+        run(i / tail.c, i % tail.c, channels, 0);
         i += channels;
       }
     });

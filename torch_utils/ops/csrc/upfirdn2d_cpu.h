@@ -93,7 +93,8 @@ class RowFilter {
     const int64_t blocks = (a_.out_h + rows - 1) / rows;
     const int64_t worthwhile = kGrain / std::max<int64_t>(1, std::min(rows, a_.out_h) * a_.out_w * pixel_);
     at::parallel_for(0, planes_ * blocks, std::max<int64_t>(1, worthwhile), [&](int64_t begin, int64_t end) {
-      Buffers buffers(*this);
+      static thread_local Buffers buffers;  // kept, so as not to take memory in every call
+      buffers.prepare(*this);
       for (int64_t item = begin; item < end; ++item) {
         const int64_t plane = item / blocks, y0 = item % blocks * rows;
         const int64_t y1 = std::min(a_.out_h, y0 + rows);
@@ -117,16 +118,17 @@ class RowFilter {
   struct Buffers {
     // Rows that are read soon after they are written, at other alignments, keep the processor waiting: narrow ones are
     // therefore summed in batches.
-    const int64_t batch;
+    int64_t batch;
     std::vector<S> row;  // the pixels [first_, last_) of `batch` rows, zeros outside of the picture
     std::vector<S> out;
     std::vector<T> nothing;  // stands for rows outside of the picture
 
-    explicit Buffers(const RowFilter& f)
-        : batch(kUsual ? std::clamp<int64_t>(2048 / std::max<int64_t>(1, f.pitch()), 1, 16) : 1),
-          row(batch * f.pitch()),
-          out(f.a_.out_w * f.pixel_),
-          nothing(f.a_.in_w * f.pixel_, T(0)) {}
+    void prepare(const RowFilter& f) {
+      batch = kUsual ? std::clamp<int64_t>(2048 / std::max<int64_t>(1, f.pitch()), 1, 16) : 1;
+      row.assign(batch * f.pitch(), S(0));
+      out.resize(f.a_.out_w * f.pixel_);
+      nothing.assign(f.a_.in_w * f.pixel_, T(0));
+    }
   };
 
   T* output(int64_t plane, int64_t y) const {
