@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -50,15 +50,25 @@ def map_in_order(
             with _interrupts_held():  # this may start a process
                 pending.append(pool.submit(_unless_stopped, function, item))
             if len(pending) > workers:
-                yield pending.popleft().result()
+                yield _result(pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield _result(pending.popleft())
     except BrokenProcessPool:
         raise UserError("a worker process was killed, most likely for want of memory: use fewer --workers") from None
     finally:
         # Asked to stop, not killed: a process that dies while it sends a result leaves the pool waiting for the rest.
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(future: Future) -> Any:
+    """The future's result. A Ctrl-C that comes just as Python takes the future's lock again shows as a RuntimeError."""
+    try:
+        return future.result()
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 _stop: Any = None  # in a worker: the parent's request to take up no further item

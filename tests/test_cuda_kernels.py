@@ -403,10 +403,10 @@ def sectors(*tensors) -> int:
 
 def check_coalesced(traffic, names) -> str:
     """A warp's request touches little more than the sectors that its bytes fill. Returns how many it touches."""
-    for name in names:
-        counts = traffic.arrays[name]
-        assert counts["sectors"] * SECTOR <= 1.3 * counts["bytes"], f"{name}: {counts}"
-    return ", ".join(f"{name} {traffic.arrays[name]['sectors'] / traffic.arrays[name]['requests']:.1f}" for name in names)
+    counts = {name: traffic.arrays[name] for name in names}
+    for name, count in counts.items():
+        assert count["sectors"] * SECTOR <= 1.3 * count["bytes"], f"{name}: {count}"
+    return ", ".join(f"{name} {count['sectors'] / count['requests']:.1f}" for name, count in counts.items())
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from dnnlib import config, files, runs, text
 from dnnlib.errors import UserError, reports_user_errors
-from dnnlib.processes import _interrupts_held, map_in_order
+from dnnlib.processes import _interrupts_held, _result, map_in_order
 
 ROOT = Path(__file__).parent.parent
 
@@ -274,3 +274,24 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     )
     out, _ = process.communicate(timeout=60)  # ends when the last one that holds the pipe does
     assert process.returncode == -signal.SIGKILL and len(out.split()) == 3
+
+
+def test_ctrl_c_between_the_locks_of_a_future_is_a_ctrl_c():
+    """As Python's own waiting for a result ends when it is interrupted while it takes the lock again."""
+
+    class Interrupted:
+        def result(self):
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise RuntimeError("cannot release un-acquired lock")
+
+    with pytest.raises(KeyboardInterrupt):
+        _result(Interrupted())
+
+    class Failed:
+        def result(self):
+            raise RuntimeError("of the function's own")
+
+    with pytest.raises(RuntimeError, match="own"):
+        _result(Failed())

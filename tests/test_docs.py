@@ -16,6 +16,7 @@ import train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = ("-m pytest",)  # not ours
 PROGRAMS = {
     "dataset_tool.py": dataset_tool.main,
     "train.py": train.main,
@@ -39,6 +40,9 @@ def parse(words: list[str]) -> None:
     arguments = words[len(name.split()) :]
     if name.startswith("benchmarks/"):
         assert (ROOT / name).is_file()
+        return
+    if name in OTHERS:
+        assert all((ROOT / a).exists() for a in arguments if a.endswith(".py"))
         return
     command = PROGRAMS[name]
     if isinstance(command, click.Group):

@@ -88,6 +88,18 @@ def test_any_slope_and_gain_agrees_with_the_reference(layout, alpha, gain):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_zero_and_infinity_are_those_of_the_reference(layout):
+    """Wherever in a row they are; zero is where x = −bias, whose slope is that below zero."""
+    bias = torch.rand(16)
+    x = -bias[:, None, None].expand(2, 16, 7, 9).contiguous(memory_format=LAYOUTS[layout])
+    x[:, ::3, ::2, 1::4], x[:, ::2, 1::3, ::5], x[1, 1::5, :, ::3] = torch.nan, torch.inf, -torch.inf
+    found = derivatives(lambda x: bias_act(x, bias, act="lrelu", clamp=9), x.requires_grad_())
+    with native.reference_only():
+        expected = derivatives(lambda x: bias_act(x, bias, act="lrelu", clamp=9), x)
+    torch.testing.assert_close(found[:2], expected[:2], equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("c", [16, 19, 64])
 def test_tail_does_not_depend_on_where_tensors_lie(layout, c):
     """How far the output lies behind the input, modulo a page, decides in which order it is computed."""
@@ -107,6 +119,8 @@ def test_tail_does_not_depend_on_where_tensors_lie(layout, c):
     [
         ((2, 5, 1301, 1299), torch.float32),
         ((1, 600, 171, 90), torch.float32),
+        ((3, 32, 301, 303), torch.float32),
+        ((600, 16, 31, 31), torch.float32),
         ((3, 32, 201, 228), torch.float64),
         ((3, 16, 601, 603), torch.bfloat16),
     ],
@@ -217,10 +231,14 @@ def test_layers_compile_without_a_break():
 
 
 def test_forward_mode_is_refused_rather_than_forgotten():
-    x = torch.randn(1, 2, 4, 4)
+    x, b = torch.randn(1, 2, 4, 4), torch.randn(2)
     with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, torch.ones_like(x))
-        for function in (lambda: bias_act(dual, act="lrelu"), lambda: upfirdn2d(dual, None, up=2)):
+        dual, bias = forward_ad.make_dual(x, torch.ones_like(x)), forward_ad.make_dual(b, torch.ones_like(b))
+        for function in (
+            lambda: bias_act(dual, act="lrelu"),
+            lambda: bias_act(x, bias, act="lrelu"),
+            lambda: upfirdn2d(dual, None, up=2),
+        ):
             with pytest.raises(RuntimeError, match="forward AD|forward-mode|jvp"):
                 function()
 

@@ -16,6 +16,7 @@ def require_operand(t: torch.Tensor | None, name: str, x: torch.Tensor, *shapes:
     """t, if given, is floating-point, of one of the shapes, and on the device of x."""
     if t is None:
         return
+    # Calls are for what is wrong only: each takes as long as such a look.
     if t.dtype not in _FLOATING:
         require_floating(t, name)
     if t.shape not in shapes:

@@ -28,8 +28,13 @@ using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 // About as many elements as are worth handing to another thread.
 constexpr int64_t kGrain = 1 << 15;
 
-// Results of so many bytes don't stay in the caches until they are read.
+// Results of so many bytes don't stay in the caches until they are read, and whether there is a way past these.
 constexpr int64_t kCaches = 32 << 20;
+#ifdef __AVX__
+constexpr bool kWayPastCaches = true;
+#else
+constexpr bool kWayPastCaches = false;
+#endif
 
 // Copy, without reading what was in memory there, as processors otherwise do; and meanwhile bring in what is `next`, as
 // many bytes. Other threads may not see the copy before wait_for_stores.

@@ -79,7 +79,7 @@ template <typename T, bool kLinear, Layout kLayout, int kWidth>
 struct Loops {
   using S = Compute<T>;
   static constexpr bool kLast = kLayout == Layout::channels_last;
-  static constexpr int kStep = 16;  // neighbours at a time
+  static constexpr int kStep = 16;  // neighbours at a time: within them, loads come before stores
 
   // An operand of a row, by channel or by pixel: along the neighbours it changes (kAlong) or stays the same.
   template <bool kAlong>
@@ -92,7 +92,7 @@ struct Loops {
   using ByChannel = Operand<kLast>;
   using ByPixel = Operand<!kLast>;
 
-  // kConvex: scale, strength and bias have been multiplied by the gain.
+  // kConvex: scale, strength and bias have been multiplied by the gain, but if kPlain: there x = −bias is to give zero.
   template <bool kPlain, bool kConvex>
   static void forward(const Block<T>& block, const Constants<S>& constants) {
     const Constants<S> k = constants;
@@ -101,9 +101,9 @@ struct Loops {
     const bool backwards = block.backwards;
     const int64_t jump = backwards ? -1 : 1, start = backwards ? whole - kStep : 0;
     int64_t row = backwards ? block.rows - 1 : 0;
-    const T* x = block.x + row * stride;
-    T* out = block.out + row * stride;
-    for (int64_t left = block.rows; left > 0; --left, row += jump, x += jump * stride, out += jump * stride) {
+    for (int64_t left = block.rows; left > 0; --left, row += jump) {
+      const T* const x = block.x + row * stride;
+      T* const out = block.out + row * stride;
       const ByChannel scale(kPlain ? nullptr : block.scale, row), bias(block.bias, row);
       const ByPixel noise(kPlain ? nullptr : block.noise, row);
       const auto compute = [&](int64_t first, int64_t count) __attribute__((always_inline)) {
@@ -112,8 +112,8 @@ struct Loops {
 #pragma GCC ivdep
         for (int64_t i = 0; i < count; ++i) {
           const S a = static_cast<S>(from[i]);
-          const S scaled = !kPlain ? a * scale[first + i] + noise[first + i] * k.strength : kConvex ? a * k.gain : a;
-          const S u = scaled + bias[first + i], below = u * k.alpha;
+          const S sum = (kPlain ? a : a * scale[first + i] + noise[first + i] * k.strength) + bias[first + i];
+          const S u = kPlain && kConvex ? sum * k.gain : sum, below = u * k.alpha;
           const S y = !kConvex ? activated<S, kLinear>(k, u).value : below > u ? below : u;
           to[i] = static_cast<T>(clamp(y, k.limit));
         }
@@ -220,7 +220,7 @@ struct Loops {
 
   static auto choose(const Tail& tail, bool convex) {
     const bool plain = !tail.scale && !tail.noise;
-    if (tail.order == 0 && convex) return plain ? forward<true, kLinear> : forward<false, kLinear>;
+      if (tail.order == 0 && convex) return plain ? forward<true, kLinear> : forward<false, kLinear>;
     if (tail.order == 0) return plain ? forward<true, false> : forward<false, false>;
     if (tail.order == 2) return tail.sums ? backward2<true> : backward2<false>;
     if (tail.x_is_output) return tail.sums ? backward<true, true> : backward<true, false>;
@@ -295,6 +295,7 @@ class Values {
     for (S& value : own_) value *= factor;
     values_ = own_.data();
   }
+  Values(const Values&) = delete;
   const S* at(int64_t offset) const { return given_ ? values_ + offset : values_; }
 
  private:
@@ -305,7 +306,10 @@ class Values {
 
 // Copy noise to a place whose loads are mistaken for none of the stores to `out`, as told at `aliased`.
 template <typename S>
-inline const S* copy_far_from(const void* out, const S* noise, int64_t count, S (&room)[2 * kCopied]) {
+using Room = S[kCopied + 4096 / sizeof(S)];
+
+template <typename S>
+inline const S* copy_far_from(const void* out, const S* noise, int64_t count, Room<S>& room) {
   const uintptr_t behind = (reinterpret_cast<uintptr_t>(out) + 2048 - reinterpret_cast<uintptr_t>(room)) % 4096;
   S* const place = room + behind / sizeof(S);
   std::memcpy(place, noise, count * sizeof(S));
@@ -345,11 +349,15 @@ inline void run_tail_of(const Tail& tail) {
   const int64_t chunks = tail_chunks(tail), plane = tail.n * tail.c;
   const int64_t bytes = plane * tail.p * int64_t(sizeof(T));
   const int64_t pixels = (tail.p + chunks - 1) / chunks;
-  const bool noiseless = tail.x_is_output || (tail.order == 0 && !tail.scale && !tail.noise);  // nobody reads any
+  const bool plain = !tail.scale && !tail.noise;
+  const bool noiseless = tail.x_is_output || (tail.order == 0 && plain);  // none is read
   const S factor = constants.convex ? constants.gain : S(1);
-  const Values<S> scale(tail.scale, plane, factor, 1, tail.c), bias(tail.bias, tail.c, factor, 0, tail.c);
+  const Values<S> scale(tail.scale, plane, factor, 1, tail.c), bias(tail.bias, tail.c, plain ? 1 : factor, 0, tail.c);
   const Values<S> noise(tail.noise, 0, 1, 0, noiseless ? 0 : pixels), w(tail.w, 0, 1, 0, tail.order == 2 ? tail.c : 0);
-  const bool past_caches = tail.order == 0 && bytes >= kCaches;
+  const bool past_caches = kWayPastCaches && tail.order == 0 && bytes >= kCaches && (last || tail.p >= kGathered);
+  // The distance to the noise is the same for all channels, and along them.
+  const bool copied = !last && tail.noise && !past_caches && tail.p <= kCopied && sizeof(T) == sizeof(S) &&
+                      tail.p * sizeof(T) % 4096 == 0;
 
   // One block: of sample n, some channels from c on and, from p on, as many pixels as belong together.
   const auto run = [&](int64_t n, int64_t c, int64_t channels, int64_t p) {
@@ -360,7 +368,7 @@ inline void run_tail_of(const Tail& tail) {
     const auto sum = [&](int64_t which) {
       return tail.sums ? static_cast<S*>(tail.sums) + (which * chunks + p / pixels) * plane + nc : nullptr;
     };
-    alignas(64) S room[2 * kCopied];
+    alignas(64) Room<S> room;
     Block<T> b;
     b.rows = last ? count : channels;
     b.width = last ? tail.c : count;
@@ -370,7 +378,7 @@ inline void run_tail_of(const Tail& tail) {
     b.w_x = w.at(nc), b.w_noise = w.at(plane + nc), b.w_1 = w.at(2 * plane + nc);
     b.out = result(tail.out), b.out_x = result(tail.out_x);
     b.sum_x = sum(0), b.sum_noise = sum(1), b.sum_1 = sum(2);
-    if (!last && tail.noise && count <= kCopied) b.noise = copy_far_from(b.out, b.noise, count, room);
+    if (copied) b.noise = copy_far_from<S>(b.out, b.noise, count, room);
     b.backwards = aliased(b.out, b.x);
     if (past_caches) run_past_caches(loop, b, constants, last);
     else loop(b, constants);

@@ -91,7 +91,7 @@ class RowFilter {
   void run() const {
     const int64_t rows = std::max<int64_t>(1, kGrain / (a_.out_w * pixel_));
     const int64_t blocks = (a_.out_h + rows - 1) / rows;
-    const int64_t worthwhile = kGrain / std::max<int64_t>(1, std::min(rows, a_.out_h) * a_.out_w * pixel_);
+    const int64_t worthwhile = kGrain / (std::min(rows, a_.out_h) * a_.out_w * pixel_);
     at::parallel_for(0, planes_ * blocks, std::max<int64_t>(1, worthwhile), [&](int64_t begin, int64_t end) {
       static thread_local Buffers buffers;  // kept, so as not to take memory in every call
       buffers.prepare(*this);
