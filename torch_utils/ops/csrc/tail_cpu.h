@@ -220,7 +220,7 @@ struct Loops {
 
   static auto choose(const Tail& tail, bool convex) {
     const bool plain = !tail.scale && !tail.noise;
-      if (tail.order == 0 && convex) return plain ? forward<true, kLinear> : forward<false, kLinear>;
+    if (tail.order == 0 && convex) return plain ? forward<true, kLinear> : forward<false, kLinear>;
     if (tail.order == 0) return plain ? forward<true, false> : forward<false, false>;
     if (tail.order == 2) return tail.sums ? backward2<true> : backward2<false>;
     if (tail.x_is_output) return tail.sums ? backward<true, true> : backward<true, false>;
@@ -304,10 +304,10 @@ class Values {
   c10::SmallVector<S, 1024> own_;  // a block of memory that is taken and left again would disturb those of tensors
 };
 
-// Copy noise to a place whose loads are mistaken for none of the stores to `out`, as told at `aliased`.
 template <typename S>
 using Room = S[kCopied + 4096 / sizeof(S)];
 
+// Copy noise to a place whose loads are mistaken for none of the stores to `out`, as told at `aliased`.
 template <typename S>
 inline const S* copy_far_from(const void* out, const S* noise, int64_t count, Room<S>& room) {
   const uintptr_t behind = (reinterpret_cast<uintptr_t>(out) + 2048 - reinterpret_cast<uintptr_t>(room)) % 4096;
