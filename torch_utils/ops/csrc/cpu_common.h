@@ -28,6 +28,25 @@ using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 // About as many elements as are worth handing to another thread.
 constexpr int64_t kGrain = 1 << 15;
 
+// What a processor computes with at once.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename S>
+using Vector __attribute__((vector_size(kVectorBytes))) = S;
+
+template <typename V, typename S>
+inline V load(const S* from) {
+  V values;
+  std::memcpy(&values, from, sizeof(V));
+  return values;
+}
+
 // Results of so many bytes don't stay in the caches until they are read, and whether there is a way past these.
 constexpr int64_t kCaches = 32 << 20;
 #ifdef __AVX__
@@ -36,26 +55,17 @@ constexpr bool kWayPastCaches = true;
 constexpr bool kWayPastCaches = false;
 #endif
 
-// Copy, without reading what was in memory there, as processors otherwise do; and meanwhile bring in what is `next`, as
-// many bytes. Other threads may not see the copy before wait_for_stores.
-inline void store_past_caches(void* to, const void* from, size_t bytes, const void* next) {
-  char* const target = static_cast<char*>(to);
-  const char *const source = static_cast<const char*>(from), *const ahead = static_cast<const char*>(next);
-  size_t done = 0;
-#ifdef __AVX__
-  done = std::min(bytes, -reinterpret_cast<uintptr_t>(to) % 64);
-  std::memcpy(target, source, done);
-  for (; done + 64 <= bytes; done += 64) {
-    const auto half = [&](size_t at) {
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(target + at),
-                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + at)));
-    };
-    half(done);
-    half(done + 32);
-    __builtin_prefetch(ahead + done);
-  }
+// Store a vector at a multiple of its size, without reading what was in memory there, as processors otherwise do. Other
+// threads may not see it before wait_for_stores.
+template <typename V>
+inline void store_past_caches(void* to, V values) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(static_cast<__m512i*>(to), reinterpret_cast<__m512i>(values));
+#elif defined(__AVX__)
+  _mm256_stream_si256(static_cast<__m256i*>(to), reinterpret_cast<__m256i>(values));
+#else
+  std::memcpy(to, &values, sizeof(V));
 #endif
-  std::memcpy(target + done, source + done, bytes - done);
 }
 
 inline void wait_for_stores() {

@@ -1,8 +1,8 @@
 // The tail of a synthesis layer on the CPU; operators.h says what it computes.
 //
 // A block is what one thread does at a time, some rows of a sample: contiguous, a row is a channel, whose pixels are
-// neighbours; channels last, a row is a pixel, whose channels are neighbours. Loops run along the neighbours, so that the
-// compiler vectorises them; what differs between the layouts is which operands stay the same along the way.
+// neighbours; channels last, a row is a pixel, whose channels are neighbours. Loops run along the neighbours, in vectors or
+// so that the compiler finds these; what differs between the layouts is which operands stay the same along the way.
 #pragma once
 
 #include "cpu_common.h"
@@ -15,8 +15,8 @@ enum class Layout { contiguous, channels_last };
 // registers from pixel to pixel; else 0.
 constexpr int kUsualWidths[] = {16, 32, 64}, kMostWidth = 64;
 
-// Numbers that are stored past the caches at a time, and the most noise that is copied to a better place.
-constexpr int64_t kGathered = 512, kCopied = 4096;
+// The noise of so many pixels stays in the nearest cache from channel to channel.
+constexpr int64_t kNear = 2048;
 
 template <typename T>
 struct Block {
@@ -26,7 +26,6 @@ struct Block {
   const S *scale, *noise, *bias, *w_x, *w_noise, *w_1;  // contiguous: noise by neighbour; channels last: noise by row
   T *out, *out_x;
   S *sum_x, *sum_noise, *sum_1;  // one number for every channel
-  bool backwards;                // order 0: walk from the last row to the first, and along each from its end
 };
 
 template <typename S>
@@ -68,18 +67,10 @@ inline bool inside(const Constants<S>& k, S y) {
   return !k.clamps | (std::abs(y) <= k.limit);
 }
 
-// Whether what is stored lies just behind what is loaded, but for a multiple of 4096 bytes: by these bits alone
-// processors tell whether a load has to wait for an earlier store. Walking backwards, none has to.
-inline bool aliased(const void* out, const void* in) {
-  const uintptr_t behind = (reinterpret_cast<uintptr_t>(out) - reinterpret_cast<uintptr_t>(in)) % 4096;
-  return 0 < behind && behind < 2048;
-}
-
 template <typename T, bool kLinear, Layout kLayout, int kWidth>
 struct Loops {
   using S = Compute<T>;
   static constexpr bool kLast = kLayout == Layout::channels_last;
-  static constexpr int kStep = 16;  // neighbours at a time: within them, loads come before stores
 
   // An operand of a row, by channel or by pixel: along the neighbours it changes (kAlong) or stays the same.
   template <bool kAlong>
@@ -92,35 +83,101 @@ struct Loops {
   using ByChannel = Operand<kLast>;
   using ByPixel = Operand<!kLast>;
 
-  // kConvex: scale, strength and bias have been multiplied by the gain, but if kPlain: there x = −bias is to give zero.
+  // y of a number or of a vector. kConvex: scale, strength and bias have been multiplied by the gain, but if kPlain: there
+  // x = −bias is to give zero.
+  template <bool kPlain, bool kConvex, typename V, typename Scale, typename Noise, typename Bias>
+  __attribute__((always_inline)) static V compute(const Constants<S>& k, V x, Scale scale, Noise noise, Bias bias) {
+    V u = x;
+    if constexpr (!kPlain) u = x * scale + noise * k.strength;
+    u = u + bias;
+    if constexpr (!kConvex) {
+      return clamp(activated<S, kLinear>(k, u).value, k.limit);
+    } else {
+      if constexpr (kPlain) u = u * k.gain;
+      const V below = u * k.alpha;
+      return clamp(below > u ? below : u, V{} + k.limit);
+    }
+  }
+
+  // Of all rows, the columns from one on.
   template <bool kPlain, bool kConvex>
-  static void forward(const Block<T>& block, const Constants<S>& constants) {
+  static void forward_rows(const Block<T>& block, const Constants<S>& constants, int64_t column) {
     const Constants<S> k = constants;
     const int64_t width = kWidth ? kWidth : block.width, stride = kWidth ? kWidth : block.stride;
-    const int64_t whole = width / kStep * kStep;
-    const bool backwards = block.backwards;
-    const int64_t jump = backwards ? -1 : 1, start = backwards ? whole - kStep : 0;
-    int64_t row = backwards ? block.rows - 1 : 0;
-    for (int64_t left = block.rows; left > 0; --left, row += jump) {
-      const T* const x = block.x + row * stride;
-      T* const out = block.out + row * stride;
+    for (int64_t row = 0; row < block.rows; ++row) {
+      const T* __restrict x = block.x + row * stride;
+      T* __restrict out = block.out + row * stride;
       const ByChannel scale(kPlain ? nullptr : block.scale, row), bias(block.bias, row);
       const ByPixel noise(kPlain ? nullptr : block.noise, row);
-      const auto compute = [&](int64_t first, int64_t count) __attribute__((always_inline)) {
-        const T* __restrict from = x + first;
-        T* __restrict to = out + first;
 #pragma GCC ivdep
-        for (int64_t i = 0; i < count; ++i) {
-          const S a = static_cast<S>(from[i]);
-          const S sum = (kPlain ? a : a * scale[first + i] + noise[first + i] * k.strength) + bias[first + i];
-          const S u = kPlain && kConvex ? sum * k.gain : sum, below = u * k.alpha;
-          const S y = !kConvex ? activated<S, kLinear>(k, u).value : below > u ? below : u;
-          to[i] = static_cast<T>(clamp(y, k.limit));
-        }
-      };
-      for (int64_t i = start; 0 <= i && i < whole; i += jump * kStep) compute(i, kStep);
-      if (kWidth == 0) compute(whole, width - whole);
+      for (int64_t i = column; i < width; ++i) {
+        out[i] = static_cast<T>(compute<kPlain, kConvex>(k, static_cast<S>(x[i]), scale[i], noise[i], bias[i]));
+      }
     }
+  }
+
+  template <bool kPlain, bool kConvex>
+  static void forward(const Block<T>& block, const Constants<S>& k) {
+    forward_rows<kPlain, kConvex>(block, k, 0);
+  }
+
+  // The same for a convex activation, and numbers stored as they are computed with: in vectors. A group of them is loaded
+  // before any of it is stored, for processors tell by the last 12 bits of addresses whether a load has to wait for an
+  // earlier store, and tensors often lie so that it seems so. kShared: it takes some rows, for which operands that change
+  // along the neighbours are loaded once.
+  template <bool kPlain, bool kShared, bool kPastCaches>
+  static void forward_groups(const Block<T>& block, const Constants<S>& constants) {
+    using V = Vector<S>;
+    constexpr int kLanes = sizeof(V) / sizeof(S), kAcross = kWidth && kWidth < 4 * kLanes ? kWidth / kLanes : 4;
+    constexpr int kColumns = kAcross * kLanes;
+    const Constants<S> k = constants;
+    const Block<T> b = block;
+    const int64_t width = kWidth ? kWidth : b.width, stride = kWidth ? kWidth : b.stride;
+    const int64_t whole = width / kColumns * kColumns;
+    const auto of_channel = [&](const S* values, int64_t row, int64_t column) {
+      if constexpr (kLast) return load<V>(values + column);
+      else return values[row];
+    };
+    const auto of_pixel = [&](const S* values, int64_t row, int64_t column) {
+      if constexpr (kLast) return values[row];
+      else return load<V>(values + column);
+    };
+    const auto run = [&](auto rows, int64_t row) __attribute__((always_inline)) {
+      constexpr int kRows = rows;
+      for (int64_t column = 0; column < whole; column += kColumns) {
+        V ys[kRows][kAcross];
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kAcross; ++v) {
+            const int64_t at = row + r, i = column + v * kLanes;
+            const V x = load<V>(b.x + at * stride + i);
+            const auto bias = of_channel(b.bias, at, i);
+            if constexpr (kPlain) {
+              ys[r][v] = compute<true, true>(k, x, S(1), S(0), bias);
+            } else {
+              ys[r][v] = compute<false, true>(k, x, of_channel(b.scale, at, i), of_pixel(b.noise, at, i), bias);
+            }
+          }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kAcross; ++v) {
+            T* const to = b.out + (row + r) * stride + column + v * kLanes;
+            if constexpr (kPastCaches) store_past_caches(to, ys[r][v]);
+            else std::memcpy(to, &ys[r][v], sizeof(V));
+          }
+        }
+      }
+    };
+    int64_t row = 0;
+    if constexpr (kShared || kWidth) {
+      for (; row + 4 <= b.rows; row += 4) run(std::integral_constant<int, 4>(), row);
+    }
+    for (; row < b.rows; ++row) run(std::integral_constant<int, 1>(), row);
+    if (kWidth == 0 && whole < width) forward_rows<kPlain, true>(block, k, whole);
+    if constexpr (kPastCaches) wait_for_stores();
   }
 
   template <bool kFromOutput, bool kSums>
@@ -218,13 +275,21 @@ struct Loops {
     sums.store(block);
   }
 
-  static auto choose(const Tail& tail, bool convex) {
+  static auto choose(const Tail& tail, bool convex, bool past_caches) {
     const bool plain = !tail.scale && !tail.noise;
-    if (tail.order == 0 && convex) return plain ? forward<true, kLinear> : forward<false, kLinear>;
-    if (tail.order == 0) return plain ? forward<true, false> : forward<false, false>;
     if (tail.order == 2) return tail.sums ? backward2<true> : backward2<false>;
-    if (tail.x_is_output) return tail.sums ? backward<true, true> : backward<true, false>;
-    return tail.sums ? backward<false, true> : backward<false, false>;
+    if (tail.order == 1) {
+      if (tail.x_is_output) return tail.sums ? backward<true, true> : backward<true, false>;
+      return tail.sums ? backward<false, true> : backward<false, false>;
+    }
+    if constexpr (kLinear && std::is_same_v<T, S>) {
+      const bool share = !kLast && tail.p > kNear;
+      if (convex && past_caches) return plain ? forward_groups<true, false, true> : forward_groups<false, !kLast, true>;
+      if (convex && plain) return forward_groups<true, false, false>;
+      if (convex) return share ? forward_groups<false, !kLast, false> : forward_groups<false, false, false>;
+    }
+    if (convex) return plain ? forward<true, kLinear> : forward<false, kLinear>;
+    return plain ? forward<true, false> : forward<false, false>;
   }
 
  private:
@@ -262,18 +327,19 @@ template <typename T>
 using Loop = void (*)(const Block<T>&, const Constants<Compute<T>>&);
 
 template <typename T>
-inline Loop<T> choose_loop(const Tail& tail, bool linear, bool convex) {
+inline Loop<T> choose_loop(const Tail& tail, bool linear, bool convex, bool past) {
   if (!tail.channels_last) {
-    return linear ? Loops<T, true, Layout::contiguous, 0>::choose(tail, convex)
-                  : Loops<T, false, Layout::contiguous, 0>::choose(tail, convex);
+    return linear ? Loops<T, true, Layout::contiguous, 0>::choose(tail, convex, past)
+                  : Loops<T, false, Layout::contiguous, 0>::choose(tail, convex, past);
   }
-  if (!linear) return Loops<T, false, Layout::channels_last, 0>::choose(tail, convex);
+  if (!linear) return Loops<T, false, Layout::channels_last, 0>::choose(tail, convex, past);
   if constexpr (std::is_same_v<T, float>) {
-    if (tail.c == kUsualWidths[0]) return Loops<T, true, Layout::channels_last, kUsualWidths[0]>::choose(tail, convex);
-    if (tail.c == kUsualWidths[1]) return Loops<T, true, Layout::channels_last, kUsualWidths[1]>::choose(tail, convex);
-    if (tail.c == kUsualWidths[2]) return Loops<T, true, Layout::channels_last, kUsualWidths[2]>::choose(tail, convex);
+    constexpr auto last = Layout::channels_last;
+    if (tail.c == kUsualWidths[0]) return Loops<T, true, last, kUsualWidths[0]>::choose(tail, convex, past);
+    if (tail.c == kUsualWidths[1]) return Loops<T, true, last, kUsualWidths[1]>::choose(tail, convex, past);
+    if (tail.c == kUsualWidths[2]) return Loops<T, true, last, kUsualWidths[2]>::choose(tail, convex, past);
   }
-  return Loops<T, true, Layout::channels_last, 0>::choose(tail, convex);
+  return Loops<T, true, Layout::channels_last, 0>::choose(tail, convex, past);
 }
 
 // Pixels of a sample are cut into chunks that don't depend on the number of threads, so results don't either.
@@ -304,47 +370,10 @@ class Values {
   c10::SmallVector<S, 1024> own_;  // a block of memory that is taken and left again would disturb those of tensors
 };
 
-template <typename S>
-using Room = S[kCopied + 4096 / sizeof(S)];
-
-// Copy noise to a place whose loads are mistaken for none of the stores to `out`, as told at `aliased`.
-template <typename S>
-inline const S* copy_far_from(const void* out, const S* noise, int64_t count, Room<S>& room) {
-  const uintptr_t behind = (reinterpret_cast<uintptr_t>(out) + 2048 - reinterpret_cast<uintptr_t>(room)) % 4096;
-  S* const place = room + behind / sizeof(S);
-  std::memcpy(place, noise, count * sizeof(S));
-  return place;
-}
-
-// Store what a loop of order 0 computes past the caches.
-template <typename T>
-inline void run_past_caches(Loop<T> loop, const Block<T>& block, const Constants<Compute<T>>& constants, bool last) {
-  if (last && block.width > kGathered) return loop(block, constants);
-  alignas(64) T gathered[kGathered];
-  const int64_t rows = last ? kGathered / block.width : 1, columns = last ? block.width : kGathered;
-  for (int64_t row = 0; row < block.rows; row += rows) {
-    for (int64_t column = 0; column < block.width; column += columns) {
-      const int64_t at = row * block.stride + column;
-      Block<T> part = block;
-      part.rows = std::min(rows, block.rows - row), part.width = std::min(columns, block.width - column);
-      part.x += at;
-      part.out = gathered;
-      part.backwards = false;
-      part.noise += last ? row : column;
-      part.scale += last ? 0 : row, part.bias += last ? 0 : row;
-      loop(part, constants);
-      const int64_t numbers = part.rows * part.width;
-      store_past_caches(block.out + at, gathered, numbers * sizeof(T), part.x + numbers);
-    }
-  }
-  wait_for_stores();
-}
-
 template <typename T>
 inline void run_tail_of(const Tail& tail) {
   using S = Compute<T>;
   const Constants<S> constants(tail);
-  const Loop<T> loop = choose_loop<T>(tail, constants.linear, constants.convex);
   const bool last = tail.channels_last;
   const int64_t chunks = tail_chunks(tail), plane = tail.n * tail.c;
   const int64_t bytes = plane * tail.p * int64_t(sizeof(T));
@@ -354,10 +383,11 @@ inline void run_tail_of(const Tail& tail) {
   const S factor = constants.convex ? constants.gain : S(1);
   const Values<S> scale(tail.scale, plane, factor, 1, tail.c), bias(tail.bias, tail.c, plain ? 1 : factor, 0, tail.c);
   const Values<S> noise(tail.noise, 0, 1, 0, noiseless ? 0 : pixels), w(tail.w, 0, 1, 0, tail.order == 2 ? tail.c : 0);
-  const bool past_caches = kWayPastCaches && tail.order == 0 && bytes >= kCaches && (last || tail.p >= kGathered);
-  // The distance to the noise is the same for all channels, and along them.
-  const bool copied = !last && tail.noise && !past_caches && tail.p <= kCopied && sizeof(T) == sizeof(S) &&
-                      tail.p * sizeof(T) % 4096 == 0;
+  // A vector that is stored past the caches lies at a multiple of its size.
+  const int64_t row_bytes = (last ? tail.c : tail.p) * int64_t(sizeof(T));
+  const bool past_caches = kWayPastCaches && bytes >= kCaches && row_bytes % kVectorBytes == 0 &&
+                           reinterpret_cast<uintptr_t>(tail.out) % kVectorBytes == 0;
+  const Loop<T> loop = choose_loop<T>(tail, constants.linear, constants.convex, past_caches);
 
   // One block: of sample n, some channels from c on and, from p on, as many pixels as belong together.
   const auto run = [&](int64_t n, int64_t c, int64_t channels, int64_t p) {
@@ -368,7 +398,6 @@ inline void run_tail_of(const Tail& tail) {
     const auto sum = [&](int64_t which) {
       return tail.sums ? static_cast<S*>(tail.sums) + (which * chunks + p / pixels) * plane + nc : nullptr;
     };
-    alignas(64) Room<S> room;
     Block<T> b;
     b.rows = last ? count : channels;
     b.width = last ? tail.c : count;
@@ -378,10 +407,7 @@ inline void run_tail_of(const Tail& tail) {
     b.w_x = w.at(nc), b.w_noise = w.at(plane + nc), b.w_1 = w.at(2 * plane + nc);
     b.out = result(tail.out), b.out_x = result(tail.out_x);
     b.sum_x = sum(0), b.sum_noise = sum(1), b.sum_1 = sum(2);
-    if (copied) b.noise = copy_far_from<S>(b.out, b.noise, count, room);
-    b.backwards = aliased(b.out, b.x);
-    if (past_caches) run_past_caches(loop, b, constants, last);
-    else loop(b, constants);
+    loop(b, constants);
   };
   if (last) {
     at::parallel_for(0, tail.n * chunks, std::max<int64_t>(1, kGrain / (pixels * tail.c)), [&](int64_t i, int64_t end) {
