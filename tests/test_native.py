@@ -251,6 +251,13 @@ def test_tools_that_are_missing_are_named_and_not_remembered(toy, monkeypatch, c
 
 
 @needs_compiler
+def test_compiler_may_be_a_command_of_several_words(toy, monkeypatch):
+    """Such as ccache g++."""
+    monkeypatch.setenv("CXX", f"env -u NOTHING {toy.compiler}")
+    assert native.available("cpu") and toy.number() == 7
+
+
+@needs_compiler
 def test_ninja_of_the_environment_serves_without_being_on_the_path(toy, monkeypatch):
     scripts = toy.folder / "scripts"
     scripts.mkdir()

@@ -136,8 +136,15 @@ class Library:
     def _compile_and_load(self, recipe: Recipe, workplace: str) -> None:
         cpp_extension = _cpp_extension()
         cuda_home = cpp_extension.CUDA_HOME
+        environment = recipe.environment
+        command = shlex.split(environment["CXX"])
+        if len(command) > 1:  # PyTorch takes it for one name
+            script = Path(workplace) / "compiler"
+            script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+            script.chmod(0o755)
+            environment = {**environment, "CXX": str(script)}
         try:
-            with _environment(recipe.environment):
+            with _environment(environment):
                 if recipe.cuda_home:
                     cpp_extension.CUDA_HOME = str(recipe.cuda_home)
                 cpp_extension.load(
