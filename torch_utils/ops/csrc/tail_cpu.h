@@ -284,7 +284,7 @@ struct Loops {
     }
     if constexpr (kLinear && std::is_same_v<T, S>) {
       const bool share = !kLast && tail.p > kNear;
-      if (convex && past_caches) return plain ? forward_groups<true, false, true> : forward_groups<false, !kLast, true>;
+      if (convex && past_caches) return plain ? forward_groups<true, !kLast, true> : forward_groups<false, !kLast, true>;
       if (convex && plain) return forward_groups<true, false, false>;
       if (convex) return share ? forward_groups<false, !kLast, false> : forward_groups<false, false, false>;
     }
