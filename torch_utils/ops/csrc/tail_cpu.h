@@ -1,8 +1,8 @@
 // The tail of a synthesis layer on the CPU; operators.h says what it computes.
 //
 // A block is what one thread does at a time, some rows of a sample: contiguous, a row is a channel, whose pixels are
-// neighbours; channels last, a row is a pixel, whose channels are neighbours. Loops run along the neighbours, in vectors or
-// so that the compiler finds these; what differs between the layouts is which operands stay the same along the way.
+// neighbours; channels last, a row is a pixel, whose channels are neighbours. Loops run along the neighbours, in vectors
+// or so that the compiler finds these; what differs between the layouts is which operands stay the same along the way.
 #pragma once
 
 #include "cpu_common.h"
@@ -15,8 +15,8 @@ enum class Layout { contiguous, channels_last };
 // registers from pixel to pixel; else 0.
 constexpr int kUsualWidths[] = {16, 32, 64}, kMostWidth = 64;
 
-// The noise of so many pixels stays in the nearest cache from channel to channel.
-constexpr int64_t kNear = 2048;
+// The noise of so many pixels stays in the nearest cache from channel to channel; of more, so many channels share it.
+constexpr int64_t kNear = 2048, kTogether = 4;
 
 template <typename T>
 struct Block {
@@ -123,9 +123,9 @@ struct Loops {
 
   // The same for a convex activation, and numbers stored as they are computed with: in vectors. A group of them is loaded
   // before any of it is stored, for processors tell by the last 12 bits of addresses whether a load has to wait for an
-  // earlier store, and tensors often lie so that it seems so. kShared: it takes some rows, for which operands that change
-  // along the neighbours are loaded once.
-  template <bool kPlain, bool kShared, bool kPastCaches>
+  // earlier store, and tensors often lie so that it seems so. It takes several rows, for which operands that change along
+  // the neighbours are loaded once.
+  template <bool kPlain, int kRows, bool kPastCaches>
   static void forward_groups(const Block<T>& block, const Constants<S>& constants) {
     using V = Vector<S>;
     constexpr int kLanes = sizeof(V) / sizeof(S), kAcross = kWidth && kWidth < 4 * kLanes ? kWidth / kLanes : 4;
@@ -143,11 +143,10 @@ struct Loops {
       else return load<V>(values + column);
     };
     const auto run = [&](auto rows, int64_t row) __attribute__((always_inline)) {
-      constexpr int kRows = rows;
       for (int64_t column = 0; column < whole; column += kColumns) {
-        V ys[kRows][kAcross];
+        V ys[rows][kAcross];
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) {
+        for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
           for (int v = 0; v < kAcross; ++v) {
             const int64_t at = row + r, i = column + v * kLanes;
@@ -161,7 +160,7 @@ struct Loops {
           }
         }
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) {
+        for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
           for (int v = 0; v < kAcross; ++v) {
             T* const to = b.out + (row + r) * stride + column + v * kLanes;
@@ -172,9 +171,7 @@ struct Loops {
       }
     };
     int64_t row = 0;
-    if constexpr (kShared || kWidth) {
-      for (; row + 4 <= b.rows; row += 4) run(std::integral_constant<int, 4>(), row);
-    }
+    for (; row + kRows <= b.rows; row += kRows) run(std::integral_constant<int, kRows>(), row);
     for (; row < b.rows; ++row) run(std::integral_constant<int, 1>(), row);
     if (kWidth == 0 && whole < width) forward_rows<kPlain, true>(block, k, whole);
     if constexpr (kPastCaches) wait_for_stores();
@@ -283,10 +280,12 @@ struct Loops {
       return tail.sums ? backward<false, true> : backward<false, false>;
     }
     if constexpr (kLinear && std::is_same_v<T, S>) {
-      const bool share = !kLast && tail.p > kNear;
-      if (convex && past_caches) return plain ? forward_groups<true, !kLast, true> : forward_groups<false, !kLast, true>;
-      if (convex && plain) return forward_groups<true, false, false>;
-      if (convex) return share ? forward_groups<false, !kLast, false> : forward_groups<false, false, false>;
+      constexpr int kUsual = kWidth ? 4 : 1, kSharing = kLast ? kUsual : kTogether;
+      if (convex && past_caches) {
+        return plain ? forward_groups<true, kSharing, true> : forward_groups<false, kSharing, true>;
+      }
+      if (convex && plain) return forward_groups<true, kUsual, false>;
+      if (convex) return tail.p > kNear ? forward_groups<false, kSharing, false> : forward_groups<false, kUsual, false>;
     }
     if (convex) return plain ? forward<true, kLinear> : forward<false, kLinear>;
     return plain ? forward<true, false> : forward<false, false>;
@@ -414,11 +413,14 @@ inline void run_tail_of(const Tail& tail) {
       for (; i < end; ++i) run(i / chunks, 0, tail.c, i % chunks * pixels);
     });
   } else {
-    at::parallel_for(0, plane, std::max<int64_t>(1, kGrain / tail.p), [&](int64_t i, int64_t end) {
+    // Threads don't part channels that may be computed together: results would depend on it, in the last bit.
+    const int64_t together = tail.p > kNear ? kTogether : 1, parts = (tail.c + together - 1) / together;
+    const int64_t grain = std::max<int64_t>(1, kGrain / (tail.p * together));
+    at::parallel_for(0, tail.n * parts, grain, [&](int64_t i, int64_t end) {
       while (i < end) {
-        const int64_t channels = std::min(end, (i / tail.c + 1) * tail.c) - i;
-        run(i / tail.c, i % tail.c, channels, 0);
-        i += channels;
+        const int64_t part = i % parts, count = std::min(end - i, parts - part), c = part * together;
+        run(i / parts, c, std::min(count * together, tail.c - c), 0);
+        i += count;
       }
     });
   }
