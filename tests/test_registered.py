@@ -114,7 +114,7 @@ def test_tail_does_not_depend_on_where_tensors_lie(layout, c):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(1, 27, 75, 77), (3, 22, 30, 37), (1, 7, 300, 301)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 27, 75, 77), (3, 22, 30, 37), (1, 7, 300, 301), (131, 67, 32, 32)], ids=str)
 def test_tail_does_not_depend_on_the_number_of_threads(layout, shape):
     n, c, h, w = shape
     x = torch.randn(shape).contiguous(memory_format=LAYOUTS[layout])
@@ -144,8 +144,8 @@ def test_tail_does_not_depend_on_the_number_of_threads(layout, shape):
     ],
 )
 def test_tail_of_tensors_beyond_the_caches(layout, shape, dtype):
-    """These are stored another way, but for rows that don't begin at a multiple of 64 bytes and bfloat16. All of them
-    are more than 32 MB."""
+    """These are stored another way, but for rows that aren't multiples of a vector and bfloat16. All of them are more
+    than 32 MB."""
     n, c, h, w = shape
     assert n * c * h * w * dtype.itemsize > 32 << 20
     operand = torch.float64 if dtype == torch.float64 else torch.float32

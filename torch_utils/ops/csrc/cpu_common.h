@@ -47,8 +47,16 @@ inline V load(const S* from) {
   return values;
 }
 
+template <typename V, typename S>
+inline void store(S* to, V values) {
+  std::memcpy(to, &values, sizeof(V));
+}
+
 // Results of so many bytes don't stay in the caches until they are read, and whether there is a way past these.
-constexpr int64_t kCaches = 32 << 20;
+#ifndef OPS_CACHES  // tests make them smaller
+#define OPS_CACHES (32 << 20)
+#endif
+constexpr int64_t kCaches = OPS_CACHES;
 #ifdef __AVX__
 constexpr bool kWayPastCaches = true;
 #else

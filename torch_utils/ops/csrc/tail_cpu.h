@@ -2,7 +2,8 @@
 //
 // A block is what one thread does at a time, some rows of a sample: contiguous, a row is a channel, whose pixels are
 // neighbours; channels last, a row is a pixel, whose channels are neighbours. Loops run along the neighbours, in vectors
-// or so that the compiler finds these; what differs between the layouts is which operands stay the same along the way.
+// that are written out or so that the compiler vectorises them; what differs between the layouts is which operands stay
+// the same along the way.
 #pragma once
 
 #include "cpu_common.h"
@@ -15,7 +16,7 @@ enum class Layout { contiguous, channels_last };
 // registers from pixel to pixel; else 0.
 constexpr int kUsualWidths[] = {16, 32, 64}, kMostWidth = 64;
 
-// The noise of so many pixels stays in the nearest cache from channel to channel; of more, so many channels share it.
+// The noise of so many pixels stays in the nearest cache from channel to channel, and channels or pixels of a group.
 constexpr int64_t kNear = 2048, kTogether = 4;
 
 template <typename T>
@@ -83,8 +84,8 @@ struct Loops {
   using ByChannel = Operand<kLast>;
   using ByPixel = Operand<!kLast>;
 
-  // y of a number or of a vector. kConvex: scale, strength and bias have been multiplied by the gain, but if kPlain: there
-  // x = −bias is to give zero.
+  // y of a number or of a vector. kConvex: scale, strength and bias have been multiplied by the gain; but kPlain
+  // multiplies the sum by it, as x = −bias is to give zero.
   template <bool kPlain, bool kConvex, typename V, typename Scale, typename Noise, typename Bias>
   __attribute__((always_inline)) static V compute(const Constants<S>& k, V x, Scale scale, Noise noise, Bias bias) {
     V u = x;
@@ -111,7 +112,9 @@ struct Loops {
       const ByPixel noise(kPlain ? nullptr : block.noise, row);
 #pragma GCC ivdep
       for (int64_t i = column; i < width; ++i) {
-        out[i] = static_cast<T>(compute<kPlain, kConvex>(k, static_cast<S>(x[i]), scale[i], noise[i], bias[i]));
+        const S a = static_cast<S>(x[i]);
+        if constexpr (kPlain) out[i] = static_cast<T>(compute<true, kConvex>(k, a, S(1), S(0), bias[i]));
+        else out[i] = static_cast<T>(compute<false, kConvex>(k, a, scale[i], noise[i], bias[i]));
       }
     }
   }
@@ -121,15 +124,16 @@ struct Loops {
     forward_rows<kPlain, kConvex>(block, k, 0);
   }
 
-  // The same for a convex activation, and numbers stored as they are computed with: in vectors. A group of them is loaded
-  // before any of it is stored, for processors tell by the last 12 bits of addresses whether a load has to wait for an
-  // earlier store, and tensors often lie so that it seems so. It takes several rows, for which operands that change along
-  // the neighbours are loaded once.
+  // The same for a convex activation, and numbers stored as they are computed with: in vectors. A group of them is
+  // loaded before any of it is stored, for processors tell by the last 12 bits of addresses whether a load has to wait
+  // for an earlier store, and tensors often lie so that it seems so. A group takes kRows rows, for which operands that
+  // change along the neighbours are loaded once.
   template <bool kPlain, int kRows, bool kPastCaches>
   static void forward_groups(const Block<T>& block, const Constants<S>& constants) {
     using V = Vector<S>;
-    constexpr int kLanes = sizeof(V) / sizeof(S), kAcross = kWidth && kWidth < 4 * kLanes ? kWidth / kLanes : 4;
-    constexpr int kColumns = kAcross * kLanes;
+    constexpr int kMost = kRows == 1 || kVectorBytes == 64 ? 4 : 2;  // as there are registers for
+    constexpr int kLanes = sizeof(V) / sizeof(S);
+    constexpr int kAcross = kWidth && kWidth < kMost * kLanes ? kWidth / kLanes : kMost, kColumns = kAcross * kLanes;
     const Constants<S> k = constants;
     const Block<T> b = block;
     const int64_t width = kWidth ? kWidth : b.width, stride = kWidth ? kWidth : b.stride;
@@ -143,10 +147,11 @@ struct Loops {
       else return load<V>(values + column);
     };
     const auto run = [&](auto rows, int64_t row) __attribute__((always_inline)) {
+      constexpr int kCount = decltype(rows)::value;
       for (int64_t column = 0; column < whole; column += kColumns) {
-        V ys[rows][kAcross];
+        V ys[kCount][kAcross];
 #pragma GCC unroll 4
-        for (int r = 0; r < rows; ++r) {
+        for (int r = 0; r < kCount; ++r) {
 #pragma GCC unroll 4
           for (int v = 0; v < kAcross; ++v) {
             const int64_t at = row + r, i = column + v * kLanes;
@@ -160,12 +165,12 @@ struct Loops {
           }
         }
 #pragma GCC unroll 4
-        for (int r = 0; r < rows; ++r) {
+        for (int r = 0; r < kCount; ++r) {
 #pragma GCC unroll 4
           for (int v = 0; v < kAcross; ++v) {
             T* const to = b.out + (row + r) * stride + column + v * kLanes;
             if constexpr (kPastCaches) store_past_caches(to, ys[r][v]);
-            else std::memcpy(to, &ys[r][v], sizeof(V));
+            else store(to, ys[r][v]);
           }
         }
       }
@@ -272,7 +277,7 @@ struct Loops {
     sums.store(block);
   }
 
-  static auto choose(const Tail& tail, bool convex, bool past_caches) {
+  static auto choose(const Tail& tail, bool convex, bool past_caches, bool together) {
     const bool plain = !tail.scale && !tail.noise;
     if (tail.order == 2) return tail.sums ? backward2<true> : backward2<false>;
     if (tail.order == 1) {
@@ -280,12 +285,12 @@ struct Loops {
       return tail.sums ? backward<false, true> : backward<false, false>;
     }
     if constexpr (kLinear && std::is_same_v<T, S>) {
-      constexpr int kUsual = kWidth ? 4 : 1, kSharing = kLast ? kUsual : kTogether;
+      constexpr int kApart = kWidth ? kTogether : 1, kGroup = kLast ? kApart : kTogether;
       if (convex && past_caches) {
-        return plain ? forward_groups<true, kSharing, true> : forward_groups<false, kSharing, true>;
+        return plain ? forward_groups<true, kGroup, true> : forward_groups<false, kGroup, true>;
       }
-      if (convex && plain) return forward_groups<true, kUsual, false>;
-      if (convex) return tail.p > kNear ? forward_groups<false, kSharing, false> : forward_groups<false, kUsual, false>;
+      if (convex && plain) return forward_groups<true, kApart, false>;
+      if (convex) return together ? forward_groups<false, kGroup, false> : forward_groups<false, kApart, false>;
     }
     if (convex) return plain ? forward<true, kLinear> : forward<false, kLinear>;
     return plain ? forward<true, false> : forward<false, false>;
@@ -326,19 +331,19 @@ template <typename T>
 using Loop = void (*)(const Block<T>&, const Constants<Compute<T>>&);
 
 template <typename T>
-inline Loop<T> choose_loop(const Tail& tail, bool linear, bool convex, bool past) {
+inline Loop<T> choose_loop(const Tail& tail, bool linear, bool convex, bool past, bool together) {
   if (!tail.channels_last) {
-    return linear ? Loops<T, true, Layout::contiguous, 0>::choose(tail, convex, past)
-                  : Loops<T, false, Layout::contiguous, 0>::choose(tail, convex, past);
+    return linear ? Loops<T, true, Layout::contiguous, 0>::choose(tail, convex, past, together)
+                  : Loops<T, false, Layout::contiguous, 0>::choose(tail, convex, past, together);
   }
-  if (!linear) return Loops<T, false, Layout::channels_last, 0>::choose(tail, convex, past);
+  if (!linear) return Loops<T, false, Layout::channels_last, 0>::choose(tail, convex, past, together);
   if constexpr (std::is_same_v<T, float>) {
     constexpr auto last = Layout::channels_last;
-    if (tail.c == kUsualWidths[0]) return Loops<T, true, last, kUsualWidths[0]>::choose(tail, convex, past);
-    if (tail.c == kUsualWidths[1]) return Loops<T, true, last, kUsualWidths[1]>::choose(tail, convex, past);
-    if (tail.c == kUsualWidths[2]) return Loops<T, true, last, kUsualWidths[2]>::choose(tail, convex, past);
+    if (tail.c == kUsualWidths[0]) return Loops<T, true, last, kUsualWidths[0]>::choose(tail, convex, past, together);
+    if (tail.c == kUsualWidths[1]) return Loops<T, true, last, kUsualWidths[1]>::choose(tail, convex, past, together);
+    if (tail.c == kUsualWidths[2]) return Loops<T, true, last, kUsualWidths[2]>::choose(tail, convex, past, together);
   }
-  return Loops<T, true, Layout::channels_last, 0>::choose(tail, convex, past);
+  return Loops<T, true, Layout::channels_last, 0>::choose(tail, convex, past, together);
 }
 
 // Pixels of a sample are cut into chunks that don't depend on the number of threads, so results don't either.
@@ -382,11 +387,15 @@ inline void run_tail_of(const Tail& tail) {
   const S factor = constants.convex ? constants.gain : S(1);
   const Values<S> scale(tail.scale, plane, factor, 1, tail.c), bias(tail.bias, tail.c, plain ? 1 : factor, 0, tail.c);
   const Values<S> noise(tail.noise, 0, 1, 0, noiseless ? 0 : pixels), w(tail.w, 0, 1, 0, tail.order == 2 ? tail.c : 0);
-  // A vector that is stored past the caches lies at a multiple of its size.
+  // Numbers that are stored as they are computed with go in vectors; one that is stored past the caches lies at a
+  // multiple of its size.
+  const bool vectors = constants.convex && std::is_same_v<T, S>;
   const int64_t row_bytes = (last ? tail.c : tail.p) * int64_t(sizeof(T));
-  const bool past_caches = kWayPastCaches && bytes >= kCaches && row_bytes % kVectorBytes == 0 &&
+  const bool past_caches = kWayPastCaches && vectors && bytes >= kCaches && row_bytes % kVectorBytes == 0 &&
                            reinterpret_cast<uintptr_t>(tail.out) % kVectorBytes == 0;
-  const Loop<T> loop = choose_loop<T>(tail, constants.linear, constants.convex, past_caches);
+  // Contiguous channels, because they share the noise or as memory serves several places faster than one.
+  const bool together = !last && vectors && (past_caches || (!plain && tail.p > kNear));
+  const Loop<T> loop = choose_loop<T>(tail, constants.linear, constants.convex, past_caches, together);
 
   // One block: of sample n, some channels from c on and, from p on, as many pixels as belong together.
   const auto run = [&](int64_t n, int64_t c, int64_t channels, int64_t p) {
@@ -413,13 +422,13 @@ inline void run_tail_of(const Tail& tail) {
       for (; i < end; ++i) run(i / chunks, 0, tail.c, i % chunks * pixels);
     });
   } else {
-    // Threads don't part channels that may be computed together: results would depend on it, in the last bit.
-    const int64_t together = tail.p > kNear ? kTogether : 1, parts = (tail.c + together - 1) / together;
-    const int64_t grain = std::max<int64_t>(1, kGrain / (tail.p * together));
+    // Threads don't part channels that are computed together: results would depend on it, in the last bit.
+    const int64_t size = together ? kTogether : 1, parts = (tail.c + size - 1) / size;
+    const int64_t grain = std::max<int64_t>(1, kGrain / (tail.p * size));
     at::parallel_for(0, tail.n * parts, grain, [&](int64_t i, int64_t end) {
       while (i < end) {
-        const int64_t part = i % parts, count = std::min(end - i, parts - part), c = part * together;
-        run(i / parts, c, std::min(count * together, tail.c - c), 0);
+        const int64_t part = i % parts, count = std::min(end - i, parts - part), c = part * size;
+        run(i / parts, c, std::min(count * size, tail.c - c), 0);
         i += count;
       }
     });

@@ -1,0 +1,195 @@
+// Random cases of the CPU kernels against the equations of operators.h, evaluated in long double, and against themselves
+// with other numbers of threads. What is wrong is printed; the exit code is the number of wrong cases.
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "tail_cpu.h"
+#include "upfirdn2d_cpu.h"
+
+namespace {
+
+using ops::Activation;
+using ops::DType;
+using Number = long double;
+
+std::mt19937_64 generator;
+
+int64_t draw(int64_t from, int64_t to) { return std::uniform_int_distribution<int64_t>(from, to)(generator); }
+bool chance(double p) { return std::bernoulli_distribution(p)(generator); }
+
+template <typename T>
+T pick(std::initializer_list<T> choices) {
+  return choices.begin()[draw(0, int64_t(choices.size()) - 1)];
+}
+
+// Numbers in memory of their own, which ends with them; some may be NaN or infinite. Or none at all.
+template <typename T>
+struct Array {
+  std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
+  T* values = nullptr;
+  int64_t size = 0;
+
+  Array() = default;
+  Array(int64_t size, bool wild) : size(size) {
+    const int64_t offset = chance(0.5) ? 0 : draw(1, 5);  // from a multiple of a vector's size
+    void* begin = nullptr;
+    if (posix_memalign(&begin, 64, (offset + size) * sizeof(T))) std::abort();
+    memory.reset(begin);
+    values = static_cast<T*>(begin) + offset;
+    for (int64_t i = 0; i < size; ++i) {
+      values[i] = static_cast<T>(std::normal_distribution<float>()(generator));
+      if (wild && chance(0.01)) values[i] = static_cast<T>(pick({0.0F, NAN, INFINITY, -INFINITY}));
+    }
+  }
+  Number operator()(int64_t i, Number otherwise) const { return values ? static_cast<Number>(values[i]) : otherwise; }
+};
+
+bool close(Number found, Number expected, Number tolerance) {
+  if (std::isnan(found) || std::isnan(expected)) return std::isnan(found) && std::isnan(expected);
+  if (std::isinf(found) || std::isinf(expected)) return found == expected;
+  return std::abs(found - expected) <= tolerance * std::max<Number>(1, std::abs(expected));
+}
+
+template <typename T>
+bool tail_is_right(DType dtype, Number tolerance) {
+  using S = ops::cpu::Compute<T>;
+  ops::Tail tail{};
+  tail.dtype = dtype;
+  tail.order = draw(0, 3) ? 0 : 1;
+  tail.activation = pick({Activation::linear, Activation::relu, Activation::lrelu, Activation::lrelu});
+  tail.alpha = pick({0.2, 0.2, 0.2, 0.0, 1.0, 1.5, -0.5});
+  tail.gain = pick({1.4, 1.4, 1.0, 0.0, -1.3});
+  tail.limit = pick({double(INFINITY), 1.0, 0.5});
+  tail.n = draw(1, 3), tail.c = pick<int64_t>({1, 3, 4, 5, 16, 18, 32, 48, 64, 67});
+  tail.p = pick<int64_t>({1, 15, 16, 63, 64, 65, 256, 300, 1024, 2049, 2304});
+  tail.channels_last = chance(0.5);
+  const bool wild = tail.order == 0 && chance(0.3);
+  const auto operand = [&](int64_t size) { return chance(0.7) ? Array<S>(size, wild) : Array<S>(); };
+  const bool shared = chance(0.5);
+  tail.noise_stride = shared ? 0 : tail.p;
+  const int64_t size = tail.n * tail.c * tail.p;
+  const Array<T> x(size, wild), dy(size, false);
+  const Array<S> scale = operand(tail.n * tail.c), noise = operand((shared ? 1 : tail.n) * tail.p);
+  const Array<S> strength = noise.values ? operand(1) : Array<S>(), bias = operand(tail.c);
+  Array<T> out(size, false);
+  const int64_t chunks = ops::cpu::tail_chunks(tail), plane = tail.n * tail.c;
+  const bool summed = tail.order == 1 && chance(0.7);
+  Array<S> sums = summed ? Array<S>(3 * chunks * plane, false) : Array<S>();
+  tail.x = x.values, tail.dy = dy.values, tail.out = out.values, tail.sums = sums.values;
+  tail.scale = scale.values, tail.noise = noise.values, tail.strength = strength.values, tail.bias = bias.values;
+
+  std::string name = "tail order " + std::to_string(tail.order) + " act " + std::to_string(int(tail.activation));
+  for (double v : {tail.alpha, tail.gain, tail.limit, double(tail.n), double(tail.c), double(tail.p)}) {
+    name += " " + std::to_string(v);
+  }
+  name += tail.channels_last ? " channels last" : " contiguous";
+  std::unique_ptr<T[]> first;
+  for (const int64_t threads : {1, 2, 3, 5}) {
+    at::simulated_threads = threads;
+    std::fill_n(out.values, size, static_cast<T>(NAN));
+    ops::cpu::run_tail(tail);
+    if (!first) {
+      first.reset(new T[size]);
+      std::copy_n(out.values, size, first.get());
+    } else if (std::memcmp(first.get(), out.values, size * sizeof(T)) != 0) {
+      std::printf("%s: %d threads make a difference\n", name.c_str(), int(threads));
+      return false;
+    }
+  }
+
+  const bool linear = tail.activation == Activation::linear, relu = tail.activation == Activation::relu;
+  const Number slope_below = linear ? 1 : relu ? 0 : S(tail.alpha);
+  const Number gain = S(tail.gain), limit = S(tail.limit);
+  for (int64_t i = 0; i < size; ++i) {
+    const int64_t n = i / (tail.c * tail.p), at = i % (tail.c * tail.p);
+    const int64_t c = tail.channels_last ? at % tail.c : at / tail.p, p = tail.channels_last ? at / tail.c : at % tail.p;
+    const int64_t nc = n * tail.c + c;
+    const Number a = x(i, 0), d = scale(nc, 1), e = noise(n * tail.noise_stride + p, 0), s = strength(0, 1);
+    const Number u = a * d + e * s + bias(c, 0);
+    const bool below = u <= 0;  // false for NaN
+    const Number act = relu && below ? Number(0) : below ? u * slope_below : u;
+    const Number y = act * gain, m = gain * (u > 0 ? Number(1) : slope_below);
+    Number expected;
+    if (tail.order == 0) {
+      expected = std::isnan(y) ? y : std::min(limit, std::max(-limit, y));
+    } else {
+      // Near a kink the slope is either.
+      if (std::abs(u) < 1e-4 || std::abs(std::abs(y) - limit) < 1e-4) continue;
+      expected = std::abs(y) > limit ? Number(0) : dy(i, 0) * m * d;
+    }
+    if (!close(out(i, 0), expected, tolerance)) {
+      std::printf("%s: at %lld: %Lg, expected %Lg\n", name.c_str(), static_cast<long long>(i), out(i, 0), expected);
+      return false;
+    }
+  }
+  return true;
+}
+
+template <typename T>
+bool filter_is_right(DType dtype, Number tolerance) {
+  using S = ops::cpu::Compute<T>;
+  ops::Filter filter{};
+  filter.dtype = dtype;
+  filter.n = draw(1, 2), filter.c = pick<int64_t>({1, 3, 16, 19, 64});
+  filter.in_h = draw(1, 20), filter.in_w = draw(1, 40);
+  filter.channels_last = chance(0.5);
+  filter.filter_h = int(draw(1, 6)), filter.filter_w = int(draw(1, 6));
+  filter.up_x = int(draw(1, 3)), filter.up_y = int(draw(1, 3)), filter.down_x = int(draw(1, 3));
+  filter.down_y = int(draw(1, 3));
+  filter.pad_x = draw(-2, 5), filter.pad_y = draw(-2, 5);
+  filter.flip = chance(0.5), filter.gain = 1.5;
+  filter.out_h = draw(1, 25), filter.out_w = draw(1, 50);
+  const Array<T> x(filter.n * filter.c * filter.in_h * filter.in_w, false);
+  const Array<S> f(filter.filter_h * filter.filter_w, false);
+  Array<T> y(filter.n * filter.c * filter.out_h * filter.out_w, false);
+  filter.x = x.values, filter.f = f.values, filter.y = y.values;
+  at::simulated_threads = draw(1, 4);
+  ops::cpu::run_upfirdn2d(filter);
+  const auto place = [&](int64_t n, int64_t c, int64_t j, int64_t i, int64_t h, int64_t w) {
+    return filter.channels_last ? ((n * h + j) * w + i) * filter.c + c : ((n * filter.c + c) * h + j) * w + i;
+  };
+  for (int64_t i = 0; i < y.size; ++i) {
+    const int64_t pixels = filter.out_h * filter.out_w, n = i / (filter.c * pixels), at = i % (filter.c * pixels);
+    const int64_t c = filter.channels_last ? at % filter.c : at / pixels;
+    const int64_t pixel = filter.channels_last ? at / filter.c : at % pixels;
+    Number expected = 0, magnitude = 1;
+    for (int64_t tap = 0; tap < f.size; ++tap) {
+      const int64_t row = pixel / filter.out_w * filter.down_y + tap / filter.filter_w - filter.pad_y;
+      const int64_t column = pixel % filter.out_w * filter.down_x + tap % filter.filter_w - filter.pad_x;
+      if (row < 0 || column < 0 || row % filter.up_y || column % filter.up_x) continue;
+      const int64_t h = row / filter.up_y, w = column / filter.up_x;
+      if (h >= filter.in_h || w >= filter.in_w) continue;
+      const int64_t from = filter.channels_last ? ((n * filter.in_h + h) * filter.in_w + w) * filter.c + c
+                                                : ((n * filter.c + c) * filter.in_h + h) * filter.in_w + w;
+      const Number term = f(filter.flip ? tap : f.size - 1 - tap, 0) * x(from, 0) * filter.gain;
+      expected += term, magnitude += std::abs(term);
+    }
+    if (!(std::abs(y(i, 0) - expected) <= tolerance * magnitude)) {
+      std::printf("upfirdn2d up %d %d down %d %d: %Lg, expected %Lg\n", filter.up_x, filter.up_y, filter.down_x,
+                  filter.down_y, y(i, 0), expected);
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+template <typename T>
+int wrong(DType dtype, Number tolerance) {
+  return !tail_is_right<T>(dtype, tolerance) + !filter_is_right<T>(dtype, tolerance);
+}
+
+int main(int, char** arguments) {
+  int count = 0;
+  for (int seed = 0; seed < std::atoi(arguments[1]); ++seed) {
+    generator.seed(seed);
+    count += wrong<float>(DType::float32, 1e-5L) + wrong<double>(DType::float64, 1e-12L);
+    count += wrong<c10::Half>(DType::float16, 2e-3L) + wrong<c10::BFloat16>(DType::bfloat16, 1e-2L);
+  }
+  return std::min(count, 100);
+}

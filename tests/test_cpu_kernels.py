@@ -1,0 +1,52 @@
+"""The CPU kernels as built for several kinds of processor, and with sanitizers: tests/cpu_kernels/fuzz.cpp."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from emulation.harness import CHECKED, ENVIRONMENT, SOURCES, has_sanitizer
+
+from torch_utils.ops import native
+
+HERE = Path(__file__).parent / "cpu_kernels"
+TORCH = Path(torch.__file__).parent
+
+
+def understands(feature: str) -> bool:
+    return Path("/proc/cpuinfo").exists() and f" {feature} " in Path("/proc/cpuinfo").read_text().replace("\n", " ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "machine, feature, options",
+    [
+        ("native", None, CHECKED),
+        ("x86-64-v3", "avx2", ["-O3"]),
+        ("x86-64", None, ["-O3"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_kernels_meet_their_equations(machine, feature, options, tmp_path):
+    """On memory that ends where tensors do, stored past the caches whenever that is possible, for some numbers of
+    threads."""
+    if machine != "native" and platform.machine() != "x86_64" or feature and not understands(feature):
+        pytest.skip(f"this processor does not run programs for {machine}")
+    if not has_sanitizer(tmp_path):
+        pytest.skip("no g++ with AddressSanitizer here")
+    flags = [flag for flag in native.LIBRARIES["cpu"].flags if flag[:3] not in ("-O3", "-ma", "-fo")]
+    command = [
+        "g++",
+        "-std=c++20",
+        *flags,
+        *options,
+        f"-march={machine}",
+        "-DOPS_CACHES=1",
+        f"-I{HERE}",
+        f"-I{SOURCES}",
+    ]
+    command += ["-isystem", TORCH / "include", HERE / "fuzz.cpp", "-o", tmp_path / "fuzz"]
+    subprocess.run([*command, f"-L{TORCH}/lib", "-lc10", f"-Wl,-rpath,{TORCH}/lib"], check=True)
+    run = subprocess.run([tmp_path / "fuzz", "200"], env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
