@@ -2,7 +2,6 @@
 // with other numbers of threads. What is wrong is printed; the exit code is the number of wrong cases.
 #include <cstdio>
 #include <cstdlib>
-#include <limits>
 #include <memory>
 #include <random>
 #include <string>
