@@ -149,14 +149,15 @@ def compare(
 
 def medians(functions: list[Callable], seconds: float, device: torch.device) -> list[float]:
     """Median seconds of each, of 5 rounds or more in about so many seconds. They take turns, so that a slow moment of
-    the machine meets them all; an uncounted call before some counted ones leaves caches and free memory as that
-    function leaves them."""
+    the machine meets them all; as many uncounted calls before the counted ones leave caches and free memory as that
+    function leaves them. With tensors as large as the caches that takes about eight calls."""
     times = [[] for _ in functions]
     begun = time.perf_counter()
     while len(times[0]) < 5 or time.perf_counter() < begun + seconds:
         for function, own in zip(functions, times, strict=True):
-            calls = 4 if own and own[-1] < 0.05 else 1
-            function()
+            calls = 8 if own and own[-1] < 0.05 else 1
+            for _ in range(calls):
+                function()
             synchronise(device)
             start = time.perf_counter()
             for _ in range(calls):

@@ -52,7 +52,7 @@ inline void store(S* to, V values) {
   std::memcpy(to, &values, sizeof(V));
 }
 
-// Results of so many bytes don't stay in the caches until they are read, and whether there is a way past these.
+// What the caches hold, in bytes, on processors like those this is tuned on, and whether there is a way past them.
 #ifndef OPS_CACHES  // tests make them smaller
 #define OPS_CACHES (32 << 20)
 #endif

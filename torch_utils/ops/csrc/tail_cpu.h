@@ -19,10 +19,14 @@ constexpr int kUsualWidths[] = {16, 32, 64}, kMostWidth = 64;
 // The noise of so many pixels stays in the nearest cache from channel to channel, and channels or pixels of a group.
 constexpr int64_t kNear = 2048, kTogether = 4;
 
+// Elements of a block of which some are stored past the caches.
+constexpr int64_t kFar = 4 * kGrain;
+
 template <typename T>
 struct Block {
   using S = Compute<T>;
   int64_t rows, width, stride;  // rows of neighbours, from the first of one to the first of the next
+  int64_t through;              // rows of a group that are stored through the caches, if others go past them
   const T *x, *dy, *v;
   const S *scale, *noise, *bias, *w_x, *w_noise, *w_1;  // contiguous: noise by neighbour; channels last: noise by row
   T *out, *out_x;
@@ -48,6 +52,30 @@ struct Constants {
         linear(activation == Activation::linear || activation == Activation::lrelu),
         convex(tail.order == 0 && linear && 0 < alpha && alpha <= 1 && gain > 0) {
     if (convex) strength *= gain;
+  }
+};
+
+// How a tail is run.
+struct Plan {
+  bool linear, convex;  // of the Constants
+  bool plain;           // neither scale nor noise
+  bool vectors;         // forward_groups, for convex and numbers that are stored as they are computed with
+  bool past_caches;     // some results are stored past the caches: many, at multiples of a vector's size
+  int64_t through;      // rows of a group that go through the caches then
+  bool together;        // contiguous channels, as they share the noise or as memory serves several places faster than one
+
+  template <typename T>
+  static Plan of(const Tail& tail, const Constants<Compute<T>>& k) {
+    const int64_t row_bytes = (tail.channels_last ? tail.c : tail.p) * int64_t(sizeof(T));
+    const int64_t bytes = tail.n * tail.c * tail.p * int64_t(sizeof(T));
+    Plan plan{k.linear, k.convex};
+    plan.plain = !tail.scale && !tail.noise;
+    plan.vectors = k.convex && std::is_same_v<T, Compute<T>>;
+    plan.past_caches = kWayPastCaches && plan.vectors && 2 * bytes >= kCaches && row_bytes % kVectorBytes == 0 &&
+                       reinterpret_cast<uintptr_t>(tail.out) % kVectorBytes == 0;
+    plan.through = bytes < 2 * kCaches ? kTogether / 2 : kTogether / 4;
+    plan.together = !tail.channels_last && plan.vectors && (plan.past_caches || (!plan.plain && tail.p > kNear));
+    return plan;
   }
 };
 
@@ -128,6 +156,9 @@ struct Loops {
   // loaded before any of it is stored, for processors tell by the last 12 bits of addresses whether a load has to wait
   // for an earlier store, and tensors often lie so that it seems so. A group takes kRows rows, for which operands that
   // change along the neighbours are loaded once.
+  //
+  // Stores past the caches wait for memory, others for the caches: some rows of a group go one way and some the other,
+  // which takes less time than either way alone. These rows lie far apart, since the ways disturb each other nearby.
   template <bool kPlain, int kRows, bool kPastCaches>
   static void forward_groups(const Block<T>& block, const Constants<S>& constants) {
     using V = Vector<S>;
@@ -138,6 +169,7 @@ struct Loops {
     const Block<T> b = block;
     const int64_t width = kWidth ? kWidth : b.width, stride = kWidth ? kWidth : b.stride;
     const int64_t whole = width / kColumns * kColumns;
+    const int64_t groups = b.rows / kRows, apart = kPastCaches ? groups : 1;
     const auto of_channel = [&](const S* values, int64_t row, int64_t column) {
       if constexpr (kLast) return load<V>(values + column);
       else return values[row];
@@ -154,7 +186,7 @@ struct Loops {
         for (int r = 0; r < kCount; ++r) {
 #pragma GCC unroll 4
           for (int v = 0; v < kAcross; ++v) {
-            const int64_t at = row + r, i = column + v * kLanes;
+            const int64_t at = row + r * apart, i = column + v * kLanes;
             const V x = load<V>(b.x + at * stride + i);
             const auto bias = of_channel(b.bias, at, i);
             if constexpr (kPlain) {
@@ -168,16 +200,15 @@ struct Loops {
         for (int r = 0; r < kCount; ++r) {
 #pragma GCC unroll 4
           for (int v = 0; v < kAcross; ++v) {
-            T* const to = b.out + (row + r) * stride + column + v * kLanes;
-            if constexpr (kPastCaches) store_past_caches(to, ys[r][v]);
+            T* const to = b.out + (row + r * apart) * stride + column + v * kLanes;
+            if (kPastCaches && r >= b.through) store_past_caches(to, ys[r][v]);
             else store(to, ys[r][v]);
           }
         }
       }
     };
-    int64_t row = 0;
-    for (; row + kRows <= b.rows; row += kRows) run(std::integral_constant<int, kRows>(), row);
-    for (; row < b.rows; ++row) run(std::integral_constant<int, 1>(), row);
+    for (int64_t i = 0; i < groups; ++i) run(std::integral_constant<int, kRows>(), kPastCaches ? i : i * kRows);
+    for (int64_t row = groups * kRows; row < b.rows; ++row) run(std::integral_constant<int, 1>(), row);
     if (kWidth == 0 && whole < width) forward_rows<kPlain, true>(block, k, whole);
     if constexpr (kPastCaches) wait_for_stores();
   }
@@ -277,8 +308,7 @@ struct Loops {
     sums.store(block);
   }
 
-  static auto choose(const Tail& tail, bool convex, bool past_caches, bool together) {
-    const bool plain = !tail.scale && !tail.noise;
+  static auto choose(const Tail& tail, const Plan& plan) {
     if (tail.order == 2) return tail.sums ? backward2<true> : backward2<false>;
     if (tail.order == 1) {
       if (tail.x_is_output) return tail.sums ? backward<true, true> : backward<true, false>;
@@ -286,14 +316,15 @@ struct Loops {
     }
     if constexpr (kLinear && std::is_same_v<T, S>) {
       constexpr int kApart = kWidth ? kTogether : 1, kGroup = kLast ? kApart : kTogether;
-      if (convex && past_caches) {
-        return plain ? forward_groups<true, kGroup, true> : forward_groups<false, kGroup, true>;
+      if (plan.past_caches) {
+        return plan.plain ? forward_groups<true, kTogether, true> : forward_groups<false, kTogether, true>;
       }
-      if (convex && plain) return forward_groups<true, kApart, false>;
-      if (convex) return together ? forward_groups<false, kGroup, false> : forward_groups<false, kApart, false>;
+      if (plan.vectors && plan.plain) return forward_groups<true, kApart, false>;
+      if (plan.vectors && plan.together) return forward_groups<false, kGroup, false>;
+      if (plan.vectors) return forward_groups<false, kApart, false>;
     }
-    if (convex) return plain ? forward<true, kLinear> : forward<false, kLinear>;
-    return plain ? forward<true, false> : forward<false, false>;
+    if (plan.convex) return plan.plain ? forward<true, kLinear> : forward<false, kLinear>;
+    return plan.plain ? forward<true, false> : forward<false, false>;
   }
 
  private:
@@ -331,25 +362,26 @@ template <typename T>
 using Loop = void (*)(const Block<T>&, const Constants<Compute<T>>&);
 
 template <typename T>
-inline Loop<T> choose_loop(const Tail& tail, bool linear, bool convex, bool past, bool together) {
+inline Loop<T> choose_loop(const Tail& tail, const Plan& plan) {
   if (!tail.channels_last) {
-    return linear ? Loops<T, true, Layout::contiguous, 0>::choose(tail, convex, past, together)
-                  : Loops<T, false, Layout::contiguous, 0>::choose(tail, convex, past, together);
+    return plan.linear ? Loops<T, true, Layout::contiguous, 0>::choose(tail, plan)
+                       : Loops<T, false, Layout::contiguous, 0>::choose(tail, plan);
   }
-  if (!linear) return Loops<T, false, Layout::channels_last, 0>::choose(tail, convex, past, together);
+  constexpr auto last = Layout::channels_last;
+  if (!plan.linear) return Loops<T, false, last, 0>::choose(tail, plan);
   if constexpr (std::is_same_v<T, float>) {
-    constexpr auto last = Layout::channels_last;
-    if (tail.c == kUsualWidths[0]) return Loops<T, true, last, kUsualWidths[0]>::choose(tail, convex, past, together);
-    if (tail.c == kUsualWidths[1]) return Loops<T, true, last, kUsualWidths[1]>::choose(tail, convex, past, together);
-    if (tail.c == kUsualWidths[2]) return Loops<T, true, last, kUsualWidths[2]>::choose(tail, convex, past, together);
+    if (tail.c == kUsualWidths[0]) return Loops<T, true, last, kUsualWidths[0]>::choose(tail, plan);
+    if (tail.c == kUsualWidths[1]) return Loops<T, true, last, kUsualWidths[1]>::choose(tail, plan);
+    if (tail.c == kUsualWidths[2]) return Loops<T, true, last, kUsualWidths[2]>::choose(tail, plan);
   }
-  return Loops<T, true, Layout::channels_last, 0>::choose(tail, convex, past, together);
+  return Loops<T, true, last, 0>::choose(tail, plan);
 }
 
-// Pixels of a sample are cut into chunks that don't depend on the number of threads, so results don't either.
-inline int64_t tail_chunks(const Tail& tail) {
+// Pixels of a sample are cut into chunks, of about so many elements, that don't depend on the number of threads, so
+// results don't either.
+inline int64_t tail_chunks(const Tail& tail, int64_t elements = kGrain) {
   if (!tail.channels_last) return 1;
-  const int64_t pixels = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, tail.c));
+  const int64_t pixels = std::max<int64_t>(1, elements / std::max<int64_t>(1, tail.c));
   return std::max<int64_t>(1, (tail.p + pixels - 1) / pixels);
 }
 
@@ -378,24 +410,15 @@ template <typename T>
 inline void run_tail_of(const Tail& tail) {
   using S = Compute<T>;
   const Constants<S> constants(tail);
+  const Plan plan = Plan::of<T>(tail, constants);
+  const Loop<T> loop = choose_loop<T>(tail, plan);
   const bool last = tail.channels_last;
-  const int64_t chunks = tail_chunks(tail), plane = tail.n * tail.c;
-  const int64_t bytes = plane * tail.p * int64_t(sizeof(T));
+  const int64_t chunks = plan.past_caches ? tail_chunks(tail, kFar) : tail_chunks(tail), plane = tail.n * tail.c;
   const int64_t pixels = (tail.p + chunks - 1) / chunks;
-  const bool plain = !tail.scale && !tail.noise;
-  const bool noiseless = tail.x_is_output || (tail.order == 0 && plain);  // none is read
-  const S factor = constants.convex ? constants.gain : S(1);
-  const Values<S> scale(tail.scale, plane, factor, 1, tail.c), bias(tail.bias, tail.c, plain ? 1 : factor, 0, tail.c);
+  const bool noiseless = tail.x_is_output || (tail.order == 0 && plan.plain);  // none is read
+  const S factor = constants.convex ? constants.gain : S(1), bias_factor = plan.plain ? S(1) : factor;
+  const Values<S> scale(tail.scale, plane, factor, 1, tail.c), bias(tail.bias, tail.c, bias_factor, 0, tail.c);
   const Values<S> noise(tail.noise, 0, 1, 0, noiseless ? 0 : pixels), w(tail.w, 0, 1, 0, tail.order == 2 ? tail.c : 0);
-  // Numbers that are stored as they are computed with go in vectors; one that is stored past the caches lies at a
-  // multiple of its size.
-  const bool vectors = constants.convex && std::is_same_v<T, S>;
-  const int64_t row_bytes = (last ? tail.c : tail.p) * int64_t(sizeof(T));
-  const bool past_caches = kWayPastCaches && vectors && bytes >= kCaches && row_bytes % kVectorBytes == 0 &&
-                           reinterpret_cast<uintptr_t>(tail.out) % kVectorBytes == 0;
-  // Contiguous channels, because they share the noise or as memory serves several places faster than one.
-  const bool together = !last && vectors && (past_caches || (!plain && tail.p > kNear));
-  const Loop<T> loop = choose_loop<T>(tail, constants.linear, constants.convex, past_caches, together);
 
   // One block: of sample n, some channels from c on and, from p on, as many pixels as belong together.
   const auto run = [&](int64_t n, int64_t c, int64_t channels, int64_t p) {
@@ -410,6 +433,7 @@ inline void run_tail_of(const Tail& tail) {
     b.rows = last ? count : channels;
     b.width = last ? tail.c : count;
     b.stride = last ? tail.c : tail.p;
+    b.through = plan.through;
     b.x = data(tail.x), b.dy = data(tail.dy), b.v = data(tail.v);
     b.scale = scale.at(nc), b.noise = noise.at(n * tail.noise_stride + p), b.bias = bias.at(c);
     b.w_x = w.at(nc), b.w_noise = w.at(plane + nc), b.w_1 = w.at(2 * plane + nc);
@@ -423,7 +447,7 @@ inline void run_tail_of(const Tail& tail) {
     });
   } else {
     // Threads don't part channels that are computed together: results would depend on it, in the last bit.
-    const int64_t size = together ? kTogether : 1, parts = (tail.c + size - 1) / size;
+    const int64_t size = plan.together ? kTogether : 1, parts = (tail.c + size - 1) / size;
     const int64_t grain = std::max<int64_t>(1, kGrain / (tail.p * size));
     at::parallel_for(0, tail.n * parts, grain, [&](int64_t i, int64_t end) {
       while (i < end) {
