@@ -19,7 +19,7 @@ constexpr int kUsualWidths[] = {16, 32, 64}, kMostWidth = 64;
 // The noise of so many pixels stays in the nearest cache from channel to channel, and channels or pixels of a group.
 constexpr int64_t kNear = 2048, kTogether = 4;
 
-// Elements of a block of which some are stored past the caches.
+// Elements of a block some of which are stored past the caches: the rows of its groups then lie far enough apart.
 constexpr int64_t kFar = 4 * kGrain;
 
 template <typename T>
@@ -315,13 +315,14 @@ struct Loops {
       return tail.sums ? backward<false, true> : backward<false, false>;
     }
     if constexpr (kLinear && std::is_same_v<T, S>) {
-      constexpr int kApart = kWidth ? kTogether : 1, kGroup = kLast ? kApart : kTogether;
+      constexpr int kRows = kWidth ? kTogether : 1;
       if (plan.past_caches) {
         return plan.plain ? forward_groups<true, kTogether, true> : forward_groups<false, kTogether, true>;
       }
-      if (plan.vectors && plan.plain) return forward_groups<true, kApart, false>;
-      if (plan.vectors && plan.together) return forward_groups<false, kGroup, false>;
-      if (plan.vectors) return forward_groups<false, kApart, false>;
+      if constexpr (!kLast) {
+        if (plan.together) return forward_groups<false, kTogether, false>;
+      }
+      if (plan.vectors) return plan.plain ? forward_groups<true, kRows, false> : forward_groups<false, kRows, false>;
     }
     if (plan.convex) return plan.plain ? forward<true, kLinear> : forward<false, kLinear>;
     return plan.plain ? forward<true, false> : forward<false, false>;
