@@ -209,7 +209,7 @@ def test_operators_refuse_what_would_crash():
     with pytest.raises(ValueError, match="no activation"):
         OPERATORS.tail(x, None, None, None, None, 99, 0.2, 1.0, 256.0)
     with pytest.raises(ValueError, match="dy"):
-        OPERATORS.tail_backward(x[:1], x, None, None, None, None, *settings, False, True)
+        OPERATORS.tail_backward(x[:1], x, None, None, None, None, *settings, False, [True] * 3)
     with pytest.raises(ValueError, match="factor"):
         OPERATORS.upfirdn2d(x, torch.ones(1, 1), 0, 1, 1, 1, 0, 0, 0, 0, False, 1.0)
     with pytest.raises(ValueError, match="leaves less"):
@@ -220,13 +220,17 @@ def test_operators_pass_the_checks_of_pytorch():
     """Schema, fake implementation, autograd registration, and tracing with AOTAutograd."""
     x, settings = torch.randn(2, 3, 4, 6, requires_grad=True), (NUMBERS["swish"], 0.0, 1.4, 2.0)
     operands = (torch.randn(2, 3, requires_grad=True), torch.randn(4, 6), torch.tensor(0.5), torch.randn(3))
-    dy, w = torch.randn(2, 3, 4, 6), torch.randn(3, 2, 3)
+    dy, w = torch.randn(2, 3, 4, 6), (torch.randn(2, 3), torch.randn([]), torch.randn(3))
     for layout in LAYOUTS.values():
         x = x.detach().contiguous(memory_format=layout).requires_grad_()
         torch.library.opcheck(OPERATORS.tail, (x, *operands, *settings))
-        torch.library.opcheck(OPERATORS.tail_backward, (dy, x, *operands, *settings, False, True))
+        torch.library.opcheck(OPERATORS.tail_backward, (dy, x, *operands, *settings, False, [True] * 3))
+        torch.library.opcheck(OPERATORS.tail_backward, (dy, x, *operands, *settings, False, [False, False, True]))
         constants = [t.detach() for t in (x, *operands)]  # it has no derivative
-        torch.library.opcheck(OPERATORS.tail_backward2, (dy, w, dy, *constants, *settings, True, True))
+        torch.library.opcheck(OPERATORS.tail_backward2, (dy, *w, dy, *constants, *settings, True, [True] * 3))
+        torch.library.opcheck(
+            OPERATORS.tail_backward2, (None, w[0], None, w[2], dy, *constants, *settings, False, [True, False, True])
+        )
         torch.library.opcheck(OPERATORS.upfirdn2d, (x, torch.ones(3, 2), 2, 1, 1, 2, 3, 2, 1, 2, False, 1.5))
 
 

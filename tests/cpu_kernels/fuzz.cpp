@@ -67,7 +67,10 @@ bool tail_is_right(DType dtype, Number tolerance) {
   tail.p = pick<int64_t>({1, 15, 16, 63, 64, 65, 256, 300, 1024, 2049, 2304});
   tail.channels_last = chance(0.5);
   const bool wild = tail.order == 0 && chance(0.3);
-  const auto operand = [&](int64_t size) { return chance(0.7) ? Array<S>(size, wild) : Array<S>(); };
+  tail.x_is_output = tail.order == 1 && tail.activation <= Activation::lrelu && chance(0.3);
+  const auto operand = [&](int64_t size) {
+    return !tail.x_is_output && chance(0.7) ? Array<S>(size, wild) : Array<S>();
+  };
   const bool shared = chance(0.5);
   tail.noise_stride = shared ? 0 : tail.p;
   const int64_t size = tail.n * tail.c * tail.p;
@@ -103,6 +106,7 @@ bool tail_is_right(DType dtype, Number tolerance) {
   const bool linear = tail.activation == Activation::linear, relu = tail.activation == Activation::relu;
   const Number slope_below = linear ? 1 : relu ? 0 : S(tail.alpha);
   const Number gain = S(tail.gain), limit = S(tail.limit);
+  std::vector<Number> totals(3 * plane, 0), doubts(3 * plane, 0);
   for (int64_t i = 0; i < size; ++i) {
     const int64_t n = i / (tail.c * tail.p), at = i % (tail.c * tail.p);
     const int64_t c = tail.channels_last ? at % tail.c : at / tail.p, p = tail.channels_last ? at / tail.c : at % tail.p;
@@ -111,17 +115,33 @@ bool tail_is_right(DType dtype, Number tolerance) {
     const Number u = a * d + e * s + bias(c, 0);
     const bool below = u <= 0;  // false for NaN
     const Number act = relu && below ? Number(0) : below ? u * slope_below : u;
-    const Number y = act * gain, m = gain * (u > 0 ? Number(1) : slope_below);
+    const Number y = tail.x_is_output ? a : act * gain, m = gain * (u > 0 ? Number(1) : slope_below);
     Number expected;
     if (tail.order == 0) {
       expected = std::isnan(y) ? y : std::min(limit, std::max(-limit, y));
     } else {
       // Near a kink the slope is either.
-      if (std::abs(u) < 1e-4 || std::abs(std::abs(y) - limit) < 1e-4) continue;
-      expected = std::abs(y) > limit ? Number(0) : dy(i, 0) * m * d;
+      const bool doubtful = std::abs(u) < 1e-4 || std::abs(std::abs(y) - limit) < 1e-4;
+      const Number g = std::abs(y) > limit ? Number(0) : dy(i, 0) * m, factors[] = {a, e, 1};
+      for (int64_t s = 0; s < 3; ++s) {
+        totals[s * plane + nc] += g * factors[s];
+        const Number doubt = doubtful ? dy(i, 0) * gain * std::max<Number>(1, std::abs(slope_below)) : tolerance * g;
+        doubts[s * plane + nc] += std::abs(doubt * factors[s]);
+      }
+      if (doubtful) continue;
+      expected = g * d;
     }
     if (!close(out(i, 0), expected, tolerance)) {
       std::printf("%s: at %lld: %Lg, expected %Lg\n", name.c_str(), static_cast<long long>(i), out(i, 0), expected);
+      return false;
+    }
+  }
+  for (int64_t i = 0; summed && i < 3 * plane; ++i) {
+    if (tail.x_is_output && i < 2 * plane) continue;  // there is nothing that they would be for
+    Number found = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) found += sums((i / plane * chunks + chunk) * plane + i % plane, 0);
+    if (!(std::abs(found - totals[i]) <= doubts[i] + tolerance)) {
+      std::printf("%s: sum %lld: %Lg, expected %Lg\n", name.c_str(), static_cast<long long>(i), found, totals[i]);
       return false;
     }
   }
@@ -142,8 +162,19 @@ bool filter_is_right(DType dtype, Number tolerance) {
   filter.pad_x = draw(-2, 5), filter.pad_y = draw(-2, 5);
   filter.flip = chance(0.5), filter.gain = 1.5;
   filter.out_h = draw(1, 25), filter.out_w = draw(1, 50);
+  const bool usual = chance(0.6);  // four by four taps that are a product, and mostly the usual padding
+  if (usual) {
+    const int up = int(draw(1, 2)), down = up == 1 ? int(draw(1, 2)) : 1;
+    filter.filter_h = filter.filter_w = 4;
+    filter.up_x = filter.up_y = up, filter.down_x = filter.down_y = down;
+    filter.in_w = pick<int64_t>({4, 16, 32, 33, 48, 64, 96});
+    if (chance(0.8)) filter.pad_x = filter.pad_y = up == 2 ? 2 : 1;
+    if (chance(0.8)) filter.out_w = std::max<int64_t>(1, filter.in_w * up / down);
+    if (chance(0.8)) filter.out_h = std::max<int64_t>(1, filter.in_h * up / down);
+  }
   const Array<T> x(filter.n * filter.c * filter.in_h * filter.in_w, false);
-  const Array<S> f(filter.filter_h * filter.filter_w, false);
+  Array<S> f(filter.filter_h * filter.filter_w, false);
+  for (int64_t i = 0; usual && i < f.size; ++i) f.values[i] = S(i / 4 + 1) * S(i % 4 - 1.5);
   Array<T> y(filter.n * filter.c * filter.out_h * filter.out_w, false);
   filter.x = x.values, filter.f = f.values, filter.y = y.values;
   at::simulated_threads = draw(1, 4);

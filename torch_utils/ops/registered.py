@@ -18,10 +18,14 @@ _OPERANDS = "Tensor x, Tensor? scale, Tensor? noise, Tensor? strength, Tensor? b
 _SETTINGS = "int act, float alpha, float gain, float limit"
 _library = torch.library.Library(NAMESPACE, "DEF")
 _library.define(f"tail({_OPERANDS}, {_SETTINGS}) -> Tensor")
-_library.define(f"tail_backward(Tensor dy, {_OPERANDS}, {_SETTINGS}, bool x_is_output, bool sums) -> (Tensor, Tensor)")
+# output_mask: which gradients are wanted of scale, strength and bias; the others are None.
 _library.define(
-    f"tail_backward2(Tensor? v, Tensor? w, Tensor dy, {_OPERANDS}, {_SETTINGS}, bool want_x, bool sums)"
-    " -> (Tensor, Tensor, Tensor)"
+    f"tail_backward(Tensor dy, {_OPERANDS}, {_SETTINGS}, bool x_is_output, bool[3] output_mask)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    f"tail_backward2(Tensor? v, Tensor? w_scale, Tensor? w_strength, Tensor? w_bias, Tensor dy, {_OPERANDS},"
+    f" {_SETTINGS}, bool want_x, bool[3] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
     "upfirdn2d(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y,"
@@ -41,8 +45,10 @@ def _empty_like(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x, memory_format=_layout(x))
 
 
-def _empty_sums(x: torch.Tensor, wanted: bool) -> torch.Tensor:
-    return x.new_empty([3, x.shape[0], x.shape[1]] if wanted else [0], dtype=compute_type(x))
+def _empty_gradients(x: torch.Tensor, wanted: list[bool]) -> list[torch.Tensor | None]:
+    shapes = [x.shape[:2], [], x.shape[1:2]]
+    dtype = compute_type(x)
+    return [x.new_empty(shape, dtype=dtype) if want else None for shape, want in zip(shapes, wanted, strict=True)]
 
 
 @torch.library.register_fake(f"{NAMESPACE}::tail", lib=_library)
@@ -51,13 +57,14 @@ def _(x, scale, noise, strength, bias, act, alpha, gain, limit):
 
 
 @torch.library.register_fake(f"{NAMESPACE}::tail_backward", lib=_library)
-def _(dy, x, scale, noise, strength, bias, act, alpha, gain, limit, x_is_output, sums):
-    return _empty_like(x), _empty_sums(x, sums)
+def _(dy, x, scale, noise, strength, bias, act, alpha, gain, limit, x_is_output, output_mask):
+    return _empty_like(x), *_empty_gradients(x, output_mask)
 
 
 @torch.library.register_fake(f"{NAMESPACE}::tail_backward2", lib=_library)
-def _(v, w, dy, x, scale, noise, strength, bias, act, alpha, gain, limit, want_x, sums):
-    return _empty_like(x), _empty_like(x) if want_x else x.new_empty([0]), _empty_sums(x, sums)
+def _(v, w_scale, w_strength, w_bias, dy, x, scale, noise, strength, bias, act, alpha, gain, limit, want_x, output_mask):
+    d_x = _empty_like(x) if want_x else None
+    return _empty_like(x), d_x, *_empty_gradients(x, output_mask)
 
 
 @torch.library.register_fake(f"{NAMESPACE}::upfirdn2d", lib=_library)

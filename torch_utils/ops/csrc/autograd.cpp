@@ -2,7 +2,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/add.h>
-#include <ATen/ops/sum.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -45,24 +44,28 @@ Tensor tail(const Tensor& x, const Operands& o, const Settings& s) {
                  s.limit);
 }
 
-std::tuple<Tensor, Tensor> tail_backward(const Tensor& dy, const Tensor& x, const Operands& o, const Settings& s,
-                                         bool x_is_output, bool sums) {
-  static const auto op =
-      find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                      const OptionalTensor&, const OptionalTensor&, int64_t, double, double, double,
-                                      bool, bool)>("stylegan2_mr::tail_backward");
+using Mask = std::array<bool, 3>;                                       // which are wanted of scale, strength and bias
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;           // of x and of those, undefined where not wanted
+using Gradients2 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // of dy, x and of those
+
+Gradients tail_backward(const Tensor& dy, const Tensor& x, const Operands& o, const Settings& s, bool x_is_output,
+                        Mask wanted) {
+  static const auto op = find<Gradients(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                        const OptionalTensor&, const OptionalTensor&, int64_t, double, double, double,
+                                        bool, Mask)>("stylegan2_mr::tail_backward");
   return op.call(dy, x, optional(o[0]), optional(o[1]), optional(o[2]), optional(o[3]), s.activation, s.alpha, s.gain,
-                 s.limit, x_is_output, sums);
+                 s.limit, x_is_output, wanted);
 }
 
-std::tuple<Tensor, Tensor, Tensor> tail_backward2(const Tensor& v, const Tensor& w, const Tensor& dy, const Tensor& x,
-                                                  const Operands& o, const Settings& s, bool want_x, bool sums) {
-  static const auto op = find<std::tuple<Tensor, Tensor, Tensor>(
-      const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-      const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, int64_t, double, double, double, bool,
-      bool)>("stylegan2_mr::tail_backward2");
-  return op.call(optional(v), optional(w), dy, x, optional(o[0]), optional(o[1]), optional(o[2]), optional(o[3]),
-                 s.activation, s.alpha, s.gain, s.limit, want_x, sums);
+// v, w: of the gradients that tail_backward gives, in its order; undefined where absent.
+Gradients2 tail_backward2(const Tensor& v, const std::array<Tensor, 3>& w, const Tensor& dy, const Tensor& x,
+                          const Operands& o, const Settings& s, bool want_x, Mask wanted) {
+  static const auto op =
+      find<Gradients2(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                      const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                      const OptionalTensor&, int64_t, double, double, double, bool, Mask)>("stylegan2_mr::tail_backward2");
+  return op.call(optional(v), optional(w[0]), optional(w[1]), optional(w[2]), dy, x, optional(o[0]), optional(o[1]),
+                 optional(o[2]), optional(o[3]), s.activation, s.alpha, s.gain, s.limit, want_x, wanted);
 }
 
 struct Resampling {
@@ -106,15 +109,30 @@ std::array<bool, kCount> wanted(AutogradContext* ctx, const std::array<bool, kCo
   return result;
 }
 
-// Gradients of the operands from the three sums. The noise has none.
-void put_operand_gradients(variable_list& gradients, size_t at, const bool* want, const Tensor& sums,
-                           const Tensor& strength) {
-  if (want[0]) gradients[at] = sums.select(0, 0);
-  if (want[2]) gradients[at + 2] = sums.select(0, 1).sum().reshape_symint(strength.sym_sizes());
-  if (want[3]) gradients[at + 3] = sums.select(0, 2).sum(0);
+// Gradients of the operands that are wanted; of the noise there is none.
+void put(variable_list& gradients, size_t at, Mask wanted, const Tensor& scale, const Tensor& strength,
+         const Tensor& bias) {
+  if (wanted[0]) gradients[at] = scale;
+  if (wanted[1]) gradients[at + 2] = strength;
+  if (wanted[2]) gradients[at + 3] = bias;
 }
 
-bool any_sum(const bool* want) { return want[0] || want[2] || want[3]; }
+// A node gives defined tensors only ...
+variable_list defined(variable_list tensors) {
+  const auto absent = [](const Tensor& t) { return !t.defined(); };
+  tensors.erase(std::remove_if(tensors.begin(), tensors.end(), absent), tensors.end());
+  return tensors;
+}
+
+// ... which this puts back in their places, from one of them on.
+template <size_t kCount>
+std::array<Tensor, kCount> spread(const variable_list& tensors, size_t from, const std::array<bool, kCount>& given) {
+  std::array<Tensor, kCount> result;
+  for (size_t i = 0; i < kCount; ++i) {
+    if (given[i]) result[i] = tensors[from++];
+  }
+  return result;
+}
 
 // ---- Nodes ------------------------------------------------------------------------------------------------------
 
@@ -149,10 +167,11 @@ struct TailFunction : torch::autograd::Function<TailFunction> {
     const auto kept = recall<Kept>(ctx, "kept");
     const variable_list saved = ctx->get_saved_variables();
     const auto want = wanted(ctx, kept.given);
-    const auto [dx, sums] = tail_backward(grads[0], saved[0], {saved[1], saved[2], saved[3], saved[4]}, kept.settings,
-                                          kept.from_output, any_sum(&want[1]));
-    gradients[0] = dx;
-    put_operand_gradients(gradients, 1, &want[1], sums, saved[3]);
+    const Mask of_operands = {want[1], want[3], want[4]};
+    const auto [x, scale, strength, bias] = tail_backward(
+        grads[0], saved[0], {saved[1], saved[2], saved[3], saved[4]}, kept.settings, kept.from_output, of_operands);
+    gradients[0] = x;
+    put(gradients, 1, of_operands, scale, strength, bias);
     return gradients;
   }
 };
@@ -160,23 +179,24 @@ struct TailFunction : torch::autograd::Function<TailFunction> {
 struct TailBackwardFunction : torch::autograd::Function<TailBackwardFunction> {
   struct Kept {
     Settings settings;
-    bool x_is_output, sums;
+    bool x_is_output;
+    Mask wanted;
     std::array<bool, 6> given;
   };
 
   static variable_list forward(AutogradContext* ctx, const Tensor& dy, const Tensor& x, const OptionalTensor& scale,
                                const OptionalTensor& noise, const OptionalTensor& strength, const OptionalTensor& bias,
                                int64_t activation, double alpha, double gain, double limit, bool x_is_output,
-                               bool want_sums) {
+                               Mask wanted) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->set_materialize_grads(false);
     const Settings settings = {activation, alpha, gain, limit};
     const Operands o = {plain(scale), plain(noise), plain(strength), plain(bias)};
-    const auto [dx, sums] = tail_backward(dy, x, o, settings, x_is_output, want_sums);
+    auto [d_x, d_scale, d_strength, d_bias] = tail_backward(dy, x, o, settings, x_is_output, wanted);
     remember(ctx, "kept",
-             Kept{settings, x_is_output, want_sums, {true, true, bool(scale), bool(noise), bool(strength), bool(bias)}});
+             Kept{settings, x_is_output, wanted, {true, true, bool(scale), bool(noise), bool(strength), bool(bias)}});
     ctx->save_for_backward({dy, x, o[0], o[1], o[2], o[3]});
-    return {dx, sums};
+    return defined({d_x, d_scale, d_strength, d_bias});
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -184,38 +204,41 @@ struct TailBackwardFunction : torch::autograd::Function<TailBackwardFunction> {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &dy = saved[0], &x = saved[1];
     Tensor v = grads[0];
-    const Tensor w = kept.sums ? grads[1] : Tensor();
+    const auto w = spread(grads, 1, kept.wanted);
     variable_list gradients(12);
-    if (!v.defined() && !w.defined()) return gradients;
+    if (!v.defined() && !w[0].defined() && !w[1].defined() && !w[2].defined()) return gradients;
     if (kept.x_is_output) {  // between kinks the slope is constant: dy alone has a gradient, by the same operator
-      if (w.defined()) {
-        Tensor sum_part = w.select(0, 2).to(dy.scalar_type());
-        while (sum_part.dim() < dy.dim()) sum_part = sum_part.unsqueeze(-1);
-        v = v.defined() ? at::add(v, sum_part) : sum_part.expand_as(dy);
+      if (w[2].defined()) {
+        Tensor of_bias = w[2].to(dy.scalar_type());
+        for (int64_t i = 2; i < dy.dim(); ++i) of_bias = of_bias.unsqueeze(-1);
+        v = v.defined() ? at::add(v, of_bias) : of_bias.expand_as(dy);
       }
-      gradients[0] = std::get<0>(tail_backward(v, x, {}, kept.settings, true, false));
+      gradients[0] = std::get<0>(tail_backward(v, x, {}, kept.settings, true, {}));
       return gradients;
     }
     const auto want = wanted(ctx, kept.given);
-    const auto [d_dy, d_x, sums] = tail_backward2(v, w, dy, x, {saved[2], saved[3], saved[4], saved[5]}, kept.settings,
-                                                  want[1], any_sum(&want[2]));
+    const Mask of_operands = {want[2], want[4], want[5]};
+    const auto [d_dy, d_x, scale, strength, bias] = tail_backward2(
+        v, w, dy, x, {saved[2], saved[3], saved[4], saved[5]}, kept.settings, want[1], of_operands);
     gradients[0] = d_dy;
     if (want[1]) gradients[1] = d_x;
-    put_operand_gradients(gradients, 2, &want[2], sums, saved[4]);
+    put(gradients, 2, of_operands, scale, strength, bias);
     return gradients;
   }
 };
 
 struct TailBackward2Function : torch::autograd::Function<TailBackward2Function> {
-  static variable_list forward(AutogradContext*, const OptionalTensor& v, const OptionalTensor& w, const Tensor& dy,
+  static variable_list forward(AutogradContext*, const OptionalTensor& v, const OptionalTensor& w_scale,
+                               const OptionalTensor& w_strength, const OptionalTensor& w_bias, const Tensor& dy,
                                const Tensor& x, const OptionalTensor& scale, const OptionalTensor& noise,
                                const OptionalTensor& strength, const OptionalTensor& bias, int64_t activation,
-                               double alpha, double gain, double limit, bool want_x, bool want_sums) {
+                               double alpha, double gain, double limit, bool want_x, Mask wanted) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [d_dy, d_x, sums] =
-        tail_backward2(plain(v), plain(w), dy, x, {plain(scale), plain(noise), plain(strength), plain(bias)},
-                       {activation, alpha, gain, limit}, want_x, want_sums);
-    return {d_dy, d_x, sums};
+    auto [d_dy, d_x, d_scale, d_strength, d_bias] =
+        tail_backward2(plain(v), {plain(w_scale), plain(w_strength), plain(w_bias)}, dy, x,
+                       {plain(scale), plain(noise), plain(strength), plain(bias)}, {activation, alpha, gain, limit},
+                       want_x, wanted);
+    return defined({d_dy, d_x, d_scale, d_strength, d_bias});
   }
 
   static variable_list backward(AutogradContext*, variable_list) {
@@ -271,28 +294,31 @@ Tensor tail_autograd(const Tensor& x, const OptionalTensor& scale, const Optiona
   return TailFunction::apply(x, scale, noise, strength, bias, activation, alpha, gain, limit);
 }
 
-std::tuple<Tensor, Tensor> tail_backward_autograd(const Tensor& dy, const Tensor& x, const OptionalTensor& scale,
-                                                  const OptionalTensor& noise, const OptionalTensor& strength,
-                                                  const OptionalTensor& bias, int64_t activation, double alpha,
-                                                  double gain, double limit, bool x_is_output, bool sums) {
+Gradients tail_backward_autograd(const Tensor& dy, const Tensor& x, const OptionalTensor& scale,
+                                 const OptionalTensor& noise, const OptionalTensor& strength,
+                                 const OptionalTensor& bias, int64_t activation, double alpha, double gain,
+                                 double limit, bool x_is_output, Mask wanted) {
   refuse_gradient(noise, "the noise");
   const Operands o = {plain(scale), plain(noise), plain(strength), plain(bias)};
   if (!followed(dy) && !followed(x) && std::none_of(o.begin(), o.end(), followed)) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return tail_backward(dy, x, o, {activation, alpha, gain, limit}, x_is_output, sums);
+    return tail_backward(dy, x, o, {activation, alpha, gain, limit}, x_is_output, wanted);
   }
   const variable_list out = TailBackwardFunction::apply(dy, x, scale, noise, strength, bias, activation, alpha, gain,
-                                                        limit, x_is_output, sums);
-  return {out[0], out[1]};
+                                                        limit, x_is_output, wanted);
+  const auto of_operands = spread(out, 1, wanted);
+  return {out[0], of_operands[0], of_operands[1], of_operands[2]};
 }
 
-std::tuple<Tensor, Tensor, Tensor> tail_backward2_autograd(
-    const OptionalTensor& v, const OptionalTensor& w, const Tensor& dy, const Tensor& x, const OptionalTensor& scale,
-    const OptionalTensor& noise, const OptionalTensor& strength, const OptionalTensor& bias, int64_t activation,
-    double alpha, double gain, double limit, bool want_x, bool sums) {
-  const variable_list out = TailBackward2Function::apply(v, w, dy, x, scale, noise, strength, bias, activation, alpha,
-                                                         gain, limit, want_x, sums);
-  return {out[0], out[1], out[2]};
+Gradients2 tail_backward2_autograd(const OptionalTensor& v, const OptionalTensor& w_scale,
+                                   const OptionalTensor& w_strength, const OptionalTensor& w_bias, const Tensor& dy,
+                                   const Tensor& x, const OptionalTensor& scale, const OptionalTensor& noise,
+                                   const OptionalTensor& strength, const OptionalTensor& bias, int64_t activation,
+                                   double alpha, double gain, double limit, bool want_x, Mask wanted) {
+  const variable_list out = TailBackward2Function::apply(v, w_scale, w_strength, w_bias, dy, x, scale, noise, strength,
+                                                         bias, activation, alpha, gain, limit, want_x, wanted);
+  const auto others = spread(out, 1, std::array<bool, 4>{want_x, wanted[0], wanted[1], wanted[2]});
+  return {out[0], others[0], others[1], others[2], others[3]};
 }
 
 Tensor upfirdn2d_autograd(const Tensor& x, const Tensor& f, int64_t up_x, int64_t up_y, int64_t down_x, int64_t down_y,

@@ -5,11 +5,13 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/outer.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 #include <c10/util/Optional.h>
 #include <torch/library.h>
 
+#include <array>
 #include <tuple>
 #include <vector>
 
@@ -99,21 +101,30 @@ inline Tail make_tail(int order, const Tensor& x, OptionalTensor scale, Optional
   return tail;
 }
 
-// Backend: chunks(tail), run(tail) and filter(filter) on its device, a Guard that makes a tensor's device current, and
-// whether filter() finds out by itself that a filter is a product of two vectors.
+// Gradients of scale [n, c], strength [] and bias [c], and which of them are wanted.
+using Gradients = std::array<Tensor, 3>;
+using Mask = std::array<bool, 3>;
+
+// Backend: chunks(tail), run(tail) and filter(filter) on its device; add(sums, which), the gradient that comes of sums
+// [3, chunks, n, c]; a Guard that makes a tensor's device current; and whether filter() finds out by itself that a filter
+// is a product of two vectors.
+//
+// Runs a tail of order 1 or 2. Gradients that nobody wants are undefined.
 template <typename Backend>
-Tensor with_sums(Tail& tail, const Tensor& x, bool wanted) {
-  if (!wanted) {
+Gradients run_for_gradients(Tail& tail, const Tensor& x, const Mask& wanted) {
+  if (!wanted[0] && !wanted[1] && !wanted[2]) {
     Backend::run(tail);
-    return at::empty({0}, x.options().dtype(compute_type(x)));
+    return {};
   }
-  const int64_t chunks = Backend::chunks(tail);
-  const auto options = x.options().dtype(compute_type(x));
-  Tensor sums = chunks == 1 ? at::empty({3, tail.n, tail.c}, options) : at::empty({3, chunks, tail.n, tail.c}, options);
-  tail.sums = sums.mutable_data_ptr();
+  const Tensor sums = at::empty({3, Backend::chunks(tail), tail.n, tail.c}, x.options().dtype(compute_type(x)));
   if (x.numel() == 0) sums.zero_();
+  tail.sums = sums.mutable_data_ptr();
   Backend::run(tail);
-  return chunks == 1 ? sums : sums.sum(1);
+  Gradients gradients;
+  for (size_t i = 0; i < 3; ++i) {
+    if (wanted[i]) gradients[i] = Backend::add(sums, i);
+  }
+  return gradients;
 }
 
 template <typename Backend>
@@ -130,10 +141,10 @@ Tensor tail(const Tensor& input, OptionalTensor scale, OptionalTensor noise, Opt
 }
 
 template <typename Backend>
-std::tuple<Tensor, Tensor> tail_backward(const Tensor& dy_, const Tensor& input, OptionalTensor scale,
-                                         OptionalTensor noise, OptionalTensor strength, OptionalTensor bias,
-                                         int64_t activation, double alpha, double gain, double limit, bool x_is_output,
-                                         bool want_sums) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> tail_backward(const Tensor& dy_, const Tensor& input, OptionalTensor scale,
+                                                         OptionalTensor noise, OptionalTensor strength,
+                                                         OptionalTensor bias, int64_t activation, double alpha,
+                                                         double gain, double limit, bool x_is_output, Mask wanted) {
   const typename Backend::Guard guard(input.device());
   const Tensor x = dense(input), dy = dense_like(dy_, x, "dy");
   TORCH_CHECK_VALUE(!x_is_output || (activation <= int64_t(Activation::lrelu) && !scale && !noise && !bias),
@@ -145,16 +156,15 @@ std::tuple<Tensor, Tensor> tail_backward(const Tensor& dy_, const Tensor& input,
   if (x_is_output) tail.limit = as_stored(limit, tail.dtype);  // what outputs were clamped to
   tail.dy = dy.const_data_ptr();
   tail.out = dx.mutable_data_ptr();
-  Tensor sums = with_sums<Backend>(tail, x, want_sums);
-  return {dx, sums};
+  auto [d_scale, d_strength, d_bias] = run_for_gradients<Backend>(tail, x, wanted);
+  return {dx, d_scale, d_strength, d_bias};
 }
 
 template <typename Backend>
-std::tuple<Tensor, Tensor, Tensor> tail_backward2(OptionalTensor v_, OptionalTensor w, const Tensor& dy_,
-                                                  const Tensor& input, OptionalTensor scale, OptionalTensor noise,
-                                                  OptionalTensor strength, OptionalTensor bias, int64_t activation,
-                                                  double alpha, double gain, double limit, bool want_x,
-                                                  bool want_sums) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> tail_backward2(
+    OptionalTensor v_, OptionalTensor w_scale, OptionalTensor w_strength, OptionalTensor w_bias, const Tensor& dy_,
+    const Tensor& input, OptionalTensor scale, OptionalTensor noise, OptionalTensor strength, OptionalTensor bias,
+    int64_t activation, double alpha, double gain, double limit, bool want_x, Mask wanted) {
   const typename Backend::Guard guard(input.device());
   const Tensor x = dense(input), dy = dense_like(dy_, x, "dy");
   Kept kept;
@@ -164,14 +174,21 @@ std::tuple<Tensor, Tensor, Tensor> tail_backward2(OptionalTensor v_, OptionalTen
     v = dense_like(*v_, x, "v");
     tail.v = v.const_data_ptr();
   }
-  tail.w = operand(w, x, kept, "w", 3 * tail.n * tail.c);
+  if (w_scale || w_strength || w_bias) {
+    const Tensor w = at::zeros({3, tail.n, tail.c}, x.options().dtype(compute_type(x)));
+    if (w_scale) w.select(0, 0).copy_(*w_scale);
+    if (w_strength) w.select(0, 1).copy_(*w_strength);
+    if (w_bias) w.select(0, 2).copy_(*w_bias);
+    kept.push_back(w);
+    tail.w = w.const_data_ptr();
+  }
   Tensor d_dy = at::empty_like(x);
-  Tensor d_x = want_x ? at::empty_like(x) : at::empty({0}, x.options());
+  Tensor d_x = want_x ? at::empty_like(x) : Tensor();
   tail.dy = dy.const_data_ptr();
   tail.out = d_dy.mutable_data_ptr();
   tail.out_x = want_x ? d_x.mutable_data_ptr() : nullptr;
-  Tensor sums = with_sums<Backend>(tail, x, want_sums);
-  return {d_dy, d_x, sums};
+  auto [d_scale, d_strength, d_bias] = run_for_gradients<Backend>(tail, x, wanted);
+  return {d_dy, d_x, d_scale, d_strength, d_bias};
 }
 
 template <typename Backend>

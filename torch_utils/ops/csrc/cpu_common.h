@@ -52,6 +52,29 @@ inline void store(S* to, V values) {
   std::memcpy(to, &values, sizeof(V));
 }
 
+template <typename V, size_t... kAt>
+inline V shuffle(V a, V b, std::index_sequence<kAt...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, int(kAt)...);
+#else
+  using I = std::conditional_t<sizeof(a[0]) == 4, int32_t, int64_t>;
+  return __builtin_shuffle(a, b, Vector<I>{I(kAt)...});
+#endif
+}
+
+// Of two vectors in a row, every kStep-th element from kFirst on.
+template <int kFirst, int kStep, typename V, size_t... kLane>
+inline V pick(V a, V b, std::index_sequence<kLane...>) {
+  return shuffle(a, b, std::index_sequence<kFirst + kStep * kLane...>());
+}
+
+// The first or second half of a[0], b[0], a[1], b[1], …
+template <int kHalf, typename V, size_t... kLane>
+inline V interleave(V a, V b, std::index_sequence<kLane...>) {
+  constexpr size_t kLanes = sizeof...(kLane);
+  return shuffle(a, b, std::index_sequence<(kLane % 2 * kLanes + kLane / 2 + kHalf * kLanes / 2)...>());
+}
+
 // What the caches hold, in bytes, on processors like those this is tuned on, and whether there is a way past them.
 #ifndef OPS_CACHES  // tests make them smaller
 #define OPS_CACHES (32 << 20)

@@ -2,6 +2,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <ATen/ops/sum.h>
+
 #include "binding.h"
 
 namespace {
@@ -13,6 +15,10 @@ struct Cuda {
   using Guard = c10::cuda::CUDAGuard;
   static int64_t chunks(const ops::Tail& tail) { return ops::cuda::tail_chunks(tail); }
   static void run(const ops::Tail& tail) { check(ops::cuda::launch_tail(tail, c10::cuda::getCurrentCUDAStream())); }
+  static at::Tensor add(const at::Tensor& sums, size_t which) {
+    const at::Tensor own = sums.select(0, which);
+    return which == 0 ? own.sum(0) : which == 1 ? own.sum() : own.sum({0, 1});
+  }
   static void filter(const ops::Filter& filter) {
     check(ops::cuda::launch_upfirdn2d(filter, c10::cuda::getCurrentCUDAStream()));
   }

@@ -70,11 +70,12 @@ struct Plan {
     const int64_t bytes = tail.n * tail.c * tail.p * int64_t(sizeof(T));
     Plan plan{k.linear, k.convex};
     plan.plain = !tail.scale && !tail.noise;
-    plan.vectors = k.convex && std::is_same_v<T, Compute<T>>;
-    plan.past_caches = kWayPastCaches && plan.vectors && 2 * bytes >= kCaches && row_bytes % kVectorBytes == 0 &&
+    plan.vectors = std::is_same_v<T, Compute<T>> &&
+                   (k.convex || (tail.order == 1 && k.linear && row_bytes % kVectorBytes == 0));
+    plan.past_caches = kWayPastCaches && plan.vectors && k.convex && 2 * bytes >= kCaches && row_bytes % kVectorBytes == 0 &&
                        reinterpret_cast<uintptr_t>(tail.out) % kVectorBytes == 0;
     plan.through = bytes < 2 * kCaches ? kTogether / 2 : kTogether / 4;
-    plan.together = !tail.channels_last && plan.vectors && (plan.past_caches || (!plan.plain && tail.p > kNear));
+    plan.together = !tail.channels_last && plan.vectors && k.convex && (plan.past_caches || (!plan.plain && tail.p > kNear));
     return plan;
   }
 };
@@ -89,6 +90,14 @@ inline Jet<S> activated(const Constants<S>& k, S u) {
     const Jet<S> at = activate<S>(k.activation, u, k.alpha);
     return {k.gain * at.value, k.gain * at.slope, k.gain * at.curvature};
   }
+}
+
+// The sum of a vector's elements.
+template <typename V>
+inline auto added(V values) {
+  auto total = values[0];
+  for (size_t i = 1; i < sizeof(V) / sizeof(total); ++i) total += values[i];
+  return total;
 }
 
 template <typename S>
@@ -216,17 +225,15 @@ struct Loops {
   template <bool kFromOutput, bool kSums>
   static void backward(const Block<T>& block, const Constants<S>& constants) {
     const Constants<S> k = constants;
-    const int64_t width = kWidth ? kWidth : block.width;
     Sums<kSums> sums(block);
     for (int64_t row = 0; row < block.rows; ++row) {
       const T *__restrict x = block.x + row * block.stride, *__restrict dy = block.dy + row * block.stride;
       T* __restrict out = block.out + row * block.stride;
       const ByChannel scale(kFromOutput ? nullptr : block.scale, row), bias(kFromOutput ? nullptr : block.bias, row);
       const ByPixel noise(kFromOutput ? nullptr : block.noise, row);
-      const int64_t slot = kWidth ? row % kSlots * kWidth : 0;
       S total_x = 0, total_noise = 0, total_1 = 0;
 #pragma GCC ivdep
-      for (int64_t i = 0; i < width; ++i) {
+      for (int64_t i = 0; i < block.width; ++i) {
         const S a = static_cast<S>(x[i]);
         S g, e = 0;
         if constexpr (kFromOutput) {
@@ -242,10 +249,10 @@ struct Loops {
         }
         if constexpr (kSums && kLast) {
           if constexpr (!kFromOutput) {
-            sums.x[slot + i] += g * a;
-            sums.noise[slot + i] += g * e;
+            sums.x[i] += g * a;
+            sums.noise[i] += g * e;
           }
-          sums.one[slot + i] += g;
+          sums.one[i] += g;
         } else if constexpr (kSums) {
           if constexpr (!kFromOutput) {
             total_x += g * a;
@@ -261,6 +268,99 @@ struct Loops {
       }
     }
     sums.store(block);
+  }
+
+  // The same in vectors, for linear and lrelu, numbers stored as they are computed with, and neighbours that fill whole
+  // vectors. As in forward_groups, a group is loaded before any of it is stored. Sums stay in registers: contiguous,
+  // along a channel's row; channels last, down the column of some channels.
+  template <bool kFromOutput, bool kSums>
+  static void backward_groups(const Block<T>& block, const Constants<S>& constants) {
+    using V = Vector<S>;
+    constexpr int kLanes = sizeof(V) / sizeof(S), kGroup = kVectorBytes == 64 ? 4 : 2;  // as there are registers for
+    const Constants<S> k = constants;
+    const Block<T> b = block;
+    // Magnitudes are in the order of their bits, NaN above infinity. The largest that counts as inside the limit: of
+    // outputs, what is at the limit was clamped to it.
+    using Bits = std::conditional_t<sizeof(S) == 4, int32_t, int64_t>;
+    constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
+    Bits most = kMagnitude;
+    if (k.clamps) std::memcpy(&most, &k.limit, sizeof(S)), most -= kFromOutput;
+    const auto inside = [&](V y) __attribute__((always_inline)) {
+      return (reinterpret_cast<Vector<Bits>>(y) & kMagnitude) <= most;
+    };
+    struct Totals {
+      V x{}, noise{}, one{};
+    };
+    // Vectors of some rows and columns. Channels last, each column adds to totals of its own.
+    const auto group = [&](auto rows, auto columns, int64_t row, int64_t column, Totals* totals)
+                           __attribute__((always_inline)) {
+      constexpr int kRows = decltype(rows)::value, kColumns = decltype(columns)::value;
+      V outs[kRows][kColumns];
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+        for (int c = 0; c < kColumns; ++c) {
+          const int64_t at = row + r, i = column + c * kLanes;
+          const V x = load<V>(b.x + at * b.stride + i), dy = load<V>(b.dy + at * b.stride + i);
+          Totals& total = totals[kLast ? c : 0];
+          if constexpr (kFromOutput) {
+            const V g = inside(x) ? dy * (x > V{} ? V{} + k.gain : V{} + k.below) : V{};
+            outs[r][c] = g;
+            if constexpr (kSums) total.one += g;
+          } else {
+            const V scale = kLast ? load<V>(b.scale + i) : V{} + b.scale[at];
+            const V bias = kLast ? load<V>(b.bias + i) : V{} + b.bias[at];
+            const V noise = kLast ? V{} + b.noise[at] : load<V>(b.noise + i);
+            const V u = x * scale + (noise * k.strength + bias), slope = u > V{} ? V{} + k.gain : V{} + k.below;
+            const V g = inside(u * slope) ? dy * slope : V{};
+            outs[r][c] = g * scale;
+            if constexpr (kSums) total.x += g * x, total.noise += g * noise, total.one += g;
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+        for (int c = 0; c < kColumns; ++c) store(b.out + (row + r) * b.stride + column + c * kLanes, outs[r][c]);
+      }
+    };
+    constexpr auto one = std::integral_constant<int, 1>();
+    if constexpr (kLast) {
+      const auto strip = [&](auto columns, int64_t column) {
+        constexpr int kColumns = decltype(columns)::value, kRows = kGroup / kColumns;
+        Totals totals[kColumns];
+        int64_t row = 0;
+        for (; row + kRows <= b.rows; row += kRows) {
+          group(std::integral_constant<int, kRows>(), columns, row, column, totals);
+        }
+        for (; row < b.rows; ++row) group(one, columns, row, column, totals);
+        for (int c = 0; kSums && c < kColumns; ++c) {
+          store(b.sum_x + column + c * kLanes, totals[c].x);
+          store(b.sum_noise + column + c * kLanes, totals[c].noise);
+          store(b.sum_1 + column + c * kLanes, totals[c].one);
+        }
+      };
+      int64_t column = 0;
+      for (; column + kGroup * kLanes <= b.width; column += kGroup * kLanes) {
+        strip(std::integral_constant<int, kGroup>(), column);
+      }
+      for (; column + 2 * kLanes <= b.width; column += 2 * kLanes) strip(std::integral_constant<int, 2>(), column);
+      for (; column < b.width; column += kLanes) strip(one, column);
+    } else {
+      for (int64_t row = 0; row < b.rows; ++row) {
+        Totals total;
+        int64_t column = 0;
+        for (; column + kGroup * kLanes <= b.width; column += kGroup * kLanes) {
+          group(one, std::integral_constant<int, kGroup>(), row, column, &total);
+        }
+        for (; column < b.width; column += kLanes) group(one, one, row, column, &total);
+        if constexpr (kSums) {
+          b.sum_x[row] = added(total.x);
+          b.sum_noise[row] = added(total.noise);
+          b.sum_1[row] = added(total.one);
+        }
+      }
+    }
   }
 
   template <bool kSums>
@@ -311,6 +411,10 @@ struct Loops {
   static auto choose(const Tail& tail, const Plan& plan) {
     if (tail.order == 2) return tail.sums ? backward2<true> : backward2<false>;
     if (tail.order == 1) {
+      if constexpr (kLinear && std::is_same_v<T, S>) {
+        if (plan.vectors && tail.x_is_output) return tail.sums ? backward_groups<true, true> : backward_groups<true, false>;
+        if (plan.vectors) return tail.sums ? backward_groups<false, true> : backward_groups<false, false>;
+      }
       if (tail.x_is_output) return tail.sums ? backward<true, true> : backward<true, false>;
       return tail.sums ? backward<false, true> : backward<false, false>;
     }

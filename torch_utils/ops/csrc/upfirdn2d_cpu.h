@@ -21,6 +21,9 @@ inline Meeting meeting(int64_t out, int up, int down, int64_t pad, int filter) {
   return {(place + first) / up, first, first < filter ? (filter - 1 - first) / up + 1 : 0};
 }
 
+// How far ahead, in numbers, to ask memory for input.
+constexpr int64_t kAhead = 1024;
+
 template <typename S>
 struct Taps {
   int height, width;
@@ -61,10 +64,18 @@ class RowFilter {
   using S = Compute<T>;
   static constexpr bool kUsual = kTaps > 0;
   static constexpr int kMet = kUsual ? kTaps / kUp : 0;  // taps that meet samples, along each axis
+  static constexpr bool kVectors = kUsual && kUp * kDown == 2 && std::is_same_v<T, S>;  // filter_whole is there
+  using V = Vector<S>;
+  static constexpr int kLanes = sizeof(V) / sizeof(S);
+  static constexpr auto kAll = std::make_index_sequence<kLanes>();
 
  public:
   explicit RowFilter(const Filter& a)
-      : a_(a), pixel_(a.channels_last ? a.c : 1), planes_(a.channels_last ? a.n : a.n * a.c), taps_(a) {
+      : a_(a),
+        pixel_(a.channels_last ? a.c : 1),
+        planes_(a.channels_last ? a.n : a.n * a.c),
+        large_(2 * a.n * a.c * a.in_h * a.in_w * int64_t(sizeof(T)) >= kCaches),
+        taps_(a) {
     for (int r = 0; r < std::min<int64_t>(a.up_x, a.out_w); ++r) {
       phases_.push_back(meeting(r, a.up_x, a.down_x, a.pad_x, a.filter_w));
     }
@@ -83,6 +94,8 @@ class RowFilter {
           row_[r][j] = taps_.row[along.first + j * kUp];
         }
       }
+      whole_ = (pixel_ == 1 ? a.in_w % (kDown * kLanes) == 0 : a.in_w % kDown == 0 && pixel_ % kLanes == 0) &&
+               a.in_w * kUp == a.out_w * kDown && first_ == -1 && shift_[kUp - 1] == kUp - 1;
     }
   }
 
@@ -98,6 +111,15 @@ class RowFilter {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t plane = item / blocks, y0 = item % blocks * rows;
         const int64_t y1 = std::min(a_.out_h, y0 + rows);
+        if constexpr (kVectors) {
+          if (whole_) {
+            for (int64_t y = y0; y < y1; ++y) {
+              if (kDown == 2 && large_) filter_whole<true>(plane, y, buffers);
+              else filter_whole<false>(plane, y, buffers);
+            }
+            continue;
+          }
+        }
         if constexpr (kUsual) {
           for (int64_t y = y0; y < y1; y += buffers.batch) {
             const int64_t batch = std::min(buffers.batch, y1 - y);
@@ -160,6 +182,93 @@ class RowFilter {
       const T* rows[kMet];
       for (int k = 0; k < kMet; ++k) rows[k] = inside ? first + (sample + k) * size : input(plane, sample + k, x0, b);
       sum_rows<kMet>(out, width, rows, column_[(y + j) % kUp]);
+    }
+  }
+
+  // A row of the output, where neither the first nor the last output meets more than one sample outside of the picture,
+  // and pixels, or rows of one number a pixel, fill whole vectors: what is summed down the picture stays in registers.
+  //
+  // kAsks: memory for input to come; a processor that sees several rows being read at once does not foresee it.
+  template <bool kAsks>
+  void filter_whole(int64_t plane, int64_t y, const Buffers& b) const {
+    const int64_t sample = meeting(y, kUp, kDown, a_.pad_y, kTaps).sample;
+    const T* rows[kMet];
+    for (int k = 0; k < kMet; ++k) rows[k] = input(plane, sample + k, 0, b);
+    const S* const taps = column_[y % kUp];
+    const auto down = [&](int64_t at) __attribute__((always_inline)) {
+      for (int k = kMet - kDown; kAsks && k < kMet; ++k) {  // of rows that the last row did not read
+        __builtin_prefetch(rows[k] + at + kAhead, /* to write: */ 0, /* to keep in caches: */ 2);
+      }
+      V sum = taps[0] * load<V>(rows[0] + at);
+      for (int k = 1; k < kMet; ++k) sum += taps[k] * load<V>(rows[k] + at);
+      return sum;
+    };
+    T* const out = output(plane, y);
+    if constexpr (kPixel == 1) {
+      filter_neighbours(down, out);
+    } else {
+      constexpr int kMost = kVectorBytes == 64 ? 4 : 2;  // as there are registers for
+      int64_t channel = 0;
+      for (; channel + kMost * kLanes <= pixel_; channel += kMost * kLanes) filter_pixels<kMost>(down, out, channel);
+      for (; channel < pixel_; channel += kLanes) filter_pixels<1>(down, out, channel);
+    }
+  }
+
+  // Along numbers that are pixels.
+  template <typename Down>
+  __attribute__((always_inline)) void filter_neighbours(const Down& down, T* out) const {
+    if constexpr (kUp == 2) {
+      V before{}, now = down(0);
+      for (int64_t x = kLanes; x <= a_.in_w; x += kLanes, out += 2 * kLanes) {
+        const V after = x < a_.in_w ? down(x) : V{};
+        const V even = row_[0][0] * pick<kLanes - 1, 1>(before, now, kAll) + row_[0][1] * now;
+        const V odd = row_[1][0] * now + row_[1][1] * pick<1, 1>(now, after, kAll);
+        store(out, interleave<0>(even, odd, kAll));
+        store(out + kLanes, interleave<1>(even, odd, kAll));
+        before = now, now = after;
+      }
+    } else {
+      struct Pair {
+        V even{}, odd{};
+      };
+      const auto pair = [&](int64_t x) __attribute__((always_inline)) {
+        const V left = down(x), right = down(x + kLanes);
+        return Pair{pick<0, 2>(left, right, kAll), pick<1, 2>(left, right, kAll)};
+      };
+      Pair before, now = pair(0);
+      for (int64_t x = 2 * kLanes; x <= a_.in_w; x += 2 * kLanes, out += kLanes) {
+        const Pair after = x < a_.in_w ? pair(x) : Pair();
+        store(out, row_[0][0] * pick<kLanes - 1, 1>(before.odd, now.odd, kAll) + row_[0][1] * now.even +
+                       (row_[0][2] * now.odd + row_[0][3] * pick<1, 1>(now.even, after.even, kAll)));
+        before = now, now = after;
+      }
+    }
+  }
+
+  // Along pixels, some of their channels.
+  template <int kVectors, typename Down>
+  __attribute__((always_inline)) void filter_pixels(const Down& down, T* out, int64_t channel) const {
+    const int64_t pixel = kPixel ? kPixel : pixel_;
+    V before[kVectors]{}, now[kVectors], after[kVectors];
+    for (int v = 0; v < kVectors; ++v) now[v] = down(channel + v * kLanes);
+    out += channel;
+    for (int64_t x = kDown; x <= a_.in_w; x += kDown, out += kUp * pixel) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = x * pixel + channel + v * kLanes;
+        after[v] = x < a_.in_w ? down(at) : V{};
+        if constexpr (kUp == 2) {
+          store(out + v * kLanes, row_[0][0] * before[v] + row_[0][1] * now[v]);
+          store(out + v * kLanes + pixel, row_[1][0] * now[v] + row_[1][1] * after[v]);
+          before[v] = now[v];
+        } else {
+          const V between = down(at - pixel);
+          store(out + v * kLanes,
+                row_[0][0] * before[v] + row_[0][1] * now[v] + (row_[0][2] * between + row_[0][3] * after[v]));
+          before[v] = between;
+        }
+        now[v] = after[v];
+      }
     }
   }
 
@@ -277,8 +386,10 @@ class RowFilter {
 
   const Filter a_;
   const int64_t pixel_, planes_;
+  const bool large_;  // the input is not in the caches
   const Taps<S> taps_;
   S column_[kUsual ? kUp : 1][kUsual ? kMet : 1], row_[kUsual ? kUp : 1][kUsual ? kMet : 1];  // taps, by phase
+  bool whole_ = false;               // filter_whole serves
   int64_t shift_[kUsual ? kUp : 1];  // from first_ to the first sample that a phase meets
   std::vector<Meeting> phases_;  // of the first outputs; later ones have the same, `down` samples on, every `up`
   int64_t first_, last_;         // the columns of the input that the filter reads
