@@ -5,8 +5,9 @@
 Ratios of medians, forward, and forward + backward (f+b). "PyTorch" is how a good user of PyTorch would write the
 operator: in place where autograd allows it, filters as two depthwise convolutions; "best" is the fastest other way
 known, torch_utils/ops/reference.py among them. "copy" is the time to copy as many bytes as the operator has to read and
-write, with autograd where the operator has it. Convolutions: both forms of the modulated convolution on this device.
-Take figures on an idle machine.
+write; with gradients, autograd's copy of such a tensor and of each operand that takes one, since autograd needs some
+microseconds for every tensor, however small. Convolutions: both forms of the modulated convolution on this device. Take
+figures on an idle machine.
 """
 
 import itertools
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
@@ -49,10 +51,10 @@ def main(seconds: float, dtype: str) -> None:
     for (size, shapes), layout in itertools.product(SIZES.items(), LAYOUTS):
         for shape in shapes:
             x = torch.randn(shape, device=device, dtype=getattr(torch, dtype)).to(memory_format=LAYOUTS[layout])
-            for name, (ours, theirs, forward_bytes, both_bytes) in operators(x).items():
+            for name, operator in operators(x).items():
                 rows.append([name, size, "×".join(map(str, shape)), layout])
-                rows[-1] += compare(ours, theirs, x, forward_bytes, seconds, backward=False)
-                rows[-1] += compare(ours, theirs, x, both_bytes, seconds, backward=True)
+                rows[-1] += compare(operator, x, seconds, backward=False)
+                rows[-1] += compare(operator, x, seconds, backward=True)
     columns = ["ms", "PyTorch ÷", "best ÷", "÷ copy"]
     print(format_table(["operator", "for", "shape", "layout", *columns, *[f"{c} f+b" for c in columns]], rows))
     print()
@@ -64,8 +66,15 @@ def main(seconds: float, dtype: str) -> None:
     )
 
 
-def operators(x: torch.Tensor):
-    """name -> (native, [PyTorch's way, others], tensors of x's size that are read and written forward, and f+b)."""
+class Operator(NamedTuple):
+    native: Callable
+    others: list[Callable]  # PyTorch's way first
+    moved: float  # tensors of x's size that are read and written, forward
+    moved_both: float  # forward and backward
+    operands: list[torch.Tensor]  # that take a gradient, besides x
+
+
+def operators(x: torch.Tensor) -> dict[str, Operator]:
     n, c, h, w = x.shape
     bias = torch.randn(c, device=x.device)
     scale = torch.rand(n, c, device=x.device) + 0.5
@@ -106,45 +115,54 @@ def operators(x: torch.Tensor):
 
     keywords = {"act": "lrelu", "clamp": CLAMP}
     return {
-        "bias_act": (lambda x: bias_act(x, bias, **keywords), [pytorch_bias_act], 2, 5),
-        "tail": (
+        "bias_act": Operator(lambda x: bias_act(x, bias, **keywords), [pytorch_bias_act], 2, 5, [bias]),
+        "tail": Operator(
             lambda x: synthesis_tail(x, scale, noise, strength, bias, **keywords),
             [pytorch_tail],
             2 + 1 / c,
             5 + 2 / c,
+            [scale, strength, bias],
         ),
-        "upfirdn2d ×2": (lambda x: upsample2d(x, f), [pytorch_up, pytorch_up_transposed], 5, 10),
-        "upfirdn2d ×1/2": (lambda x: downsample2d(x, f), [pytorch_down], 1.25, 2.5),
+        "upfirdn2d ×2": Operator(lambda x: upsample2d(x, f), [pytorch_up, pytorch_up_transposed], 5, 10, []),
+        "upfirdn2d ×1/2": Operator(lambda x: downsample2d(x, f), [pytorch_down], 1.25, 2.5, []),
     }
 
 
-def compare(
-    ours: Callable, theirs: list[Callable], x: torch.Tensor, moved: float, seconds: float, backward: bool
-) -> list[str]:
+def compare(operator: Operator, x: torch.Tensor, seconds: float, backward: bool) -> list[str]:
     """Milliseconds, then time of PyTorch's way and of the best other way over ours, and ours over that of a copy."""
 
     def run(function: Callable, x: torch.Tensor = x) -> Callable[[], None]:
-        gradient = torch.ones_like(function(x))
+        gradients = [torch.ones_like(y) for y in as_list(function(x))]
 
         def once() -> None:
+            for operand in operator.operands:
+                operand.grad = None  # as an optimiser leaves it
             with torch.set_grad_enabled(backward):
-                y = function(x.detach().requires_grad_(backward))
+                y = as_list(function(x.detach().requires_grad_(backward)))
                 if backward:
-                    y.backward(gradient)
+                    torch.autograd.backward(y, gradients)
 
         return once
 
-    native_run = run(ours)
+    def copy(x: torch.Tensor) -> list[torch.Tensor]:
+        return [x.clone(), *[operand.clone() for operand in operator.operands if backward]]
+
+    native_run = run(operator.native)
 
     def with_reference() -> None:
         with native.reference_only():
             native_run()
 
     # Autograd's copy of a tensor copies the gradient as well.
-    same_bytes = torch.randn(round(x.numel() * moved / (4 if backward else 2)), device=x.device).to(x.dtype)
-    candidates = [native_run, run(torch.clone, same_bytes), *[run(f) for f in theirs], with_reference]
-    mine, copy, *others = medians(candidates, seconds, x.device)
-    return [f"{mine * 1e3:.2f}", f"{others[0] / mine:.1f}", f"{min(others) / mine:.1f}", f"{mine / copy:.2f}"]
+    size = round(x.numel() * (operator.moved_both / 4 if backward else operator.moved / 2))
+    same_bytes = torch.randn(size, device=x.device).to(x.dtype)
+    candidates = [native_run, run(copy, same_bytes), *[run(f) for f in operator.others], with_reference]
+    mine, copied, *others = medians(candidates, seconds, x.device)
+    return [f"{mine * 1e3:.2f}", f"{others[0] / mine:.1f}", f"{min(others) / mine:.1f}", f"{mine / copied:.2f}"]
+
+
+def as_list(y: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    return y if isinstance(y, list) else [y]
 
 
 def medians(functions: list[Callable], seconds: float, device: torch.device) -> list[float]:

@@ -62,7 +62,9 @@ def _(dy, x, scale, noise, strength, bias, act, alpha, gain, limit, x_is_output,
 
 
 @torch.library.register_fake(f"{NAMESPACE}::tail_backward2", lib=_library)
-def _(v, w_scale, w_strength, w_bias, dy, x, scale, noise, strength, bias, act, alpha, gain, limit, want_x, output_mask):
+def _(
+    v, w_scale, w_strength, w_bias, dy, x, scale, noise, strength, bias, act, alpha, gain, limit, want_x, output_mask
+):
     d_x = _empty_like(x) if want_x else None
     return _empty_like(x), d_x, *_empty_gradients(x, output_mask)
 
