@@ -59,7 +59,7 @@ struct Constants {
 struct Plan {
   bool linear, convex;  // of the Constants
   bool plain;           // neither scale nor noise
-  bool vectors;         // forward_groups, for convex and numbers that are stored as they are computed with
+  bool vectors;         // forward_groups for convex, backward_groups; numbers are stored as they are computed with
   bool past_caches;     // some results are stored past the caches: many, at multiples of a vector's size
   int64_t through;      // rows of a group that go through the caches then
   bool together;        // contiguous channels, as they share the noise or as memory serves several places faster than one
@@ -70,12 +70,13 @@ struct Plan {
     const int64_t bytes = tail.n * tail.c * tail.p * int64_t(sizeof(T));
     Plan plan{k.linear, k.convex};
     plan.plain = !tail.scale && !tail.noise;
-    plan.vectors = std::is_same_v<T, Compute<T>> &&
-                   (k.convex || (tail.order == 1 && k.linear && row_bytes % kVectorBytes == 0));
-    plan.past_caches = kWayPastCaches && plan.vectors && k.convex && 2 * bytes >= kCaches && row_bytes % kVectorBytes == 0 &&
+    const bool as_computed = std::is_same_v<T, Compute<T>>, grouped = as_computed && k.convex;
+    const bool whole = row_bytes % kVectorBytes == 0;
+    plan.vectors = grouped || (as_computed && tail.order == 1 && k.linear && whole);
+    plan.past_caches = kWayPastCaches && grouped && 2 * bytes >= kCaches && whole &&
                        reinterpret_cast<uintptr_t>(tail.out) % kVectorBytes == 0;
     plan.through = bytes < 2 * kCaches ? kTogether / 2 : kTogether / 4;
-    plan.together = !tail.channels_last && plan.vectors && k.convex && (plan.past_caches || (!plan.plain && tail.p > kNear));
+    plan.together = !tail.channels_last && grouped && (plan.past_caches || (!plan.plain && tail.p > kNear));
     return plan;
   }
 };
