@@ -199,6 +199,24 @@ def test_third_derivatives_are_refused_in_words():
         torch.autograd.grad(second.sum(), x)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_limit_of_minus_zero_lets_nothing_through(layout):
+    x = torch.randn(2, 16, 4, 4).contiguous(memory_format=layout).requires_grad_()
+    y = bias_act(x, act="lrelu", clamp=-0.0)
+    y.sum().backward()
+    assert not y.any() and not x.grad.any()
+
+
+def test_second_derivative_of_a_gradient_that_tells_nothing():
+    """From the output alone, the gradient of scale is zero and has no derivative."""
+    x, settings = torch.randn(2, 3, 4, 4), (NUMBERS["lrelu"], 0.2, 1.0, 256.0)
+    dy = torch.randn_like(x).requires_grad_()
+    _, d_scale, _, d_bias = OPERATORS.tail_backward(dy, x, None, None, None, None, *settings, True, [True, False, True])
+    assert torch.autograd.grad(d_scale.sum(), dy, allow_unused=True, retain_graph=True) == (None,)
+    (found,) = torch.autograd.grad(d_bias.sum(), dy)
+    torch.testing.assert_close(found, torch.where(x > 0, 1.0, 0.2))
+
+
 def test_operators_refuse_what_would_crash():
     """Called past the public functions, which check before."""
     x, settings = torch.zeros(2, 3, 4, 4), (NUMBERS["lrelu"], 0.2, 1.0, 256.0)

@@ -62,12 +62,12 @@ bool tail_is_right(DType dtype, Number tolerance) {
   tail.activation = pick({Activation::linear, Activation::relu, Activation::lrelu, Activation::lrelu});
   tail.alpha = pick({0.2, 0.2, 0.2, 0.0, 1.0, 1.5, -0.5});
   tail.gain = pick({1.4, 1.4, 1.0, 0.0, -1.3});
-  tail.limit = pick({double(INFINITY), 1.0, 0.5});
+  tail.limit = pick({double(INFINITY), double(INFINITY), 1.0, 0.5, -0.0});
   tail.n = draw(1, 3), tail.c = pick<int64_t>({1, 3, 4, 5, 16, 18, 32, 48, 64, 67});
   tail.p = pick<int64_t>({1, 15, 16, 63, 64, 65, 256, 300, 1024, 2049, 2304});
   tail.channels_last = chance(0.5);
   const bool wild = tail.order == 0 && chance(0.3);
-  tail.x_is_output = tail.order == 1 && tail.activation <= Activation::lrelu && chance(0.3);
+  tail.x_is_output = tail.order == 1 && chance(0.3);
   const auto operand = [&](int64_t size) {
     return !tail.x_is_output && chance(0.7) ? Array<S>(size, wild) : Array<S>();
   };
@@ -153,7 +153,7 @@ bool filter_is_right(DType dtype, Number tolerance) {
   using S = ops::cpu::Compute<T>;
   ops::Filter filter{};
   filter.dtype = dtype;
-  filter.n = draw(1, 2), filter.c = pick<int64_t>({1, 3, 16, 19, 64});
+  filter.n = draw(1, 2), filter.c = pick<int64_t>({1, 3, 16, 19, 24, 48, 64, 80});
   filter.in_h = draw(1, 20), filter.in_w = draw(1, 40);
   filter.channels_last = chance(0.5);
   filter.filter_h = int(draw(1, 6)), filter.filter_w = int(draw(1, 6));

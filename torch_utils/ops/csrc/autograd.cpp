@@ -110,10 +110,10 @@ std::array<bool, kCount> wanted(AutogradContext* ctx, const std::array<bool, kCo
 }
 
 // Gradients of the operands that are wanted; of the noise there is none.
-void put(variable_list& gradients, size_t at, Mask wanted, const Tensor& scale, const Tensor& strength,
-         const Tensor& bias) {
+void put_operand_gradients(variable_list& gradients, size_t at, Mask wanted, const Tensor& scale,
+                           const Tensor& strength, const Tensor& bias, const Tensor& strength_given) {
   if (wanted[0]) gradients[at] = scale;
-  if (wanted[1]) gradients[at + 2] = strength;
+  if (wanted[1]) gradients[at + 2] = strength.reshape_symint(strength_given.sym_sizes());
   if (wanted[2]) gradients[at + 3] = bias;
 }
 
@@ -171,7 +171,7 @@ struct TailFunction : torch::autograd::Function<TailFunction> {
     const auto [x, scale, strength, bias] = tail_backward(
         grads[0], saved[0], {saved[1], saved[2], saved[3], saved[4]}, kept.settings, kept.from_output, of_operands);
     gradients[0] = x;
-    put(gradients, 1, of_operands, scale, strength, bias);
+    put_operand_gradients(gradients, 1, of_operands, scale, strength, bias, saved[3]);
     return gradients;
   }
 };
@@ -213,6 +213,7 @@ struct TailBackwardFunction : torch::autograd::Function<TailBackwardFunction> {
         for (int64_t i = 2; i < dy.dim(); ++i) of_bias = of_bias.unsqueeze(-1);
         v = v.defined() ? at::add(v, of_bias) : of_bias.expand_as(dy);
       }
+      if (!v.defined()) return gradients;
       gradients[0] = std::get<0>(tail_backward(v, x, {}, kept.settings, true, {}));
       return gradients;
     }
@@ -222,7 +223,7 @@ struct TailBackwardFunction : torch::autograd::Function<TailBackwardFunction> {
         v, w, dy, x, {saved[2], saved[3], saved[4], saved[5]}, kept.settings, want[1], of_operands);
     gradients[0] = d_dy;
     if (want[1]) gradients[1] = d_x;
-    put(gradients, 2, of_operands, scale, strength, bias);
+    put_operand_gradients(gradients, 2, of_operands, scale, strength, bias, saved[4]);
     return gradients;
   }
 };

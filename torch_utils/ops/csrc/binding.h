@@ -174,6 +174,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> tail_backward2(
     v = dense_like(*v_, x, "v");
     tail.v = v.const_data_ptr();
   }
+  operand(w_scale, x, kept, "w_scale", tail.n * tail.c);
+  operand(w_strength, x, kept, "w_strength", 1);
+  operand(w_bias, x, kept, "w_bias", tail.c);
   if (w_scale || w_strength || w_bias) {
     const Tensor w = at::zeros({3, tail.n, tail.c}, x.options().dtype(compute_type(x)));
     if (w_scale) w.select(0, 0).copy_(*w_scale);

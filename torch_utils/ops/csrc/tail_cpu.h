@@ -19,6 +19,9 @@ constexpr int kUsualWidths[] = {16, 32, 64}, kMostWidth = 64;
 // The noise of so many pixels stays in the nearest cache from channel to channel, and channels or pixels of a group.
 constexpr int64_t kNear = 2048, kTogether = 4;
 
+// Vectors of a group in backward_groups, as there are registers for.
+constexpr int kGroup = kVectorBytes == 64 ? 4 : 2;
+
 // Elements of a block some of which are stored past the caches: the rows of its groups then lie far enough apart.
 constexpr int64_t kFar = 4 * kGrain;
 
@@ -72,7 +75,8 @@ struct Plan {
     plan.plain = !tail.scale && !tail.noise;
     const bool as_computed = std::is_same_v<T, Compute<T>>, grouped = as_computed && k.convex;
     const bool whole = row_bytes % kVectorBytes == 0;
-    plan.vectors = grouped || (as_computed && tail.order == 1 && k.linear && whole);
+    const bool near = !tail.channels_last || row_bytes <= kGroup * kVectorBytes;  // else strips of rows lie too far apart
+    plan.vectors = grouped || (as_computed && tail.order == 1 && k.linear && whole && near);
     plan.past_caches = kWayPastCaches && grouped && 2 * bytes >= kCaches && whole &&
                        reinterpret_cast<uintptr_t>(tail.out) % kVectorBytes == 0;
     plan.through = bytes < 2 * kCaches ? kTogether / 2 : kTogether / 4;
@@ -277,7 +281,7 @@ struct Loops {
   template <bool kFromOutput, bool kSums>
   static void backward_groups(const Block<T>& block, const Constants<S>& constants) {
     using V = Vector<S>;
-    constexpr int kLanes = sizeof(V) / sizeof(S), kGroup = kVectorBytes == 64 ? 4 : 2;  // as there are registers for
+    constexpr int kLanes = sizeof(V) / sizeof(S);
     const Constants<S> k = constants;
     const Block<T> b = block;
     // Magnitudes are in the order of their bits, NaN above infinity. The largest that counts as inside the limit: of
@@ -285,7 +289,11 @@ struct Loops {
     using Bits = std::conditional_t<sizeof(S) == 4, int32_t, int64_t>;
     constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
     Bits most = kMagnitude;
-    if (k.clamps) std::memcpy(&most, &k.limit, sizeof(S)), most -= kFromOutput;
+    if (k.clamps) {
+      const S limit = std::abs(k.limit);  // of −0, the bits would be the least number
+      std::memcpy(&most, &limit, sizeof(S));
+      most -= kFromOutput ? 1 : 0;
+    }
     const auto inside = [&](V y) __attribute__((always_inline)) {
       return (reinterpret_cast<Vector<Bits>>(y) & kMagnitude) <= most;
     };

@@ -64,7 +64,7 @@ class RowFilter {
   using S = Compute<T>;
   static constexpr bool kUsual = kTaps > 0;
   static constexpr int kMet = kUsual ? kTaps / kUp : 0;  // taps that meet samples, along each axis
-  static constexpr bool kVectors = kUsual && kUp * kDown == 2 && std::is_same_v<T, S>;  // filter_whole is there
+  static constexpr bool kWholeRows = kUsual && kUp * kDown == 2 && std::is_same_v<T, S>;  // filter_whole is there
   using V = Vector<S>;
   static constexpr int kLanes = sizeof(V) / sizeof(S);
   static constexpr auto kAll = std::make_index_sequence<kLanes>();
@@ -111,11 +111,16 @@ class RowFilter {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t plane = item / blocks, y0 = item % blocks * rows;
         const int64_t y1 = std::min(a_.out_h, y0 + rows);
-        if constexpr (kVectors) {
+        if constexpr (kWholeRows) {
           if (whole_) {
             for (int64_t y = y0; y < y1; ++y) {
-              if (kDown == 2 && large_) filter_whole<true>(plane, y, buffers);
-              else filter_whole<false>(plane, y, buffers);
+              if constexpr (kDown == 2) {
+                if (large_) {
+                  filter_whole<true>(plane, y, buffers);
+                  continue;
+                }
+              }
+              filter_whole<false>(plane, y, buffers);
             }
             continue;
           }
@@ -389,7 +394,7 @@ class RowFilter {
   const bool large_;  // the input is not in the caches
   const Taps<S> taps_;
   S column_[kUsual ? kUp : 1][kUsual ? kMet : 1], row_[kUsual ? kUp : 1][kUsual ? kMet : 1];  // taps, by phase
-  bool whole_ = false;               // filter_whole serves
+  bool whole_ = false;               // filter_whole serves: see there for what it takes
   int64_t shift_[kUsual ? kUp : 1];  // from first_ to the first sample that a phase meets
   std::vector<Meeting> phases_;  // of the first outputs; later ones have the same, `down` samples on, every `up`
   int64_t first_, last_;         // the columns of the input that the filter reads
