@@ -75,8 +75,8 @@ struct Plan {
     plan.plain = !tail.scale && !tail.noise;
     const bool as_computed = std::is_same_v<T, Compute<T>>, grouped = as_computed && k.convex;
     const bool whole = row_bytes % kVectorBytes == 0;
-    const bool near = !tail.channels_last || row_bytes <= kGroup * kVectorBytes;  // else strips of rows lie too far apart
-    plan.vectors = grouped || (as_computed && tail.order == 1 && k.linear && whole && near);
+    const bool dense = !tail.channels_last || row_bytes <= kGroup * kVectorBytes;  // else it would read pieces of rows
+    plan.vectors = grouped || (as_computed && tail.order == 1 && k.linear && whole && dense);
     plan.past_caches = kWayPastCaches && grouped && 2 * bytes >= kCaches && whole &&
                        reinterpret_cast<uintptr_t>(tail.out) % kVectorBytes == 0;
     plan.through = bytes < 2 * kCaches ? kTogether / 2 : kTogether / 4;
@@ -230,15 +230,17 @@ struct Loops {
   template <bool kFromOutput, bool kSums>
   static void backward(const Block<T>& block, const Constants<S>& constants) {
     const Constants<S> k = constants;
+    const int64_t width = kWidth ? kWidth : block.width;
     Sums<kSums> sums(block);
     for (int64_t row = 0; row < block.rows; ++row) {
       const T *__restrict x = block.x + row * block.stride, *__restrict dy = block.dy + row * block.stride;
       T* __restrict out = block.out + row * block.stride;
       const ByChannel scale(kFromOutput ? nullptr : block.scale, row), bias(kFromOutput ? nullptr : block.bias, row);
       const ByPixel noise(kFromOutput ? nullptr : block.noise, row);
+      const int64_t slot = kWidth ? row % kSlots * kWidth : 0;
       S total_x = 0, total_noise = 0, total_1 = 0;
 #pragma GCC ivdep
-      for (int64_t i = 0; i < block.width; ++i) {
+      for (int64_t i = 0; i < width; ++i) {
         const S a = static_cast<S>(x[i]);
         S g, e = 0;
         if constexpr (kFromOutput) {
@@ -254,10 +256,10 @@ struct Loops {
         }
         if constexpr (kSums && kLast) {
           if constexpr (!kFromOutput) {
-            sums.x[i] += g * a;
-            sums.noise[i] += g * e;
+            sums.x[slot + i] += g * a;
+            sums.noise[slot + i] += g * e;
           }
-          sums.one[i] += g;
+          sums.one[slot + i] += g;
         } else if constexpr (kSums) {
           if constexpr (!kFromOutput) {
             total_x += g * a;
@@ -421,8 +423,10 @@ struct Loops {
     if (tail.order == 2) return tail.sums ? backward2<true> : backward2<false>;
     if (tail.order == 1) {
       if constexpr (kLinear && std::is_same_v<T, S>) {
-        if (plan.vectors && tail.x_is_output) return tail.sums ? backward_groups<true, true> : backward_groups<true, false>;
-        if (plan.vectors) return tail.sums ? backward_groups<false, true> : backward_groups<false, false>;
+        if (plan.vectors) {
+          if (tail.x_is_output) return tail.sums ? backward_groups<true, true> : backward_groups<true, false>;
+          return tail.sums ? backward_groups<false, true> : backward_groups<false, false>;
+        }
       }
       if (tail.x_is_output) return tail.sums ? backward<true, true> : backward<true, false>;
       return tail.sums ? backward<false, true> : backward<false, false>;
