@@ -179,9 +179,6 @@ bool filter_is_right(DType dtype, Number tolerance) {
   filter.x = x.values, filter.f = f.values, filter.y = y.values;
   at::simulated_threads = draw(1, 4);
   ops::cpu::run_upfirdn2d(filter);
-  const auto place = [&](int64_t n, int64_t c, int64_t j, int64_t i, int64_t h, int64_t w) {
-    return filter.channels_last ? ((n * h + j) * w + i) * filter.c + c : ((n * filter.c + c) * h + j) * w + i;
-  };
   for (int64_t i = 0; i < y.size; ++i) {
     const int64_t pixels = filter.out_h * filter.out_w, n = i / (filter.c * pixels), at = i % (filter.c * pixels);
     const int64_t c = filter.channels_last ? at % filter.c : at / pixels;

@@ -18,7 +18,8 @@ _OPERANDS = "Tensor x, Tensor? scale, Tensor? noise, Tensor? strength, Tensor? b
 _SETTINGS = "int act, float alpha, float gain, float limit"
 _library = torch.library.Library(NAMESPACE, "DEF")
 _library.define(f"tail({_OPERANDS}, {_SETTINGS}) -> Tensor")
-# output_mask: which gradients are wanted of scale, strength and bias; the others are None.
+# output_mask: which gradients are wanted of scale, strength and bias; the others are None, as of PyTorch's
+# convolution_backward, which has the same types.
 _library.define(
     f"tail_backward(Tensor dy, {_OPERANDS}, {_SETTINGS}, bool x_is_output, bool[3] output_mask)"
     " -> (Tensor, Tensor, Tensor, Tensor)"

@@ -102,7 +102,7 @@ inline Tail make_tail(int order, const Tensor& x, OptionalTensor scale, Optional
 }
 
 // Gradients of scale [n, c], strength [] and bias [c], and which of them are wanted.
-using Gradients = std::array<Tensor, 3>;
+using OperandGradients = std::array<Tensor, 3>;
 using Mask = std::array<bool, 3>;
 
 // Backend: chunks(tail), run(tail) and filter(filter) on its device; add(sums, which), the gradient that comes of sums
@@ -111,7 +111,7 @@ using Mask = std::array<bool, 3>;
 //
 // Runs a tail of order 1 or 2. Gradients that nobody wants are undefined.
 template <typename Backend>
-Gradients run_for_gradients(Tail& tail, const Tensor& x, const Mask& wanted) {
+OperandGradients run_for_gradients(Tail& tail, const Tensor& x, const Mask& wanted) {
   if (!wanted[0] && !wanted[1] && !wanted[2]) {
     Backend::run(tail);
     return {};
@@ -120,7 +120,7 @@ Gradients run_for_gradients(Tail& tail, const Tensor& x, const Mask& wanted) {
   if (x.numel() == 0) sums.zero_();
   tail.sums = sums.mutable_data_ptr();
   Backend::run(tail);
-  Gradients gradients;
+  OperandGradients gradients;
   for (size_t i = 0; i < 3; ++i) {
     if (wanted[i]) gradients[i] = Backend::add(sums, i);
   }

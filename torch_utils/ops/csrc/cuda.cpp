@@ -1,8 +1,7 @@
 // The operators on a CUDA device, on the current stream of the tensor's device.
+#include <ATen/ops/sum.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-
-#include <ATen/ops/sum.h>
 
 #include "binding.h"
 

@@ -94,7 +94,8 @@ class RowFilter {
           row_[r][j] = taps_.row[along.first + j * kUp];
         }
       }
-      whole_ = (pixel_ == 1 ? a.in_w % (kDown * kLanes) == 0 : a.in_w % kDown == 0 && pixel_ % kLanes == 0) &&
+      whole_ = kWholeRows &&
+               (pixel_ == 1 ? a.in_w % (kDown * kLanes) == 0 : a.in_w % kDown == 0 && pixel_ % kLanes == 0) &&
                a.in_w * kUp == a.out_w * kDown && first_ == -1 && shift_[kUp - 1] == kUp - 1;
     }
   }
@@ -114,13 +115,8 @@ class RowFilter {
         if constexpr (kWholeRows) {
           if (whole_) {
             for (int64_t y = y0; y < y1; ++y) {
-              if constexpr (kDown == 2) {
-                if (large_) {
-                  filter_whole<true>(plane, y, buffers);
-                  continue;
-                }
-              }
-              filter_whole<false>(plane, y, buffers);
+              if (kDown == 2 && large_) filter_whole<kDown == 2>(plane, y, buffers);
+              else filter_whole<false>(plane, y, buffers);
             }
             continue;
           }
@@ -151,10 +147,11 @@ class RowFilter {
     std::vector<T> nothing;  // stands for rows outside of the picture
 
     void prepare(const RowFilter& f) {
+      nothing.assign(f.a_.in_w * f.pixel_, T(0));
+      if (f.whole_) return;  // the others are not used
       batch = kUsual ? std::clamp<int64_t>(2048 / std::max<int64_t>(1, f.pitch()), 1, 16) : 1;
       row.assign(batch * f.pitch(), S(0));
       out.resize(f.a_.out_w * f.pixel_);
-      nothing.assign(f.a_.in_w * f.pixel_, T(0));
     }
   };
 
