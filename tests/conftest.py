@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ from torch_utils.ops import native
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def golden_arrays(name: str) -> dict[str, torch.Tensor]:
-    """Arrays that the published implementation computed, as tensors."""
+def golden_arrays(name: str, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Arrays that the published implementation computed, as tensors on the default device.
+
+    prefix: of the names wanted; it is taken off.
+    """
     with np.load(GOLDEN / f"{name}.npz") as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        return {k.removeprefix(prefix): torch.as_tensor(arrays[k]) for k in arrays.files if k.startswith(prefix)}
 
 
 def golden_cases(name: str):
@@ -66,16 +70,28 @@ def write_archive(
     return path
 
 
-@pytest.fixture(params=["reference", "native"])
+@pytest.fixture(params=["reference", "cpu", "cuda"])
 def face(request) -> Iterator[str]:
-    """The test runs twice: with the operators in plain PyTorch, and with those compiled for this CPU."""
+    """The test runs three times: with the operators in plain PyTorch, with those compiled for this CPU, and, if there is
+    one, with those compiled for the GPU, where new tensors then are."""
     if request.param == "reference":
         with native.reference_only():
             yield request.param
-    elif native.available("cpu"):
-        yield request.param
     else:
-        pytest.skip(f"no native operators: {native.status('cpu').error}")
+        with native_operators(request.param):
+            yield request.param
+
+
+@contextmanager
+def native_operators(device: str) -> Iterator[None]:
+    """New tensors are on this device, which has native operators; if it has none, the test is skipped."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    if not native.available(device):
+        pytest.skip(f"no native operators: {native.status(device).error}")
+    # Convolutions round to 10 bits on a GPU unless told not to.
+    with torch.device(device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 @pytest.fixture

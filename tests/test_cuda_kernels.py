@@ -459,10 +459,10 @@ def test_upfirdn2d_moves_little_more_than_it_must(fast, record_property, size, d
 
 OUTSIDE, MISALIGNED, WRONG, POISON = "outside of all arrays", "misaligned address", "not close", "use-after-poison"
 BUGS = [  # (source, text, its replacement, which of its places or all, what happens)
-    ("tail.cu", "if (span.has(i)) __stwb(", "__stwb(", None, OUTSIDE),
-    ("tail.cu", "vectors_allowed<E>(pointer)", "pointer != stream", None, MISALIGNED),
+    ("tail.cu", "|| channel >= a.c) break;", ") break;", None, OUTSIDE),
+    ("tail.cu", "% sizeof(typename E::Group) == 0", "!= 0", None, MISALIGNED),
     ("tail.cu", "std::abs(y) <= a.limit", "true", None, WRONG),
-    ("upfirdn2d.cu", "if (row < rows.outputs) __stwb(", "__stwb(", None, OUTSIDE),
+    ("upfirdn2d.cu", "if (output + j * a.rows.up < rows.outputs) write", "write", None, OUTSIDE),
     ("upfirdn2d.cu", "vectors_allowed<E>(filter.x)", "filter.x != stream", None, MISALIGNED),
     ("upfirdn2d.cu", ", bytes, stream", ", bytes / 2, stream", None, POISON),
     ("upfirdn2d.cu", "row >= 0 &&", "", None, OUTSIDE),

@@ -1,4 +1,4 @@
-"""Both faces of the operators: golden numbers of the published implementation, derivatives, and what they refuse."""
+"""All faces of the operators: golden numbers of the published implementation, derivatives, and what they refuse."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfi
 from training.layers import ModulationForm, modulated_conv2d
 
 pytestmark = pytest.mark.usefixtures("face")
-BIAS_ACT, UPFIRDN, CONVOLUTION = (golden_arrays(n) for n in ("bias_act", "upfirdn2d", "convolution"))
 RESAMPLE_CASES = [c for c in golden_cases("convolution") if c["kind"] == "conv2d_resample"]
 MODULATED_CASES = [c for c in golden_cases("convolution") if c["kind"] == "modulated_conv2d"]
 
@@ -22,13 +21,17 @@ def close(found, expected, tolerance):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * max(1, float(expected.abs().max())))
 
 
+def golden_filter(case: dict) -> torch.Tensor:
+    return golden_arrays("upfirdn2d", f"filter_{case['filter']}")[""]
+
+
 # ---- bias_act ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", golden_cases("bias_act")["cases"], ids=lambda c: f"{c['case']}-{c['act']}")
 def test_bias_act_meets_golden_values_and_derivatives(case):
     number = case["case"]
-    want = {k.split("_", 1)[1]: v for k, v in BIAS_ACT.items() if k.startswith(f"case{number}_")}
+    want = golden_arrays("bias_act", f"case{number}_")
     x, b, dy = want["x"].requires_grad_(), want["b"].requires_grad_(), want["dy"].requires_grad_()
     keywords = {k: v for k, v in case.items() if k != "case"}
     y = bias_act(x, b, **keywords)
@@ -90,7 +93,7 @@ def test_bias_act_refuses_what_does_not_fit():
         bias_act(x, clamp=-1)
     with pytest.raises(ValueError, match=r"x \[2\] is torch.int64; expected float16"):
         bias_act(torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"b \[3\] is on meta, but x \[2, 3, 4, 4\] on cpu"):
+    with pytest.raises(ValueError, match=r"b \[3\] is on meta, but x \[2, 3, 4, 4\] on (cpu|cuda)"):
         bias_act(x, torch.zeros(3, device="meta"))
     with pytest.raises(ValueError, match="dim 4 is not one of x"):
         bias_act(x, torch.zeros(3), dim=4)
@@ -178,10 +181,10 @@ def test_synthesis_tail_refuses_what_does_not_fit():
 
 @pytest.mark.parametrize("case", golden_cases("upfirdn2d")["cases"], ids=lambda c: f"{c['case']}-{c['filter']}")
 def test_upfirdn2d_meets_golden_values_and_gradients(case):
-    want = {k.split("_", 1)[1]: v for k, v in UPFIRDN.items() if k.startswith(f"case{case['case']}_")}
+    want = golden_arrays("upfirdn2d", f"case{case['case']}_")
     keywords = {k: v for k, v in case.items() if k not in ("case", "filter")}
     x = want["x"].requires_grad_()
-    y = upfirdn2d(x, UPFIRDN[f"filter_{case['filter']}"], **keywords)
+    y = upfirdn2d(x, golden_filter(case), **keywords)
     (dx,) = torch.autograd.grad(y, x, want["dy"])
     close(y, want["y"], 1e-5)
     close(dx, want["dx"], 1e-5)
@@ -191,8 +194,8 @@ def test_upfirdn2d_meets_golden_values_and_gradients(case):
 def test_resampling_helpers_meet_golden_values(case):
     function = {"filter2d": filter2d, "upsample2d": upsample2d, "downsample2d": downsample2d}[case["function"]]
     keywords = {k: v for k, v in case.items() if k in ("up", "down")}
-    y = function(UPFIRDN[f"helper{case['helper']}_x"], UPFIRDN[f"filter_{case['filter']}"], **keywords)
-    close(y, UPFIRDN[f"helper{case['helper']}_y"], 1e-5)
+    want = golden_arrays("upfirdn2d", f"helper{case['helper']}_")
+    close(function(want["x"], golden_filter(case), **keywords), want["y"], 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +211,8 @@ def test_upfirdn2d_agrees_with_scipy(up, down, padding):
     grown[::uy, ::ux] = image
     grown = np.pad(grown, [(padding[2], padding[3]), (padding[0], padding[1])])
     expected = scipy.signal.convolve2d(grown, taps, mode="valid")[::dy, ::dx]
-    found = upfirdn2d(torch.from_numpy(image)[None, None], torch.from_numpy(taps), up, down, padding)
-    np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=1e-6)  # the operator keeps filters in float32
+    found = upfirdn2d(torch.as_tensor(image)[None, None], torch.as_tensor(taps), up, down, padding)
+    np.testing.assert_allclose(found[0, 0].cpu().numpy(), expected, atol=1e-6)  # the operator keeps filters in float32
 
 
 @pytest.mark.parametrize("taps", [[1, 3, 3, 1], np.arange(1, 10).tolist()], ids=["2-D", "separable"])
@@ -276,10 +279,10 @@ def test_upfirdn2d_crops_more_than_there_is():
 
 @pytest.mark.parametrize("case", RESAMPLE_CASES, ids=lambda c: str(c["case"]))
 def test_conv2d_resample_meets_golden_values_and_gradients(case):
-    want = {k.split("_", 1)[1]: v for k, v in CONVOLUTION.items() if k.startswith(f"resample{case['case']}_")}
+    want = golden_arrays("convolution", f"resample{case['case']}_")
     x, w = want["x"].requires_grad_(), want["w"].requires_grad_()
     keywords = {k: v for k, v in case.items() if k not in ("kind", "case", "filter")}
-    y = conv2d_resample(x, w, f=UPFIRDN[f"filter_{case['filter']}"], **keywords)
+    y = conv2d_resample(x, w, f=golden_filter(case), **keywords)
     dx, dw = torch.autograd.grad(y, [x, w], want["dy"])
     for name, found in {"y": y, "dx": dx, "dw": dw}.items():
         close(found, want[name], 1e-4)
@@ -310,10 +313,10 @@ def test_conv2d_resample_is_its_slow_definition(up, down, kernel, padding, flip_
 @pytest.mark.parametrize("form", ModulationForm, ids=lambda form: form.name)
 @pytest.mark.parametrize("case", MODULATED_CASES, ids=lambda c: str(c["case"]))
 def test_modulated_conv2d_meets_golden_values_and_gradients(case, form):
-    want = {k.split("_", 1)[1]: v for k, v in CONVOLUTION.items() if k.startswith(f"modconv{case['case']}_")}
+    want = golden_arrays("convolution", f"modconv{case['case']}_")
     x, w, s = (want[k].requires_grad_() for k in "xws")
     keywords = {k: case[k] for k in ("up", "down", "padding", "demodulate", "flip_weight")}
-    f = UPFIRDN[f"filter_{case['filter']}"]
+    f = golden_filter(case)
     y = synthesis_tail(*modulated_conv2d(x, w, s, resample_filter=f, form=form, **keywords), want.get("noise"))
     dx, dw, ds = torch.autograd.grad(y, [x, w, s], want["dy"])
     for name, found in {"y": y, "dx": dx, "dw": dw, "ds": ds}.items():

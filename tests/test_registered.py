@@ -1,11 +1,13 @@
 """The native operators against the reference over types, layouts and sizes; and as torch.compile sees them."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch.autograd import forward_ad
 
+from conftest import native_operators
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.registered import NUMBERS, OPERATORS
@@ -16,16 +18,16 @@ TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, t
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 
 
-@pytest.fixture(autouse=True)
-def native_operators():
-    if not native.available("cpu"):
-        pytest.skip(f"no native operators: {native.status('cpu').error}")
-    torch.manual_seed(0)
+@pytest.fixture(autouse=True, params=["cpu", "cuda"])
+def device(request) -> Iterator[str]:
+    with native_operators(request.param):
+        torch.manual_seed(0)
+        yield request.param
 
 
 def derivatives(function, *tensors: torch.Tensor | None) -> list[torch.Tensor]:
     """Value, gradients, and gradients of a weighted sum of the gradients, with the same weights at every call."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
 
     def weights(t: torch.Tensor) -> torch.Tensor:
         return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)

@@ -23,6 +23,8 @@ struct dim3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+struct __align__(4) ushort2 { unsigned short x, y; };
+struct __align__(8) ushort4 { unsigned short x, y, z, w; };
 struct __align__(8) uint2 { unsigned x, y; };
 struct __align__(16) uint4 { unsigned x, y, z, w; };
 struct __align__(8) float2 { float x, y; };
@@ -37,7 +39,7 @@ inline const uint3& gridDim = emulator::machine.launch.grid;
 template <typename T>
 constexpr bool emulated_access = (std::is_same_v<T, float> || std::is_same_v<T, double> ||
                                   std::is_same_v<T, unsigned short> || std::is_same_v<T, unsigned> ||
-                                  std::is_same_v<T, uint2> || std::is_same_v<T, uint4> || std::is_same_v<T, float2> ||
+                                  std::is_same_v<T, ushort2> || std::is_same_v<T, ushort4> || std::is_same_v<T, uint2> || std::is_same_v<T, uint4> || std::is_same_v<T, float2> ||
                                   std::is_same_v<T, float4> || std::is_same_v<T, double2>);
 
 template <typename T>

@@ -210,7 +210,6 @@ Tensor upfirdn2d(const Tensor& input, const Tensor& f, int64_t up_x, int64_t up_
   const Tensor x = dense(input), taps = f.contiguous();
   TORCH_CHECK_VALUE(taps.numel() > 0, "the filter ", taps.sizes(), " is empty");
   Filter filter{};
-  filter.dtype = dtype_of(x);
   filter.n = x.size(0), filter.c = x.size(1), filter.in_h = x.size(2), filter.in_w = x.size(3);
   filter.channels_last = is_channels_last(x);
   filter.f = taps.const_data_ptr();
@@ -229,7 +228,8 @@ Tensor upfirdn2d(const Tensor& input, const Tensor& f, int64_t up_x, int64_t up_
                           (!along_y || filter.in_h * up_y + pad_y0 + pad_y1 >= height),
                       "padding [", pad_x0, ", ", pad_x1, ", ", pad_y0, ", ", pad_y1, "] leaves less of x ", x.sizes(),
                       " than the filter ", f.sizes(), " needs");
-    Tensor y = at::empty({filter.n, filter.c, filter.out_h, filter.out_w}, x.options(),
+    filter.dtype = dtype_of(from);
+    Tensor y = at::empty({filter.n, filter.c, filter.out_h, filter.out_w}, from.options(),
                          filter.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
     filter.x = from.const_data_ptr();
     filter.y = y.mutable_data_ptr();
@@ -242,7 +242,9 @@ Tensor upfirdn2d(const Tensor& input, const Tensor& f, int64_t up_x, int64_t up_
     filter.f = product.const_data_ptr();
     return pass(x, f.size(0), f.size(0), true, true, gain);
   }
-  return pass(pass(x, 1, f.size(0), true, false, 1), f.size(0), 1, false, true, gain);
+  // What lies between the two passes may be larger than 16 bits can hold, and is not rounded to them.
+  const Tensor wide = x.to(compute_type(x));
+  return pass(pass(wide, 1, f.size(0), true, false, 1), f.size(0), 1, false, true, gain).to(x.scalar_type());
 }
 
 template <typename Backend>

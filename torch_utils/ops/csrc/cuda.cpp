@@ -16,7 +16,7 @@ struct Cuda {
   static void run(const ops::Tail& tail) { check(ops::cuda::launch_tail(tail, c10::cuda::getCurrentCUDAStream())); }
   static at::Tensor add(const at::Tensor& sums, size_t which) {
     const at::Tensor own = sums.select(0, which);
-    return which == 0 ? own.sum(0) : which == 1 ? own.sum() : own.sum({0, 1});
+    return which == 0 ? own.sum(0) : which == 1 ? own.sum() : own.sum(at::IntArrayRef({0, 1}));
   }
   static void filter(const ops::Filter& filter) {
     check(ops::cuda::launch_upfirdn2d(filter, c10::cuda::getCurrentCUDAStream()));

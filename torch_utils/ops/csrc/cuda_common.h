@@ -25,9 +25,11 @@ __device__ __forceinline__ T smaller(T a, T b) {
   return a < b ? a : b;
 }
 
-// How elements lie in memory (Bits), sixteen bytes of them (Vector), and what kernels compute in.
+// How elements lie in memory (Bits), those that a thread takes at once (Group), sixteen bytes of them (Vector), and what
+// kernels compute in.
 struct Float16 {
   using Bits = unsigned short;
+  using Group = ushort4;
   using Vector = uint4;
   using Compute = float;
   static __device__ __forceinline__ float decode(Bits bits) { return __half2float(__ushort_as_half(bits)); }
@@ -36,6 +38,7 @@ struct Float16 {
 
 struct BFloat16 {
   using Bits = unsigned short;
+  using Group = ushort4;
   using Vector = uint4;
   using Compute = float;
   static __device__ __forceinline__ float decode(Bits bits) { return __bfloat162float(__ushort_as_bfloat16(bits)); }
@@ -46,6 +49,7 @@ struct BFloat16 {
 
 struct Float32 {
   using Bits = float;
+  using Group = float4;
   using Vector = float4;
   using Compute = float;
   static __device__ __forceinline__ float decode(Bits bits) { return bits; }
@@ -54,6 +58,7 @@ struct Float32 {
 
 struct Float64 {
   using Bits = double;
+  using Group = double2;
   using Vector = double2;
   using Compute = double;
   static __device__ __forceinline__ double decode(Bits bits) { return bits; }
@@ -63,35 +68,20 @@ struct Float64 {
 template <typename E>
 constexpr int vector_size = 16 / int(sizeof(typename E::Bits));
 
-template <typename E>
-__device__ __forceinline__ void unpack(uint4 vector, float (&values)[8]) {
-  const unsigned words[4] = {vector.x, vector.y, vector.z, vector.w};
-#pragma unroll
-  for (int i = 0; i < 8; ++i) values[i] = E::decode(static_cast<unsigned short>(words[i / 2] >> (16 * (i % 2))));
+template <typename E, typename Four>
+__device__ __forceinline__ void unpack(Four group, typename E::Compute (&values)[4]) {
+  values[0] = E::decode(group.x), values[1] = E::decode(group.y);
+  values[2] = E::decode(group.z), values[3] = E::decode(group.w);
 }
 
 template <typename E>
-__device__ __forceinline__ void unpack(float4 vector, float (&values)[4]) {
-  values[0] = vector.x, values[1] = vector.y, values[2] = vector.z, values[3] = vector.w;
+__device__ __forceinline__ void unpack(double2 group, double (&values)[2]) {
+  values[0] = group.x, values[1] = group.y;
 }
 
 template <typename E>
-__device__ __forceinline__ void unpack(double2 vector, double (&values)[2]) {
-  values[0] = vector.x, values[1] = vector.y;
-}
-
-template <typename E>
-__device__ __forceinline__ uint4 pack(const float (&values)[8]) {
-  unsigned words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    words[i] = E::encode(values[2 * i]) | static_cast<unsigned>(E::encode(values[2 * i + 1])) << 16;
-  return {words[0], words[1], words[2], words[3]};
-}
-
-template <typename E>
-__device__ __forceinline__ float4 pack(const float (&values)[4]) {
-  return {values[0], values[1], values[2], values[3]};
+__device__ __forceinline__ typename E::Group pack(const typename E::Compute (&values)[4]) {
+  return {E::encode(values[0]), E::encode(values[1]), E::encode(values[2]), E::encode(values[3])};
 }
 
 template <typename E>

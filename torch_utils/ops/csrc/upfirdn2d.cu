@@ -2,8 +2,8 @@
 //
 // A block of threads makes a tile of outputs from a tile of samples, which it first brings to shared memory along with
 // the filter. A tile has rows and columns of pixels with one channel, or with channels last those in 32 bytes, which is
-// the least that memory moves. A thread keeps to a column and a channel, and makes strips of outputs that lie `up` rows
-// apart: these meet the same taps, on samples that lie `down` rows apart, and so share what is read.
+// the least that memory moves. A thread keeps to a column and a channel, or a pair of channels, and makes strips of outputs
+// that lie `up` rows apart: these meet the same taps, on samples that lie `down` rows apart, and so share what is read.
 
 #include "cuda_common.h"
 
@@ -11,11 +11,21 @@ namespace ops::cuda {
 namespace {
 
 constexpr int most_threads = 256, strip = 8;
-constexpr int64_t most_shared = 48 << 10;
+constexpr int most_strips = 8;  // of a thread, if enough blocks are left
+constexpr int64_t enough_blocks = 1024, enough_shared = 32 << 10, most_shared = 48 << 10;
 
 // On one multiprocessor: some fetch while others compute.
 template <typename E>
-constexpr int blocks_at_once = sizeof(typename E::Compute) == 8 ? 2 : 3;
+constexpr int blocks_at_once = sizeof(typename E::Compute) == 8 ? 2 : 4;
+
+// Elements of 16 bits are read and written in pairs of channels, where there are some.
+template <typename E>
+constexpr bool has_pairs = sizeof(typename E::Bits) == 2;
+
+template <typename E>
+bool pairs_allowed(const void* y) {
+  return has_pairs<E> && reinterpret_cast<uintptr_t>(y) % (2 * sizeof(typename E::Bits)) == 0;
+}
 
 // Divides numbers from 0 to 2^31 − 1 by multiplying, which is several times as fast.
 struct Divider {
@@ -59,6 +69,7 @@ struct Arguments {
   bool vectors;    // sixteen bytes are fetched at once, else one element
   int unit_columns, unit_channels;  // what that is
   Divider units, row_units;         // of a pixel, and of a row of a tile
+  int fetch_lines;                  // rows that are fetched at the same time
   Divider lanes, lane_channels;     // threads along a row of a tile, and along its pixel
   Divider phases;                   // of strips: how their rows differ, modulo `up`
   int lines, strips;                // at work at the same time, and in a tile
@@ -94,24 +105,52 @@ __device__ __forceinline__ Meeting meet(const Axis& axis, const Place& place, in
   return {place.skip + sample, place.offset + sample * axis.up - output * axis.down};
 }
 
+// A thread keeps to its place in a row, but where a row has more units than the block has threads.
 template <typename Unit, typename E>
 __device__ __forceinline__ void fetch(const Arguments<E>& a, const Place& rows, const Place& columns, int channels,
                                       const typename E::Bits* picture, typename E::Bits* tile) {
-  const int count = a.rows.samples * static_cast<int>(a.row_units.divisor);
-#pragma unroll 4
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    int row = i, column = a.row_units.split(row);
+  const int units = static_cast<int>(a.row_units.divisor);
+  int line = threadIdx.x, unit = a.row_units.split(line);
+  if (line >= a.fetch_lines) return;
+  for (; unit < units; unit += blockDim.x) {
+    int column = unit;
     const int channel = a.units.split(column) * a.unit_channels;
-    row += rows.start;
     column = columns.start + column * a.unit_columns;
-    const bool inside = row >= 0 && row < rows.end && column >= 0 && column < columns.end && channel < channels;
-    const int64_t at = (static_cast<int64_t>(row) * a.columns.in + column) * a.depth + channel;
-    reinterpret_cast<Unit*>(tile)[i] = inside ? __ldg(reinterpret_cast<const Unit*>(picture + at)) : Unit{};
+    const bool inside = column >= 0 && column < columns.end && channel < channels;
+    const int64_t pitch = a.columns.in * a.depth;
+    const auto* const from = picture + rows.start * pitch + column * a.depth + channel;
+    auto* const to = reinterpret_cast<Unit*>(tile) + unit;
+#pragma unroll 4
+    for (int i = line; i < a.rows.samples; i += a.fetch_lines) {
+      const int row = rows.start + i;
+      to[i * units] =
+          inside && row >= 0 && row < rows.end ? __ldg(reinterpret_cast<const Unit*>(from + i * pitch)) : Unit{};
+    }
   }
 }
 
-// taps: that meet a sample, along each axis. taps and down: 0 where they are known at run time only.
-template <typename E, int taps, int down>
+template <typename E, int pair>
+__device__ __forceinline__ void read(const typename E::Bits* from, typename E::Compute (&values)[pair]) {
+  if constexpr (pair == 1) {
+    values[0] = E::decode(*from);
+  } else {
+    const auto both = *reinterpret_cast<const ushort2*>(from);
+    values[0] = E::decode(both.x), values[1] = E::decode(both.y);
+  }
+}
+
+template <typename E, int pair>
+__device__ __forceinline__ void write(typename E::Bits* to, const typename E::Compute (&values)[pair]) {
+  if constexpr (pair == 1) {
+    __stwb(to, E::encode(values[0]));
+  } else {
+    __stwb(reinterpret_cast<ushort2*>(to), ushort2{E::encode(values[0]), E::encode(values[1])});
+  }
+}
+
+// taps: that meet a sample, along each axis. taps and down: 0 where they are known at run time only. pair: channels of a
+// thread.
+template <typename E, int taps, int down, int pair>
 __global__ void __launch_bounds__(most_threads, blocks_at_once<E>) upfirdn2d(const Arguments<E> a) {
   using Bits = typename E::Bits;
   using S = typename E::Compute;
@@ -136,12 +175,13 @@ __global__ void __launch_bounds__(most_threads, blocks_at_once<E>) upfirdn2d(con
   __syncthreads();
 
   int line = threadIdx.x, column = a.lanes.split(line);
-  const int channel = a.lane_channels.split(column);
+  const int channel = a.lane_channels.split(column) * pair;
   if (line >= a.lines || column >= columns.outputs || channel >= channels) return;
   const Meeting across = meet(a.columns, columns, column);
   const int pitch = a.columns.samples * a.channels;
   const int64_t first_row = static_cast<int64_t>(picture) * a.rows.out + rows.output;
   Bits* const y = a.y + (first_row * a.columns.out + columns.output + column) * a.depth + first_channel + channel;
+  const int64_t out_pitch = a.columns.out * a.depth;
 
   for (; line < a.strips; line += a.lines) {
     int output = line;
@@ -151,7 +191,7 @@ __global__ void __launch_bounds__(most_threads, blocks_at_once<E>) upfirdn2d(con
     const Meeting along = meet(a.rows, rows, output);
     const S* const tap = filter + along.tap * a.columns.taps + across.tap;
     const Bits* sample = tile + along.sample * pitch + across.sample * a.channels + channel;
-    S sums[strip] = {};
+    S sums[strip][pair] = {};
     if constexpr (taps > 0) {
       S weights[taps][taps];
 #pragma unroll
@@ -161,15 +201,18 @@ __global__ void __launch_bounds__(most_threads, blocks_at_once<E>) upfirdn2d(con
       }
 #pragma unroll
       for (int row = 0; row < (strip - 1) * down + taps; ++row, sample += pitch) {
-        S values[taps];
+        S values[taps][pair];
 #pragma unroll
-        for (int l = 0; l < taps; ++l) values[l] = E::decode(sample[l * a.channels]);
+        for (int l = 0; l < taps; ++l) read<E>(sample + l * a.channels, values[l]);
 #pragma unroll
         for (int j = 0; j < strip; ++j) {
           const int k = row - j * down;
           if (k < 0 || k >= taps) continue;
 #pragma unroll
-          for (int l = 0; l < taps; ++l) sums[j] += weights[k][l] * values[l];
+          for (int l = 0; l < taps; ++l) {
+#pragma unroll
+            for (int i = 0; i < pair; ++i) sums[j][i] += weights[k][l] * values[l][i];
+          }
         }
       }
     } else {
@@ -182,16 +225,16 @@ __global__ void __launch_bounds__(most_threads, blocks_at_once<E>) upfirdn2d(con
         const Bits* value = sample;
         for (int l = across.tap; l < a.columns.taps; l += a.columns.up) {
 #pragma unroll
-          for (int j = 0; j < strip; ++j) sums[j] += *weight * E::decode(value[offsets[j]]);
+          for (int j = 0; j < strip; ++j) sums[j][0] += *weight * E::decode(value[offsets[j]]);
           weight += a.columns.up;
           value += a.channels;
         }
       }
     }
+    Bits* to = y + output * out_pitch;
 #pragma unroll
-    for (int j = 0; j < strip; ++j) {
-      const int row = output + j * a.rows.up;
-      if (row < rows.outputs) __stwb(y + static_cast<int64_t>(row) * a.columns.out * a.depth, E::encode(sums[j]));
+    for (int j = 0; j < strip; ++j, to += a.rows.up * out_pitch) {
+      if (output + j * a.rows.up < rows.outputs) write<E>(to, sums[j]);
     }
   }
 }
@@ -221,18 +264,27 @@ const char* launch_tiles(const Filter& filter, void* stream) {
                reach(filter.in_h, filter.out_h, up_y, down_y, taps_y, filter.pad_y)) >= int64_t(1) << 31)
     return "upfirdn2d: a picture has more than 2^31 rows or columns, zeros between samples and padding included";
 
-  // A tile as wide as its threads, with a strip or two for each of them; then smaller until it fits in.
+  const auto suits = [&](int taps, int down) {
+    return taps_x == taps * up_x && taps_y == taps * up_y && down_x == down && down_y == down;
+  };
+  const bool known = suits(2, 1) || suits(4, 1) || suits(4, 2);
+  const bool paired = known && channels % 2 == 0 && depth % 2 == 0 && pairs_allowed<E>(filter.y);
+  const int pair = paired ? 2 : 1;
+
+  // A tile as wide as its threads, with some strips for each of them; then smaller until it fits in.
   const int64_t most = std::max(16, 128 / channels), tiles = divide_up(filter.out_w, most);
   int64_t wide = std::min(filter.out_w, round_up(divide_up(filter.out_w, tiles), align));
-  const int64_t full = int64_t(strip) * up_y, lines = std::max<int64_t>(2, most_threads / (wide * channels));
-  int64_t high = round_up(std::min(filter.out_h, lines * strip), full);
-  const int64_t filter_bytes = round_up(int64_t(taps_x) * taps_y * sizeof(S), 16);
-  int64_t samples_x, samples_y, bytes;
+  const int64_t full = int64_t(strip) * up_y, lines = std::max<int64_t>(1, most_threads / (wide * channels / pair));
+  int64_t high = round_up(std::min(filter.out_h, lines * strip * most_strips), full);
+  const int64_t filter_bytes = round_up(int64_t(taps_x) * taps_y * sizeof(S), 16), groups = divide_up(depth, channels);
+  int64_t samples_x, samples_y, bytes, blocks;
   for (;;) {
     samples_x = count_samples(wide, up_x, down_x, taps_x, align);
     samples_y = count_samples(high, up_y, down_y, taps_y, 1);
     bytes = filter_bytes + samples_x * samples_y * channels * int64_t(sizeof(Bits));
-    if (bytes <= most_shared) break;
+    blocks = pictures * divide_up(filter.out_h, high) * divide_up(filter.out_w, wide) * groups;
+    const bool enough = bytes <= enough_shared && blocks >= enough_blocks;
+    if (enough || (bytes <= most_shared && high <= std::max(full, lines * strip))) break;
     if (wide == 1 && high == 1) return "upfirdn2d: the filter is too large; give one of at most 32×32 taps";
     if (high > full) {
       high = round_up(high / 2, full);
@@ -245,8 +297,8 @@ const char* launch_tiles(const Filter& filter, void* stream) {
 
   const bool vectors = (channels_last ? filter.c : filter.in_w) % V == 0 && vectors_allowed<E>(filter.x);
   const int unit_columns = vectors && channels == 1 ? V : 1, unit_channels = vectors && channels > 1 ? V : 1;
-  const int64_t lanes = wide * channels, phases = std::min<int64_t>(up_y, high);
-  const int64_t strips = phases * divide_up(high, full), groups = divide_up(depth, channels);
+  const int64_t lanes = wide * channels / pair, phases = std::min<int64_t>(up_y, high);
+  const int64_t strips = phases * divide_up(high, full), row_units = samples_x / unit_columns * (channels / unit_channels);
   const int64_t threads = round_up(std::min<int64_t>(most_threads, lanes * strips), 32);
   const auto axis = [](int64_t in, int64_t out, int up, int down, int taps, int64_t pad, int align, int64_t outputs,
                        int64_t samples) {
@@ -267,9 +319,10 @@ const char* launch_tiles(const Filter& filter, void* stream) {
       unit_columns,
       unit_channels,
       Divider(channels / unit_channels),
-      Divider(samples_x / unit_columns * (channels / unit_channels)),
+      Divider(row_units),
+      int(std::max<int64_t>(threads / row_units, 1)),
       Divider(lanes),
-      Divider(channels),
+      Divider(channels / pair),
       Divider(phases),
       int(threads / lanes),
       int(strips),
@@ -277,14 +330,11 @@ const char* launch_tiles(const Filter& filter, void* stream) {
       S(filter.gain),
   };
 
-  const auto suits = [&](int taps, int down) {
-    return taps_x == taps * up_x && taps_y == taps * up_y && down_x == down && down_y == down && high % full == 0;
-  };
-  void (*const kernel)(Arguments<E>) = suits(2, 1)   ? upfirdn2d<E, 2, 1>
-                                       : suits(4, 1) ? upfirdn2d<E, 4, 1>
-                                       : suits(4, 2) ? upfirdn2d<E, 4, 2>
-                                                     : upfirdn2d<E, 0, 0>;
-  const int64_t blocks = pictures * divide_up(filter.out_h, high) * divide_up(filter.out_w, wide) * groups;
+  constexpr int most_pair = has_pairs<E> ? 2 : 1;
+  void (*const kernels[2][3])(Arguments<E>) = {
+      {upfirdn2d<E, 2, 1, 1>, upfirdn2d<E, 4, 1, 1>, upfirdn2d<E, 4, 2, 1>},
+      {upfirdn2d<E, 2, 1, most_pair>, upfirdn2d<E, 4, 1, most_pair>, upfirdn2d<E, 4, 2, most_pair>}};
+  auto* const kernel = known ? kernels[pair - 1][suits(2, 1) ? 0 : suits(4, 1) ? 1 : 2] : upfirdn2d<E, 0, 0, 1>;
   return launch(kernel, arguments, blocks, int(threads), bytes, stream);
 }
 
