@@ -33,7 +33,14 @@ from torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d
 from training.layers import ModulationForm, modulated_conv2d
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-SIZES = {"demo": [(16, 16, 64, 64), (16, 32, 32, 32)], "256×256": [(4, 64, 256, 256), (4, 128, 128, 128)]}
+SIZES = {
+    "cpu": {"demo": [(16, 16, 64, 64), (16, 32, 32, 32)], "256×256": [(4, 64, 256, 256), (4, 128, 128, 128)]},
+    "cuda": {"demo": [(16, 16, 64, 64)], "256×256": [(32, 512, 32, 32), (32, 128, 256, 256)]},
+}
+CONVOLUTIONS = {  # batches, channels, resolutions
+    "cpu": ([1, 4, 16], [16, 64, 128], [64, 128]),
+    "cuda": ([1, 8, 32], [64, 128, 512], [32, 128]),
+}
 CLAMP = 256.0
 SQRT2 = 2**0.5
 
@@ -48,7 +55,7 @@ def main(seconds: float, dtype: str) -> None:
     if not native.available(device.type):
         raise click.ClickException(f"no native operators for {device.type}: python -m torch_utils.ops tells why")
     rows = []
-    for (size, shapes), layout in itertools.product(SIZES.items(), LAYOUTS):
+    for (size, shapes), layout in itertools.product(SIZES[device.type].items(), LAYOUTS):
         for shape in shapes:
             x = torch.randn(shape, device=device, dtype=getattr(torch, dtype)).to(memory_format=LAYOUTS[layout])
             for name, operator in operators(x).items():
@@ -194,7 +201,7 @@ def convolutions(device: torch.device, dtype: torch.dtype, seconds: float) -> li
     """Layers of the demo and of the 256×256 networks, in both forms, forward."""
     f = setup_filter([1, 3, 3, 1]).to(device)
     rows = []
-    for batch, c, resolution, up in itertools.product([1, 4, 16], [16, 64, 128], [64, 128], [1, 2]):
+    for batch, c, resolution, up in itertools.product(*CONVOLUTIONS[device.type], [1, 2]):
         x = torch.randn(batch, c, resolution // up, resolution // up, device=device, dtype=dtype)
         x = x.to(memory_format=torch.channels_last)
         weight = torch.randn(c, c, 3, 3, device=device).to(memory_format=torch.channels_last)

@@ -72,8 +72,8 @@ def write_archive(
 
 @pytest.fixture(params=["reference", "cpu", "cuda"])
 def face(request) -> Iterator[str]:
-    """The test runs three times: with the operators in plain PyTorch, with those compiled for this CPU, and, if there is
-    one, with those compiled for the GPU, where new tensors then are."""
+    """The test runs three times: with the operators in plain PyTorch, with those compiled for this CPU, and with those
+    compiled for the GPU, if there is one; new tensors then are there."""
     if request.param == "reference":
         with native.reference_only():
             yield request.param

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import scipy.signal
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import golden_arrays, golden_cases
+from torch_utils.ops import conv2d_gradfix
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.synthesis_tail import synthesis_tail
@@ -275,6 +278,54 @@ def test_upfirdn2d_crops_more_than_there_is():
 
 
 # ---- convolutions --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (3, 2)])
+@pytest.mark.parametrize("stride, padding", [(1, 0), (1, (1, 2)), (2, 1), (3, 0)])
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+def test_convolutions_have_the_derivatives_of_pytorch(transposed, stride, padding, kernel, groups):
+    torch.manual_seed(0)
+    x, w = draw(2, 4, 7, 8), draw(*(4, 6 // groups) if transposed else (6, 4 // groups), *kernel)
+    keywords = {"stride": stride, "groups": groups} | ({} if transposed else {"padding": padding})
+    results = []
+    for module in (conv2d_gradfix, F):
+        y = (module.conv_transpose2d if transposed else module.conv2d)(x, w, **keywords)
+        first = torch.autograd.grad(y.square().sum(), [x, w], create_graph=True)
+        results.append([y, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, w])])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+def test_convolutions_can_be_differentiated_any_number_of_times(transposed):
+    x, w = draw(1, 2, 3, 4), draw(2, 2, 2, 2)
+    function = conv2d_gradfix.conv_transpose2d if transposed else conv2d_gradfix.conv2d
+
+    def gradients(x, w):
+        return torch.autograd.grad(function(x, w, stride=2).pow(3).sum(), [x, w], create_graph=True)
+
+    assert torch.autograd.gradgradcheck(gradients, (x, w))
+
+
+def test_second_derivatives_need_no_kernels_of_the_size_of_pictures():
+    """What PyTorch does by itself, and libraries have no fast algorithm for."""
+    kernels = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.convolution.default:
+                kernels.append(max(args[1].shape[2:]))
+            return function(*args, **(kwargs or {}))
+
+    def penalty(convolution) -> int:
+        x, w = torch.randn(1, 2, 20, 20, requires_grad=True), torch.randn(2, 2, 3, 3, requires_grad=True)
+        kernels.clear()
+        with Watch():
+            (dx,) = torch.autograd.grad(convolution(x, w).square().sum(), x, create_graph=True)
+            dx.square().sum().backward()
+        return max(kernels)
+
+    assert penalty(conv2d_gradfix.conv2d) == 3 < penalty(F.conv2d)
 
 
 @pytest.mark.parametrize("case", RESAMPLE_CASES, ids=lambda c: str(c["case"]))

@@ -27,7 +27,8 @@ class ModulationForm(enum.Enum):
 
     `benchmarks/ops.py` times both on the device at hand. On CPUs the shared one was as fast or up to three times
     faster at every size tried, a single sample included; a grouped one would also have to gather the channels of all
-    samples side by side, a copy of every activation in channels-last layout. GPUs take it too, unmeasured.
+    samples side by side, a copy of every activation in channels-last layout. On an H100, too, it was faster at every
+    size of the paper's networks, forward and backward.
     """
 
     SHARED = "shared weights, scaled input"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from torch_utils.ops.conv2d_gradfix import conv2d, conv_transpose2d
 from torch_utils.ops.upfirdn2d import downsampling_padding, parse_padding, upfirdn2d, upsampling_padding
 
 
@@ -54,7 +55,7 @@ def conv2d_resample(
 def _convolve(x, w, groups, flip_weight, stride=1, padding=0) -> torch.Tensor:
     if not flip_weight:
         w = w.flip([2, 3])
-    return F.conv2d(x, w, groups=groups, stride=stride, padding=padding)
+    return conv2d(x, w, groups=groups, stride=stride, padding=padding)
 
 
 def _convolve_transposed(x, w, up, groups, flip_weight) -> torch.Tensor:
@@ -63,4 +64,4 @@ def _convolve_transposed(x, w, up, groups, flip_weight) -> torch.Tensor:
     out_channels, in_per_group, kh, kw = w.shape
     w = w.reshape(groups, out_channels // groups, in_per_group, kh, kw).transpose(1, 2)
     w = w.reshape(groups * in_per_group, out_channels // groups, kh, kw)
-    return F.conv_transpose2d(x, w, stride=up, groups=groups)
+    return conv_transpose2d(x, w, stride=up, groups=groups)
