@@ -1,8 +1,8 @@
 """2-D convolutions whose second derivatives are as fast as their first, for R1 and path length regularisation.
 
-When a gradient is differentiated again, PyTorch finds the part that goes to the weight by convolving with kernels of the
-picture's size, for which libraries have no fast algorithm. But it is the gradient of a convolution by its weight, like
-that of the first derivative, and is computed so here. Third derivatives and all others follow.
+When a gradient is differentiated again, PyTorch finds the part that goes to the weight by convolving with kernels of
+the picture's size, for which libraries have no fast algorithm. But it is the gradient of a convolution by its weight,
+like that of the first derivative, and is computed so here. Third derivatives and all others follow.
 """
 
 from __future__ import annotations
