@@ -319,6 +319,29 @@ def test_upfirdn2d_meets_its_equation(emulator, seed):
         close(found, expected, tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("taps, up, down", [(4, 2, 1), (4, 1, 1), (4, 1, 2), (2, 1, 1), (8, 2, 1)])
+def test_usual_filters_of_any_number_of_channels(emulator, taps, up, down, dtype):
+    """These have kernels of their own, and with 16 bits take channels in pairs, where they can."""
+    for seed, c in enumerate([1, 2, 6, 10, 18, 33, 34]):
+        torch.manual_seed(seed)
+        x, f = torch.randn(2, c, 11, 13).to(dtype), torch.randn(taps, taps)
+        keywords = {"f": f, "up": (up, up), "down": (down, down), "padding": (2, 1), "flip": False, "gain": 1.5}
+        keywords["out_size"] = tuple((size * up + 3 - taps) // down + 1 for size in x.shape[2:])
+        expected = upfirdn2d_reference(x, **keywords)
+        for channels_last, offset in itertools.product([False, True], [0, 1, 2]):
+            found, _ = emulator.run_upfirdn2d(x, **keywords, channels_last=channels_last, offset=offset)
+            close(found, expected, ROUNDING[dtype] * 4)
+
+
+def test_a_filter_too_large_is_refused(emulator):
+    """Not one of 32×32 taps, which the public functions keep to."""
+    with pytest.raises(KernelError, match="32×32 taps"):
+        emulator.run_upfirdn2d(
+            torch.ones(1, 1, 6, 9), torch.ones(3020, 4), (756, 5), up=(1, 755), down=(2, 2), padding=(2, 1510)
+        )
+
+
 def test_upfirdn2d_of_nothing(emulator):
     for shape in (0, 3, 8, 8), (2, 0, 8, 8):
         found, _ = emulator.run_upfirdn2d(torch.zeros(shape), torch.ones(4, 4), (5, 5))
@@ -460,10 +483,12 @@ def test_upfirdn2d_moves_little_more_than_it_must(fast, record_property, size, d
 OUTSIDE, MISALIGNED, WRONG, POISON = "outside of all arrays", "misaligned address", "not close", "use-after-poison"
 BUGS = [  # (source, text, its replacement, which of its places or all, what happens)
     ("tail.cu", "|| channel >= a.c) break;", ") break;", None, OUTSIDE),
-    ("tail.cu", "% sizeof(typename E::Group) == 0", "!= 0", None, MISALIGNED),
+    ("tail.cu", "&& aligned<typename E::Group>(pointer)", "", None, MISALIGNED),
     ("tail.cu", "std::abs(y) <= a.limit", "true", None, WRONG),
     ("upfirdn2d.cu", "if (output + j * a.rows.up < rows.outputs) write", "write", None, OUTSIDE),
-    ("upfirdn2d.cu", "vectors_allowed<E>(filter.x)", "filter.x != stream", None, MISALIGNED),
+    ("upfirdn2d.cu", "aligned<typename E::Vector>(filter.x)", "filter.x != stream", None, MISALIGNED),
+    ("upfirdn2d.cu", "&& aligned<ushort2>(filter.y)", "", None, MISALIGNED),
+    ("upfirdn2d.cu", "depth % 2 == 0", "depth > 1", None, MISALIGNED),
     ("upfirdn2d.cu", ", bytes, stream", ", bytes / 2, stream", None, POISON),
     ("upfirdn2d.cu", "row >= 0 &&", "", None, OUTSIDE),
     ("upfirdn2d.cu", "- axis.pad", "- axis.pad - 1", None, WRONG),
@@ -492,10 +517,12 @@ def test_planted_bugs_are_found(emulator, fast, tmp_path, name, text, replacemen
                     keywords = draw_tail(0, order, torch.float32, shape, "snibvw")
                     check_tail(planted, order, keywords, NAMES.index("swish"), launch, limit=1)
             else:
-                x, case = torch.randn(1, 8, 20, 20), {"f": torch.rand(4, 4), "up": (1, 1), "down": (1, 1), "flip": True}
+                case = {"f": torch.rand(4, 4), "up": (1, 1), "down": (1, 1), "flip": True}
                 case |= {"out_size": (21, 21), "padding": (2, 2), "gain": 1}
-                found, _ = planted.run_upfirdn2d(x, **case, **launch)
-                close(found, upfirdn2d_reference(x, **case), 1e-4)
+                for dtype, channels in (torch.float32, 8), (torch.float16, 6), (torch.float16, 9):
+                    x = torch.randn(1, channels, 20, 20).to(dtype)
+                    found, _ = planted.run_upfirdn2d(x, **case, **launch)
+                    close(found, upfirdn2d_reference(x, **case), 5 * ROUNDING[dtype])
 
 
 # ---- The emulator itself -------------------------------------------------------------------------------------

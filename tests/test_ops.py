@@ -282,12 +282,15 @@ def test_upfirdn2d_crops_more_than_there_is():
 
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (3, 2)])
-@pytest.mark.parametrize("stride, padding", [(1, 0), (1, (1, 2)), (2, 1), (3, 0)])
-@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
-def test_convolutions_have_the_derivatives_of_pytorch(transposed, stride, padding, kernel, groups):
+@pytest.mark.parametrize("stride, padding", [(1, 0), (1, (1, 2)), (2, 1), (3, 0), (1, None), (2, None), (3, None)])
+def test_convolutions_have_the_derivatives_of_pytorch(stride, padding, kernel, groups):
+    """padding None: of a transposed convolution, which has none."""
     torch.manual_seed(0)
-    x, w = draw(2, 4, 7, 8), draw(*(4, 6 // groups) if transposed else (6, 4 // groups), *kernel)
-    keywords = {"stride": stride, "groups": groups} | ({} if transposed else {"padding": padding})
+    transposed, keywords = padding is None, {"stride": stride, "groups": groups}
+    if not transposed:
+        keywords["padding"] = padding
+    x = draw(2, 4, 7, 8, layout=torch.channels_last)
+    w = draw(*(4, 6 // groups) if transposed else (6, 4 // groups), *kernel)
     results = []
     for module in (conv2d_gradfix, F):
         y = (module.conv_transpose2d if transposed else module.conv2d)(x, w, **keywords)
@@ -305,6 +308,20 @@ def test_convolutions_can_be_differentiated_any_number_of_times(transposed):
         return torch.autograd.grad(function(x, w, stride=2).pow(3).sum(), [x, w], create_graph=True)
 
     assert torch.autograd.gradgradcheck(gradients, (x, w))
+
+
+@pytest.mark.parametrize("which", ["x", "w"])
+def test_convolutions_are_differentiated_by_what_asks_for_it(which):
+    x, w = torch.randn(1, 2, 5, 5, requires_grad=which == "x"), torch.randn(3, 2, 3, 3, requires_grad=which == "w")
+    asks = x if which == "x" else w
+    found, expected = (torch.autograd.grad(m.conv2d(x, w).square().sum(), asks) for m in (conv2d_gradfix, F))
+    torch.testing.assert_close(found, expected)
+
+
+def test_convolutions_under_autocast_have_its_type():
+    x, w = torch.randn(1, 2, 5, 5, requires_grad=True), torch.randn(3, 2, 3, 3)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
+        assert conv2d_gradfix.conv2d(x, w).dtype == torch.bfloat16
 
 
 def test_second_derivatives_need_no_kernels_of_the_size_of_pictures():

@@ -39,7 +39,8 @@ inline const uint3& gridDim = emulator::machine.launch.grid;
 template <typename T>
 constexpr bool emulated_access = (std::is_same_v<T, float> || std::is_same_v<T, double> ||
                                   std::is_same_v<T, unsigned short> || std::is_same_v<T, unsigned> ||
-                                  std::is_same_v<T, ushort2> || std::is_same_v<T, ushort4> || std::is_same_v<T, uint2> || std::is_same_v<T, uint4> || std::is_same_v<T, float2> ||
+                                  std::is_same_v<T, ushort2> || std::is_same_v<T, ushort4> ||
+                                  std::is_same_v<T, uint2> || std::is_same_v<T, uint4> || std::is_same_v<T, float2> ||
                                   std::is_same_v<T, float4> || std::is_same_v<T, double2>);
 
 template <typename T>

@@ -2,7 +2,8 @@
 
 When a gradient is differentiated again, PyTorch finds the part that goes to the weight by convolving with kernels of
 the picture's size, for which libraries have no fast algorithm. But it is the gradient of a convolution by its weight,
-like that of the first derivative, and is computed so here. Third derivatives and all others follow.
+like that of the first derivative, and is computed so here. Third derivatives and all others follow. Forward-mode
+differentiation and torch.func are not served while gradients are asked for, as by the native operators.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def conv_transpose2d(x: torch.Tensor, w: torch.Tensor, stride: int = 1, groups: 
 
 
 def _is_plain(x: torch.Tensor, w: torch.Tensor) -> bool:
-    """Whether there is nothing to differentiate, or PyTorch is tracing, which knows its own convolutions best."""
+    """Whether PyTorch's own convolution serves: without gradients, while it compiles, and where it chooses types."""
     differentiated = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
-    return not differentiated or torch.compiler.is_compiling()
+    return not differentiated or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
 
 
 class Geometry(NamedTuple):
@@ -91,11 +92,11 @@ class _WeightGradient(torch.autograd.Function):
         return torch.ops.aten.convolution_backward(dy, x, w, None, *geometry.arguments, only_weight)[1]
 
     @staticmethod
-    def backward(ctx, w):
+    def backward(ctx, ddw):
         x, dy = ctx.saved_tensors
-        d_x = d_dy = None
+        dx = ddy = None
         if ctx.needs_input_grad[0]:
-            d_x = _Convolution.apply(dy, w, ctx.geometry.adjoint(x, dy, w))
+            dx = _Convolution.apply(dy, ddw, ctx.geometry.adjoint(x, dy, ddw))
         if ctx.needs_input_grad[1]:
-            d_dy = _Convolution.apply(x, w, ctx.geometry)
-        return d_x, d_dy, None, None
+            ddy = _Convolution.apply(x, ddw, ctx.geometry)
+        return dx, ddy, None, None

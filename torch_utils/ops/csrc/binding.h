@@ -210,6 +210,7 @@ Tensor upfirdn2d(const Tensor& input, const Tensor& f, int64_t up_x, int64_t up_
   const Tensor x = dense(input), taps = f.contiguous();
   TORCH_CHECK_VALUE(taps.numel() > 0, "the filter ", taps.sizes(), " is empty");
   Filter filter{};
+  filter.dtype = dtype_of(x);
   filter.n = x.size(0), filter.c = x.size(1), filter.in_h = x.size(2), filter.in_w = x.size(3);
   filter.channels_last = is_channels_last(x);
   filter.f = taps.const_data_ptr();

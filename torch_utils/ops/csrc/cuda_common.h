@@ -25,8 +25,8 @@ __device__ __forceinline__ T smaller(T a, T b) {
   return a < b ? a : b;
 }
 
-// How elements lie in memory (Bits), those that a thread takes at once (Group), sixteen bytes of them (Vector), and what
-// kernels compute in.
+// How elements lie in memory (Bits), those that a thread takes at once (Group), sixteen bytes of them (Vector), and
+// what kernels compute in.
 struct Float16 {
   using Bits = unsigned short;
   using Group = ushort4;
@@ -65,9 +65,6 @@ struct Float64 {
   static __device__ __forceinline__ Bits encode(double value) { return value; }
 };
 
-template <typename E>
-constexpr int vector_size = 16 / int(sizeof(typename E::Bits));
-
 template <typename E, typename Four>
 __device__ __forceinline__ void unpack(Four group, typename E::Compute (&values)[4]) {
   values[0] = E::decode(group.x), values[1] = E::decode(group.y);
@@ -89,9 +86,10 @@ __device__ __forceinline__ double2 pack(const double (&values)[2]) {
   return {values[0], values[1]};
 }
 
-template <typename E>
-bool vectors_allowed(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % sizeof(typename E::Vector) == 0;
+// Whether such units can be read or written at once.
+template <typename Unit>
+bool aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % sizeof(Unit) == 0;
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

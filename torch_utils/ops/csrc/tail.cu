@@ -2,8 +2,8 @@
 //
 // Memory holds rows: of pixels, one row a channel, or with channels last of channels, one row a pixel. A block of
 // threads is `lanes` wide along rows and `height` rows high. A thread takes a group of elements at a time, `reach` of
-// them along a row, and `depth` rows in turn. What differs only along rows (operands and sums of channels, with channels
-// last) stays in registers meanwhile.
+// them along a row, and `depth` rows in turn. What differs only along rows (operands and sums of channels, with
+// channels last) stays in registers meanwhile.
 
 #include <array>
 #include <type_traits>
@@ -37,7 +37,7 @@ Plan make_plan(const Tail& tail) {
 
   bool whole = length % group_size<E> == 0;
   for (const void* pointer : std::array<const void*, 5>{tail.x, tail.dy, tail.v, tail.out, tail.out_x})
-    whole = whole && reinterpret_cast<uintptr_t>(pointer) % sizeof(typename E::Group) == 0;
+    whole = whole && aligned<typename E::Group>(pointer);
   plan.group = whole ? group_size<E> : 1;
 
   const int most = rows == 1 ? 256 : rows == 2 ? 128 : 64;
@@ -168,8 +168,8 @@ __device__ __forceinline__ Element<S> evaluate(const Arguments<E>& a, const Chan
   return {m * t, g * channel.w[0] + q * channel.scale, {g * v + q * x, q * noise, q}};
 }
 
-// A thread's group of elements: loads, computes, stores, and adds to the sums. These and operands are those of one channel
-// or, where each element has its own, of G.
+// A thread's group of elements: loads, computes, stores, and adds to the sums. These and operands are those of one
+// channel or, where each element has its own, of G.
 template <int order, bool curved, typename E, int G, int channels, typename S = typename E::Compute>
 __device__ __forceinline__ void process(const Arguments<E>& a, int64_t at, S strength, const S (&noise)[G],
                                         const Channel<S> (&operands)[channels], S (&sums)[3][channels]) {

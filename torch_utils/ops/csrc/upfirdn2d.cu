@@ -2,8 +2,9 @@
 //
 // A block of threads makes a tile of outputs from a tile of samples, which it first brings to shared memory along with
 // the filter. A tile has rows and columns of pixels with one channel, or with channels last those in 32 bytes, which is
-// the least that memory moves. A thread keeps to a column and a channel, or a pair of channels, and makes strips of outputs
-// that lie `up` rows apart: these meet the same taps, on samples that lie `down` rows apart, and so share what is read.
+// the least that memory moves. A thread keeps to a column and a channel, or a pair of channels, and makes strips of
+// outputs that lie `up` rows apart: these meet the same taps, on samples that lie `down` rows apart, and so share what
+// is read.
 
 #include "cuda_common.h"
 
@@ -21,11 +22,6 @@ constexpr int blocks_at_once = sizeof(typename E::Compute) == 8 ? 2 : 4;
 // Elements of 16 bits are read and written in pairs of channels, where there are some.
 template <typename E>
 constexpr bool has_pairs = sizeof(typename E::Bits) == 2;
-
-template <typename E>
-bool pairs_allowed(const void* y) {
-  return has_pairs<E> && reinterpret_cast<uintptr_t>(y) % (2 * sizeof(typename E::Bits)) == 0;
-}
 
 // Divides numbers from 0 to 2^31 − 1 by multiplying, which is several times as fast.
 struct Divider {
@@ -148,8 +144,8 @@ __device__ __forceinline__ void write(typename E::Bits* to, const typename E::Co
   }
 }
 
-// taps: that meet a sample, along each axis. taps and down: 0 where they are known at run time only. pair: channels of a
-// thread.
+// taps: that meet a sample, along each axis. taps and down: 0 where they are known at run time only. pair: channels of
+// a thread.
 template <typename E, int taps, int down, int pair>
 __global__ void __launch_bounds__(most_threads, blocks_at_once<E>) upfirdn2d(const Arguments<E> a) {
   using Bits = typename E::Bits;
@@ -249,7 +245,7 @@ template <typename E>
 const char* launch_tiles(const Filter& filter, void* stream) {
   using Bits = typename E::Bits;
   using S = typename E::Compute;
-  constexpr int V = vector_size<E>, sector = 2 * V;
+  constexpr int V = sizeof(typename E::Vector) / sizeof(Bits), sector = 2 * V;
   const bool channels_last = filter.channels_last && filter.c > 1;
   const int64_t pictures = channels_last ? filter.n : filter.n * filter.c, depth = channels_last ? filter.c : 1;
   const int channels = static_cast<int>(std::min<int64_t>(depth, sector));
@@ -268,7 +264,7 @@ const char* launch_tiles(const Filter& filter, void* stream) {
     return taps_x == taps * up_x && taps_y == taps * up_y && down_x == down && down_y == down;
   };
   const bool known = suits(2, 1) || suits(4, 1) || suits(4, 2);
-  const bool paired = known && channels % 2 == 0 && depth % 2 == 0 && pairs_allowed<E>(filter.y);
+  const bool paired = has_pairs<E> && known && depth % 2 == 0 && aligned<ushort2>(filter.y);
   const int pair = paired ? 2 : 1;
 
   // A tile as wide as its threads, with some strips for each of them; then smaller until it fits in.
@@ -285,7 +281,8 @@ const char* launch_tiles(const Filter& filter, void* stream) {
     blocks = pictures * divide_up(filter.out_h, high) * divide_up(filter.out_w, wide) * groups;
     const bool enough = bytes <= enough_shared && blocks >= enough_blocks;
     if (enough || (bytes <= most_shared && high <= std::max(full, lines * strip))) break;
-    if (wide == 1 && high == 1) return "upfirdn2d: the filter is too large; give one of at most 32×32 taps";
+    if (wide == 1 && high == (known ? full : 1))
+      return "upfirdn2d: the filter is too large; give one of at most 32×32 taps";
     if (high > full) {
       high = round_up(high / 2, full);
     } else if (wide > 1) {
@@ -295,10 +292,11 @@ const char* launch_tiles(const Filter& filter, void* stream) {
     }
   }
 
-  const bool vectors = (channels_last ? filter.c : filter.in_w) % V == 0 && vectors_allowed<E>(filter.x);
+  const bool vectors = (channels_last ? filter.c : filter.in_w) % V == 0 && aligned<typename E::Vector>(filter.x);
   const int unit_columns = vectors && channels == 1 ? V : 1, unit_channels = vectors && channels > 1 ? V : 1;
   const int64_t lanes = wide * channels / pair, phases = std::min<int64_t>(up_y, high);
-  const int64_t strips = phases * divide_up(high, full), row_units = samples_x / unit_columns * (channels / unit_channels);
+  const int64_t strips = phases * divide_up(high, full);
+  const int64_t row_units = samples_x / unit_columns * (channels / unit_channels);
   const int64_t threads = round_up(std::min<int64_t>(most_threads, lanes * strips), 32);
   const auto axis = [](int64_t in, int64_t out, int up, int down, int taps, int64_t pad, int align, int64_t outputs,
                        int64_t samples) {
