@@ -110,8 +110,7 @@ class Library:
 
     def _build(self, recipe: Recipe, folder: Path, file: Path, failure: Path) -> Status:
         """Build and load. Only a library that has been loaded gets its name, and a build that was killed has none."""
-        patience = "a few minutes" if self._is_cuda else "about a minute"
-        _say(f"building native operators for {self.name} (once, {patience}) ...")
+        _say(f"building native operators for {self.name} (once, about a minute) ...")
         begun = time.monotonic()
         for leftover in folder.glob("build-*"):
             shutil.rmtree(leftover, ignore_errors=True)
