@@ -25,6 +25,11 @@ def golden_arrays(name: str, prefix: str = "") -> dict[str, torch.Tensor]:
         return {k.removeprefix(prefix): torch.as_tensor(arrays[k]) for k in arrays.files if k.startswith(prefix)}
 
 
+def golden_filter(case: dict) -> torch.Tensor:
+    """The filter that a case of upfirdn2d or of a convolution names."""
+    return golden_arrays("upfirdn2d", f"filter_{case['filter']}")[""]
+
+
 def golden_cases(name: str):
     return json.loads((GOLDEN / f"{name}.json").read_text())
 

@@ -26,12 +26,11 @@ from emulation.harness import (
     has_sanitizer,
 )
 
-from conftest import golden_arrays, golden_cases
+from conftest import golden_arrays, golden_cases, golden_filter
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import ACTIVATIONS
 
 KERNELS = [SOURCES / "tail.cu", SOURCES / "upfirdn2d.cu"]
-BIAS_ACT, UPFIRDN = golden_arrays("bias_act"), golden_arrays("upfirdn2d")
 NAMES = list(ACTIVATIONS)
 ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2, torch.float32: 2e-5, torch.float64: 1e-11}
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
@@ -145,7 +144,7 @@ def check_tail(emulator, order, keywords, act, launch, tolerance=None, **functio
 
 @pytest.mark.parametrize("case", golden_cases("bias_act")["cases"], ids=lambda c: f"{c['case']}-{c['act']}")
 def test_tail_meets_golden_values_and_derivatives(emulator, case):
-    want = {k.split("_", 1)[1]: v for k, v in BIAS_ACT.items() if k.startswith(f"case{case['case']}_")}
+    want = golden_arrays("bias_act", f"case{case['case']}_")
     act = ACTIVATIONS[case["act"]]
     shape = want["x"].shape
     n, c = (1, shape[0]) if case["dim"] == 0 else shape[:2]
@@ -261,8 +260,8 @@ def pair(value):
 
 @pytest.mark.parametrize("case", golden_cases("upfirdn2d")["cases"], ids=lambda c: f"{c['case']}-{c['filter']}")
 def test_upfirdn2d_meets_golden_values_and_gradients(emulator, case):
-    want = {k.split("_", 1)[1]: v for k, v in UPFIRDN.items() if k.startswith(f"case{case['case']}_")}
-    f = UPFIRDN[f"filter_{case['filter']}"]
+    want = golden_arrays("upfirdn2d", f"case{case['case']}_")
+    f = golden_filter(case)
     f = f.outer(f) if f.ndim == 1 else f
     padding = case["padding"] if isinstance(case["padding"], list) else [case["padding"]] * 4
     forward = {

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import golden_arrays, golden_cases
+from conftest import golden_arrays, golden_cases, golden_filter
 from torch_utils.ops import conv2d_gradfix
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
@@ -22,10 +22,6 @@ MODULATED_CASES = [c for c in golden_cases("convolution") if c["kind"] == "modul
 
 def close(found, expected, tolerance):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * max(1, float(expected.abs().max())))
-
-
-def golden_filter(case: dict) -> torch.Tensor:
-    return golden_arrays("upfirdn2d", f"filter_{case['filter']}")[""]
 
 
 # ---- bias_act ------------------------------------------------------------------------------------------------

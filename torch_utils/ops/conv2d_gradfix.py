@@ -41,6 +41,8 @@ def _is_plain(x: torch.Tensor, w: torch.Tensor) -> bool:
 
 
 class Geometry(NamedTuple):
+    """What tells a convolution besides its tensors."""
+
     stride: int
     padding: tuple[int, int]
     transposed: bool
