@@ -2,11 +2,13 @@
 
     python benchmarks/training.py --periods=2
 
-Counted are the operations of convolutions and matrix products, forward and backward; "share" is their speed over that
-of a 4096³ float32 product. Compare figures of one run with each other: machines differ, and one machine differs from
-hour to hour. Take them on an idle machine.
+Counted are the operations of convolutions and matrix products, forward and backward, as sums over taps and channels
+would take them (native 3×3 convolutions get by with fewer); "share" is their speed over that of a 4096³ float32
+product. The product is timed again before every period of 16 steps, and every few images. Compare figures of one run
+with each other: machines differ, and one machine differs from minute to minute. Take them on an idle machine.
 """
 
+import math
 import resource
 import statistics
 import sys
@@ -18,7 +20,7 @@ import click
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -29,36 +31,50 @@ from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
+from torch_utils.ops.registered import OPERATORS
 from training.config import DataConfig, Overrides, resolve
 from training.generator import Generator
 from training.loss import Minibatch
 from training.training_loop import TrainingRun
 
+PERIOD = 16  # steps after which every phase has been due
 CONFIGURATIONS = {
     "demo": Overrides(batch=16, gamma=1, mixing=0, pl_weight=0, z_dim=128, cbase=1024, cmax=64, fp32=True),
     "twice as wide, all regularisation": Overrides(batch=16, gamma=1, z_dim=128, cbase=2048, cmax=64, fp32=True),
 }
 
 
+@register_flop_formula(OPERATORS.conv3x3)
+def _(x_shape, w_shape, *_, **__) -> int:
+    n, _, height, width = x_shape
+    return 2 * n * height * width * math.prod(w_shape)
+
+
+@register_flop_formula(OPERATORS.conv3x3_weight_gradient)
+def _(x_shape, _, w_shape, **__) -> int:
+    n, _, height, width = x_shape
+    return 2 * n * height * width * math.prod(w_shape)
+
+
 @click.command()
-@click.option("--periods", type=click.IntRange(1), default=2, show_default=True, help="counted periods of 16 steps")
-@click.option("--images", type=click.IntRange(3), default=8, show_default=True, help="counted images at 256×256")
+@click.option("--periods", type=click.IntRange(1), default=4, show_default=True, help="counted periods of 16 steps")
+@click.option("--images", type=click.IntRange(3), default=16, show_default=True, help="counted images at 256×256")
 def main(periods: int, images: int) -> None:
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     operators = "native operators" if native.available(device.type) else "operators in plain PyTorch"
     print(f"PyTorch {torch.__version__} on {device}, {torch.get_num_threads()} threads, {operators}")
-    product = matrix_product_speed(device)
-    print(f"4096³ float32 matrix product: {product / 1e9:.0f} GFLOP/s\n")
+    print()
+    product = MatrixProduct(device)
     with tempfile.TemporaryDirectory() as folder:
         archive = draw_archive(Path(folder) / "noise.zip", resolution=64)
         for name, overrides in CONFIGURATIONS.items():
             print(f"{name}: 64×64, " + ", ".join(f"{k} {v:g}" for k, v in vars(overrides).items() if v is not None))
-            print(time_training(archive, Path(folder), overrides, 16 * periods, product) + "\n")
-    seconds, operations = time_generation(device, images)
+            print(time_training(archive, Path(folder), overrides, periods, product) + "\n")
+    seconds, operations, speed = time_generation(device, images, product)
     print(f"generation at 256×256, `auto` networks: {seconds:.3f} s an image (median), ", end="")
-    print(f"{operations / 1e9:.1f} GFLOP, share {operations / seconds / product:.0%}")
-    print(f"4096³ float32 matrix product, again: {matrix_product_speed(device) / 1e9:.0f} GFLOP/s")
+    print(f"{operations / 1e9:.1f} GFLOP, share {operations / seconds / speed:.0%}")
+    print(f"4096³ float32 matrix product meanwhile: {speed / 1e9:.0f} GFLOP/s (median)")
     print(f"peak memory: {peak_memory(device) / 2**30:.2f} GiB")
 
 
@@ -89,16 +105,20 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def matrix_product_speed(device: torch.device, n: int = 4096) -> float:
-    """Operations a second in an n×n float32 product, median of five."""
-    a, b = torch.randn(2, n, n, device=device)
-    seconds = []
-    for _ in range(6):
+class MatrixProduct:
+    """The speed of a float32 product of two n×n matrices: what the machine can do at the time."""
+
+    def __init__(self, device: torch.device, n: int = 4096) -> None:
+        self.factors = torch.randn(2, n, n, device=device)
+        self.speed()  # the first one has more to do
+
+    def speed(self) -> float:
+        """Operations a second."""
+        synchronise(self.factors.device)
         start = time.perf_counter()
-        a @ b
-        synchronise(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / statistics.median(seconds[1:])
+        self.factors[0] @ self.factors[1]
+        synchronise(self.factors.device)
+        return 2 * self.factors.shape[1] ** 3 / (time.perf_counter() - start)
 
 
 def draw_archive(path: Path, resolution: int, count: int = 64) -> Path:
@@ -111,8 +131,8 @@ def draw_archive(path: Path, resolution: int, count: int = 64) -> Path:
     return path
 
 
-def time_training(archive: Path, folder: Path, overrides: Overrides, steps: int, product: float) -> str:
-    """A table of the phases: seconds each time, and per kimg. steps: a multiple of the longest interval."""
+def time_training(archive: Path, folder: Path, overrides: Overrides, periods: int, product: MatrixProduct) -> str:
+    """A table of the phases: seconds each time, and per kimg; and the speed of the product meanwhile."""
     dataset = SliceDataset(archive)
     data = DataConfig(str(archive))
     config = resolve("auto", data, dataset.schema, dataset.resolution, dataset.c_dim, overrides, seed=0, snap=0)
@@ -122,12 +142,15 @@ def time_training(archive: Path, folder: Path, overrides: Overrides, steps: int,
     operations = {phase.name: count_operations(run, phase) for phase in run.phases}
     run.statistics.collect()
     run.step = 0  # every phase falls due in the first counted step
-    totals = []
-    for _ in range(steps):
+    totals, speeds = [], []
+    for step in range(PERIOD * periods):
+        if step % PERIOD == 0:
+            speeds.append(product.speed())
         start = time.perf_counter()
         run._step()
         synchronise(run.device)
         totals.append(time.perf_counter() - start)
+    speed = statistics.median([*speeds, product.speed()])
     moments = run.statistics.collect()
     steps_per_kimg = 1000 / config.batch
     rows, counted = [], 0.0
@@ -137,11 +160,12 @@ def time_training(archive: Path, folder: Path, overrides: Overrides, steps: int,
         counted += per_kimg
         done = operations[phase.name]
         rows.append([phase.name, f"{seconds:.3f}", f"1 in {phase.interval}", f"{per_kimg:.2f}"])
-        rows[-1] += [f"{done / 1e9:.1f}", f"{done / seconds / product:.0%}"]
+        rows[-1] += [f"{done / 1e9:.1f}", f"{done / seconds / speed:.0%}"]
     whole = statistics.mean(totals) * steps_per_kimg
     rows.append(["rest (data, EMA)", "", "", f"{max(whole - counted, 0):.2f}", "", ""])
     rows.append(["together", "", "", f"{whole:.2f}", "", ""])
-    return format_table(["phase", "s each", "steps", "s per kimg", "GFLOP", "share"], rows)
+    table = format_table(["phase", "s each", "steps", "s per kimg", "GFLOP", "share"], rows)
+    return f"{table}\n4096³ float32 matrix product meanwhile: {speed / 1e9:.0f} GFLOP/s (median)"
 
 
 def count_operations(run: TrainingRun, phase) -> int:
@@ -158,23 +182,27 @@ def count_operations(run: TrainingRun, phase) -> int:
 
 
 @torch.no_grad()
-def time_generation(device: torch.device, images: int) -> tuple[float, int]:
-    """Median seconds, and operations, of one image at 256×256 with the networks of `--cfg=auto`, one at a time."""
+def time_generation(device: torch.device, images: int, product: MatrixProduct) -> tuple[float, int, float]:
+    """(seconds, operations) of one image at 256×256 with the networks of `--cfg=auto`, one at a time, and the speed of
+    the product meanwhile. Medians."""
     config = resolve("auto", DataConfig(""), BRATS, 256, 0, Overrides(), seed=0, snap=0).generator
     generator = Generator(config).eval().to(device)
 
     def generate() -> None:
         generator(torch.randn(1, config.z_dim, device=device), noise_mode="const")
 
-    seconds = []
-    for _ in range(images + 1):
+    seconds, speeds = [], []
+    generate()
+    for image in range(images):
+        if image % 4 == 0:
+            speeds.append(product.speed())
         start = time.perf_counter()
         generate()
         synchronise(device)
         seconds.append(time.perf_counter() - start)
     with OperationCounter() as counter:
         generate()
-    return statistics.median(seconds[1:]), counter.total
+    return statistics.median(seconds), counter.total, statistics.median(speeds)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import native_operators
-from torch_utils.ops import native
+from torch_utils.ops import conv2d_gradfix, native
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.registered import NUMBERS, OPERATORS
 from torch_utils.ops.synthesis_tail import synthesis_tail
@@ -193,6 +195,120 @@ def test_slices_of_tensors_serve_as_well():
     agree(lambda x: upfirdn2d(bias_act(x, act="lrelu"), f, up=2, padding=2), x, tolerance=1e-5)
 
 
+# ---- 3×3 convolutions on CPUs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_cpu(device) -> None:
+    if device != "cpu":
+        pytest.skip("3×3 convolutions are native on CPUs only")
+
+
+def draw_convolution(n, c, h, w, channels, transposed=False) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and weight, channels last, whose convolution has a variance of about 1."""
+    weight = torch.randn(*(c, channels) if transposed else (channels, c), 3, 3) / (9 * c) ** 0.5
+    x = torch.randn(n, c, h, w)
+    return tuple(t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
+
+
+class Calls(TorchDispatchMode):
+    """Counts the calls of native convolutions."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "conv3x3" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 16, 23, 37, 32), (1, 64, 32, 33, 16), (3, 32, 20, 20, 48), (1, 128, 40, 30, 128)]
+)
+def test_convolutions_agree_with_pytorch(shape, on_cpu):
+    x, weight = draw_convolution(*shape)
+
+    def value_and_derivatives() -> list[torch.Tensor]:
+        y = conv2d_gradfix.conv2d(x, weight, padding=1)
+        first = torch.autograd.grad(y.square().sum(), [x, weight], create_graph=True)
+        return [y, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, weight])]
+
+    with Calls() as calls:
+        found = value_and_derivatives()
+    assert calls.count == 9  # the value, its two gradients, and the two gradients of each of these three
+    with native.reference_only():
+        for f, e in zip(found, value_and_derivatives(), strict=True):
+            torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-5 * float(e.detach().abs().max()))
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+@pytest.mark.parametrize("h, w", [(1, 1), (1, 9), (2, 3), (4, 4), (5, 6), (13, 4)])
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_native_convolutions_of_few_pixels(n, h, w, transposed, on_cpu):
+    """Which are left to PyTorch otherwise; with weights in either layout."""
+    x, weight = (t.detach() for t in draw_convolution(n, 32, h, w, 48, transposed))
+    function = F.conv_transpose2d if transposed else F.conv2d
+    expected = function(x.double(), weight.double(), padding=1)
+    for layout in LAYOUTS.values():
+        found = OPERATORS.conv3x3(x, weight.contiguous(memory_format=layout), transposed)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_native_convolutions_are_almost_as_exact_as_plain_sums(on_cpu):
+    """At the points 0, ±1, ±2 they would be four times as far off, with some matrices of others a hundred times."""
+    x, weight = (t.detach() for t in draw_convolution(2, 64, 40, 40, 64))
+    expected = F.conv2d(x.double(), weight.double(), padding=1)
+    error = (OPERATORS.conv3x3(x, weight, False) - expected).square().mean().sqrt()
+    assert error < 1.2e-6  # plain sums: 4e-7
+
+
+def test_what_native_convolutions_do_not_serve_is_left_to_pytorch(on_cpu):
+    x, weight = draw_convolution(1, 32, 40, 40, 32)
+    with Calls() as calls:
+        for case in (
+            lambda: conv2d_gradfix.conv2d(x.contiguous(), weight, padding=1),
+            lambda: conv2d_gradfix.conv2d(x.double(), weight.double(), padding=1),
+            lambda: conv2d_gradfix.conv2d(x[:, :, :20, :20], weight, padding=1),
+            lambda: conv2d_gradfix.conv2d(x, weight, padding=0),
+            lambda: conv2d_gradfix.conv2d(x, weight, padding=1, stride=2),
+            lambda: conv2d_gradfix.conv2d(x, weight[:, :16], padding=1, groups=2),
+            lambda: conv2d_gradfix.conv2d(x[:, :31], weight[:, :31], padding=1),
+            lambda: conv2d_gradfix.conv2d(x, weight[..., :2], padding=1),
+            lambda: conv2d_gradfix.conv_transpose2d(x, weight),
+        ):
+            case().sum().backward()
+        with native.reference_only():
+            conv2d_gradfix.conv2d(x, weight, padding=1)
+        assert calls.count == 0
+        with torch.no_grad():
+            conv2d_gradfix.conv2d(x, weight, padding=1)
+        assert calls.count == 1
+
+
+def test_native_convolutions_refuse_what_does_not_fit(on_cpu):
+    x, weight = (t.detach() for t in draw_convolution(2, 32, 8, 8, 48))
+    for wrong in (
+        lambda: OPERATORS.conv3x3(x.double(), weight.double(), False),
+        lambda: OPERATORS.conv3x3(x[:, :17], weight[:, :17], False),
+        lambda: OPERATORS.conv3x3(x, weight, True),
+        lambda: OPERATORS.conv3x3(x, weight[..., :2], False),
+        lambda: OPERATORS.conv3x3(x[0], weight, False),
+        lambda: OPERATORS.conv3x3_weight_gradient(x, x, weight),
+        lambda: OPERATORS.conv3x3_weight_gradient(x, torch.zeros(2, 48, 8, 7), weight),
+    ):
+        with pytest.raises(ValueError, match=r"found x \[.*\] \w+ and w \[|dy \[.*does not fit x \["):
+            wrong()
+
+
+def test_native_convolutions_refuse_derivatives_in_words(on_cpu):
+    x, weight = draw_convolution(1, 16, 4, 4, 16)
+    for call in (
+        lambda: OPERATORS.conv3x3(x, weight, False),
+        lambda: OPERATORS.conv3x3_weight_gradient(x, x, weight),
+    ):
+        with pytest.raises(NotImplementedError, match="conv2d_gradfix has"):
+            call()
+
+
 def test_third_derivatives_are_refused_in_words():
     x, scale = torch.randn(1, 2, 3, 3, requires_grad=True), torch.ones(1, 2)
     (first,) = torch.autograd.grad(synthesis_tail(x, scale, act="tanh").sum(), x, create_graph=True)
@@ -252,6 +368,13 @@ def test_operators_pass_the_checks_of_pytorch():
             OPERATORS.tail_backward2, (None, w[0], None, w[2], dy, *constants, *settings, False, [True, False, True])
         )
         torch.library.opcheck(OPERATORS.upfirdn2d, (x, torch.ones(3, 2), 2, 1, 1, 2, 3, 2, 1, 2, False, 1.5))
+
+
+def test_native_convolutions_pass_the_checks_of_pytorch(on_cpu):
+    x, weight = (t.detach() for t in draw_convolution(2, 32, 5, 6, 16))
+    torch.library.opcheck(OPERATORS.conv3x3, (x, weight, False))
+    torch.library.opcheck(OPERATORS.conv3x3, (torch.randn(2, 16, 5, 6), weight, True))
+    torch.library.opcheck(OPERATORS.conv3x3_weight_gradient, (x, torch.randn(2, 16, 5, 6), weight))
 
 
 class Layer(torch.nn.Module):

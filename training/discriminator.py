@@ -22,7 +22,8 @@ def minibatch_std(x: torch.Tensor, group_size: int) -> torch.Tensor:
     group_size = min(group_size, n)
     assert n % group_size == 0, f"a minibatch of {n} does not divide into groups of {group_size}"
     groups = x.to(torch.float32).reshape(group_size, n // group_size, -1)
-    std = (groups.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=1)  # [N / group_size]
+    variance = (groups - groups.mean(dim=0)).square().mean(dim=0)  # on a CPU many times as fast as torch.var
+    std = (variance + 1e-8).sqrt().mean(dim=1)  # [N / group_size]
     std = std.repeat(group_size).reshape(n, 1, 1, 1).expand(n, 1, h, w)
     return torch.cat([x, std.to(x.dtype)], dim=1)
 

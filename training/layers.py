@@ -57,7 +57,8 @@ def modulated_conv2d(
     """Convolution whose input channels are scaled per sample, and whose output is scaled back to unit variance.
 
     x: [N, C, H, W]. weight: [C', C, kh, kw]. styles: [N, C]. Scaling the output back, the demodulation, is left to
-    `synthesis_tail`, which does it in passing (StyleGAN2, equations 1 and 3).
+    `synthesis_tail`, which does it in passing (StyleGAN2, equations 1 and 3). A 1×1 kernel is scaled itself, in either
+    form: with weights of its own, a sample is one matrix product.
     """
     if x.dtype == torch.float16 and demodulate:
         # Demodulation cancels any factor, so take those that keep half precision from overflowing.
@@ -70,6 +71,8 @@ def modulated_conv2d(
         scale = (power + 1e-8).rsqrt()
 
     n = len(x)
+    if weight.shape[2:] == (1, 1) and up == down == 1 and padding == 0:
+        return Modulated(_conv1x1_per_sample(x, weight.flatten(1) * styles[:, None, :]), scale)
     resampling = {"f": resample_filter, "up": up, "down": down, "padding": padding, "flip_weight": flip_weight}
     if form is ModulationForm.SHARED:
         x = synthesis_tail(x, scale=styles)
@@ -80,6 +83,15 @@ def modulated_conv2d(
     x = x.reshape(1, -1, *x.shape[2:])
     x = conv2d_resample(x, weights.flatten(0, 1).to(x.dtype), groups=n, **resampling)
     return Modulated(x.reshape(n, -1, *x.shape[2:]), None)
+
+
+def _conv1x1_per_sample(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """x [N, C, H, W], weights [N, C', C] -> [N, C', H, W] in the layout of x."""
+    weights = weights.to(x.dtype)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        y = x.permute(0, 2, 3, 1).flatten(1, 2) @ weights.transpose(1, 2)  # [N, H·W, C']
+        return y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    return (weights @ x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 class FullyConnectedLayer(nn.Module):
@@ -134,8 +146,12 @@ class Conv2dLayer(nn.Module):
         self.register_buffer("resample_filter", setup_filter(LOWPASS))
 
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
-        weight = (self.weight * self.weight_gain).to(x.dtype)
+        bare = self.bias is None and self.activation == "linear" and self.conv_clamp is None
+        weight_gain = self.weight_gain * gain if bare else self.weight_gain  # which saves a pass over the result
+        weight = (self.weight * weight_gain).to(x.dtype)
         x = conv2d_resample(x, weight, f=self.resample_filter, down=self.down, padding=self.padding)
+        if bare:
+            return x
         return scaled_bias_act(x, self.bias, self.activation, gain, self.conv_clamp)
 
 

@@ -8,6 +8,7 @@
 
 #include "tail_cpu.h"
 #include "upfirdn2d_cpu.h"
+#include "winograd_cpu.h"
 
 namespace {
 
@@ -204,6 +205,79 @@ bool filter_is_right(DType dtype, Number tolerance) {
   return true;
 }
 
+// A convolution and the gradient of its weight, for channels that run along with the taps or across.
+bool convolution_is_right() {
+  ops::cpu::Convolution a{};
+  a.n = draw(0, 3), a.h = draw(1, 14), a.w = draw(1, 14);
+  a.in = 16 * draw(1, 3), a.out = 16 * draw(1, 3);
+  const int64_t pixels = a.n * a.h * a.w;
+  const Array<float> x(pixels * a.in, false), f(9 * a.in * a.out, false), dy(pixels * a.out, false);
+  Array<float> y(pixels * a.out, false), df(9 * a.in * a.out, false);
+  const bool last = chance(0.5);  // channels last
+  const int64_t strides[4] = {9 * a.in, last ? 1 : 9, last ? 3 * a.in : 3, last ? a.in : 1};
+  std::copy_n(strides, 4, a.f_strides);
+  a.x = x.values, a.f = f.values, a.df = df.values, a.y = y.values, a.dy = dy.values;
+
+  std::unique_ptr<float[]> first;
+  for (const int64_t threads : {1, 3}) {
+    at::simulated_threads = threads;
+    Array<float> weight(ops::cpu::winograd::kPoints * a.in * a.out, false);
+    std::fill_n(y.values, y.size, NAN);
+    a.at_points = weight.values;
+    ops::cpu::run_convolution(a);
+    if (!first) {
+      first.reset(new float[y.size]);
+      std::copy_n(y.values, y.size, first.get());
+    } else if (std::memcmp(first.get(), y.values, y.size * sizeof(float)) != 0) {
+      std::printf("convolution: %d threads make a difference\n", int(threads));
+      return false;
+    }
+  }
+  at::simulated_threads = draw(1, 5);
+  const int64_t parts = ops::cpu::weight_gradient_parts(a);
+  Array<float> gradient(parts * ops::cpu::winograd::kPoints * a.in * a.out, false);
+  std::fill_n(df.values, df.size, NAN);
+  a.at_points = gradient.values;
+  ops::cpu::run_weight_gradient(a);
+
+  // Some of the results: all would take long. Taps that meet no pixel are among those of df.
+  const auto fails = [&](const char* what, Number found, Number expected, Number magnitude) {
+    if (std::abs(found - expected) <= 3e-6L * magnitude) return false;
+    std::printf("%s of %dx%d pixels, %d to %d channels: %Lg, expected %Lg\n", what, int(a.h), int(a.w), int(a.in),
+                int(a.out), found, expected);
+    return true;
+  };
+  for (int i = 0; i < 60; ++i) {
+    const int64_t o = draw(0, a.out - 1);
+    if (pixels > 0) {
+      const int64_t n = draw(0, a.n - 1), row = draw(0, a.h - 1), column = draw(0, a.w - 1);
+      Number expected = 0, magnitude = 1;
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        const int64_t from_row = row + tap / 3 - 1, from_column = column + tap % 3 - 1;
+        if (from_row < 0 || from_row >= a.h || from_column < 0 || from_column >= a.w) continue;
+        for (int64_t c = 0; c < a.in; ++c) {
+          const Number term = x(((n * a.h + from_row) * a.w + from_column) * a.in + c, 0) *
+                              f(o * strides[0] + c * strides[1] + tap / 3 * strides[2] + tap % 3 * strides[3], 0);
+          expected += term, magnitude += std::abs(term);
+        }
+      }
+      if (fails("convolution", y(((n * a.h + row) * a.w + column) * a.out + o, 0), expected, magnitude)) return false;
+    }
+    const int64_t c = draw(0, a.in - 1), tap = draw(0, 8);
+    Number expected = 0, magnitude = 1;
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+      const int64_t row = pixel / a.w % a.h + tap / 3 - 1, column = pixel % a.w + tap % 3 - 1;
+      if (row < 0 || row >= a.h || column < 0 || column >= a.w) continue;
+      const Number term = dy(pixel * a.out + o, 0) *
+                          x(((pixel / (a.h * a.w) * a.h + row) * a.w + column) * a.in + c, 0);
+      expected += term, magnitude += std::abs(term);
+    }
+    const int64_t at = o * strides[0] + c * strides[1] + tap / 3 * strides[2] + tap % 3 * strides[3];
+    if (fails("weight's gradient", df(at, 0), expected, magnitude)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 template <typename T>
@@ -217,6 +291,7 @@ int main(int, char** arguments) {
     generator.seed(seed);
     count += wrong<float>(DType::float32, 1e-5L) + wrong<double>(DType::float64, 1e-12L);
     count += wrong<c10::Half>(DType::float16, 2e-3L) + wrong<c10::BFloat16>(DType::bfloat16, 1e-2L);
+    count += !convolution_is_right();
   }
   return std::min(count, 100);
 }

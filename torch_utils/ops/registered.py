@@ -32,6 +32,10 @@ _library.define(
     "upfirdn2d(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y,"
     " SymInt pad_x0, SymInt pad_x1, SymInt pad_y0, SymInt pad_y1, bool flip, float gain) -> Tensor"
 )
+# On CPUs only, float32, with stride 1 and padding 1. transposed: w is [C, C', 3, 3]. csrc/winograd_cpu.h has the
+# algorithm, and conv2d_gradfix.py the derivatives.
+_library.define("conv3x3(Tensor x, Tensor w, bool transposed) -> Tensor")
+_library.define("conv3x3_weight_gradient(Tensor x, Tensor dy, Tensor w) -> Tensor")
 
 
 # ---- Shapes ----------------------------------------------------------------------------------------------------
@@ -79,4 +83,16 @@ def _(x, f, up_x, up_y, down_x, down_y, pad_x0, pad_x1, pad_y0, pad_y1, flip, ga
     )
 
 
+@torch.library.register_fake(f"{NAMESPACE}::conv3x3", lib=_library)
+def _(x, w, transposed):
+    shape = [x.shape[0], w.shape[1 if transposed else 0], *x.shape[2:]]
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@torch.library.register_fake(f"{NAMESPACE}::conv3x3_weight_gradient", lib=_library)
+def _(x, dy, w):
+    return torch.empty_like(w)
+
+
 TAIL, UPFIRDN2D = OPERATORS.tail.default, OPERATORS.upfirdn2d.default  # looked up once: a call takes microseconds
+CONV3X3, CONV3X3_WEIGHT_GRADIENT = OPERATORS.conv3x3.default, OPERATORS.conv3x3_weight_gradient.default

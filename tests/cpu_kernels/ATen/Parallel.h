@@ -8,6 +8,8 @@ namespace at {
 
 inline int64_t simulated_threads = 1;
 
+inline int64_t get_num_threads() { return simulated_threads; }
+
 template <typename F>
 inline void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& function) {
   if (begin >= end) return;

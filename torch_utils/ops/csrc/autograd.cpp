@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <initializer_list>
 #include <tuple>
 
 #include "operators.h"
@@ -335,6 +336,27 @@ Tensor upfirdn2d_autograd(const Tensor& x, const Tensor& f, int64_t up_x, int64_
   return Upfirdn2dFunction::apply(x, f, resampling, padding);
 }
 
+// conv2d_gradfix.py puts the derivatives of convolutions together, whichever way they are computed.
+void refuse_derivative(std::initializer_list<Tensor> inputs) {
+  TORCH_CHECK_NOT_IMPLEMENTED(std::none_of(inputs.begin(), inputs.end(), followed),
+                              "the native 3×3 convolution has no derivative of its own; torch_utils.ops.conv2d_gradfix has");
+}
+
+Tensor conv3x3_autograd(const Tensor& x, const Tensor& w, bool transposed) {
+  static const auto op = find<Tensor(const Tensor&, const Tensor&, bool)>("stylegan2_mr::conv3x3");
+  refuse_derivative({x, w});
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(x, w, transposed);
+}
+
+Tensor conv3x3_weight_gradient_autograd(const Tensor& x, const Tensor& dy, const Tensor& w) {
+  static const auto op =
+      find<Tensor(const Tensor&, const Tensor&, const Tensor&)>("stylegan2_mr::conv3x3_weight_gradient");
+  refuse_derivative({x, dy});
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(x, dy, w);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(stylegan2_mr, Autograd, library) {
@@ -342,4 +364,6 @@ TORCH_LIBRARY_IMPL(stylegan2_mr, Autograd, library) {
   library.impl("tail_backward", tail_backward_autograd);
   library.impl("tail_backward2", tail_backward2_autograd);
   library.impl("upfirdn2d", upfirdn2d_autograd);
+  library.impl("conv3x3", conv3x3_autograd);
+  library.impl("conv3x3_weight_gradient", conv3x3_weight_gradient_autograd);
 }

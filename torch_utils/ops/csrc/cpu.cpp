@@ -1,5 +1,7 @@
 // The operators on the CPU.
 #include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 #include <numeric>
@@ -8,6 +10,7 @@
 #include "binding.h"
 #include "tail_cpu.h"
 #include "upfirdn2d_cpu.h"
+#include "winograd_cpu.h"
 
 namespace {
 
@@ -41,6 +44,72 @@ struct Cpu {
   static void filter(const ops::Filter& filter) { ops::cpu::run_upfirdn2d(filter); }
 };
 
+// ---- 3×3 convolutions -------------------------------------------------------------------------------------------
+
+using at::Tensor;
+
+void require_convolution(bool holds, const Tensor& x, const Tensor& w) {
+  TORCH_CHECK_VALUE(holds, "expected float32 x [N, C, H, W] and w [C', C, 3, 3], where C and C' are multiples of ",
+                    ops::cpu::winograd::kChannels, "; found x ", x.sizes(), " ", x.scalar_type(), " and w ", w.sizes(), " ",
+                    w.scalar_type());
+}
+
+bool is_float_pictures(const Tensor& t) { return t.dim() == 4 && t.scalar_type() == at::kFloat && t.is_cpu(); }
+
+// transposed: w is [C, C', 3, 3], as of a transposed convolution.
+ops::cpu::Convolution make_convolution(const Tensor& x, const Tensor& w, bool transposed) {
+  const auto fits = [](int64_t channels) { return channels > 0 && channels % ops::cpu::winograd::kChannels == 0; };
+  const int64_t in = w.size(transposed ? 0 : 1), out = w.size(transposed ? 1 : 0);
+  require_convolution(x.size(1) == in && fits(in) && fits(out) && w.size(2) == 3 && w.size(3) == 3, x, w);
+  ops::cpu::Convolution convolution{x.size(0), x.size(2), x.size(3), in, out};
+  convolution.x = x.const_data_ptr<float>();
+  for (int i = 0; i < 4; ++i) convolution.f_strides[i] = w.stride(transposed && i < 2 ? 1 - i : i);
+  return convolution;
+}
+
+// With stride 1 and padding 1, a transposed convolution is one with the taps in reverse.
+Tensor conv3x3(const Tensor& input, const Tensor& w, bool transposed) {
+  require_convolution(is_float_pictures(input) && is_float_pictures(w), input, w);
+  const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
+  auto convolution = make_convolution(x, w, transposed);
+  convolution.f = w.const_data_ptr<float>();
+  for (int i = 2; transposed && i < 4; ++i) {
+    convolution.f += 2 * convolution.f_strides[i];
+    convolution.f_strides[i] *= -1;
+  }
+  const Tensor at_points = at::empty({ops::cpu::winograd::kPoints, convolution.in, convolution.out}, x.options());
+  Tensor y = at::empty({x.size(0), convolution.out, x.size(2), x.size(3)}, x.options(), at::MemoryFormat::ChannelsLast);
+  convolution.y = y.mutable_data_ptr<float>();
+  convolution.at_points = at_points.mutable_data_ptr<float>();
+  ops::cpu::run_convolution(convolution);
+  return y;
+}
+
+// Of the convolution that is not transposed. The weight tells shape and layout.
+Tensor conv3x3_weight_gradient(const Tensor& input, const Tensor& gradient, const Tensor& w) {
+  require_convolution(is_float_pictures(input) && is_float_pictures(w), input, w);
+  const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
+  auto convolution = make_convolution(x, w, false);
+  const std::array<int64_t, 4> expected = {x.size(0), convolution.out, x.size(2), x.size(3)};
+  TORCH_CHECK_VALUE(is_float_pictures(gradient) && gradient.sizes() == at::IntArrayRef(expected), "dy ",
+                    gradient.sizes(), " ", gradient.scalar_type(), " does not fit x ", x.sizes(), " and w ", w.sizes());
+  const Tensor dy = gradient.contiguous(at::MemoryFormat::ChannelsLast);
+  Tensor dw = at::empty_like(w);
+  for (int i = 0; i < 4; ++i) convolution.f_strides[i] = dw.stride(i);
+  const Tensor at_points = at::empty(
+      {ops::cpu::weight_gradient_parts(convolution), ops::cpu::winograd::kPoints, convolution.in, convolution.out},
+      x.options());
+  convolution.dy = dy.const_data_ptr<float>();
+  convolution.df = dw.mutable_data_ptr<float>();
+  convolution.at_points = at_points.mutable_data_ptr<float>();
+  ops::cpu::run_weight_gradient(convolution);
+  return dw;
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(stylegan2_mr, CPU, library) { ops::binding::register_operators<Cpu>(library); }
+TORCH_LIBRARY_IMPL(stylegan2_mr, CPU, library) {
+  ops::binding::register_operators<Cpu>(library);
+  library.impl("conv3x3", conv3x3);
+  library.impl("conv3x3_weight_gradient", conv3x3_weight_gradient);
+}
