@@ -6,8 +6,8 @@ Ratios of medians, forward, and forward + backward (f+b). "PyTorch" is how a goo
 operator: in place where autograd allows it, filters as two depthwise convolutions; "best" is the fastest other way
 known, torch_utils/ops/reference.py among them. "copy" is the time to copy as many bytes as the operator has to read and
 write; with gradients, autograd's copy of such a tensor and of each operand that takes one, since autograd needs some
-microseconds for every tensor, however small. Convolutions: both forms of the modulated convolution on this device. Take
-figures on an idle machine.
+microseconds for every tensor, however small. Convolutions: both forms of the modulated convolution on this device, and
+on a CPU native 3×3 convolutions against PyTorch's. Take figures on an idle machine.
 """
 
 import itertools
@@ -28,6 +28,7 @@ from dnnlib.text import format_table
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.conv2d_gradfix import conv2d
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d
 from training.layers import ModulationForm, modulated_conv2d
@@ -41,6 +42,7 @@ CONVOLUTIONS = {  # batches, channels, resolutions
     "cpu": ([1, 4, 16], [16, 64, 128], [64, 128]),
     "cuda": ([1, 8, 32], [64, 128, 512], [32, 128]),
 }
+NATIVE_CONVOLUTIONS = [(16, 16, 64), (16, 32, 32), (16, 64, 32), (16, 64, 8), (1, 64, 256), (1, 128, 128)]
 CLAMP = 256.0
 SQRT2 = 2**0.5
 
@@ -71,6 +73,10 @@ def main(seconds: float, dtype: str) -> None:
             convolutions(device, getattr(torch, dtype), seconds),
         )
     )
+    if device.type == "cpu" and dtype == "float32":
+        print()
+        columns = ["3×3 convolution", "batch", "ms", "PyTorch ÷", "ms f+b", "PyTorch ÷ f+b"]
+        print(format_table(columns, native_convolutions(seconds)))
 
 
 class Operator(NamedTuple):
@@ -215,6 +221,30 @@ def convolutions(device: torch.device, dtype: torch.dtype, seconds: float) -> li
             found = medians([call(form) for form in ModulationForm], seconds, device)
         name = f"{c} channels, {resolution}×{resolution}" + (", ×2" if up == 2 else "")
         rows.append([name, str(batch), *[f"{s * 1e3:.2f}" for s in found]])
+    return rows
+
+
+def native_convolutions(seconds: float) -> list[list[str]]:
+    """Forward, and forward with the gradients of input and weight."""
+    rows = []
+    for batch, c, resolution in NATIVE_CONVOLUTIONS:
+        x, weight = torch.randn(batch, c, resolution, resolution), torch.randn(c, c, 3, 3)
+        x, weight = (t.to(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
+        dy = torch.randn_like(x)
+        rows.append([f"{c} channels, {resolution}×{resolution}", str(batch)])
+        for backward in (False, True):
+
+            def call(convolve: Callable, x=x, weight=weight, dy=dy, backward=backward) -> Callable[[], None]:
+                def once() -> None:
+                    with torch.set_grad_enabled(backward):
+                        y = convolve(x, weight, padding=1)
+                        if backward:
+                            torch.autograd.grad(y, [x, weight], dy)
+
+                return once
+
+            mine, other = medians([call(conv2d), call(F.conv2d)], seconds, torch.device("cpu"))
+            rows[-1] += [f"{mine * 1e3:.2f}", f"{other / mine:.1f}"]
     return rows
 
 

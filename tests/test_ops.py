@@ -387,6 +387,18 @@ def test_modulated_conv2d_meets_golden_values_and_gradients(case, form):
         close(found, want[name], 1e-4)
 
 
+@pytest.mark.parametrize("form", ModulationForm, ids=lambda form: form.name)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_modulated_1x1_convolutions_scale_each_sample_and_keep_the_layout(layout, form):
+    x, w, s = torch.randn(3, 5, 4, 6).contiguous(memory_format=layout), torch.randn(7, 5, 1, 1), torch.randn(3, 5)
+    weights = torch.einsum("oc,nc->noc", w[:, :, 0, 0], s)
+    y, scale = modulated_conv2d(x, w, s, demodulate=False, form=form)
+    close(y, torch.einsum("nchw,noc->nohw", x, weights), 1e-5)
+    assert scale is None and y.is_contiguous(memory_format=layout)
+    demodulated = synthesis_tail(*modulated_conv2d(x, w, s, form=form))
+    close(demodulated, torch.einsum("nchw,noc->nohw", x, weights / weights.norm(dim=2, keepdim=True)), 1e-5)
+
+
 def test_half_precision_survives_styles_that_would_overflow():
     """Pre-normalisation keeps the sums in range and, as demodulation cancels it, changes nothing else."""
     torch.manual_seed(0)

@@ -254,7 +254,7 @@ def test_native_convolutions_of_few_pixels(n, h, w, transposed, on_cpu):
 
 
 def test_native_convolutions_are_almost_as_exact_as_plain_sums(on_cpu):
-    """At the points 0, ±1, ±2 they would be four times as far off, with some matrices of others a hundred times."""
+    """Which depends on the points: at 0, ±1, ±2 and ∞ they would be about four times as far off."""
     x, weight = (t.detach() for t in draw_convolution(2, 64, 40, 40, 64))
     expected = F.conv2d(x.double(), weight.double(), padding=1)
     error = (OPERATORS.conv3x3(x, weight, False) - expected).square().mean().sqrt()
@@ -262,26 +262,45 @@ def test_native_convolutions_are_almost_as_exact_as_plain_sums(on_cpu):
 
 
 def test_what_native_convolutions_do_not_serve_is_left_to_pytorch(on_cpu):
-    x, weight = draw_convolution(1, 32, 40, 40, 32)
+    def pair(c: int = 32, size: int = 40, channels: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+        return draw_convolution(1, c, size, size, channels)
+
+    x, weight = pair()
     with Calls() as calls:
         for case in (
             lambda: conv2d_gradfix.conv2d(x.contiguous(), weight, padding=1),
             lambda: conv2d_gradfix.conv2d(x.double(), weight.double(), padding=1),
-            lambda: conv2d_gradfix.conv2d(x[:, :, :20, :20], weight, padding=1),
+            lambda: conv2d_gradfix.conv2d(*pair(size=31), padding=1),
+            lambda: conv2d_gradfix.conv2d(*pair(c=40), padding=1),
+            lambda: conv2d_gradfix.conv2d(*pair(channels=40), padding=1),
+            lambda: conv2d_gradfix.conv2d(*pair(c=144), padding=1),
             lambda: conv2d_gradfix.conv2d(x, weight, padding=0),
+            lambda: conv2d_gradfix.conv2d(x, weight, padding=(1, 2)),
             lambda: conv2d_gradfix.conv2d(x, weight, padding=1, stride=2),
             lambda: conv2d_gradfix.conv2d(x, weight[:, :16], padding=1, groups=2),
-            lambda: conv2d_gradfix.conv2d(x[:, :31], weight[:, :31], padding=1),
             lambda: conv2d_gradfix.conv2d(x, weight[..., :2], padding=1),
             lambda: conv2d_gradfix.conv_transpose2d(x, weight),
         ):
             case().sum().backward()
         with native.reference_only():
             conv2d_gradfix.conv2d(x, weight, padding=1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert conv2d_gradfix.conv2d(x, weight, padding=1).dtype == torch.bfloat16
+        with torch.no_grad():  # as PyTorch takes them
+            assert conv2d_gradfix.conv2d(x[0], weight, padding="same").shape == (32, 40, 40)
         assert calls.count == 0
-        with torch.no_grad():
-            conv2d_gradfix.conv2d(x, weight, padding=1)
-        assert calls.count == 1
+        for guard in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+            with guard():
+                conv2d_gradfix.conv2d(*pair(size=32), padding=1)
+        assert calls.count == 3
+
+
+def test_compiled_convolutions_are_those_of_pytorch(on_cpu):
+    x, weight = draw_convolution(1, 32, 40, 40, 32)
+    compiled = torch.compile(lambda x, w: conv2d_gradfix.conv2d(x, w, padding=1), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        expected = conv2d_gradfix.conv2d(x, weight, padding=1)
+        torch.testing.assert_close(compiled(x, weight), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_native_convolutions_refuse_what_does_not_fit(on_cpu):

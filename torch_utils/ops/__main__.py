@@ -110,7 +110,8 @@ def _derivatives(case: Case, device: str, numbers: torch.dtype, compute: torch.d
     random = torch.Generator().manual_seed(0)
 
     def weights(like: torch.Tensor) -> torch.Tensor:
-        return torch.randn(like.shape, generator=random, dtype=torch.float64).to(numbers).to(device, compute)
+        drawn = torch.randn(like.shape, generator=random, dtype=torch.float64).to(numbers)
+        return torch.empty_like(like, requires_grad=False).copy_(drawn)  # in the layout of `like`
 
     tensors = {name: t.to(numbers).to(device, compute, copy=True) for name, t in case.tensors.items()}
     inputs = {name: t.requires_grad_() for name, t in tensors.items() if name not in FIXED}

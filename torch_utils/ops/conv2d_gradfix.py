@@ -5,11 +5,12 @@ On CPUs, 3×3 convolutions of many pixels are native ones, about twice as fast a
 When a gradient is differentiated again, PyTorch finds the part that goes to the weight by convolving with kernels of
 the picture's size, for which libraries have no fast algorithm. But it is the gradient of a convolution by its weight,
 like that of the first derivative, and is computed so here. Third derivatives and all others follow. Forward-mode
-differentiation and torch.func are not served while gradients are asked for, as by the native operators.
+differentiation and torch.func are not served, as by the native operators.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -26,22 +27,25 @@ def conv2d(
 
     padding: of all sides, or (above and below, left and right).
     """
-    if _is_left_to_pytorch(x):
-        return F.conv2d(x, w, stride=stride, padding=padding, groups=groups)
-    padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
-    return _differentiable(x, w, Geometry(stride, padding, False, (0, 0), groups))
+    pair = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    y = _convolve_here(x, w, Geometry(stride, pair, False, (0, 0), groups))
+    return F.conv2d(x, w, stride=stride, padding=padding, groups=groups) if y is None else y
 
 
 def conv_transpose2d(x: torch.Tensor, w: torch.Tensor, stride: int = 1, groups: int = 1) -> torch.Tensor:
     """torch.nn.functional.conv_transpose2d: x [N, C, H, W], w [C, C' / groups, kh, kw] -> [N, C', H', W']."""
-    if _is_left_to_pytorch(x):
-        return F.conv_transpose2d(x, w, stride=stride, groups=groups)
-    return _differentiable(x, w, Geometry(stride, (0, 0), True, (0, 0), groups))
+    y = _convolve_here(x, w, Geometry(stride, (0, 0), True, (0, 0), groups))
+    return F.conv_transpose2d(x, w, stride=stride, groups=groups) if y is None else y
 
 
-def _is_left_to_pytorch(x: torch.Tensor) -> bool:
-    """While it compiles, and where it chooses types."""
-    return torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+def _convolve_here(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> torch.Tensor | None:
+    """The convolution, or None where PyTorch's own serves: while it compiles, where it chooses types, and without
+    gradients unless a native one is faster."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return None
+    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
+        return _Convolution.apply(x, w, geometry)
+    return CONV3X3(x, w, geometry.transposed) if _is_native(x, w, geometry) else None
 
 
 class Geometry(NamedTuple):
@@ -69,22 +73,33 @@ class Geometry(NamedTuple):
         return self._replace(transposed=not self.transposed, output_padding=output_padding)
 
 
-FEWEST_PIXELS, MOST_CHANNELS = 1024, 128  # for which a native convolution pays: it has to transform the weight first
+# For these, the native convolution was faster than PyTorch's. However few pixels, it has to transform the weight first.
+FEWEST_PIXELS, MOST_CHANNELS = 1024, 128
+PROCESSORS = ("AVX2", "AVX512")
+
+
+@functools.cache
+def _is_measured() -> bool:
+    """Whether it was measured on such processors, and is built to run in several threads."""
+    return torch.backends.cpu.get_cpu_capability() in PROCESSORS and bool(native.OPENMP)
 
 
 def _is_native(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> bool:
-    """Whether the native 3×3 convolution serves, and is faster than PyTorch's, for values and gradients."""
+    """Whether the native 3×3 convolution serves, and is faster than PyTorch's."""
     first, second, *taps = w.shape
     return (
         taps == [3, 3]
         and geometry == (1, (1, 1), geometry.transposed, (0, 0), 1)
-        and first <= MOST_CHANNELS
-        and second <= MOST_CHANNELS
+        and 0 < first <= MOST_CHANNELS
+        and 0 < second <= MOST_CHANNELS
         and first % 16 == second % 16 == 0
+        and x.ndim == 4
         and x.numel() >= FEWEST_PIXELS * x.shape[1]
         and x.is_cpu
+        and w.is_cpu
         and x.dtype == w.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
+        and _is_measured()
         and native.serve(x)
     )
 

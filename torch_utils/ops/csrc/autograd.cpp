@@ -339,7 +339,8 @@ Tensor upfirdn2d_autograd(const Tensor& x, const Tensor& f, int64_t up_x, int64_
 // conv2d_gradfix.py puts the derivatives of convolutions together, whichever way they are computed.
 void refuse_derivative(std::initializer_list<Tensor> inputs) {
   TORCH_CHECK_NOT_IMPLEMENTED(std::none_of(inputs.begin(), inputs.end(), followed),
-                              "the native 3×3 convolution has no derivative of its own; torch_utils.ops.conv2d_gradfix has");
+                              "the native 3×3 convolution has no derivative of its own; "
+                              "torch_utils.ops.conv2d_gradfix has");
 }
 
 Tensor conv3x3_autograd(const Tensor& x, const Tensor& w, bool transposed) {

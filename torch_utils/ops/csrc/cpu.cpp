@@ -48,10 +48,10 @@ struct Cpu {
 
 using at::Tensor;
 
-void require_convolution(bool holds, const Tensor& x, const Tensor& w) {
-  TORCH_CHECK_VALUE(holds, "expected float32 x [N, C, H, W] and w [C', C, 3, 3], where C and C' are multiples of ",
-                    ops::cpu::winograd::kChannels, "; found x ", x.sizes(), " ", x.scalar_type(), " and w ", w.sizes(), " ",
-                    w.scalar_type());
+void require_convolution(bool holds, const Tensor& x, const Tensor& w, bool transposed) {
+  TORCH_CHECK_VALUE(holds, "expected float32 x [N, C, H, W] and w ", transposed ? "[C, C', 3, 3]" : "[C', C, 3, 3]",
+                    ", where C and C' are multiples of ", ops::cpu::winograd::kChannels, "; found x ", x.sizes(), " ",
+                    x.scalar_type(), " and w ", w.sizes(), " ", w.scalar_type());
 }
 
 bool is_float_pictures(const Tensor& t) { return t.dim() == 4 && t.scalar_type() == at::kFloat && t.is_cpu(); }
@@ -60,7 +60,8 @@ bool is_float_pictures(const Tensor& t) { return t.dim() == 4 && t.scalar_type()
 ops::cpu::Convolution make_convolution(const Tensor& x, const Tensor& w, bool transposed) {
   const auto fits = [](int64_t channels) { return channels > 0 && channels % ops::cpu::winograd::kChannels == 0; };
   const int64_t in = w.size(transposed ? 0 : 1), out = w.size(transposed ? 1 : 0);
-  require_convolution(x.size(1) == in && fits(in) && fits(out) && w.size(2) == 3 && w.size(3) == 3, x, w);
+  require_convolution(x.size(1) == in && fits(in) && fits(out) && w.size(2) == 3 && w.size(3) == 3, x, w,
+                      transposed);
   ops::cpu::Convolution convolution{x.size(0), x.size(2), x.size(3), in, out};
   convolution.x = x.const_data_ptr<float>();
   for (int i = 0; i < 4; ++i) convolution.f_strides[i] = w.stride(transposed && i < 2 ? 1 - i : i);
@@ -69,7 +70,7 @@ ops::cpu::Convolution make_convolution(const Tensor& x, const Tensor& w, bool tr
 
 // With stride 1 and padding 1, a transposed convolution is one with the taps in reverse.
 Tensor conv3x3(const Tensor& input, const Tensor& w, bool transposed) {
-  require_convolution(is_float_pictures(input) && is_float_pictures(w), input, w);
+  require_convolution(is_float_pictures(input) && is_float_pictures(w), input, w, transposed);
   const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
   auto convolution = make_convolution(x, w, transposed);
   convolution.f = w.const_data_ptr<float>();
@@ -87,12 +88,13 @@ Tensor conv3x3(const Tensor& input, const Tensor& w, bool transposed) {
 
 // Of the convolution that is not transposed. The weight tells shape and layout.
 Tensor conv3x3_weight_gradient(const Tensor& input, const Tensor& gradient, const Tensor& w) {
-  require_convolution(is_float_pictures(input) && is_float_pictures(w), input, w);
+  require_convolution(is_float_pictures(input) && is_float_pictures(w), input, w, false);
   const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
   auto convolution = make_convolution(x, w, false);
   const std::array<int64_t, 4> expected = {x.size(0), convolution.out, x.size(2), x.size(3)};
   TORCH_CHECK_VALUE(is_float_pictures(gradient) && gradient.sizes() == at::IntArrayRef(expected), "dy ",
-                    gradient.sizes(), " ", gradient.scalar_type(), " does not fit x ", x.sizes(), " and w ", w.sizes());
+                    gradient.sizes(), " ", gradient.scalar_type(), " does not fit x ", x.sizes(), " and w ", w.sizes(),
+                    "; expected ", at::IntArrayRef(expected), " Float");
   const Tensor dy = gradient.contiguous(at::MemoryFormat::ChannelsLast);
   Tensor dw = at::empty_like(w);
   for (int i = 0; i < 4; ++i) convolution.f_strides[i] = dw.stride(i);

@@ -1,4 +1,4 @@
-// What both CPU kernels need: numbers as they are stored and as they are computed with, and work shared by threads.
+// What the CPU kernels share: numbers as they are stored and as they are computed with, and work shared by threads.
 #pragma once
 
 #include <ATen/Parallel.h>

@@ -8,7 +8,7 @@
 //   products[point] [tile][out] = patches[point] [tile][in] · weights[point] [in][out]
 //
 // The points along each axis are 0, ±√½, ±√2 and ∞, which round less than the usual 0, ±1, ±2, ∞: results are about twice
-// as far from exact ones as plain sums are. A value that is not finite spreads over its tile.
+// as far from exact ones as plain sums are. An infinity or a NaN makes all of its tiles NaN.
 #pragma once
 
 #include "cpu_common.h"
@@ -39,8 +39,9 @@ constexpr int64_t kBytesInWork = 1 << 19;
 // Rows of a matrix product that are computed together, as there are registers for: tiles, or input channels.
 constexpr int kTilesTogether = kVectorBytes == 64 ? 12 : 6, kChannelsTogether = kVectorBytes == 64 ? 8 : 4;
 
-// A weight's gradient is summed in as many parts as threads, if each has at least so many tiles.
-constexpr int64_t kTilesAPart = 16;
+// A weight's gradient is summed in as many parts as threads, if each has at least so many tiles, and all take at most so
+// many bytes.
+constexpr int64_t kTilesAPart = 16, kBytesOfParts = 1 << 25;
 
 using V = Vector<float>;
 constexpr int kLanes = sizeof(V) / sizeof(float);
@@ -300,7 +301,10 @@ inline void points_to_weight(const Convolution& a, int64_t parts) {
 }  // namespace winograd
 
 inline int64_t weight_gradient_parts(const Convolution& a) {
-  return std::clamp<int64_t>(winograd::Tiles(a).count / winograd::kTilesAPart, 1, at::get_num_threads());
+  const int64_t bytes = winograd::kPoints * a.in * a.out * int64_t(sizeof(float));
+  const int64_t tiles = winograd::Tiles(a).count;
+  const int64_t most = std::min(winograd::kBytesOfParts / bytes, tiles / winograd::kTilesAPart);
+  return std::clamp<int64_t>(most, 1, at::get_num_threads());
 }
 
 inline void run_convolution(const Convolution& a) {
