@@ -74,7 +74,8 @@ class Geometry(NamedTuple):
 
 
 # For these, the native convolution was faster than PyTorch's. However few pixels, it has to transform the weight first.
-FEWEST_PIXELS, MOST_CHANNELS = 1024, 128
+MULTIPLE = 16  # of which numbers of channels are
+FEWEST_PIXELS, MOST_CHANNELS = 1024, 8 * MULTIPLE
 PROCESSORS = ("AVX2", "AVX512")
 
 
@@ -92,7 +93,7 @@ def _is_native(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> bool:
         and geometry == (1, (1, 1), geometry.transposed, (0, 0), 1)
         and 0 < first <= MOST_CHANNELS
         and 0 < second <= MOST_CHANNELS
-        and first % 16 == second % 16 == 0
+        and first % MULTIPLE == second % MULTIPLE == 0
         and x.ndim == 4
         and x.numel() >= FEWEST_PIXELS * x.shape[1]
         and x.is_cpu
