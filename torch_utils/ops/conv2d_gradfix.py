@@ -125,12 +125,6 @@ def _gradients(
     return dx, dw
 
 
-def _differentiable(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-        return _Convolution.apply(x, w, geometry)
-    return _convolve(x, w, geometry)
-
-
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, geometry):
@@ -166,7 +160,7 @@ class _WeightGradient(torch.autograd.Function):
         x, dy = ctx.saved_tensors
         dx = ddy = None
         if ctx.needs_input_grad[0]:
-            dx = _differentiable(dy, ddw, ctx.geometry.adjoint(x, dy, ddw))
+            dx = _Convolution.apply(dy, ddw, ctx.geometry.adjoint(x, dy, ddw))
         if ctx.needs_input_grad[1]:
-            ddy = _differentiable(x, ddw, ctx.geometry)
+            ddy = _Convolution.apply(x, ddw, ctx.geometry)
         return dx, ddy, None, None
