@@ -13,18 +13,20 @@ from training.generator import channels_at, compute_dtype, resolutions_up_to, ru
 from training.layers import LOWPASS, Conv2dLayer, FullyConnectedLayer, MappingNetwork
 
 
-def minibatch_std(x: torch.Tensor, group_size: int) -> torch.Tensor:
+def minibatch_std(x: torch.Tensor, group_size: int, minibatches: int = 1) -> torch.Tensor:
     """Append to [N, C, H, W] one channel with the mean standard deviation over groups of the minibatch.
 
-    Members of a group lie N / group_size apart. N must be a multiple of the group size, or smaller than it.
+    minibatches: so many of equal size M follow each other in x. Members of a group are of one of them, and lie
+    M / group_size apart. M must be a multiple of the group size, or smaller than it.
     """
     n, _, h, w = x.shape
-    group_size = min(group_size, n)
-    assert n % group_size == 0, f"a minibatch of {n} does not divide into groups of {group_size}"
-    groups = x.to(torch.float32).reshape(group_size, n // group_size, -1)
-    variance = (groups - groups.mean(dim=0)).square().mean(dim=0)  # on a CPU many times as fast as torch.var
-    std = (variance + 1e-8).sqrt().mean(dim=1)  # [N / group_size]
-    std = std.repeat(group_size).reshape(n, 1, 1, 1).expand(n, 1, h, w)
+    assert n % minibatches == 0, f"{n} samples are not {minibatches} minibatches"
+    group_size = min(group_size, n // minibatches)
+    assert n // minibatches % group_size == 0, f"{n // minibatches} samples do not divide into groups of {group_size}"
+    groups = x.to(torch.float32).reshape(minibatches, group_size, n // minibatches // group_size, -1)
+    variance = (groups - groups.mean(dim=1, keepdim=True)).square().mean(dim=1)  # on a CPU faster than torch.var
+    std = (variance + 1e-8).sqrt().mean(dim=2)  # [minibatches, groups of each]
+    std = std.repeat(1, group_size).reshape(n, 1, 1, 1).expand(n, 1, h, w)
     return torch.cat([x, std.to(x.dtype)], dim=1)
 
 
@@ -73,8 +75,8 @@ class DiscriminatorEpilogue(nn.Module):
         self.fc = FullyConnectedLayer(channels * 16, channels, activation="lrelu")
         self.out = FullyConnectedLayer(channels, cmap_dim or 1)
 
-    def forward(self, x: torch.Tensor, cmap: torch.Tensor | None) -> torch.Tensor:
-        x = self.conv(minibatch_std(x.to(torch.float32), self.mbstd_group_size))
+    def forward(self, x: torch.Tensor, cmap: torch.Tensor | None, minibatches: int = 1) -> torch.Tensor:
+        x = self.conv(minibatch_std(x.to(torch.float32), self.mbstd_group_size, minibatches))
         x = self.out(self.fc(x.flatten(1)))
         if cmap is not None:
             x = (x * cmap).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
@@ -108,8 +110,9 @@ class Discriminator(nn.Module):
         self.b4 = DiscriminatorEpilogue(channels(4), cmap_dim, config.mbstd_group_size, config.conv_clamp)
         self.to(memory_format=torch.channels_last)  # on CPU nearly twice as fast; activations follow the weights
 
-    def forward(self, img: torch.Tensor, c: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, img: torch.Tensor, c: torch.Tensor | None = None, minibatches: int = 1) -> torch.Tensor:
+        """minibatches: so many of equal size follow each other, and are judged apart."""
         x = img.contiguous(memory_format=torch.channels_last)
         for resolution in self.resolutions:
             x = getattr(self, f"b{resolution}")(x)
-        return self.b4(x, self.mapping(None, c) if self.config.c_dim else None)
+        return self.b4(x, self.mapping(None, c) if self.config.c_dim else None, minibatches)

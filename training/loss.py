@@ -116,17 +116,16 @@ class Loss:
         """Dmain: tell fakes from reals."""
         with torch.no_grad():
             images, _ = self._generate(batch.z, batch.c)
-        fake_logits = self.discriminator(images, batch.c)
-        fake_loss = discriminator_loss_on_fakes(fake_logits)
-        (fake_loss.mean() * gain).backward()
-        real_logits = self.discriminator(batch.real, batch.real_c)
-        real_loss = discriminator_loss_on_reals(real_logits)
-        (real_loss.mean() * gain).backward()
+        # Both at once saves time where a minibatch is small, and takes less memory than R1 does.
+        both, labels = torch.cat([images, batch.real]), torch.cat([batch.c, batch.real_c])
+        fake_logits, real_logits = self.discriminator(both, labels, minibatches=2).chunk(2)
+        fake_loss, real_loss = discriminator_loss_on_fakes(fake_logits), discriminator_loss_on_reals(real_logits)
+        ((fake_loss.mean() + real_loss.mean()) * gain).backward()
         self.statistics.report("Loss/scores/fake", fake_logits)
         self.statistics.report("Loss/signs/fake", fake_logits.sign())
         self.statistics.report("Loss/scores/real", real_logits)
         self.statistics.report("Loss/signs/real", real_logits.sign())
-        self.statistics.report("Loss/D/loss", fake_loss.detach() + real_loss.detach())
+        self.statistics.report("Loss/D/loss", fake_loss + real_loss)
 
     def discriminator_r1(self, batch: Minibatch, gain: float) -> None:
         """Dr1: keep the discriminator flat around real images."""
