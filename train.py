@@ -24,6 +24,8 @@ from training.config import CFG_NAMES, DataConfig, Overrides, notes, resolve
               "test.zip; may be repeated")  # fmt: skip
 @click.option("--cfg", type=click.Choice(CFG_NAMES), default="auto", help="preset; the paper used stylegan2")
 @click.option("--gamma", type=click.FloatRange(0), help="R1 weight  [default: the preset's]")
+@click.option("--lrate", type=click.FloatRange(0, min_open=True), help="learning rate of both networks  "
+              "[default: the preset's]")  # fmt: skip
 @click.option("--kimg", type=click.FloatRange(0, min_open=True), help="length in thousands of real images shown  "
               "[default: the preset's]")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), help="images of one step  [default: the preset's]")

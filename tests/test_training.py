@@ -383,6 +383,15 @@ def test_dry_run_writes_nothing(tmp_path, archive):
     assert '"r1_gamma"' in result.output and "By hand: batch 8\nWhat `auto` has" in result.output
 
 
+def test_learning_rate_by_hand(tmp_path, archive):
+    options = [f"--outdir={tmp_path / 'runs'}", f"--data={archive}", "--batch=8", "--lrate=0.01", "-n"]
+    result = CliRunner().invoke(train.main, options)
+    assert result.exit_code == 0 and '"lrate": 0.01' in result.output, result.output
+    assert "By hand: batch 8, lrate 0.01\n" in result.output and "learning rate" not in result.output
+    rates = {g["lr"] for phase in tiny_run(tmp_path, archive, lrate=0.01).phases for g in phase.optimizer.param_groups}
+    assert sorted(rates) == pytest.approx([0.01 * 4 / 5, 0.01 * 16 / 17])
+
+
 @pytest.mark.parametrize(
     "make, options, message",
     [
@@ -421,9 +430,12 @@ def test_damage_met_while_training_is_one_message(tmp_path, monkeypatch, memory)
     assert f"{data}: the member {third.filename} is damaged" in result.output
 
 
-@pytest.mark.parametrize("option", ["--kimg=inf", "--kimg=nan", "--gamma=nan", "--pl-weight=inf", "--seed=5000000000"])
+NO_NUMBERS = ["kimg=inf", "kimg=nan", "lrate=nan", "lrate=0", "gamma=nan", "pl-weight=inf", "seed=5000000000"]
+
+
+@pytest.mark.parametrize("option", NO_NUMBERS)
 def test_numbers_that_are_none(tmp_path, archive, option):
-    result = CliRunner().invoke(train.main, [f"--outdir={tmp_path / 'runs'}", f"--data={archive}", option])
+    result = CliRunner().invoke(train.main, [f"--outdir={tmp_path / 'runs'}", f"--data={archive}", f"--{option}"])
     assert result.exit_code == 2 and not (tmp_path / "runs").exists(), result.output
 
 

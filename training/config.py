@@ -163,6 +163,7 @@ class Overrides:
     batch: int | None = None
     batch_gpu: int | None = None
     gamma: float | None = None
+    lrate: float | None = None
     mixing: float | None = None
     pl_weight: float | None = None
     map_depth: int | None = None
@@ -227,7 +228,7 @@ def resolve(
         kimg=given.get("kimg", preset.kimg),
         batch=batch,
         batch_gpu=given.get("batch_gpu", batch),
-        lrate=preset.lrate,
+        lrate=given.get("lrate", preset.lrate),
         ema_kimg=preset.ema_kimg,
         ema_ramp=preset.ema_ramp,
         seed=seed,
@@ -244,8 +245,9 @@ def notes(cfg: str, resolution: int, overrides: Overrides) -> list[str]:
     lines = ["By hand: " + ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in given.items())]
     if overrides.batch is not None:
         kept = {"gamma": preset.gamma, "learning rate": preset.lrate, "EMA kimg": preset.ema_kimg}
-        if overrides.gamma is not None:
-            del kept["gamma"]
+        for name, value in (("gamma", overrides.gamma), ("learning rate", overrides.lrate)):
+            if value is not None:
+                del kept[name]
         lines.append(
             f"What `{cfg}` has for its own batch of {preset.batch} stays: "
             + ", ".join(f"{name} {value:g}" for name, value in kept.items())
