@@ -105,6 +105,12 @@ inline void wait_for_stores() {
 #endif
 }
 
+// Ask for the memory that comes kBytesAhead later, before it is read or written. Processors see by themselves where a
+// loop is heading, but start anew at every page of memory.
+constexpr int64_t kBytesAhead = 2048;
+inline void expect_to_read(const void* at) { __builtin_prefetch(static_cast<const char*>(at) + kBytesAhead, 0); }
+inline void expect_to_write(void* at) { __builtin_prefetch(static_cast<char*>(at) + kBytesAhead, 1); }
+
 // Call function(T()) with the C++ type of a dtype.
 template <typename F>
 inline void dispatch(DType dtype, F function) {

@@ -201,6 +201,10 @@ struct Loops {
 #pragma GCC unroll 4
           for (int v = 0; v < kAcross; ++v) {
             const int64_t at = row + r * apart, i = column + v * kLanes;
+            if constexpr (!kPastCaches) {
+              expect_to_read(b.x + at * stride + i);
+              expect_to_write(b.out + at * stride + i);
+            }
             const V x = load<V>(b.x + at * stride + i);
             const auto bias = of_channel(b.bias, at, i);
             if constexpr (kPlain) {
