@@ -40,7 +40,7 @@ PRESETS = {
         phantom=("--patients=90", "--seed=0", "--shape=96x96x62"),
         convert=("--resolution=64", "--fov=200", "--min-tumor-pixels=16", "--test-fraction=0.15"),
         train=("--cfg=auto", "--mirror=1", "--batch=8", "--lrate=0.005", "--gamma=5", "--mixing=0", "--pl-weight=0",
-               "--z-dim=128", "--cbase=1024", "--cmax=64", "--fp32=1", "--kimg=24", "--snap=2"),  # fmt: skip
+               "--z-dim=128", "--cbase=1024", "--cmax=64", "--fp32=1", "--kimg=22", "--snap=2"),  # fmt: skip
         unet=("--steps=700", "--width=8", "--batch=8", "--lr=0.01"),
     ),
     # The abstract leaves open what --slices, --min-tumor-pixels and the U-Net's options say; see the README.

@@ -108,7 +108,7 @@ def _optimise(
     """Take config.steps steps of Adam; the network is changed in place. Returns the loss curve."""
     device = next(network.parameters()).device
     loss_of = segmentation_loss()
-    optimiser = torch.optim.Adam(network.parameters(), lr=config.lr)
+    optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)  # one pass over all parameters
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.steps)
     draws = Draws(len(data), config.batch, config.steps, config.seed)
     batches = loader(data, draws, config.workers, pin=device.type == "cuda")
