@@ -39,7 +39,7 @@ from training.training_loop import TrainingRun
 
 PERIOD = 16  # steps after which every phase has been due
 CONFIGURATIONS = {
-    "demo": Overrides(batch=16, gamma=1, mixing=0, pl_weight=0, z_dim=128, cbase=1024, cmax=64, fp32=True),
+    "demo": Overrides(batch=8, lrate=0.005, gamma=5, mixing=0, pl_weight=0, z_dim=128, cbase=1024, cmax=64, fp32=True),
     "twice as wide, all regularisation": Overrides(batch=16, gamma=1, z_dim=128, cbase=2048, cmax=64, fp32=True),
 }
 

@@ -72,6 +72,11 @@ def test_what_reproduce_runs_parses():
             parse(["dataset_tool.py", "phantom", "--dest=x", *preset.phantom])
 
 
+def test_the_demo_is_shown_as_it_is():
+    (command,) = (c for c in commands_on(ROOT / "docs" / "training.md") if "--cbase" in c)
+    assert set(reproduce.PRESETS["demo"].train) - set(command.split()) <= {"--cfg=auto", "--snap=2"}
+
+
 def test_a_wrong_option_would_be_noticed():
     with pytest.raises(click.ClickException):
         parse(["train.py", "--outdir=x", "--data=y", "--augpipe=bgc"])

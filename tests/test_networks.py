@@ -198,15 +198,17 @@ def test_minibatch_std_compares_strided_groups():
     torch.testing.assert_close(std, expected)
 
 
-@pytest.mark.parametrize("c_dim", [0, 3])
-def test_minibatches_side_by_side_are_judged_apart(c_dim):
-    config = DiscriminatorConfig(16, 8, c_dim=c_dim, channel_base=128, channel_max=16, mbstd_group_size=2)
+@pytest.mark.parametrize("size, group_size, c_dim", [(6, 2, 0), (6, 2, 3), (2, 4, 0), (1, 4, 3)])
+def test_minibatches_side_by_side_are_judged_apart(size, group_size, c_dim):
+    config = DiscriminatorConfig(16, 8, c_dim=c_dim, channel_base=128, channel_max=16, mbstd_group_size=group_size)
     discriminator = Discriminator(config)
-    first, second = torch.randn(2, 6, 8, 16, 16)
-    c, other_c = torch.randn(2, 6, c_dim)
+    first, second = torch.randn(2, size, 8, 16, 16)
+    c, other_c = torch.randn(2, size, c_dim)
     both = discriminator(torch.cat([first, 3 * second]), torch.cat([c, other_c]), minibatches=2)
     apart = torch.cat([discriminator(first, c), discriminator(3 * second, other_c)])
     torch.testing.assert_close(both, apart, rtol=1e-4, atol=1e-5)
+    if size % group_size:
+        return  # as one minibatch, they would not divide into groups
     mixed = discriminator(torch.cat([first, 3 * second]), torch.cat([c, other_c]))
     assert not torch.allclose(mixed, apart, rtol=1e-2)
 

@@ -137,10 +137,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("batch", "batch_gpu", "lrate", "kimg", "kimg_per_tick"):
             if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number above 0")
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a finite number above 0")
         for name in ("r1_gamma", "pl_weight"):
             if not 0 <= getattr(self.loss, name) < math.inf:
-                raise UserError(f"--{name.removeprefix('r1_').replace('_', '-')}: expected a number from 0 up")
+                raise UserError(f"--{name.removeprefix('r1_').replace('_', '-')}: expected a finite number from 0 up")
         if self.batch % self.batch_gpu:
             below = max(b for b in range(1, self.batch_gpu + 1) if self.batch % b == 0)
             raise UserError(

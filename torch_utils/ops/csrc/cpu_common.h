@@ -105,11 +105,15 @@ inline void wait_for_stores() {
 #endif
 }
 
-// Ask for the memory that comes kBytesAhead later, before it is read or written. Processors see by themselves where a
-// loop is heading, but start anew at every page of memory.
-constexpr int64_t kBytesAhead = 2048;
-inline void expect_to_read(const void* at) { __builtin_prefetch(static_cast<const char*>(at) + kBytesAhead, 0); }
-inline void expect_to_write(void* at) { __builtin_prefetch(static_cast<char*>(at) + kBytesAhead, 1); }
+// Ask for a line of the caches that is read or written soon, some way ahead. Processors see by themselves where a loop is
+// heading, but start anew at every page of memory. There may be no such memory: then nothing happens.
+constexpr int kLineBytes = 64;
+constexpr uintptr_t kBytesAhead = 2048;
+inline const void* ahead(const void* at) {
+  return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(at) + kBytesAhead);
+}
+inline void expect_to_read(const void* at) { __builtin_prefetch(ahead(at), 0); }
+inline void expect_to_write(const void* at) { __builtin_prefetch(ahead(at), 1); }
 
 // Call function(T()) with the C++ type of a dtype.
 template <typename F>

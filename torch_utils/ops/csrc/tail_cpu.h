@@ -201,7 +201,7 @@ struct Loops {
 #pragma GCC unroll 4
           for (int v = 0; v < kAcross; ++v) {
             const int64_t at = row + r * apart, i = column + v * kLanes;
-            if constexpr (!kPastCaches) {
+            if (!kPastCaches && v * kVectorBytes % kLineBytes == 0) {
               expect_to_read(b.x + at * stride + i);
               expect_to_write(b.out + at * stride + i);
             }
