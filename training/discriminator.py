@@ -21,9 +21,10 @@ def minibatch_std(x: torch.Tensor, group_size: int, minibatches: int = 1) -> tor
     """
     n, _, h, w = x.shape
     assert n % minibatches == 0, f"{n} samples are not {minibatches} minibatches"
-    group_size = min(group_size, n // minibatches)
-    assert n // minibatches % group_size == 0, f"{n // minibatches} samples do not divide into groups of {group_size}"
-    groups = x.to(torch.float32).reshape(minibatches, group_size, n // minibatches // group_size, -1)
+    size = n // minibatches
+    group_size = min(group_size, size)
+    assert size % group_size == 0, f"a minibatch of {size} does not divide into groups of {group_size}"
+    groups = x.to(torch.float32).reshape(minibatches, group_size, size // group_size, -1)
     variance = (groups - groups.mean(dim=1, keepdim=True)).square().mean(dim=1)  # on a CPU faster than torch.var
     std = (variance + 1e-8).sqrt().mean(dim=2)  # [minibatches, groups of each]
     std = std.repeat(1, group_size).reshape(n, 1, 1, 1).expand(n, 1, h, w)
