@@ -116,7 +116,7 @@ class Loss:
         """Dmain: tell fakes from reals."""
         with torch.no_grad():
             images, _ = self._generate(batch.z, batch.c)
-        # Both at once saves time where a minibatch is small, and takes less memory than R1 does.
+        # Both at once saves time where a minibatch is small; R1 takes more memory still.
         both, labels = torch.cat([images, batch.real]), torch.cat([batch.c, batch.real_c])
         fake_logits, real_logits = self.discriminator(both, labels, minibatches=2).chunk(2)
         fake_loss, real_loss = discriminator_loss_on_fakes(fake_logits), discriminator_loss_on_reals(real_logits)
