@@ -258,6 +258,18 @@ def test_compiler_may_be_a_command_of_several_words(toy, monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="of GNU's C++ library")
+def test_compiler_that_links_its_own_cpp_library_is_kept_from_it(toy):
+    """Two copies of that library in one process share some tables: what the second writes ends at the first number."""
+    toy.source.write_text("""
+#include <sstream>
+extern "C" int toy() { std::ostringstream message; message << "found " << 7 << " of 9"; return message.str().size(); }
+""")
+    script(toy.compiler, 'exec c++ "$@" -static-libstdc++')
+    assert native.available("cpu") and toy.number() == len("found 7 of 9")
+
+
+@needs_compiler
 def test_ninja_of_the_environment_serves_without_being_on_the_path(toy, monkeypatch):
     scripts = toy.folder / "scripts"
     scripts.mkdir()

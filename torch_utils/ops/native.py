@@ -151,7 +151,7 @@ class Library:
                     sources=[str(source) for source in self.sources],
                     extra_cflags=list(recipe.flags),
                     extra_cuda_cflags=list(self.cuda_flags),
-                    extra_ldflags=[flag for flag in recipe.flags if flag == "-fopenmp"],
+                    extra_ldflags=[*RUNTIME, *(flag for flag in recipe.flags if flag == "-fopenmp")],
                     build_directory=workplace,
                     is_python_module=False,
                 )
@@ -193,13 +193,16 @@ class Library:
         except FileNotFoundError as error:
             raise Unavailable(f"their source {error.filename} is missing: install the project anew") from None
         pytorch = (torch.__version__, torch.version.cuda, torch.compiled_with_cxx11_abi(), platform.machine())
-        parts = (contents, pytorch, recipe.flags, self.cuda_flags, recipe.macros, recipe.tools)
+        parts = (contents, pytorch, recipe.flags, self.cuda_flags, RUNTIME, recipe.macros, recipe.tools)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 # PyTorch's parallel loops are serial without OpenMP, which the compiler of macOS lacks. The library that they then need
 # is the one that PyTorch has loaded already, so that both share its threads.
 OPENMP = () if sys.platform == "darwin" else ("-fopenmp",)
+# Some compilers are set up to link a copy of the C++ library into what they make. Beside the one that PyTorch has
+# loaded, such a copy breaks down at the first number that it writes, as messages do. Named here, the shared one wins.
+RUNTIME = ("-lstdc++",) if sys.platform == "linux" else ()
 # Sums may be taken in any order, which vectorising them needs. NaN and infinities keep their meaning.
 REORDER = ("-fassociative-math", "-fno-signed-zeros")
 
