@@ -151,7 +151,7 @@ class Library:
                     sources=[str(source) for source in self.sources],
                     extra_cflags=list(recipe.flags),
                     extra_cuda_cflags=list(self.cuda_flags),
-                    extra_ldflags=[*RUNTIME, *(flag for flag in recipe.flags if flag == "-fopenmp")],
+                    extra_ldflags=[*CPP_LIBRARY, *(flag for flag in recipe.flags if flag == "-fopenmp")],
                     build_directory=workplace,
                     is_python_module=False,
                 )
@@ -193,16 +193,16 @@ class Library:
         except FileNotFoundError as error:
             raise Unavailable(f"their source {error.filename} is missing: install the project anew") from None
         pytorch = (torch.__version__, torch.version.cuda, torch.compiled_with_cxx11_abi(), platform.machine())
-        parts = (contents, pytorch, recipe.flags, self.cuda_flags, RUNTIME, recipe.macros, recipe.tools)
+        parts = (contents, pytorch, recipe.flags, self.cuda_flags, CPP_LIBRARY, recipe.macros, recipe.tools)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 # PyTorch's parallel loops are serial without OpenMP, which the compiler of macOS lacks. The library that they then need
 # is the one that PyTorch has loaded already, so that both share its threads.
 OPENMP = () if sys.platform == "darwin" else ("-fopenmp",)
-# Some compilers are set up to link a copy of the C++ library into what they make. Beside the one that PyTorch has
-# loaded, such a copy breaks down at the first number that it writes, as messages do. Named here, the shared one wins.
-RUNTIME = ("-lstdc++",) if sys.platform == "linux" else ()
+# Some compilers are set up to link libstdc++ statically (-static-libstdc++). Beside the one that PyTorch has loaded,
+# such a copy can't write numbers: messages end at the first, or the process crashes. Named first, the shared one wins.
+CPP_LIBRARY = ("-lstdc++",) if sys.platform == "linux" else ()
 # Sums may be taken in any order, which vectorising them needs. NaN and infinities keep their meaning.
 REORDER = ("-fassociative-math", "-fno-signed-zeros")
 
@@ -442,6 +442,9 @@ REMEDIES = {
     ),
     r"-std=\S+": "install a newer C++ compiler, or set CXX to one: this one does not know the C++ of PyTorch",
     r"cannot find -lcudart": "install the CUDA toolkit's runtime library, and set CUDA_HOME to the toolkit's folder",
+    r"GLIBCXX_\S+' not found": (
+        "the compiler is newer than the libstdc++ that Python has loaded: set CXX to an older compiler, or update that"
+    ),
     r"No space left": "free some space, or set TORCH_EXTENSIONS_DIR to a folder on another disk",
     r"Kill(ed)? signal|[Cc]annot allocate memory": "memory ran out: set MAX_JOBS=1 to compile one file at a time",
 }
