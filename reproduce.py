@@ -35,7 +35,7 @@ class Preset:
 
 
 PRESETS = {
-    # Chosen so that all of it takes less than a quarter of an hour on two CPU cores.
+    # Chosen so that all of it takes about a quarter of an hour on two busy CPU cores.
     "demo": Preset(
         phantom=("--patients=90", "--seed=0", "--shape=96x96x62"),
         convert=("--resolution=64", "--fov=200", "--min-tumor-pixels=16", "--test-fraction=0.15"),

@@ -259,7 +259,7 @@ def test_compiler_may_be_a_command_of_several_words(toy, monkeypatch):
 
 @needs_compiler
 def test_compiler_set_to_link_libstdcpp_statically_links_the_shared_one(toy):
-    """Two copies of it in one process share the numbers of their parts: the second finds none that writes numbers."""
+    """Beside the one that PyTorch has loaded, a copy of its own writes no numbers: messages end at the first."""
     script(toy.compiler, 'exec c++ "$@" -static-libstdc++')
     empty = ["-shared", "-x", "c++", os.devnull, "-o", toy.folder / "empty.so"]
     if sys.platform != "linux" or subprocess.run([toy.compiler, *empty], capture_output=True).returncode:

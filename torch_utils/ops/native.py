@@ -443,7 +443,7 @@ REMEDIES = {
     r"-std=\S+": "install a newer C++ compiler, or set CXX to one: this one does not know the C++ of PyTorch",
     r"cannot find -lcudart": "install the CUDA toolkit's runtime library, and set CUDA_HOME to the toolkit's folder",
     r"GLIBCXX_\S+' not found": (
-        "the compiler is newer than the libstdc++ that Python has loaded: set CXX to an older compiler, or update that"
+        "the compiler is newer than the libstdc++ that Python has loaded: set CXX to an older one, or update libstdc++"
     ),
     r"No space left": "free some space, or set TORCH_EXTENSIONS_DIR to a folder on another disk",
     r"Kill(ed)? signal|[Cc]annot allocate memory": "memory ran out: set MAX_JOBS=1 to compile one file at a time",
