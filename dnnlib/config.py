@@ -14,6 +14,7 @@ from dnnlib.errors import UserError
 
 T = TypeVar("T")
 DEEPEST = 50  # levels of lists and objects in JSON
+_OPTIONAL = "left out of JSON while it has its default"
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 2, 4, 2
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 40
@@ -39,15 +40,26 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def optional(default: Any) -> Any:
+    """A dataclass's field that JSON leaves out while it has its default: files without it stay as they were."""
+    return dataclasses.field(default=default, metadata={_OPTIONAL: True})
+
+
 def to_json(config: Any) -> Any:
     """A dataclass (nested ones, tuples and dictionaries included) as plain JSON values."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {
+            f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config) if not _left_out(config, f)
+        }
     if isinstance(config, dict):
         return {key: to_json(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [to_json(value) for value in config]
     return config
+
+
+def _left_out(config: Any, f: dataclasses.Field) -> bool:
+    return _OPTIONAL in f.metadata and getattr(config, f.name) == f.default
 
 
 def from_json(cls: type[T], data: Any, where: str = "") -> T:

@@ -20,11 +20,13 @@ from dnnlib.processes import map_in_order
 from dnnlib.text import name_some, tool_version
 from slices.archive import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
 from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
-from slices.grid import SMALLEST_RESOLUTION, GreyLevels, Grid, pixel_size
+from slices.grid import SMALLEST_RESOLUTION, Grid, pixel_size
+from slices.head import find_head
+from slices.intensity import GreyLevels, intensity_window
 from slices.releases import GRADES, OWN, Case, Recognised
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 from slices.split import SPLIT_FILE, Split, draw_split, read_split
-from slices.volumes import find_head, intensity_window, read_case
+from slices.volumes import read_case
 
 CHOICES = ("tumor", "brain", "all")
 ON_ERROR = ("fail", "skip")

@@ -23,10 +23,10 @@ from dnnlib import files
 from dnnlib.errors import UserError
 from slices.archive import ArchiveReader, SliceRecord, Volume
 from slices.grid import area_weights, is_same_length
+from slices.nifti import has_axes
 from slices.releases import MASK
 from slices.render import class_colour
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
-from slices.volumes import has_axes
 
 NIFTI, PNG = FORMATS = ("nifti", "png")
 SLICES_FILE, CHANNELS_FILE = "slices.json", "channels.json"

@@ -1,4 +1,4 @@
-"""From the pictures of a volume to those of an archive: the pixel grid, and grey levels."""
+"""From the pictures of a volume to those of an archive: the pixel grid."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import numpy as np
 from scipy import sparse
 
 from dnnlib.errors import UserError
-from slices.schema import BRIGHTEST, DARKEST
 
 SMALLEST_RESOLUTION = 16
 SAME = 1e-4  # lengths that differ by less than this share are one length: affines are stored as float32
-_TABLE = 1 << 16  # integers in a window for which a table of grey levels is made
 
 
 def pixel_size(
@@ -107,38 +105,3 @@ class Grid:
 
 def is_same_length(a: float, b: float) -> bool:
     return abs(a / b - 1) < SAME
-
-
-def apply_window(intensities: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Spread the intensities of a window over the grey levels from DARKEST to BRIGHTEST, clipped, not yet rounded."""
-    low, high = window
-    share = np.clip(intensities.astype(np.float64) - low, 0, high - low) / (high - low if high > low else 1)
-    return DARKEST + (BRIGHTEST - DARKEST) * share
-
-
-class GreyLevels:
-    """apply_window for the pictures of one contrast; integers are looked up in a table."""
-
-    def __init__(self, window: tuple[float, float], dtype: np.dtype) -> None:
-        self.window = window
-        self._table = self._rounded = None
-        first, last = int(np.floor(window[0])), int(np.ceil(window[1]))
-        if dtype.kind in "iu" and last - first < _TABLE:
-            # One more on either side: it stands for everything beyond.
-            limits = np.iinfo(dtype)
-            self._first, self._last = max(first - 1, limits.min), min(last + 1, limits.max)
-            self._table = apply_window(np.arange(self._first, self._last + 1), window)
-            self._rounded = np.rint(self._table).astype(np.uint8)
-
-    def levels(self, picture: np.ndarray) -> np.ndarray:
-        """Intensities -> grey levels, float64, not yet rounded."""
-        return apply_window(picture, self.window) if self._table is None else self._table[self._places(picture)]
-
-    def rounded(self, picture: np.ndarray) -> np.ndarray:
-        """Intensities -> grey levels, uint8."""
-        if self._rounded is None:
-            return np.rint(apply_window(picture, self.window)).astype(np.uint8)
-        return self._rounded[self._places(picture)]
-
-    def _places(self, picture: np.ndarray) -> np.ndarray:
-        return np.clip(picture, self._first, self._last).astype(np.intp) - self._first

@@ -35,11 +35,24 @@ class Outer:
     maybe: int | None = None
 
 
+@dataclass(frozen=True)
+class Later:
+    x: int
+    more: tuple[int, ...] = config.optional(())
+
+
 EXAMPLE = Outer(Inner(1.5, ("a", "b")), (1, 2), {"k": Inner(2)}, None)
 
 
 def test_dataclasses_survive_json():
     assert config.from_json(Outer, config.to_json(EXAMPLE)) == EXAMPLE
+
+
+def test_optional_fields_are_in_json_only_where_they_say_something():
+    assert config.to_json(Later(1)) == {"x": 1}
+    assert config.to_json(Later(1, (2,))) == {"x": 1, "more": [2]}
+    for one in (Later(1), Later(1, (2,))):
+        assert config.from_json(Later, config.to_json(one)) == one
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ from click.testing import CliRunner
 from dataset_tool import main
 from dnnlib.errors import UserError
 from slices.archive import INDEX, ArchiveReader, ArchiveWriter, Volume
+from slices.nifti import read_nifti
 from slices.schema import BRATS
-from slices.volumes import read_nifti
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = 300 << 20  # bytes that reading may take, besides what the program itself takes

@@ -11,20 +11,14 @@ from scipy import ndimage
 
 from dnnlib.errors import UserError
 from slices.convert import ConvertOptions, cut_case
-from slices.grid import GreyLevels, Grid, apply_window, area_weights, pixel_size
+from slices.grid import Grid, area_weights, pixel_size
+from slices.head import find_head, foreground, grow, otsu_threshold
+from slices.intensity import GreyLevels, apply_window, intensity_window, percentiles
+from slices.nifti import read_nifti
 from slices.releases import describe_release, find_cases, release_of_name
 from slices.schema import BRATS
 from slices.split import draw_split, read_split
-from slices.volumes import (
-    find_head,
-    foreground,
-    grow,
-    intensity_window,
-    otsu_threshold,
-    percentiles,
-    read_case,
-    read_nifti,
-)
+from slices.volumes import read_case
 
 BRATS_2018 = replace(release_of_name("2018"), grid=None)  # drawn volumes are small
 SHAPE = (60, 60, 10)

@@ -1,0 +1,69 @@
+"""From the intensities of a contrast to grey levels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slices.schema import BRIGHTEST, DARKEST
+
+WINDOW = (0.5, 99.5)  # percentiles of the head's voxels that become the darkest and the brightest grey level
+_TABLE = 1 << 16  # integers in a window for which a table of grey levels is made
+
+
+def intensity_window(intensities: np.ndarray) -> tuple[float, float]:
+    """(low, high) between which a contrast's intensities in the head are spread over the grey levels."""
+    return percentiles(intensities)
+
+
+def percentiles(values: np.ndarray) -> tuple[float, float]:
+    """The WINDOW percentiles, interpolated as NumPy does; integers are counted, which is faster than sorting."""
+    values = values.ravel()
+    if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
+        low, high = np.percentile(values.astype(np.float64, copy=False), WINDOW)
+        return float(low), float(high)
+    least = int(values.min())
+    below = np.cumsum(np.bincount(values.astype(np.intp) - least))  # how many are at most least + index
+    found = []
+    for share in WINDOW:
+        rank = (len(values) - 1) * (share / 100)
+        whole = int(rank)
+        low, high = (
+            least + int(np.searchsorted(below, n, side="right")) for n in (whole, min(whole + 1, len(values) - 1))
+        )
+        found.append(low + (high - low) * (rank - whole))
+    return found[0], found[1]
+
+
+def apply_window(intensities: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Spread the intensities of a window over the grey levels from DARKEST to BRIGHTEST, clipped, not yet rounded."""
+    low, high = window
+    share = np.clip(intensities.astype(np.float64) - low, 0, high - low) / (high - low if high > low else 1)
+    return DARKEST + (BRIGHTEST - DARKEST) * share
+
+
+class GreyLevels:
+    """apply_window for the pictures of one contrast; integers are looked up in a table."""
+
+    def __init__(self, window: tuple[float, float], dtype: np.dtype) -> None:
+        self.window = window
+        self._table = self._rounded = None
+        first, last = int(np.floor(window[0])), int(np.ceil(window[1]))
+        if dtype.kind in "iu" and last - first < _TABLE:
+            # One more on either side: it stands for everything beyond.
+            limits = np.iinfo(dtype)
+            self._first, self._last = max(first - 1, limits.min), min(last + 1, limits.max)
+            self._table = apply_window(np.arange(self._first, self._last + 1), window)
+            self._rounded = np.rint(self._table).astype(np.uint8)
+
+    def levels(self, picture: np.ndarray) -> np.ndarray:
+        """Intensities -> grey levels, float64, not yet rounded."""
+        return apply_window(picture, self.window) if self._table is None else self._table[self._places(picture)]
+
+    def rounded(self, picture: np.ndarray) -> np.ndarray:
+        """Intensities -> grey levels, uint8."""
+        if self._rounded is None:
+            return np.rint(apply_window(picture, self.window)).astype(np.uint8)
+        return self._rounded[self._places(picture)]
+
+    def _places(self, picture: np.ndarray) -> np.ndarray:
+        return np.clip(picture, self._first, self._last).astype(np.intp) - self._first
