@@ -19,7 +19,7 @@ from dnnlib import config
 from dnnlib.config import shorten
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path, sha256
-from slices.schema import LABEL_OFF, LABEL_ON, Schema, is_plain_name
+from slices.schema import LABEL_ON, Schema, is_plain_name
 from slices.zips import Packed, ZipReader, ZipWriter, pack
 
 FORMAT, VERSION = "joint-slices", 2
@@ -47,6 +47,15 @@ class Volume:
     pixel: float
     windows: dict[str, tuple[float, float]]
 
+    @property
+    def slices(self) -> int | None:
+        """How many slices it has from the feet to the head; None where its affine doesn't tell."""
+        from nibabel.orientations import io_orientation  # what reads archives alone does without
+
+        with np.errstate(all="ignore"):
+            axes = io_orientation(np.array(self.affine))[:, 0].tolist()  # of the world: right, front, head
+        return self.shape[axes.index(2)] if 2 in axes else None
+
 
 @dataclass(frozen=True)
 class SliceRecord:
@@ -69,6 +78,7 @@ class ArchiveInfo:
     """The content of dataset.json.
 
     seen: for generated slices, the real patients whom their generator learned from.
+    pixel: the least and the most mm that a pixel had in the slices that it learned from; None where nobody knows.
     """
 
     format: str
@@ -81,6 +91,13 @@ class ArchiveInfo:
     made: dict[str, Any] = field(default_factory=dict)
     labels: tuple[tuple[str, int], ...] | None = None
     label_names: tuple[str, ...] | None = None
+    pixel: tuple[float, float] | None = config.optional(None)
+
+    @property
+    def pixels(self) -> tuple[float, float] | None:
+        """Least and most mm that a pixel has, of all slices of which that is known."""
+        known = [*(volume.pixel for volume in self.volumes.values()), *(self.pixel or ())]
+        return (min(known), max(known)) if known else None
 
     @property
     def patients(self) -> list[str]:
@@ -105,7 +122,7 @@ class ArchiveWriter:
 
     made: how the archive came to be (tool version, command, options, split); stored as it is.
     label_names: the names of the class labels, if `add` will be given any.
-    seen: for generated slices, the real patients whom their generator learned from.
+    seen: for generated slices, the real patients whom their generator learned from; pixel: mm, as in ArchiveInfo.
     """
 
     def __init__(
@@ -116,9 +133,11 @@ class ArchiveWriter:
         made: dict[str, Any],
         label_names: tuple[str, ...] | None = None,
         seen: Iterable[str] = (),
+        pixel: tuple[float, float] | None = None,
     ) -> None:
         self.path, self.schema, self.resolution = Path(path), schema, resolution
         self.made, self.label_names, self.seen = made, label_names, tuple(sorted(seen))
+        self.pixel = pixel
         self.volumes: dict[str, Volume] = {}
         self._records: list[SliceRecord] = []
         self._labels: list[int | None] = []
@@ -196,6 +215,7 @@ class ArchiveWriter:
             made=self.made,
             labels=labels,
             label_names=self.label_names if labels else None,
+            pixel=self.pixel,
         )
 
 
@@ -266,7 +286,10 @@ class ArchiveReader:
         """As `read`, and a UserError unless the label maps are one-hot."""
         stored = self.read(i)
         if self.schema.num_maps and not _is_one_hot(stored[self.schema.num_contrasts :]):
-            raise UserError(f"{self.path}: the label maps of {self.info.slices[i].file} are not one-hot")
+            raise UserError(
+                f"{self.path}: the label maps of {self.info.slices[i].file} are not one-hot: at every pixel, expected "
+                f"{LABEL_ON} in one of them and 0 in the others"
+            )
         return stored
 
     @property
@@ -310,6 +333,8 @@ class ArchiveReader:
                 raise UserError(f"{where} lists {name} twice")
             if name not in self._zip:
                 raise UserError(f"{self.path}: the member {name} is missing")
+        if info.pixel is not None and not 0 < info.pixel[0] <= info.pixel[1]:
+            raise UserError(f"{where}: pixels of {info.pixel[0]:g} to {info.pixel[1]:g} mm")
         self._require_names(info.seen, *([name, volume.patient] for name, volume in info.volumes.items()))
         for name, volume in info.volumes.items():
             if reason := _nonsense(volume, info.schema):
@@ -362,14 +387,8 @@ def _nonsense(volume: Volume, schema: Schema) -> str:
 
 
 def _is_one_hot(maps: np.ndarray) -> bool:
-    """Whether in every pixel one of the label maps [K, H, W] is LABEL_ON, and the others are LABEL_OFF."""
-    count = np.zeros(maps.shape[1:], np.uint8)
-    for one in maps:
-        on = one == LABEL_ON
-        if not (on | (one == LABEL_OFF)).all():
-            return False
-        count += on
-    return bool((count == 1).all())
+    """Whether in every pixel one of the label maps [K, H, W] is LABEL_ON, all bits of a byte, and the others are 0."""
+    return int(np.count_nonzero(maps)) == maps[0].size and bool((np.bitwise_or.reduce(maps) == LABEL_ON).all())
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:

@@ -50,9 +50,11 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
 
     first, made = readers[0], _made("merge", {}, readers)
     seen = {patient for reader in readers for patient in reader.info.seen}
+    generated = [reader.info.pixel for reader in readers if any(r.volume is None for r in reader.info.slices)]
+    pixel = (min(generated)[0], max(p[1] for p in generated)) if generated and None not in generated else None
     with (
         files.folder_for(dest.parent),
-        ArchiveWriter(dest, first.schema, first.resolution, made, first.info.label_names, seen) as writer,
+        ArchiveWriter(dest, first.schema, first.resolution, made, first.info.label_names, seen, pixel) as writer,
         tqdm(desc="merging", total=sum(map(len, readers)), unit="slice") as bar,
     ):
         for reader in readers:
@@ -281,7 +283,8 @@ def _archive_name(dest: Path, force: bool) -> Path:
 
 def _writer(path: Path, like: ArchiveReader, made: dict[str, Any]) -> ArchiveWriter:
     """A writer for slices of one archive."""
-    return ArchiveWriter(path, like.schema, like.resolution, made, like.info.label_names, like.info.seen)
+    info = like.info
+    return ArchiveWriter(path, info.schema, info.resolution, made, info.label_names, info.seen, info.pixel)
 
 
 def _copy(reader: ArchiveReader, i: int, writer: ArchiveWriter, part: str | None = None) -> None:

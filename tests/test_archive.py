@@ -21,6 +21,7 @@ from slices.schema import BRATS, LABEL_ON, LesionClass, Region, Schema
 from slices.zips import ZipReader, ZipWriter, pack
 
 RESOLUTION = 8
+OPPOSITE = str.maketrans("LPI", "RAS")
 NO_CLASSES = Schema(contrasts=("t1", "t2"))
 ONE_CLASS = Schema(contrasts=("t1", "t2", "flair"), classes=(LesionClass("MS", "lesion", 1),))
 SCHEMAS = pytest.mark.parametrize("schema", [BRATS, ONE_CLASS, NO_CLASSES], ids=["brats", "one class", "no classes"])
@@ -188,6 +189,27 @@ def refused(path, *words):
     assert all(word in message for word in (str(path), *words)), message
 
 
+def test_pixel_sizes_are_those_of_the_volumes_and_of_what_a_generator_learned_from(tmp_path):
+    plain = write(tmp_path / "plain.zip")
+    assert ArchiveReader(plain).info.pixels == (1.0, 1.0) and ArchiveReader(plain).info.pixel is None
+    assert "pixel" not in json.loads(zipfile.ZipFile(plain).read(INDEX)), "archives of volumes stay as they were"
+    assert ArchiveReader(write(tmp_path / "x.zip", pixel=(0.5, 0.75))).info.pixels == (0.5, 1.0)
+    with ArchiveWriter(tmp_path / "fake.zip", BRATS, RESOLUTION, {}) as writer:
+        writer.add(draw(BRATS)[0], patient="generated", seed=0)
+    assert ArchiveReader(tmp_path / "fake.zip").info.pixels is None
+    for wrong in ([0.0, 1.0], [2.0, 1.0]):
+        rewrite(plain, lambda content, wrong=wrong: content | {"pixel": wrong})
+        refused(plain, f"pixels of {wrong[0]:g} to {wrong[1]:g} mm")
+
+
+@pytest.mark.parametrize("axes, slices", [("LPS", 5), ("RAI", 5), ("SLP", 3), ("PSL", 4)])
+def test_a_volume_knows_how_many_slices_it_has(axes, slices):
+    columns = [{"R": (2, 0, 0.1, 0), "A": (0, 2, 0, 0), "S": (0, 0.1, 3, 0)}[a.translate(OPPOSITE)] for a in axes]
+    affine = np.array([*columns, (5, 6, 7, 1)]).T
+    assert replace(VOLUME, shape=(3, 4, 5), affine=tuple(map(tuple, affine.tolist()))).slices == slices
+    assert replace(VOLUME, affine=((0.0,) * 4,) * 4).slices is None
+
+
 def test_missing_file_folder_and_text(tmp_path):
     refused(tmp_path / "none.zip", "no such file")
     refused(tmp_path, "is a folder")
@@ -254,6 +276,23 @@ def test_wrong_member(tmp_path, content, words):
     path = write(tmp_path / "x.zip")
     rewrite(path, replace={FIRST: content})
     refused(path, FIRST, *words)
+
+
+def test_label_maps_are_one_hot_in_every_pixel_or_refused(tmp_path):
+    """One wrong byte anywhere, also where the others make up for it: two classes here and none there, 127 + 128."""
+    good = draw(BRATS)[0]
+    on, off = ([tuple(i) for i in np.argwhere(good[4:] == value) + [4, 0, 0]] for value in (LABEL_ON, 0))
+    for changes in ({on[9]: 1}, {on[9]: 0}, {off[9]: 1}, {on[9]: 0, off[9]: LABEL_ON}, {on[0]: 127, off[0]: 128}):
+        wrong = good.copy()
+        for place, value in changes.items():
+            wrong[place] = value
+        columns = wrong[4:].reshape(4, -1)
+        one_hot = (np.isin(columns, (0, LABEL_ON)).all() and ((columns == LABEL_ON).sum(axis=0) == 1).all()).item()
+        path = write(tmp_path / "x.zip", stored=[good, wrong])
+        if one_hot:
+            ArchiveReader(path).read_checked(1)
+        else:
+            refused(path, "00000001.npy are not one-hot", f"expected {LABEL_ON} in one of them and 0 in the others")
 
 
 def test_missing_member(tmp_path):

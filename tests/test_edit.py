@@ -77,6 +77,20 @@ def test_merged_slices_stay_what_they_were(tmp_path):
     assert (tmp_path / "again.zip").read_bytes() == merged.path.read_bytes()
 
 
+def test_the_pixel_size_of_fakes_is_kept_and_unknown_beside_an_unknown_one(tmp_path):
+    real = write(tmp_path / "real.zip", cut("Q"))
+    fine = write(tmp_path / "fine.zip", generated(range(3)), pixel=(0.9, 1.0))
+    coarse = write(tmp_path / "coarse.zip", generated(range(3, 5)), pixel=(2.0, 2.5))
+    unknown = write(tmp_path / "unknown.zip", generated(range(5, 7)))
+    for i, (archives, expected) in enumerate(
+        [((real, fine, coarse), (0.9, 2.5)), ((fine, unknown), None), ((real, unknown), None)]
+    ):
+        call("merge", *archives, "--dest", tmp_path / f"m{i}.zip")
+        assert ArchiveReader(tmp_path / f"m{i}.zip").info.pixel == expected
+    call("subset", fine, "--slices", 2, "--dest", tmp_path / "s.zip")
+    assert ArchiveReader(tmp_path / "s.zip").info.pixel == (0.9, 1.0)
+
+
 def test_class_labels_are_kept(tmp_path):
     both = ("HGG", "LGG")
     a = write(tmp_path / "a.zip", cut("A", label=0) + cut("B", label=1), label_names=both)
