@@ -12,6 +12,7 @@ import click
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.files import make_folder, refuse_existing
 from dnnlib.text import parse_integers, tool_version
+from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 
 ON_SHEET = 60  # more slices than this are not legible on one contact sheet
 
@@ -28,6 +29,7 @@ ON_SHEET = 60  # more slices than this are not legible on one contact sheet
 @click.option("--batch", type=click.IntRange(1), default=8, help="slices computed at a time")
 @click.option("--force", is_flag=True, help="replace pictures or an archive that exist")
 @reports_user_errors
+@naming_what_to_lower("--batch")
 def main(network, seeds, outdir, dest, trunc, noise_mode, wanted_class, batch, force):
     """Generate joint slices of contrasts and label map, one per seed.
 
@@ -41,7 +43,6 @@ def main(network, seeds, outdir, dest, trunc, noise_mode, wanted_class, batch, f
     if dest is not None and not dest.lower().endswith(".zip"):
         raise UserError(f"--dest {dest}: expected a name that ends in .zip")
 
-    from torch_utils.memory import keep_freed_memory
     from training import sampling  # torch takes seconds to import: --help and mistakes should not
     from training.snapshot import load_generator
 

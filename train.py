@@ -14,6 +14,7 @@ from dnnlib.config import to_json
 from dnnlib.errors import reports_user_errors
 from dnnlib.files import write_json
 from dnnlib.runs import Log, make_run_folder
+from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 from training.config import CFG_NAMES, DataConfig, Overrides, notes, resolve
 
 
@@ -49,6 +50,7 @@ from training.config import CFG_NAMES, DataConfig, Overrides, notes, resolve
 @click.option("--w-dim", type=click.IntRange(1), help="size of the style w  [default: --z-dim]")
 @click.option("-n", "--dry-run", is_flag=True, help="print the resolved configuration and stop")
 @reports_user_errors
+@naming_what_to_lower("--batch-gpu, --batch, --cbase or --cmax")
 def main(outdir, data, exclude, cfg, mirror, subset, cond, snap, seed, workers, dry_run, **overrides):
     """Train a GAN that generates contrasts and label maps jointly.
 
@@ -57,7 +59,6 @@ def main(outdir, data, exclude, cfg, mirror, subset, cond, snap, seed, workers, 
     """
     from slices.dataset import SliceDataset  # torch takes seconds to import: --help should not
     from slices.leaks import refuse_leaks
-    from torch_utils.memory import keep_freed_memory
     from training.training_loop import TrainingRun
 
     keep_freed_memory()

@@ -1,0 +1,61 @@
+"""Want of memory is one message that names what to lower, whoever says it and however."""
+
+import errno
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import train
+from dnnlib.errors import UserError
+from torch_utils.memory import naming_what_to_lower
+from training.loss import Loss
+
+OF_GPU = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.00 GiB is"
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "ask, words",
+    [
+        (lambda: torch.zeros(1 << 50, dtype=torch.uint8), r"^out of memory \(1.05e\+06 GiB more .*\): lower --x$"),
+        (lambda: np.zeros(1 << 50), r"^out of memory \(8.00 PiB more were asked for\): lower --x$"),
+        (lambda: bytearray(1 << 60), "^out of memory: lower --x$"),
+        (lambda: fail(OSError(errno.ENOMEM, "Cannot allocate memory")), "^out of memory: lower --x$"),
+        (lambda: fail(RuntimeError("std::bad_alloc")), "^out of memory: lower --x$"),
+        (lambda: fail(torch.OutOfMemoryError(OF_GPU)), r"^out of GPU memory \(2.00 GiB .*; the GPU has 79.11 GiB\): "),
+        (lambda: fail(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")), "^out of GPU memory: lower --x$"),
+        (
+            lambda: fail(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")),
+            "^out of GPU memory: lower",
+        ),
+        (
+            lambda: fail(ImportError("libtorch.so: failed to map segment from shared object")),
+            "even for what the program",
+        ),
+    ],
+)
+def test_no_memory_left(ask, words):
+    with pytest.raises(UserError, match=words), naming_what_to_lower("--x"):
+        ask()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), OSError(errno.ENOSPC, "No space"), ImportError("no x")]
+)
+def test_other_failures_pass(error):
+    with pytest.raises(type(error)), naming_what_to_lower("--x"):
+        raise error
+
+
+def test_training_without_memory_ends_with_one_message(tmp_path, archive, monkeypatch):
+    monkeypatch.setattr(Loss, "discriminator_r1", lambda *_: torch.zeros(1 << 50))
+    options = [f"--outdir={tmp_path}", f"--data={archive}", "--kimg=0.004", "--batch=4", "--cbase=64", "--workers=0"]
+    result = CliRunner().invoke(train.main, options)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.endswith("more were asked for): lower --batch-gpu, --batch, --cbase or --cmax")
