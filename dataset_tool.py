@@ -87,6 +87,13 @@ def main() -> None:
     help="What counts as a slice with tumour, in pixels of the archive.",
 )
 @click.option(
+    "--lesion-free",
+    type=float,
+    metavar="SHARE",
+    help="Add slices with brain and no lesion to those with tumour, until they are such a share of train.zip, or of "
+    "the single archive; for example 0.2.  [default: add none]",
+)
+@click.option(
     "--grade",
     type=click.Choice((*GRADES, "all")),
     default="all",
@@ -191,6 +198,7 @@ def _describe_tallies(tallies: dict[str, Tally]) -> str:
         for name, tally in tallies.items()
         for class_name in tally.schema.class_names
     ]
+    rows += [(f"{name}  none", tally.lesion_free, "", "") for name, tally in tallies.items() if tally.schema.classes]
     if rows:
         tables.append(format_table(("class", "slices with it", "mean pixels in those", "of all pixels"), rows))
     return "\n\n".join(tables)

@@ -52,9 +52,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Areas:
-    """Slices, their pixels, and per class the pixels and the slices with any."""
+    """Slices, how many have no lesion, their pixels, and per class the pixels and the slices with any."""
 
     slices: int
+    lesion_free: int
     pixels: int
     class_pixels: dict[str, int]
     class_slices: dict[str, int]
@@ -86,7 +87,7 @@ def measure(classes: np.ndarray, schema: Schema) -> Areas:
     counts = counts.reshape(len(classes), len(schema.classes))
     pixels = dict(zip(schema.class_names, counts.sum(axis=0).tolist(), strict=True))
     slices = dict(zip(schema.class_names, (counts > 0).sum(axis=0).tolist(), strict=True))
-    return Areas(len(classes), classes.size, pixels, slices)
+    return Areas(len(classes), int((counts.sum(axis=1) == 0).sum()), classes.size, pixels, slices)
 
 
 def write_part(path: Path, members: list[Packed], record: CaseRecord) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,8 @@ from slices.volumes import read_case
 
 CHOICES = ("tumor", "brain", "all")
 ON_ERROR = ("fail", "skip")
-_CUTTING = ("resolution", "fov", "slices", "test_slices", "min_tumor_pixels")  # options that a cut case depends on
+# Options that a cut case depends on.
+_CUTTING = ("resolution", "fov", "slices", "test_slices", "min_tumor_pixels", "lesion_free")
 UNREADABLE = "could not be read"
 
 
@@ -42,6 +44,7 @@ class ConvertOptions:
     slices, test_slices: which slices of a patient are taken, one of CHOICES; 'tumor' takes those with at least
     `min_tumor_pixels` lesion pixels at the output's resolution. None: 'tumor', or 'brain' for data without labels, and
     'all' for testing.
+    lesion_free: so large a share of the training slices is to have brain but no lesion, besides 'tumor'; None: none.
     grade: one of GRADES, or 'all'; class_by: 'grade' stores it as class label.
     The last four concern the split into train and test and stay None for a single archive.
     """
@@ -50,6 +53,7 @@ class ConvertOptions:
     fov: float | None = None
     slices: str | None = None
     min_tumor_pixels: int = 1
+    lesion_free: float | None = None
     grade: str = "all"
     class_by: str | None = None
     test_slices: str | None = None
@@ -70,6 +74,8 @@ class ConvertOptions:
             raise UserError(f"--fov {self.fov:g}: expected a length in mm, such as 200")
         if self.min_tumor_pixels < 1:
             raise UserError(f"--min-tumor-pixels {self.min_tumor_pixels}: expected 1 or more")
+        if self.lesion_free is not None and not 0 < self.lesion_free < 1:
+            raise UserError(f"--lesion-free {self.lesion_free:g}: expected a share between 0 and 1, such as 0.2")
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
             raise UserError(f"--test-fraction {self.test_fraction:g}: expected a share between 0 and 1, such as 0.1")
 
@@ -94,8 +100,10 @@ class CaseSlices:
     remarks: tuple[str, ...]
 
 
-def cut_case(case: Case, choice: str, schema: Schema, options: ConvertOptions) -> CaseSlices:
-    """Read a case and cut the slices of one of CHOICES out of it."""
+def cut_case(
+    case: Case, choice: str, schema: Schema, options: ConvertOptions, lesion_free: float | None = None
+) -> CaseSlices:
+    """Read a case and cut the slices of one of CHOICES out of it, and lesion-free ones that are to be such a share."""
     assert choice in CHOICES, choice
     volumes = read_case(case, schema)
     sides, spacing = volumes.labels.shape[1:], volumes.spacing[1:]
@@ -111,10 +119,19 @@ def cut_case(case: Case, choice: str, schema: Schema, options: ConvertOptions) -
     blank = [name for name, (low, high) in zip(schema.contrasts, windows, strict=True) if low == high]
     remarks = [*volumes.remarks, *(f"{name} has one value in nearly all of the head" for name in blank)]
 
+    pictures = [grid.majority(labels, max(1, schema.num_maps)) for labels in volumes.labels]
+    reasons = [_no_tumour(picture, options.min_tumor_pixels) if choice == "tumor" else None for picture in pictures]
+    if lesion_free:
+        candidates = [k for k in range(len(head)) if not volumes.labels[k].any() and grid.covers(head[k]).any()]
+        wanted = round(reasons.count(None) * lesion_free / (1 - lesion_free))
+        for k in _draw_slices(case, candidates, wanted):
+            reasons[k] = None
+        if len(candidates) < wanted:
+            remarks.append("fewer slices without lesion than --lesion-free asks for")
+
     indices, contrasts, classes, skipped = [], [], [], Counter()
-    for k in range(len(head)):
-        labels = grid.majority(volumes.labels[k], max(1, schema.num_maps))
-        if choice == "tumor" and (reason := _no_tumour(labels, options.min_tumor_pixels)):
+    for k, (labels, reason) in enumerate(zip(pictures, reasons, strict=True)):
+        if reason:
             skipped[reason] += 1
             continue
         inside = grid.covers(head[k])
@@ -153,6 +170,11 @@ def _no_tumour(classes: np.ndarray, min_tumor_pixels: int) -> str | None:
     return f"fewer than {min_tumor_pixels} tumour pixels" if lesion < min_tumor_pixels else None
 
 
+def _draw_slices(case: Case, indices: Sequence[int], count: int) -> list[int]:
+    """So many of a case's slices, or all; drawn by a hash, as patients are for a split."""
+    return sorted(indices, key=lambda k: hashlib.sha256(f"{case.name}:{k}".encode()).digest())[:count]
+
+
 def _grey_levels(
     grid: Grid, picture: np.ndarray, head: np.ndarray, inside: np.ndarray, scale: GreyLevels
 ) -> np.ndarray:
@@ -172,6 +194,7 @@ class Tally:
 
     schema: Schema
     slices: int = 0
+    lesion_free: int = 0
     patients: set[str] = field(default_factory=set)
     pixels: int = 0
     class_pixels: Counter = field(default_factory=Counter)  # class name -> pixels
@@ -180,6 +203,7 @@ class Tally:
     def add(self, patient: str, areas: Areas) -> None:
         """Count slices of a patient."""
         self.slices += areas.slices
+        self.lesion_free += areas.lesion_free
         self.patients.add(patient)
         self.pixels += areas.pixels
         self.class_pixels.update(areas.class_pixels)
@@ -191,7 +215,7 @@ class Part:
     """One archive of a conversion: its cases, which slices are taken, and what came of it.
 
     side: TRAIN or TEST, None for a single archive. left_out: reason -> patients; skipped: reason -> slices; remarks:
-    remark -> cases; errors: what was wrong with cases that could not be read.
+    remark -> cases; errors: what was wrong with cases that could not be read; lesion_free: as in ConvertOptions.
     """
 
     side: str | None
@@ -203,6 +227,7 @@ class Part:
     skipped: Counter = field(default_factory=Counter)
     remarks: dict[str, list[str]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    lesion_free: float | None = None
     pixels: set[float] = field(default_factory=set)  # edges of pixels, mm
 
     @property
@@ -269,6 +294,11 @@ def _settle(options: ConvertOptions, dest: Path, single: bool, schema: Schema) -
     if not schema.num_maps and "tumor" in (options.slices, options.test_slices):
         raise UserError("--slices tumor needs label maps, which this data has none of: choose brain or all")
     options = replace(options, slices=options.slices or ("tumor" if schema.num_maps else "brain"))
+    if options.lesion_free and options.slices != "tumor":
+        raise UserError(
+            f"--lesion-free adds to slices with lesion, but --slices {options.slices} takes others as well: "
+            "leave one of them out"
+        )
     defaults = {"test_slices": "all", "test_fraction": 0.1, "split_seed": 0}
     given = [name for name in (*defaults, "split_file") if getattr(options, name) is not None]
     if single:
@@ -323,7 +353,7 @@ def _parts(
     left_out: dict[str, list[str]],
 ) -> list[Part]:
     if split is None:
-        return [Part(None, dest, options.slices, cases, Tally(schema), left_out)]
+        return [Part(None, dest, options.slices, cases, Tally(schema), left_out, lesion_free=options.lesion_free)]
     neither = [case.patient for case in cases if case.patient not in (*split.train, *split.test)]
     if neither:
         left_out = left_out | {"on neither side of the split file": neither}
@@ -335,10 +365,11 @@ def _parts(
             cases=[case for case in cases if case.patient in patients],
             tally=Tally(schema),
             left_out=dict(left_out),
+            lesion_free=lesion_free,
         )
-        for side, patients, choice in (
-            (TRAIN, set(split.train), options.slices),
-            (TEST, set(split.test), options.test_slices),
+        for side, patients, choice, lesion_free in (
+            (TRAIN, set(split.train), options.slices, options.lesion_free),
+            (TEST, set(split.test), options.test_slices, None),
         )
     ]
 
@@ -362,6 +393,7 @@ class _Job(NamedTuple):
 
     case: Case
     choice: str
+    lesion_free: float | None
     path: Path
 
 
@@ -370,7 +402,7 @@ def _cut_all(
 ) -> None:
     """Cut every case of every part that an earlier call did not."""
     jobs = [
-        (part, _Job(case, part.choice, workplace.path(part.side, case)))
+        (part, _Job(case, part.choice, part.lesion_free, workplace.path(part.side, case)))
         for part in parts
         for case in part.cases
         if not workplace.finished(part.side, case)
@@ -397,7 +429,7 @@ def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
     """Cut a case, in a process of its own. Returns what was wrong with it, if anything."""
     try:
         origin = origin_of(job.case)
-        cut = cut_case(job.case, job.choice, schema, options)
+        cut = cut_case(job.case, job.choice, schema, options, job.lesion_free)
     except UserError as error:
         return str(error)
     record = CaseRecord(

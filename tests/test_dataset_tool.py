@@ -133,6 +133,31 @@ def test_a_split_can_be_given(release, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_slices_without_lesion_are_added_to_those_with_it(release, tmp_path):
+    """Four slices of each patient have tumour, six have brain alone; a share of 0.5 adds four of these."""
+    split = tmp_path / "split.json"
+    split.write_text('{"train": ["P0", "P1", "P2"], "test": ["P3", "P4"]}')
+    options = ("--split-file", split, "--lesion-free")
+    output = convert(release, tmp_path / "half", *options, 0.5, "--test-slices", "tumor")
+    train, test = (ArchiveReader(tmp_path / "half" / f"{side}.zip") for side in ("train", "test"))
+    assert re.search(r"train.zip  none +8\n", output) and re.search(r"test.zip  none +0\n", output), output
+    assert "asks for" not in output and train.info.made["options"]["lesion_free"] == 0.5
+    drawn = {p: [r.index for r in train.info.slices if r.patient == p] for p in train.info.patients}
+    assert list(drawn) == ["P0", "P1"], "of a patient without tumour none is added"
+    assert all(len(k) == 8 and k == sorted(k) and {3, 4, 5, 6} < set(k) for k in drawn.values())
+    assert drawn["P0"] != drawn["P1"], "other ones of each"
+    for i, record in enumerate(train.info.slices):
+        contrasts, classes = BRATS.split(train.read_checked(i))
+        assert contrasts.any() and classes.any() == (record.index in (3, 4, 5, 6))
+    assert {r.index for r in test.info.slices} == {3, 4, 5, 6}
+
+    convert(release, tmp_path / "few", *options, 0.2, "--workers", 2)
+    few = [r.index for r in ArchiveReader(tmp_path / "few" / "train.zip").info.slices if r.patient == "P0"]
+    assert len(few) == 5 and set(few) < set(drawn["P0"]), "a smaller share is part of a larger one"
+    output = convert(release, tmp_path / "most", *options, 0.75)
+    assert re.search(r"train.zip  none +12\n", output) and re.search("asks for +2 cases", output), output
+
+
 def test_grades(release, tmp_path):
     output = convert(release, tmp_path / "x.zip", "--grade", "LGG")
     assert ArchiveReader(tmp_path / "x.zip").info.patients == ["P3", "P4"]
@@ -262,6 +287,8 @@ def test_sources_without_cases(tmp_path):
         (("--min-tumor-pixels", 100_000), "choose --slices all"),
         (("--test-fraction", 1.5), "between 0 and 1"),
         (("--split-file", "x.json", "--split-seed", 1), "--split-seed draws a split"),
+        (("--lesion-free", 1.0), "--lesion-free 1: expected a share between 0 and 1"),
+        (("--lesion-free", 0.2, "--slices", "all"), "but --slices all takes others as well"),
     ],
 )
 def test_bad_options(release, tmp_path, options, words):
