@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 
 from dnnlib.errors import UserError
+from slices.schema import MOST_CLASSES, MOST_CONTRASTS
 
+WIDEST = 4096  # channels at full size
 SMALLEST = 32  # pixels; four halvings leave 2×2, the least that instance normalisation can normalise
 
 
@@ -17,6 +19,11 @@ class UNetConfig:
     in_channels: int
     out_channels: int
     width: int
+
+    def __post_init__(self) -> None:
+        for name, most in (("in_channels", MOST_CONTRASTS), ("out_channels", MOST_CLASSES + 1), ("width", WIDEST)):
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"{name} {getattr(self, name)}: expected a whole number from 1 to {most}")
 
     @property
     def features(self) -> tuple[int, int, int, int, int, int]:

@@ -15,6 +15,7 @@ from dnnlib import config as configs
 from dnnlib.errors import UserError
 from segmentation.config import SMALLEST, TrainUNetConfig, UNetConfig
 from segmentation.data import ArchiveFacts
+from slices.archive import LARGEST_RESOLUTION
 from slices.codec import SliceCodec
 from slices.schema import OUTSIDE, Schema
 from torch_utils import checkpoint
@@ -36,6 +37,15 @@ class UNetInfo:
     archives: tuple[ArchiveFacts, ...]
     patients: tuple[str, ...]
     seen: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if (self.network.in_channels, self.network.out_channels) != (self.schema.num_contrasts, self.schema.num_maps):
+            raise UserError(
+                f"a network of {self.network.in_channels} contrasts and {self.network.out_channels} classes, but a "
+                f"schema of {self.schema.num_contrasts} and {self.schema.num_maps}"
+            )
+        if not SMALLEST <= self.resolution <= LARGEST_RESOLUTION:
+            raise UserError(f"resolution {self.resolution}: expected {SMALLEST} to {LARGEST_RESOLUTION}")
 
     @property
     def known_patients(self) -> frozenset[str]:
@@ -106,13 +116,8 @@ def save(path: str | os.PathLike, unet: UNet) -> None:
 
 def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> UNet:
     """Read what `save` wrote, ready to predict. Raises UserError naming the file when it is something else."""
-    tensors, metadata = checkpoint.load(path, KIND, VERSION)
-    info = configs.from_json(UNetInfo, metadata, str(path))
-    network = build(info.network)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{path}: its tensors don't fit the U-Net that it describes ({error})") from None
+    info = configs.from_json(UNetInfo, checkpoint.read_metadata(path, KIND, VERSION), str(path))
+    network = checkpoint.load_network(path, lambda: build(info.network))
     return UNet(network.to(device).eval(), info)
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 
-from dnnlib import files
+from dnnlib import config, files
+from dnnlib.config import shorten
 from dnnlib.errors import UserError
 
 FORMAT, VERSION = "stylegan2-mr", 1
+LONGEST_METADATA = 1 << 24  # characters; a name of every patient is a small part of it
+Network = TypeVar("Network", bound=torch.nn.Module)
 _KEY = "checkpoint"  # safetensors' own metadata maps strings to strings: ours is one JSON document under one key
 
 
@@ -55,12 +59,55 @@ def load(path: str | os.PathLike, kind: str, version: int = VERSION) -> Checkpoi
         return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, metadata)
 
 
+def read_metadata(path: str | os.PathLike, kind: str, version: int = VERSION) -> dict[str, Any]:
+    """The caller's metadata alone; raises as `load` does."""
+    with _open(path) as file:
+        return _metadata(path, file, kind, version)
+
+
+def load_network(path: str | os.PathLike, build: Callable[[], Network], prefix: str = "") -> Network:
+    """The network that `build` makes, filled with the file's tensors whose names begin with `prefix`.
+
+    `build` follows the file's own metadata, so it is called on PyTorch's meta device first, where a tensor of any size
+    takes no memory, and for good only if the file has just these tensors. Raises UserError naming the file and the
+    tensor if it has not, or if a value is no finite number.
+    """
+    with torch.device("meta"):
+        expected = {prefix + name: tensor for name, tensor in build().state_dict().items()}
+    with _open(path) as file:
+        found = {name for name in file.keys() if name.startswith(prefix)}
+        for names, words in ((expected.keys() - found, "lacks the tensor"), (found - expected.keys(), "has a tensor")):
+            if names:
+                raise UserError(
+                    f"{path} {words} {shorten(min(names))}, which doesn't fit the network that it describes"
+                )
+        for name, tensor in expected.items():
+            if (shape := file.get_slice(name).get_shape()) != list(tensor.shape):
+                raise UserError(f"{path}: {name} is {shape}; the network that it describes has {list(tensor.shape)}")
+        tensors = {
+            name.removeprefix(prefix): _checked(path, name, file.get_tensor(name), expected) for name in expected
+        }
+    network = build()
+    network.load_state_dict(tensors)
+    return network
+
+
+def _checked(
+    path: str | os.PathLike, name: str, tensor: torch.Tensor, expected: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    if tensor.dtype != expected[name].dtype:
+        raise UserError(f"{path}: {name} holds {tensor.dtype}; expected {expected[name].dtype}")
+    if not tensor.isfinite().all():
+        raise UserError(f"{path}: {name} holds values that are not finite numbers; take another snapshot")
+    return tensor
+
+
 def _open(path: str | os.PathLike) -> Any:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a .safetensors file")
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
+    if not path.is_file():  # of a pipe, the beginning would never come
+        raise UserError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     try:
         return safetensors.safe_open(path, framework="pt", device="cpu")
     except safetensors.SafetensorError as error:
@@ -84,7 +131,10 @@ def _what_else(path: Path) -> str:
 
 def _metadata(path: str | os.PathLike, file: Any, kind: str, version: int) -> dict[str, Any]:
     try:
-        document = json.loads((file.metadata() or {})[_KEY])
+        text = (file.metadata() or {})[_KEY]
+        if len(text) > LONGEST_METADATA:
+            raise ValueError
+        document = config.parse_json(text)
         ours, found, found_version = document["format"] == FORMAT, document["kind"], document["version"]
         metadata = document["metadata"]
     except (KeyError, TypeError, ValueError):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dnnlib.errors import UserError
-from slices.schema import Schema
+from slices.archive import LARGEST_LABEL, LARGEST_RESOLUTION
+from slices.schema import MOST_CLASSES, MOST_CONTRASTS, Schema
 
 NUM_FP16_RES, CONV_CLAMP = 4, 256  # the four highest resolutions in half precision, on a GPU; its range needs a clamp
+WIDEST, DEEPEST, LARGEST_BATCH = 1 << 16, 100, 1 << 20
+_OPTIONS = {"mapping_layers": "--map-depth", "channel_base": "--cbase", "channel_max": "--cmax"}  # of other names
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,26 @@ class DataConfig:
     workers: int = 2
 
 
+def _require(config: Any, **bounds: tuple[float, float]) -> None:
+    """Raise UserError for a field that is not None and out of its bounds: name=(least, most)."""
+    for name, (least, most) in bounds.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+            raise UserError(f"{option} {value}: expected a number from {least} to {most}")
+
+
+def _require_network(config: GeneratorConfig | DiscriminatorConfig) -> None:
+    """What generator and discriminator have in common: a power of two of pixels, and channels at each resolution."""
+    resolution = config.resolution
+    if not 4 <= resolution <= LARGEST_RESOLUTION or resolution & (resolution - 1):
+        raise UserError(f"resolution {resolution}: expected a power of two from 4 to {LARGEST_RESOLUTION}")
+    bounds = {"channel_base": (1, 1 << 30), "channel_max": (1, WIDEST), "c_dim": (0, LARGEST_LABEL + 1)}
+    _require(config, **bounds, num_fp16_res=(0, 16), conv_clamp=(0, 1 << 16))
+    if config.channel_base < resolution:
+        raise UserError(f"--cbase {config.channel_base} leaves no feature map at {resolution}×{resolution}")
+
+
 @dataclass(frozen=True)
 class GeneratorConfig:
     """Constructor arguments of a Generator. num_maps 0 is StyleGAN2's generator of num_contrasts channels."""
@@ -87,6 +111,11 @@ class GeneratorConfig:
     num_fp16_res: int = 0
     conv_clamp: float | None = None
 
+    def __post_init__(self) -> None:
+        _require_network(self)
+        _require(self, num_contrasts=(1, MOST_CONTRASTS), num_maps=(0, MOST_CLASSES + 1))
+        _require(self, z_dim=(1, WIDEST), w_dim=(1, WIDEST), mapping_layers=(1, DEEPEST))
+
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
@@ -101,6 +130,10 @@ class DiscriminatorConfig:
     conv_clamp: float | None = None
     mbstd_group_size: int = 4
     residual: bool = True
+
+    def __post_init__(self) -> None:
+        _require_network(self)
+        _require(self, img_channels=(1, MOST_CONTRASTS + MOST_CLASSES + 1), mbstd_group_size=(1, LARGEST_BATCH))
 
 
 @dataclass(frozen=True)
@@ -138,6 +171,7 @@ class TrainingConfig:
         for name in ("batch", "batch_gpu", "lrate", "kimg", "kimg_per_tick"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a finite number above 0")
+        _require(self, batch=(1, LARGEST_BATCH), batch_gpu=(1, LARGEST_BATCH))
         for name in ("r1_gamma", "pl_weight"):
             if not 0 <= getattr(self.loss, name) < math.inf:
                 raise UserError(f"--{name.removeprefix('r1_').replace('_', '-')}: expected a finite number from 0 up")
@@ -198,8 +232,6 @@ def resolve(
         "num_fp16_res": 0 if overrides.fp32 else NUM_FP16_RES,
         "conv_clamp": None if overrides.fp32 else CONV_CLAMP,
     }
-    if channels["channel_base"] < resolution or channels["channel_max"] < 1:
-        raise UserError(f"--cbase {channels['channel_base']} leaves no feature map at {resolution}×{resolution}")
     return TrainingConfig(
         data=data,
         generator=GeneratorConfig(

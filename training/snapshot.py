@@ -10,15 +10,16 @@ from pathlib import Path
 from torch import nn
 
 from dnnlib import config
+from dnnlib.config import shorten
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
-from slices.schema import Schema
+from slices.schema import Schema, is_plain_name
 from torch_utils import checkpoint
 from training.config import TrainingConfig
 from training.generator import Generator
 
 KIND, VERSION = "network snapshot", 2
-_NAME = re.compile(r"network-snapshot-(\d{6})\.safetensors")
+_NAME = re.compile(r"network-snapshot-(\d{6,})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,21 @@ class SnapshotInfo:
     kimg: float
     patients: tuple[str, ...]
     label_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what the parts say of each other and isn't so."""
+        generator = self.training.generator
+        if self.schema.num_contrasts != generator.num_contrasts or self.schema.num_maps != generator.num_maps:
+            raise UserError(
+                f"a generator of {generator.num_contrasts} contrasts and {generator.num_maps} label maps, but a schema "
+                f"of {self.schema.num_contrasts} and {self.schema.num_maps}"
+            )
+        if self.kimg < 0:
+            raise UserError(f"kimg {self.kimg:g}: expected 0 or more")
+        if self.label_names is not None and len(set(self.label_names)) != generator.c_dim:
+            raise UserError(f"{len(set(self.label_names))} names of classes for a generator of {generator.c_dim}")
+        if odd := [name for name in (*self.patients, *(self.label_names or ())) if not is_plain_name(name)]:
+            raise UserError(f"{shorten(odd[0])} can't be a name: it looks like a path, or is too long")
 
 
 @dataclass(frozen=True)
@@ -69,19 +85,9 @@ def load_generator(source: str | os.PathLike) -> LoadedGenerator:
     Raises UserError naming the file when it is missing, damaged, or no snapshot.
     """
     path = find_snapshot(source)
-    tensors, metadata = checkpoint.load(path, kind=KIND, version=VERSION)
-    info = config.from_json(SnapshotInfo, metadata, str(path))
-    generator = Generator(info.training.generator)
-    _fill(generator, tensors, "G_ema", path)
+    info = config.from_json(SnapshotInfo, checkpoint.read_metadata(path, KIND, VERSION), str(path))
+    generator = checkpoint.load_network(path, lambda: Generator(info.training.generator), prefix="G_ema.")
     return LoadedGenerator(generator.eval().requires_grad_(False), info, path, sha256(path))
-
-
-def _fill(network: nn.Module, tensors: dict, prefix: str, path: Path) -> None:
-    own = {name.removeprefix(prefix + "."): t for name, t in tensors.items() if name.startswith(prefix + ".")}
-    try:
-        network.load_state_dict(own)
-    except RuntimeError as error:
-        raise UserError(f"{path}: the tensors of {prefix} do not fit its constructor arguments ({error})") from None
 
 
 def find_snapshot(source: str | os.PathLike) -> Path:

@@ -1,0 +1,178 @@
+"""Snapshots and U-Nets that lie: each is refused with its name and a reason before memory of the claimed size is taken.
+
+All are tried in one process of limited memory; it is this file, called as a program.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from conftest import write_archive
+from dnnlib.errors import UserError
+from segmentation import unet as unets
+from segmentation.config import TrainUNetConfig
+from slices.dataset import SliceDataset
+from slices.schema import BRATS
+from training.config import DataConfig, Overrides, resolve
+from training.generator import Generator
+from training.snapshot import SnapshotInfo, load_generator, save_snapshot
+
+ROOT = Path(__file__).resolve().parent.parent
+MEMORY = 300 << 20  # bytes that all of them may take, besides what the program itself takes
+HUGE, NAN = 1 << 62, float("nan")
+
+
+def write_snapshot(path: Path) -> None:
+    data = write_archive(path.with_suffix(".zip"), count=2)
+    overrides = Overrides(batch=4, cbase=64, cmax=8, z_dim=8, map_depth=2)
+    config = resolve("auto", DataConfig(str(data)), BRATS, 16, 0, overrides, seed=0, snap=0)
+    info = SnapshotInfo(BRATS, config, "0" * 64, 1.5, SliceDataset(data).patients)
+    save_snapshot(path, {"G_ema": Generator(config.generator)}, info)
+
+
+def write_unet(path: Path) -> None:
+    network = unets.configure(BRATS, 32, 2)
+    info = unets.UNetInfo(BRATS, 32, network, TrainUNetConfig(1, width=2), (), ("a",), ())
+    unets.save(path, unets.UNet(unets.build(network), info))
+
+
+def put(tree: dict, path: str, value: object) -> None:
+    *outer, last = path.split(".")
+    for name in outer:
+        tree = tree[name]
+    tree[last] = value
+
+
+NETWORKS = {"snapshot": (write_snapshot, load_generator), "unet": (write_unet, unets.load)}
+G = "training.generator."
+LIES = [  # which file, what its metadata say instead, words of the refusal
+    ("snapshot", {G + "resolution": 1 << 30}, "power of two from 4 to 4096"),
+    ("snapshot", {G + "resolution": 24}, "power of two"),
+    ("snapshot", {G + "resolution": 4096, G + "channel_base": 1 << 30, G + "channel_max": 65536}, "lacks the tensor"),
+    ("snapshot", {G + "channel_base": 1 << 30, G + "channel_max": 65536}, "the network that it describes has"),
+    ("snapshot", {G + "channel_base": 8}, "leaves no feature map"),
+    ("snapshot", {G + "channel_max": -8}, "--cmax -8: expected a number from 1"),
+    ("snapshot", {G + "mapping_layers": 10**9}, "--map-depth 1000000000: expected a number from 1 to 100"),
+    ("snapshot", {G + "mapping_layers": 1}, "has a tensor 'G_ema.mapping.fc1.bias'"),
+    ("snapshot", {G + "num_maps": HUGE}, "--num-maps"),
+    ("snapshot", {G + "num_maps": 0}, "4 contrasts and 0 label maps, but a schema of 4 and 4"),
+    ("snapshot", {G + "num_contrasts": 16}, "16 contrasts and 4 label maps, but a schema"),
+    ("snapshot", {G + "z_dim": HUGE}, "--z-dim"),
+    ("snapshot", {G + "z_dim": 65536, G + "w_dim": 65536}, "the network that it describes has"),
+    ("snapshot", {G + "c_dim": 65536}, "lacks the tensor"),
+    ("snapshot", {G + "c_dim": -1}, "--c-dim -1"),
+    ("snapshot", {G + "num_fp16_res": HUGE}, "--num-fp16-res"),
+    ("snapshot", {G + "conv_clamp": -1.0}, "--conv-clamp -1.0"),
+    ("snapshot", {"training.discriminator.mbstd_group_size": 0}, "--mbstd-group-size 0"),
+    ("snapshot", {"training.batch": HUGE, "training.batch_gpu": HUGE - 1}, "--batch"),
+    ("snapshot", {"kimg": -0.5}, "kimg -0.5: expected 0 or more"),
+    ("snapshot", {"patients": ["../../x"]}, "can't be a name"),
+    ("snapshot", {"label_names": ["HGG", "LGG"]}, "2 names of classes for a generator of 0"),
+    ("unet", {"network.width": 10**12}, "width 1000000000000: expected a whole number from 1 to 4096"),
+    ("unet", {"network.width": 4096}, "the network that it describes has"),
+    ("unet", {"network.width": 0}, "width 0"),
+    ("unet", {"network.in_channels": HUGE}, "in_channels"),
+    ("unet", {"network.in_channels": 3}, "a network of 3 contrasts and 4 classes, but a schema of 4 and 4"),
+    ("unet", {"network.out_channels": 16}, "16 classes"),
+    ("unet", {"resolution": 1 << 30}, "resolution 1073741824: expected 32 to 4096"),
+    ("unet", {"resolution": -32}, "resolution -32"),
+]
+SPOILED = [  # what becomes of a tensor; None: it is left out
+    (lambda t: None, "lacks the tensor"),
+    (lambda t: t.flatten(), "the network that it describes has"),
+    (lambda t: t[None], "the network that it describes has"),
+    (lambda t: t.to(torch.float64), "holds torch.float64; expected torch.float32"),
+    (lambda t: t.to(torch.uint8), "holds torch.uint8"),
+    (lambda t: t * NAN, "values that are not finite numbers"),
+    (lambda t: t / 0, "values that are not finite numbers"),
+]
+OF_NETWORK = {"snapshot": "G_ema.mapping.fc0.weight", "unet": "conv_0.conv_0.conv.weight"}
+HEADERS = [  # the 8 bytes of the header's length and the header, as other bytes
+    lambda n, text: (HUGE.to_bytes(8, "little"), text),
+    lambda n, text: ((n + (1 << 20)).to_bytes(8, "little"), text),
+    lambda n, text: ((n - 1).to_bytes(8, "little"), text),
+    lambda n, text: (bytes(8), text),
+    lambda n, text: _of(b"[" * 10000 + b"]" * 10000),
+    lambda n, text: _of(text.replace(b"[0,", b"[4,", 1)),
+    lambda n, text: _of(text[:-1] + b',"more":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}'),
+    lambda n, text: _of(text.replace(b'\\"format\\"', b'\\"x\\":' + b"[" * 5000 + b"]" * 5000 + b',\\"format\\"')),
+    lambda n, text: _of(text.replace(b'\\"format\\"', b'\\"format\\":1,\\"format\\"')),
+    lambda n, text: _of(text.replace(b'\\"version\\": 2', b'\\"version\\": NaN')),
+]  # fmt: skip
+
+
+def _of(text: bytes) -> tuple[bytes, bytes]:
+    return len(text).to_bytes(8, "little"), text
+
+
+def spoil(which: str, n: int, good: Path, path: Path) -> str:
+    """Write file number n of a kind from a good one. Returns words of the refusal that is expected."""
+    kind = "snapshot" if good.name.startswith("snapshot") else "unet"
+    if which == "headers":
+        content = good.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        path.write_bytes(b"".join(HEADERS[n](length, content[8 : 8 + length])) + content[8 + length :])
+        return ""
+    with safetensors.safe_open(good, framework="pt") as file:
+        document = json.loads(file.metadata()["checkpoint"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if which == "lies":
+        _, changes, words = LIES[n]
+        for place, value in changes.items():
+            put(document["metadata"], place, value)
+    else:
+        change, words = SPOILED[n]
+        tensors[OF_NETWORK[kind]] = change(tensors[OF_NETWORK[kind]])
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    path.write_bytes(safetensors.torch.save(tensors, {"checkpoint": json.dumps(document)}))
+    return words
+
+
+CASES = [
+    *(("lies", n, kind) for n, (kind, _, _) in enumerate(LIES)),
+    *(("tensors", n, kind) for n in range(len(SPOILED)) for kind in NETWORKS),
+    *(("headers", n, kind) for n in range(len(HEADERS)) for kind in NETWORKS),
+]
+
+
+def try_all(folder: Path) -> list[str]:
+    """What went wrong, in words."""
+    wrong = []
+    for kind, (write, load) in NETWORKS.items():
+        write(folder / f"{kind}.safetensors")
+        load(folder / f"{kind}.safetensors")
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.RLIM_INFINITY))
+    for which, n, kind in CASES:
+        path = folder / "hostile.safetensors"
+        words = spoil(which, n, folder / f"{kind}.safetensors", path)
+        try:
+            NETWORKS[kind][1](path)
+            wrong.append(f"{which} {n} of {kind}: was read")
+        except UserError as error:
+            if str(path) not in str(error) or words not in str(error) or "\n" in str(error) or len(str(error)) > 400:
+                wrong.append(f"{which} {n} of {kind}: expected {words!r}, found {str(error)[:400]!r}")
+        except Exception as error:
+            wrong.append(f"{which} {n} of {kind}: {type(error).__name__}: {str(error)[:200]}")
+    return wrong
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_what_a_file_says_of_its_network_is_compared_with_its_tensors_first(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, __file__, tmp_path], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert json.loads(process.stdout) == [] and len(CASES) >= 60
+
+
+if __name__ == "__main__":
+    print(json.dumps(try_all(Path(sys.argv[1]))))
