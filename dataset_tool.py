@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dnnlib import files
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.processes import default_workers
+from dnnlib.system import run
 from dnnlib.text import count, format_table
 from slices.archive import ArchiveReader
 from slices.case_parts import measure
@@ -451,4 +452,4 @@ def _describe_written(written) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

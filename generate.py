@@ -11,6 +11,7 @@ import click
 
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.files import make_folder, refuse_existing
+from dnnlib.system import run
 from dnnlib.text import parse_integers, tool_version
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 
@@ -101,4 +102,4 @@ def write_archive(samples, count: int, loaded, dest: Path, options: dict) -> Non
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -19,6 +19,7 @@ import click
 
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.files import make_folder, read_json, sha256, write_bytes, write_json
+from dnnlib.system import run
 from dnnlib.text import format_table, format_time, tool_version
 
 HERE = Path(__file__).resolve().parent
@@ -380,4 +381,4 @@ For research only: not for diagnosis, and synthetic slices are no means of anony
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

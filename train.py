@@ -14,6 +14,7 @@ from dnnlib.config import to_json
 from dnnlib.errors import reports_user_errors
 from dnnlib.files import write_json
 from dnnlib.runs import Log, make_run_folder
+from dnnlib.system import run
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 from training.config import CFG_NAMES, DataConfig, Overrides, notes, resolve
 
@@ -98,4 +99,4 @@ def describe_run(data, cfg: str, batch: int | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

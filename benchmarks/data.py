@@ -31,6 +31,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dnnlib.processes import map_in_order
+from dnnlib.system import run
 from dnnlib.text import format_table
 from slices.archive import ArchiveReader
 from slices.convert import ConvertOptions, convert_release
@@ -169,4 +170,4 @@ def png(channel: np.ndarray) -> bytes:
 if __name__ == "__main__":
     if shutil.disk_usage(tempfile.gettempdir()).free < 2 << 30:
         sys.exit(f"{tempfile.gettempdir()} has less than 2 GB free: set TMPDIR")
-    main()
+    run(main)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dnnlib.system import run
 from dnnlib.text import format_table
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
@@ -249,4 +250,4 @@ def native_convolutions(seconds: float) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

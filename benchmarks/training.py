@@ -25,6 +25,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dnnlib.runs import Log
+from dnnlib.system import run
 from dnnlib.text import format_table
 from slices.archive import ArchiveWriter
 from slices.dataset import SliceDataset
@@ -206,4 +207,4 @@ def time_generation(device: torch.device, images: int, product: MatrixProduct) -
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,1 +1,5 @@
-"""Helpers that know nothing of networks or of MR: configuration, files, run folders, text."""
+"""Helpers that know nothing of networks or of MR: configuration, files, run folders, the system, text."""
+
+from dnnlib.system import require_posix
+
+require_posix()  # here, since whatever is imported of this project comes by before it needs more

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any, TypeVar
 
 from dnnlib.errors import UserError
+from dnnlib.system import plain_text
 
 T = TypeVar("T")
 DEEPEST = 50  # levels of lists and objects in JSON
@@ -46,16 +47,19 @@ def optional(default: Any) -> Any:
 
 
 def to_json(config: Any) -> Any:
-    """A dataclass (nested ones, tuples and dictionaries included) as plain JSON values."""
+    """A dataclass (nested ones, tuples and dictionaries included) as plain JSON values.
+
+    What no file could hold as text, such as the name of a folder that is not UTF-8, is told in other signs.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {
             f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config) if not _left_out(config, f)
         }
     if isinstance(config, dict):
-        return {key: to_json(value) for key, value in config.items()}
+        return {to_json(key): to_json(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [to_json(value) for value in config]
-    return config
+    return plain_text(config) if isinstance(config, str) else config
 
 
 def _left_out(config: Any, f: dataclasses.Field) -> bool:

@@ -10,6 +10,7 @@ from typing import TextIO
 import tqdm
 
 from dnnlib.files import make_folder
+from dnnlib.system import PLAIN
 
 
 def make_run_folder(outdir: str | os.PathLike, description: str) -> Path:
@@ -29,7 +30,7 @@ class Log:
     """Lines for the terminal and for `log.txt`; a progress bar on the terminal stays below them."""
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self._file: TextIO = open(path, "a", encoding="utf-8")
+        self._file: TextIO = open(path, "a", encoding="utf-8", errors=PLAIN)
 
     def __call__(self, line: str = "") -> None:
         tqdm.tqdm.write(line)

@@ -7,6 +7,7 @@ import dataclasses
 import click
 
 from dnnlib.errors import reports_user_errors
+from dnnlib.system import run
 from segmentation.config import TrainUNetConfig
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainUNetConfig)}
@@ -80,4 +81,4 @@ def evaluate(model: str, data: str, outdir: str, allow_overlap: bool, force: boo
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m segmentation")
+    run(main, prog_name="python -m segmentation")

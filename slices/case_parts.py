@@ -21,6 +21,7 @@ import numpy as np
 
 from dnnlib import config, files
 from dnnlib.errors import UserError
+from dnnlib.system import plain_text
 from slices.archive import Volume
 from slices.releases import Case
 from slices.schema import Schema
@@ -76,8 +77,8 @@ class CaseRecord:
 def origin_of(case: Case) -> Origin:
     """A case and its files as they are now. Raises UserError if one is missing."""
     case.require_files()
-    states = {path: path.stat() for path in case.paths}
-    found = [InputFile(str(path.resolve()), state.st_size, state.st_mtime_ns) for path, state in states.items()]
+    states = {plain_text(str(path.resolve())): path.stat() for path in case.paths}
+    found = [InputFile(path, state.st_size, state.st_mtime_ns) for path, state in states.items()]
     return Origin(case.name, case.patient, case.grid, tuple(file.channel for file in case.contrasts), tuple(found))
 
 

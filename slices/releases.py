@@ -455,7 +455,7 @@ def _check_decathlon(source: Path) -> None:
     if not path.is_file():
         return
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if "modality" not in content:  # of another program; nothing to compare
             return
         modality = [content["modality"][str(i)] for i in range(4)]

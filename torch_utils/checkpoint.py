@@ -15,6 +15,7 @@ import torch
 from dnnlib import config, files
 from dnnlib.config import shorten
 from dnnlib.errors import UserError
+from dnnlib.system import plain_text
 
 FORMAT, VERSION = "stylegan2-mr", 1
 LONGEST_METADATA = 1 << 24  # characters; a name of every patient is a small part of it
@@ -109,7 +110,9 @@ def _open(path: str | os.PathLike) -> Any:
     if not path.is_file():  # of a pipe, the beginning would never come
         raise UserError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     try:
-        return safetensors.safe_open(path, framework="pt", device="cpu")
+        with open(path, "rb") as file:  # safetensors takes no name that is not UTF-8, but a number will do
+            name = path if plain_text(str(path)) == str(path) else f"/dev/fd/{file.fileno()}"
+            return safetensors.safe_open(name, framework="pt", device="cpu")
     except safetensors.SafetensorError as error:
         raise UserError(f"{path}: {_what_else(path)} ({error})") from None
 

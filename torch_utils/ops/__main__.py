@@ -11,6 +11,7 @@ import click
 import torch
 
 from dnnlib.errors import reports_user_errors
+from dnnlib.system import run
 from dnnlib.text import format_table
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
@@ -211,4 +212,4 @@ OPERATORS = {
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m torch_utils.ops")
+    run(main, prog_name="python -m torch_utils.ops")

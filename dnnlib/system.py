@@ -1,0 +1,123 @@
+"""What a program finds around it: the operating system, the terminal's signs, the user's name and folders."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import getpass
+import os
+import platform
+import stat
+import sys
+import tempfile
+from collections.abc import Callable
+
+PLAIN = "plain-signs"  # handler of encoding errors: a sign that can't be written becomes others that can
+_SIGNS = {"…": "...", "×": "x", "±": "+-", "−": "-", "–": "-", "—": "-", "→": "->", "·": "-", "²": "2", "³": "3"}
+# How Python holds a byte of a file's name that is not UTF-8.
+_BYTES = {chr(0xDC00 + byte): f"\\x{byte:02x}" for byte in range(0x80, 0x100)}
+_ASCII = "ascii-as-asked"
+
+
+def run(command: Callable, **options) -> None:
+    """Call a click command as a program: all of them begin here."""
+    _write_anything()
+    _name_user()
+    command(**options)
+
+
+def require_posix() -> None:
+    """End the process unless the system has what this project uses throughout, such as locks on files."""
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        print(
+            f"error: this project runs on Linux and macOS; Python has no fcntl here, on {platform.system()}: "
+            "on Windows, use WSL, the Windows Subsystem for Linux",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+
+
+# --- signs ------------------------------------------------------------------------------------------------------------
+
+
+def plain_text(text: str) -> str:
+    """Text as any file of UTF-8 can hold it: as it is, but for bytes of file names that are not UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", PLAIN).decode()
+
+
+def _plain_signs(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = (_SIGNS.get(c) or _BYTES.get(c) or ascii(c)[1:-1] for c in error.object[error.start : error.end])
+    return "".join(signs), error.end
+
+
+def _same_as_ascii(name: str) -> codecs.CodecInfo | None:
+    """ASCII under a name that click doesn't know: where ASCII is asked for, it would write UTF-8 all the same."""
+    if name != _ASCII.replace("-", "_"):
+        return None
+    a = codecs.lookup("ascii")
+    return codecs.CodecInfo(
+        a.encode, a.decode, a.streamreader, a.streamwriter, a.incrementalencoder, a.incrementaldecoder, _ASCII
+    )
+
+
+codecs.register_error(PLAIN, _plain_signs)
+codecs.register(_same_as_ascii)
+
+
+def _write_anything() -> None:
+    """Let the terminal's encoding, whatever it is, end no program: print, progress bars and click are served alike."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None where it is closed
+            is_ascii = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding=_ASCII if is_ascii else None, errors=PLAIN)
+
+
+# --- the user ---------------------------------------------------------------------------------------------------------
+
+
+def _name_user() -> None:
+    """Give a user without a name, a home or a cache what libraries ask for: docker run --user 12345, for example.
+
+    MONAI's import asks for the name; PyTorch and matplotlib keep what they build in the cache.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
+    with contextlib.suppress(OSError):  # nowhere to write at all: whoever needs to will say so
+        home = os.path.expanduser("~")
+        if not os.path.isabs(home):  # it would become a folder of that name in the working one
+            home = os.environ["HOME"] = _own_folder()
+        if not _can_make(os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")):
+            os.environ["XDG_CACHE_HOME"] = _own_folder()
+            os.environ.setdefault("MPLCONFIGDIR", os.environ["XDG_CACHE_HOME"])
+
+
+def _can_make(folder: str) -> bool:
+    """Whether a folder is there and can be written to, or can be made."""
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder) or "."
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _own_folder() -> str:
+    """A folder of this user's among the temporary files, the same for each program; raises OSError if there is none."""
+    folder = os.path.join(tempfile.gettempdir(), f"stylegan2-mr-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    if stat.S_ISDIR(os.lstat(folder).st_mode) and distrust(os.lstat(folder)) is None:
+        return folder
+    return tempfile.mkdtemp(prefix="stylegan2-mr-")  # another user took the name
+
+
+def distrust(state: os.stat_result) -> str | None:
+    """Why what lies there can't be trusted, if it can't: others than this user and root made it, or may change it."""
+    if state.st_uid not in (0, os.geteuid()):
+        return f"belongs to another user (number {state.st_uid})"
+    if state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "can be written by other users"
+    return None
