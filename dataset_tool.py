@@ -20,7 +20,8 @@ from dnnlib.text import count, format_table
 from slices.archive import ArchiveReader
 from slices.case_parts import measure
 from slices.convert import CHOICES, ON_ERROR, ConvertOptions, Part, Tally, convert_release
-from slices.releases import AUTO, GRADES, RELEASE_NAMES, Release, describe_release, find_cases, release_of_name
+from slices.recognition import find_cases
+from slices.releases import AUTO, GRADES, RELEASE_NAMES, Release, describe_release, release_of_name
 
 PICTURED = 8  # slices in the picture of `inspect`
 

@@ -36,7 +36,8 @@ from dnnlib.text import format_table
 from slices.archive import ArchiveReader
 from slices.convert import ConvertOptions, convert_release
 from slices.phantom import write_patients
-from slices.releases import AUTO, RELEASE_NAMES, Recognised, find_cases, release_of_name
+from slices.recognition import Recognised, find_cases
+from slices.releases import AUTO, RELEASE_NAMES, release_of_name
 
 
 @click.command()

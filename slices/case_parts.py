@@ -23,7 +23,7 @@ from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.system import plain_text
 from slices.archive import Volume
-from slices.releases import Case
+from slices.cases import Case
 from slices.schema import Schema
 from slices.zips import Packed, ZipReader, ZipWriter, pack
 

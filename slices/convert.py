@@ -21,10 +21,12 @@ from dnnlib.processes import map_in_order
 from dnnlib.text import name_some, tool_version
 from slices.archive import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
 from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
+from slices.cases import Case
 from slices.grid import SMALLEST_RESOLUTION, Grid, pixel_size
 from slices.head import find_head
 from slices.intensity import GreyLevels, intensity_window
-from slices.releases import GRADES, OWN, Case, Recognised
+from slices.recognition import Recognised
+from slices.releases import GRADES, OWN
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 from slices.split import SPLIT_FILE, Split, draw_split, read_split
 from slices.volumes import read_case
@@ -524,7 +526,7 @@ def _made(part: Part, split: Split | None, options: ConvertOptions, found: Recog
         release = found.release
         shown |= {
             "contrasts": dict(release.names),
-            "pattern": release.patterns[0],
+            "pattern": release.pattern,
             "mask_pattern": release.mask_pattern,
         }
     return {

@@ -14,8 +14,8 @@ import nibabel as nib
 import numpy as np
 
 from dnnlib.errors import UserError
+from slices.cases import Case
 from slices.nifti import Nifti, format_shape, read_nifti
-from slices.releases import Case
 from slices.schema import Schema
 
 

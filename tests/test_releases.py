@@ -15,7 +15,8 @@ from dataset_tool import main
 from dnnlib.errors import UserError
 from slices.archive import ArchiveReader
 from slices.case_parts import Workplace
-from slices.releases import RELEASES, describe_release, find_cases, release_of_name
+from slices.recognition import find_cases
+from slices.releases import RELEASES, describe_release, release_of_name
 from slices.schema import BRATS
 from slices.volumes import read_case
 

@@ -15,7 +15,8 @@ from slices.grid import Grid, area_weights, pixel_size
 from slices.head import find_head, foreground, grow, otsu_threshold
 from slices.intensity import GreyLevels, apply_window, intensity_window, percentiles
 from slices.nifti import read_nifti
-from slices.releases import describe_release, find_cases, release_of_name
+from slices.recognition import find_cases
+from slices.releases import describe_release, release_of_name
 from slices.schema import BRATS
 from slices.split import draw_split, read_split
 from slices.volumes import read_case

@@ -1,0 +1,240 @@
+"""The cases of a folder: which files belong to one, and whose case it is."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from dnnlib.errors import UserError
+from slices.patterns import ENDING, Pattern, Way
+from slices.releases import GRADES, MASK, OWN, Release
+
+# Other forms of images, and endings in capitals: never read, but counted.
+_UNREAD = re.compile(
+    r"\.(nii|nii\.(gz|bz2|xz|zst|zip)|hdr|img|img\.gz|mgh|mgz|nrrd|nhdr|mha|mhd|mnc|dcm)$", re.IGNORECASE
+)
+TABLE_COLUMNS = ("case", "patient", "visit", "grade")
+
+
+class VolumeFile(NamedTuple):
+    """Where a contrast or label map lies: a 3-D file, or one channel of a 4-D file."""
+
+    path: Path
+    channel: int | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination of a patient. Its files may be missing: `missing_file` tells.
+
+    grade: one of GRADES, where folders or a table say so. contrasts: in the order of the schema. mask: None without
+    classes. grid: voxels that the release's volumes have, if all have the same. head: a mask of the head, if asked for.
+    """
+
+    name: str
+    patient: str
+    grade: str | None
+    contrasts: tuple[VolumeFile, ...]
+    mask: Path | None
+    grid: tuple[int, int, int] | None = None
+    head: Path | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file once."""
+        others = [path for path in (self.mask, self.head) if path is not None]
+        return list(dict.fromkeys([file.path for file in self.contrasts] + others))
+
+    def missing_file(self) -> Path | None:
+        return next((path for path in self.paths if not path.is_file()), None)
+
+    def require_files(self) -> None:
+        """Raise UserError naming the first file that is missing, and those that are there if they are few."""
+        if (missing := self.missing_file()) is None:
+            return
+        names = ", ".join(path.name for path in self.paths)
+        there = [path.name for path in self.paths if path.is_file()]
+        few = f", of which there is only {', '.join(there)}" if len(there) < len(self.paths) - 1 and there else ""
+        bare = "; for data without masks give --contrasts and --pattern, but no --labels"
+        raise UserError(
+            f"{missing} is missing; the case {self.name} consists of {names}{few}{bare if missing == self.mask else ''}"
+        )
+
+
+# ---- Files of a folder -----------------------------------------------------------------------------------------------
+
+
+class Files(NamedTuple):
+    """Relative paths, with /, of the NIfTI files below a folder, and of images in forms that are not read."""
+
+    read: list[str]
+    unread: list[str]
+
+
+def files_below(source: Path, depth: int) -> Files:
+    """All files, however deep, behind links as well; hidden ones (._BRATS_001.nii.gz) are no data.
+
+    Raises OSError for a folder that can't be read, at most `depth` folders down: it is no empty one.
+    """
+
+    def fail(error: OSError) -> None:
+        if len(Path(error.filename).relative_to(source).parts) <= depth:
+            raise error
+
+    found = Files([], [])
+    above: dict[str, frozenset] = {}  # folder -> itself and those above it, against links that lead back up
+    for folder, folders, names in os.walk(source, onerror=fail, followlinks=True):
+        state = os.stat(folder)
+        identity, parents = (state.st_dev, state.st_ino), above.get(os.path.dirname(folder), frozenset())
+        if identity in parents:
+            folders.clear()
+            continue
+        above[folder] = parents | {identity}
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        inside = Path(folder).relative_to(source)
+        for name in names:
+            if name[0] != "." and (ENDING.search(name) or _UNREAD.search(name)):
+                found[not ENDING.search(name)].append((inside / name).as_posix())
+    return Files(sorted(found.read), sorted(found.unread))
+
+
+# ---- Files to cases --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Group:
+    """The files of a case: how the first was read, and for each contrast, by its name in files, those that claim it."""
+
+    way: Way
+    files: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
+def cases_of(source: Path, files: Sequence[str], release: Release) -> tuple[list[Case], set[str]]:
+    """The cases that files of a release make, in order of patient and name, and all files that belong to them."""
+    pattern = release.parsed()
+    finders = {
+        option: _Finder(files, Pattern.parse(text, option, pattern.meanings))
+        for option, text in (("--mask-pattern", release.mask_pattern), ("--head", release.head_pattern))
+        if text is not None
+    }
+    groups = _grouped(source, files, release, pattern)
+    if release.in_one_file:
+        masks = {
+            file for group in groups.values() for finder in finders.values() for file in finder.of(group.way.values)
+        }
+        groups = {name: group for name, group in groups.items() if not masks.issuperset(*group.files.values())}
+    cases, belonging = [], set()
+    for name, group in groups.items():
+        cases.append(case := _case(source, set(files), release, pattern, name, group, finders))
+        belonging |= {path.relative_to(source).as_posix() for path in case.paths}
+        belonging |= set(group.files.get(MASK, ())) if case.mask is None else set()
+    return sorted(cases, key=lambda case: (case.patient, case.name)), belonging
+
+
+def _grouped(source: Path, files: Sequence[str], release: Release, pattern: Pattern) -> dict[str, _Group]:
+    """Case -> its images, and masks that are named like contrasts."""
+    groups: dict[str, _Group] = {}
+    for file in files:
+        ways = pattern.ways(file)
+        ways = [way for way in ways if way.variant == ways[0].variant]
+        if not ways:
+            continue
+        if len(ways) > 1:
+            raise UserError(_several_ways(source, release.pattern, file, ways))
+        ((variant, values),) = ways
+        contrast = values.pop("contrast", "")
+        name = values.get("case") or "-".join(filter(None, (values.get("patient"), values.get("visit"))))
+        way = Way(variant, values | {"case": name})
+        group = groups.setdefault(name, _Group(way))
+        if group.way.values != way.values:
+            first, second = (pattern.fill(w.values | {"contrast": "…"}, w.variant) for w in (group.way, way))
+            raise UserError(f"{source}: {first} and {second} have one name; every case needs a name of its own")
+        group.files[contrast].append(file)
+    return {name: group for name, group in groups.items() if release.schema.num_maps or set(group.files) != {MASK}}
+
+
+def _several_ways(source: Path, pattern: str, file: str, ways: Sequence[Way]) -> str:
+    shown = " or ".join(", ".join(f"{name} {value}" for name, value in way.values.items()) for way in ways[:2])
+    return (
+        f"{source}: {pattern} fits {file} in {'two' if len(ways) == 2 else len(ways)} ways: {shown}; separate the "
+        "parts by a folder, or give one a width or an expression, such as {patient:4} or {patient:[A-Z]+}"
+    )
+
+
+class _Finder:
+    """Which files a pattern of masks names for a case."""
+
+    def __init__(self, files: Sequence[str], pattern: Pattern) -> None:
+        self.pattern = pattern
+        self._found: dict[frozenset, list[str]] = defaultdict(list)
+        for file in files:
+            for key in {_key(way.values, way.values) for way in pattern.ways(file)}:
+                self._found[key].append(file)
+
+    def of(self, values: Mapping[str, str]) -> list[str]:
+        """values: of a case. Of the variants of the pattern, the first that files have counts."""
+        keys = (_key(names, values) for names in self.pattern.names_of_variants if names <= set(values))
+        return next((self._found[key] for key in keys if key in self._found), [])
+
+
+def _key(names: Iterable[str], values: Mapping[str, str]) -> frozenset:
+    return frozenset((name, values[name]) for name in names if name[0] != "*")
+
+
+def _case(
+    source: Path,
+    there: set[str],
+    release: Release,
+    pattern: Pattern,
+    name: str,
+    group: _Group,
+    finders: Mapping[str, _Finder],
+) -> Case:
+    values = group.way.values
+
+    def image(contrast: str) -> Path:
+        expected = pattern.fill(values | {"contrast": contrast}, group.way.variant)
+        return source / _the_one(source, group.files.get(contrast, []), expected, name, release.name == OWN)
+
+    def beside(option: str) -> Path:
+        finder = finders[option]
+        own = release.name == OWN or option == "--head"
+        return source / _the_one(source, finder.of(values), finder.pattern.fill(values), name, own)
+
+    order = list(release.names)
+    contrasts = tuple(
+        VolumeFile(
+            image("" if release.in_one_file else release.names[c]), order.index(c) if release.in_one_file else None
+        )
+        for c in release.schema.contrasts
+    )
+    mask = None
+    if release.schema.num_maps:
+        mask = beside("--mask-pattern") if release.mask_pattern else image(MASK)
+        if not mask.is_file() and name in release.odd_masks:
+            odd = ENDING.sub("", (mask.parent / release.odd_masks[name]).relative_to(source).as_posix())
+            mask = next((source / (odd + end) for end in (".nii", ".nii.gz") if odd + end in there), mask)
+    above = source.absolute().name if "grade" not in values else None
+    grade = values.get("grade") or (above if above in GRADES else None)
+    head = beside("--head") if release.head_pattern else None
+    return Case(name, values.get("patient", name), grade, contrasts, mask, release.grid, head)
+
+
+def _the_one(source: Path, files: list[str], expected: str, name: str, own: bool) -> str:
+    """The file to take of those that claim to be the same, or the one that should be.
+
+    own: users wrote the pattern, and its ending tells x.nii from x.nii.gz. Nothing else tells which is right.
+    """
+    if own and len(files) > 1:
+        files = [file for file in files if ENDING.search(file)[0] == ENDING.search(expected)[0]] or files
+    if len(files) > 1:
+        raise UserError(
+            f"{source}: {files[0]} and {files[1]} claim to be the same file of the case {name}, and which one is right "
+            "can't be known: move the other one away"
+        )
+    return files[0] if files else expected

@@ -1,0 +1,223 @@
+"""Where files lie below a folder, in a line: `sub-{patient}/[ses-{visit}/]anat/sub-{patient}[_*]_{contrast}.nii.gz`.
+
+    {patient}       some part of a folder's or file's name; at a second place the same once more
+    {patient:4}     exactly so many characters
+    {patient:EXPR}  what a regular expression says
+    [...]           may be missing; it is taken where it fits
+    *               anything, within one name
+
+The ending .nii.gz stands for .nii as well, and the other way round.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dnnlib.errors import UserError
+
+PLACEHOLDERS = ("case", "patient", "visit", "grade", "contrast")
+ENDING = re.compile(r"\.nii(\.gz)?$")
+_TOKEN = re.compile(r"\{(?P<name>\w*)(?::(?P<rule>(?:[^{}]|\{[^{}]*\})*))?\}|[*\[\]{}]|[^*\[\]{}]+")
+_ANYTHING = "[^/]+"
+_MOST_VARIANTS = 64
+
+
+class _Blank(NamedTuple):
+    """A placeholder, or a star. A star has a name, such as *0, where it is of a folder above a case: what it stands for
+    there tells cases apart."""
+
+    name: str
+    rule: str | None = None
+
+
+_Tokens = tuple[str | _Blank, ...]
+
+
+class Way(NamedTuple):
+    """One way to read a file's path: which of the variants it has, and what the placeholders stand for."""
+
+    variant: int
+    values: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A pattern as it was written, and its variants: with the optional parts first, then without.
+
+    meanings: what placeholders may be, as regular expressions, where the pattern itself doesn't say.
+    """
+
+    text: str
+    variants: tuple[_Tokens, ...]
+    meanings: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, text: str, option: str = "--pattern", meanings: Mapping[str, str] | None = None) -> Pattern:
+        """option: what an error calls the text. Raises UserError for what is no pattern."""
+        text = re.sub(r"(?<![^/])\./+", "", re.sub(r"(?<=.)/+", "/", text))
+        if text.startswith("/") or {"..", ""} & set(text.split("/")):
+            raise UserError(f"{option} {text}: expected a path relative to --source, without ..")
+        if not ENDING.search(text):
+            raise UserError(f"{option} {text}: expected a name that ends in .nii.gz or .nii")
+        try:
+            whole = re.sub(r"(^|/)\[([^\[\]/]*)\]/", r"\1[\2/]", ENDING.sub("", text))  # a folder takes its slash along
+            variants = tuple(dict.fromkeys(map(_with_named_stars, _variants(_tokens(whole)))))
+            rules = _rules({blank for tokens in variants for blank in tokens if isinstance(blank, _Blank)})
+        except UserError as error:
+            raise UserError(f"{option} {text}: {error}") from None
+        if not all({"case", "patient"} & set(_names(tokens)) for tokens in variants):
+            raise UserError(f"{option} {text}: needs {{case}} or {{patient}}, which tells whose files they are")
+        return cls(text, variants, {**(meanings or {}), **rules})
+
+    @property
+    def names(self) -> set[str]:
+        """The placeholders that it has."""
+        return set().union(*self.names_of_variants)
+
+    @property
+    def names_of_variants(self) -> list[set[str]]:
+        return [set(_names(tokens)) for tokens in self.variants]
+
+    @property
+    def forms(self) -> list[str]:
+        """The pattern without brackets: one for every possibility."""
+        blanks = {name: f"{{{name}}}" for name in self.names}
+        return [self.fill(blanks, n) for n in range(len(self.variants))]
+
+    @property
+    def depth(self) -> int:
+        """How many folders lie above its files, at most."""
+        return max("".join(t for t in tokens if isinstance(t, str)).count("/") for tokens in self.variants)
+
+    @property
+    def ending(self) -> str:
+        return ENDING.search(self.text)[0]
+
+    def ways(self, file: str) -> list[Way]:
+        """All ways in which the pattern fits a relative path, with or without .gz."""
+        stem = ENDING.sub("", file)
+        return [
+            Way(n, values)
+            for n, fits in enumerate(self._expressions)
+            if fits.fullmatch(stem)
+            for values in self._readings(self.variants[n], stem)
+        ]
+
+    def fill(self, values: Mapping[str, str], variant: int | None = None) -> str:
+        """The path that the pattern gives; of the variants, this one, or the first whose placeholders are all known."""
+        if variant is None:
+            variant = next(n for n, tokens in enumerate(self.variants) if set(_names(tokens)) <= set(values))
+        pieces = (t if isinstance(t, str) else values.get(t.name, "*") for t in self.variants[variant])
+        return "".join(pieces) + self.ending
+
+    @functools.cached_property
+    def _expressions(self) -> list[re.Pattern]:
+        """A regular expression per variant: whether it fits at all."""
+        found = []
+        for tokens in self.variants:
+            pieces, seen = [], set()
+            for token in tokens:
+                if isinstance(token, str):
+                    pieces.append(re.escape(token))
+                elif token.name not in PLACEHOLDERS:
+                    pieces.append("[^/]*")
+                else:
+                    new = f"(?P<{token.name}>{self._meaning(token.name)})"
+                    pieces.append(f"(?P={token.name})" if token.name in seen else new)
+                    seen.add(token.name)
+            found.append(re.compile("".join(pieces)))
+        return found
+
+    def _meaning(self, name: str) -> str:
+        return self.meanings.get(name, _ANYTHING)
+
+    def _readings(self, tokens: _Tokens, stem: str) -> list[dict[str, str]]:
+        """All that the placeholders can stand for: from left to right, each place reached and how."""
+        states: set[tuple[int, tuple[tuple[str, str], ...]]] = {(0, ())}
+        for token in tokens:
+            states = {state for start, values in states for state in self._next(token, stem, start, values)}
+        return [dict(values) for end, values in sorted(states) if end == len(stem)]
+
+    def _next(self, token: str | _Blank, stem: str, start: int, values: tuple) -> Iterator[tuple[int, tuple]]:
+        known = token if isinstance(token, str) else dict(values).get(token.name)
+        if known is not None:
+            if stem.startswith(known, start):
+                yield start + len(known), values
+            return
+        slash = stem.find("/", start)
+        for end in range(start, (slash if slash >= 0 else len(stem)) + 1):
+            if not token.name:
+                yield end, values
+            elif token.name[0] == "*" or re.fullmatch(self._meaning(token.name), stem[start:end]):
+                yield end, (*values, (token.name, stem[start:end]))
+
+
+def _names(tokens: _Tokens) -> list[str]:
+    return [token.name for token in tokens if isinstance(token, _Blank) and token.name in PLACEHOLDERS]
+
+
+def _tokens(stem: str) -> Iterator[str | _Blank]:
+    """Text, brackets, stars and placeholders."""
+    if "**" in stem:
+        raise UserError("** is more than one folder; write */ for each")
+    for match in _TOKEN.finditer(stem):
+        if match["name"] is not None:
+            if match["name"] not in PLACEHOLDERS:
+                raise UserError(f"{{{match['name']}}} is unknown; there are {_braces()}")
+            yield _Blank(match["name"], match["rule"])
+        elif match[0] in "{}":
+            raise UserError(f"has a brace without its other one; there are {_braces()}")
+        else:
+            yield _Blank("") if match[0] == "*" else match[0]
+
+
+def _variants(tokens: Iterator[str | _Blank], inside: bool = False) -> list[_Tokens]:
+    """The sequences without brackets that a sequence with brackets stands for."""
+    found: list[_Tokens] = [()]
+    for token in tokens:
+        if token == "]":
+            if inside:
+                return found
+            raise UserError("has a bracket ] without its other one; [...] is a part that may be missing")
+        more = [*_variants(tokens, inside=True), ()] if token == "[" else [(token,)]
+        found = [(*one, *other) for one in found for other in more]
+        if len(found) > _MOST_VARIANTS:
+            raise UserError(f"too many parts in brackets; they leave more than {_MOST_VARIANTS} possibilities")
+    if inside:
+        raise UserError("has a bracket [ without its other one; [...] is a part that may be missing")
+    return found
+
+
+def _with_named_stars(tokens: _Tokens) -> _Tokens:
+    """The same with names for the stars of folders above the first that is named after a case or patient."""
+    case = next((n for n, t in enumerate(tokens) if isinstance(t, _Blank) and t.name in ("case", "patient")), 0)
+    last = max((n for n, t in enumerate(tokens[:case]) if isinstance(t, str) and "/" in t), default=0)
+    return tuple(_Blank(f"*{n}") if token == _Blank("") and n < last else token for n, token in enumerate(tokens))
+
+
+def _rules(blanks: set[_Blank]) -> dict[str, str]:
+    """Placeholder -> regular expression, where the pattern says it."""
+    found: dict[str, str] = {}
+    for name, rule in sorted((b.name, b.rule) for b in blanks if b.rule is not None):
+        if name in ("contrast", "grade"):
+            raise UserError(f"{{{name}}} takes neither a width nor an expression")
+        if found.setdefault(name, rule) != rule:
+            raise UserError(f"{{{name}}} is given as {found[name]} and as {rule}")
+    for name, rule in found.items():
+        found[name] = f"[^/]{{{rule}}}" if rule.isdecimal() else rule
+        try:
+            empty = re.compile(f"(?P<{name}>{found[name]})").fullmatch("")
+        except (re.error, OverflowError) as error:
+            expected = "expected a number of characters or a regular expression"
+            raise UserError(f"{{{name}:{rule}}}: {expected} ({error})") from None
+        if empty:
+            raise UserError(f"{{{name}:{rule}}} may stand for nothing; expected one character or more")
+    return found
+
+
+def _braces(names: Sequence[str] = PLACEHOLDERS) -> str:
+    return ", ".join(f"{{{name}}}" for name in names)
