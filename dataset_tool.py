@@ -283,7 +283,7 @@ def inspect(archive: Path, out: Path | None, force: bool) -> None:
         from slices.render import grid, save
 
         shown = np.stack([reader.read(i) for i in choose_slices(reader.by_patient(), sizes, PICTURED)])
-        save(grid(shown, reader.schema), out)
+        save(grid(shown, reader.schema), out, force)
         click.echo(f"\nwritten: {out}")
 
 

@@ -55,7 +55,7 @@ def main(network, seeds, outdir, dest, trunc, noise_mode, wanted_class, batch, f
         write_pictures(samples, seeds, loaded.info.schema, Path(outdir), force)
     else:
         options = {"trunc": trunc, "noise_mode": noise_mode, "class": wanted_class}
-        write_archive(samples, len(seeds), loaded, refuse_existing(dest, force), options)
+        write_archive(samples, len(seeds), loaded, refuse_existing(dest, force), options, force)
 
 
 def write_pictures(samples, seeds, schema, outdir: Path, force: bool) -> None:
@@ -72,15 +72,15 @@ def write_pictures(samples, seeds, schema, outdir: Path, force: bool) -> None:
     make_folder(outdir)
     first = []
     for sample in tqdm.tqdm(samples, total=len(seeds), unit="slice"):
-        render.save(render.panel(sample.stored, schema, title=f"seed {sample.seed}"), panels[sample.seed])
+        render.save(render.panel(sample.stored, schema, title=f"seed {sample.seed}"), panels[sample.seed], force)
         if len(first) < ON_SHEET:
             first.append(sample.stored)
-    render.save(render.grid(np.stack(first), schema), sheet)
+    render.save(render.grid(np.stack(first), schema), sheet, force)
     shown = "all" if len(first) == len(seeds) else f"the first {len(first)}"
     print(f"{len(seeds)} panels in {outdir}, {shown} together in {sheet}")
 
 
-def write_archive(samples, count: int, loaded, dest: Path, options: dict) -> None:
+def write_archive(samples, count: int, loaded, dest: Path, options: dict, force: bool) -> None:
     """Generated slices as an archive that segmentation and dataset_tool.py inspect read like a real one."""
     import tqdm
 
@@ -94,7 +94,7 @@ def write_archive(samples, count: int, loaded, dest: Path, options: dict) -> Non
     }
     make_folder(dest.parent)
     resolution = loaded.generator.config.resolution
-    with ArchiveWriter(dest, loaded.info.schema, resolution, made, seen=loaded.info.patients) as archive:
+    with ArchiveWriter(dest, loaded.info.schema, resolution, made, seen=loaded.info.patients, force=force) as archive:
         for sample in tqdm.tqdm(samples, total=count, unit="slice"):
             patient = f"generated-{loaded.sha256[:8]}-seed{sample.seed}"
             archive.add(sample.stored, patient=patient, seed=sample.seed, snapshot=loaded.sha256)

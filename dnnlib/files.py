@@ -1,43 +1,32 @@
-"""Files that appear under their final name only when they are complete."""
+"""Files that appear under their final name only when they are complete, and folders for them."""
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dnnlib import config
 from dnnlib.errors import UserError
+from dnnlib.staged import Staged, recover
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` if the block succeeds, remove it otherwise."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename in (None, str(temporary)):  # name the file that the user asked for, not ours
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def atomic_path(path: str | os.PathLike, force: bool = True) -> Iterator[Path]:
+    """Yield where to make the file that appears at `path` if the block succeeds; see `Staged`."""
+    with Staged(path, force) as staged:
+        yield staged.place(path)
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+def write_bytes(path: str | os.PathLike, content: bytes, force: bool = True) -> None:
+    with Staged(path, force) as staged:
+        staged.write(path, content)
 
 
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    write_bytes(path, json_bytes(content))
+def write_json(path: str | os.PathLike, content: Any, force: bool = True) -> None:
+    write_bytes(path, json_bytes(content), force)
 
 
 def json_bytes(content: Any) -> bytes:
@@ -65,9 +54,10 @@ def sha256(path: str | os.PathLike) -> str:
 def refuse_existing(path: str | os.PathLike, force: bool) -> Path:
     """Return `path`, unless something is there already and the user did not ask to replace it."""
     path = Path(path)
+    recover(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; a file is to be written there: choose another name")
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise UserError(f"{path} exists already: choose another name, or pass --force to replace it")
     return path
 
@@ -96,33 +86,3 @@ def folder_for(path: str | os.PathLike) -> Iterator[Path]:
             for folder in new:
                 folder.rmdir()
         raise
-
-
-@contextlib.contextmanager
-def replacing_together(paths: Sequence[Path]) -> Iterator[Callable[[], None]]:
-    """Files of these names are replaced all or none. The block gets a function, to be called before the first appears.
-
-    It sets aside what is there; that is removed when the block ends, or put back if it fails. One file alone needs no
-    such thing: a rename replaces it or doesn't.
-    """
-    aside: dict[Path, Path] = {}
-    new: list[Path] = []  # names that may belong to new files
-
-    def set_aside() -> None:
-        for path in paths if len(paths) > 1 else ():
-            if path.exists():
-                old = path.with_name(f".{path.name}.{os.getpid()}.old")
-                os.replace(path, old)
-                aside[path] = old
-        new.extend(paths if len(paths) > 1 else ())
-
-    try:
-        yield set_aside
-    except BaseException:
-        for path in new:
-            path.unlink(missing_ok=True)
-        for path, old in aside.items():
-            os.replace(old, path)
-        raise
-    for old in aside.values():
-        old.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -18,7 +19,8 @@ import numpy as np
 from dnnlib import config
 from dnnlib.config import shorten
 from dnnlib.errors import UserError
-from dnnlib.files import atomic_path, sha256
+from dnnlib.files import sha256
+from dnnlib.staged import Staged
 from slices.schema import LABEL_ON, Schema, is_plain_name
 from slices.zips import Packed, ZipReader, ZipWriter, pack
 
@@ -123,6 +125,7 @@ class ArchiveWriter:
     made: how the archive came to be (tool version, command, options, split); stored as it is.
     label_names: the names of the class labels, if `add` will be given any.
     seen: for generated slices, the real patients whom their generator learned from; pixel: mm, as in ArchiveInfo.
+    staged: the files that it appears with; without them it appears by itself, and replaces another only with `force`.
     """
 
     def __init__(
@@ -134,7 +137,11 @@ class ArchiveWriter:
         label_names: tuple[str, ...] | None = None,
         seen: Iterable[str] = (),
         pixel: tuple[float, float] | None = None,
+        staged: Staged | None = None,
+        force: bool = True,
     ) -> None:
+        self._alone = None if staged else Staged(path, force)
+        self._staged = staged or self._alone
         self.path, self.schema, self.resolution = Path(path), schema, resolution
         self.made, self.label_names, self.seen = made, label_names, tuple(sorted(seen))
         self.pixel = pixel
@@ -144,13 +151,20 @@ class ArchiveWriter:
         self._finished = False
 
     def __enter__(self) -> ArchiveWriter:
-        self._file = atomic_path(self.path)
-        temporary = self._file.__enter__()
-        try:
-            self._zip = ZipWriter(temporary)
-        except BaseException as error:
-            self._abandon(error)
+        with contextlib.ExitStack() as opened:
+            if self._alone:
+                opened.enter_context(self._alone)
+            opened.enter_context(self._staged.naming(self.path))
+            self._zip = ZipWriter(self._staged.place(self.path))
+            opened.callback(self._zip.abandon)  # which does nothing where all is written
+            self._opened = opened.pop_all()
         return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        with self._opened:
+            if error is not None:
+                raise error
+            self.finish()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -173,7 +187,7 @@ class ArchiveWriter:
         self._labels.append(label)
 
     def finish(self) -> None:
-        """Write what is left, so that nothing but the renaming can fail; for archives that appear together."""
+        """Write what is left, so that nothing but the renaming can fail."""
         if self._finished:
             return
         if not self._records:
@@ -181,22 +195,6 @@ class ArchiveWriter:
         self._zip.add(INDEX, pack(json.dumps(config.to_json(self._info())).encode()))
         self._zip.close()
         self._finished = True
-
-    def __exit__(self, kind, error, trace) -> None:
-        if error is not None:
-            self._abandon(error)
-        try:
-            self.finish()
-        except BaseException as failure:
-            self._abandon(failure)
-        self._file.__exit__(None, None, None)
-
-    def _abandon(self, error: BaseException) -> None:
-        """Close what is open, remove the temporary file, and let the error go on."""
-        if handle := getattr(self, "_zip", None):
-            handle.abandon()
-        self._file.__exit__(type(error), error, error.__traceback__)
-        raise error
 
     def _info(self) -> ArchiveInfo:
         labelled = [label is not None for label in self._labels]

@@ -7,11 +7,11 @@ appears when it is complete. The conversion copies the packed slices into its ar
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import shutil
+import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ import numpy as np
 
 from dnnlib import config, files
 from dnnlib.errors import UserError
+from dnnlib.locks import try_lock
+from dnnlib.staged import recover
 from dnnlib.system import plain_text
 from slices.archive import Volume
 from slices.cases import Case
@@ -28,6 +30,8 @@ from slices.schema import Schema
 from slices.zips import Packed, ZipReader, ZipWriter, pack
 
 _JOB, _RECORD = "job.json", "case.json"
+_OURS = re.compile(r"job\.json|(all|train|test)-[0-9a-f]{24}\.zip")
+_UNFINISHED = re.compile(rf"\.({_OURS.pattern})\.\d+\.part")  # a folder of `Staged`
 _RECORD_BYTES = 1 << 24
 
 
@@ -38,6 +42,7 @@ class InputFile:
     path: str
     size: int
     modified_ns: int
+    changed_ns: int  # also when another file takes its name, whatever that one's date
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def origin_of(case: Case) -> Origin:
     """A case and its files as they are now. Raises UserError if one is missing."""
     case.require_files()
     states = {plain_text(str(path.resolve())): path.stat() for path in case.paths}
-    found = [InputFile(path, state.st_size, state.st_mtime_ns) for path, state in states.items()]
+    found = [InputFile(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in states.items()]
     return Origin(case.name, case.patient, case.grid, tuple(file.channel for file in case.contrasts), tuple(found))
 
 
@@ -121,7 +126,7 @@ class Workplace:
     """The folder in which one conversion keeps its cut cases; `with` holds it against a second one.
 
     job: JSON of everything that a cut case depends on, besides its files. What an earlier call left there for another
-    job is removed.
+    job is removed. A folder that holds anything else than conversions put there is refused, and so is a link.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
@@ -129,39 +134,59 @@ class Workplace:
 
     def __enter__(self) -> Workplace:
         self._lock = self._locked()
-        if self._job_there() != self.job:
-            for path in self.folder.glob("*.zip"):
-                path.unlink()
-            files.write_json(self.folder / _JOB, self.job)
-        for path in self.folder.glob(".*.part"):  # of processes that were killed
-            path.unlink()
+        try:
+            for path in self.folder.iterdir():
+                if unfinished := _UNFINISHED.fullmatch(path.name):
+                    recover(self.folder / unfinished[1])
+                elif not _is_ours(path):
+                    raise UserError(
+                        f"{self.folder} is where conversions keep cut cases, but {path.name} is none: move it away"
+                    )
+            if self._job_there() != self.job:
+                self._empty()
+                files.write_json(self.folder / _JOB, self.job)
+        except BaseException:
+            os.close(self._lock)
+            raise
         return self
 
     def _locked(self) -> int:
         """The folder, opened and locked; made anew if another conversion removes it at this moment."""
         while True:
-            folder = os.open(files.make_folder(self.folder), os.O_RDONLY)
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if self.folder.is_symlink():
+                raise UserError(
+                    f"{self.folder} is a link, but cut cases are kept in a folder of that name: move it away"
+                )
+            folder = os.open(files.make_folder(self.folder), os.O_RDONLY | os.O_NOFOLLOW)
+            if try_lock(folder) is False:
                 os.close(folder)
-                raise UserError(f"{self.folder}: another conversion to this place is running; wait for it") from None
-            except OSError:  # a file system without locks
-                pass
+                raise UserError(f"{self.folder}: another conversion to this place is running; wait for it")
             with contextlib.suppress(OSError):
-                if os.path.samestat(os.fstat(folder), os.stat(self.folder)):
+                if os.path.samestat(os.fstat(folder), os.lstat(self.folder)):
                     return folder
             os.close(folder)
 
     def __exit__(self, *error) -> None:
-        if self.folder.exists() and not any(self.folder.glob("*.zip")):
+        if self._is_there() and not any(self.folder.glob("*.zip")):
             self.remove()
         os.close(self._lock)
 
     def remove(self) -> None:
-        """Remove the folder, of this conversion, with all that is in it."""
-        if os.path.lexists(self.folder) and os.path.samestat(os.fstat(self._lock), os.stat(self.folder)):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the cut cases of this conversion, and the folder if nobody else put anything in it."""
+        if self._is_there():
+            self._empty()
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def _is_there(self) -> bool:
+        with contextlib.suppress(OSError):
+            return os.path.samestat(os.fstat(self._lock), os.lstat(self.folder))
+        return False
+
+    def _empty(self) -> None:
+        for path in self.folder.iterdir():
+            if _is_ours(path):
+                path.unlink(missing_ok=True)
 
     def path(self, side: str | None, case: Case) -> Path:
         """Where a cut case lies. Names of cases may be long, or differ in capitals only: a hash stands for them."""
@@ -178,7 +203,13 @@ class Workplace:
             return False
 
     def _job_there(self) -> Any:
-        try:
-            return files.read_json(self.folder / _JOB)
-        except (OSError, UserError):
+        if not (self.folder / _JOB).exists():
             return None
+        job = files.read_json(self.folder / _JOB)
+        if not isinstance(job, dict) or not {"schema", "options"} <= set(job):
+            raise UserError(f"{self.folder / _JOB} belongs to no conversion, whose name it has: move it away")
+        return job
+
+
+def _is_ours(path: Path) -> bool:
+    return bool(_OURS.fullmatch(path.name)) and stat.S_ISREG(path.lstat().st_mode)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.processes import map_in_order
+from dnnlib.staged import Staged
 from dnnlib.text import name_some, tool_version
 from slices.archive import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
 from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
@@ -283,10 +284,10 @@ def convert_release(
             _cut_all(parts, workplace, schema, options, workers, on_error)
         for part in parts:
             _describe(part, workplace, source, options)
-        with files.replacing_together(targets) as set_aside:
-            _write_archives(parts, split, options, found, workplace, source, set_aside)
+        with Staged(targets[0], force) as staged:
+            _write_archives(parts, split, options, found, workplace, source, staged)
             if split:
-                files.write_json(dest / SPLIT_FILE, config.to_json(split))
+                staged.write(dest / SPLIT_FILE, files.json_bytes(split))
         workplace.remove()
     return parts
 
@@ -471,24 +472,16 @@ def _write_archives(
     found: Recognised,
     workplace: Workplace,
     source: Path,
-    ready: Callable[[], None],
+    staged: Staged,
 ) -> None:
-    """Put the archives together from the cut cases. ready: called before the first appears under its name."""
+    """Put the archives together from the cut cases."""
     schema = found.release.schema
     names = GRADES if options.class_by == "grade" else None
-    with contextlib.ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                ArchiveWriter(part.path, schema, options.resolution, _made(part, split, options, found, source), names)
-            )
-            for part in parts
-        ]
-        for part, writer in zip(parts, writers, strict=True):
+    for part in parts:
+        made = _made(part, split, options, found, source)
+        with ArchiveWriter(part.path, schema, options.resolution, made, names, staged=staged) as writer:
             for case in part.readable:
                 _append(case, PartReader.open(workplace.path(part.side, case)), part.side, writer, options)
-        for writer in writers:
-            writer.finish()  # all of them, before the first appears under its name: a pair belongs to one split
-        ready()
 
 
 def _append(case: Case, cut: PartReader, side: str | None, writer: ArchiveWriter, options: ConvertOptions) -> None:

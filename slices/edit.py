@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dnnlib import config, files
 from dnnlib.errors import UserError
+from dnnlib.staged import Staged
 from dnnlib.text import name_some, tool_version
 from slices.archive import TEST, TRAIN, ArchiveReader, ArchiveWriter, SliceRecord, Volume
 from slices.schema import Schema
@@ -54,7 +55,9 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     pixel = (min(generated)[0], max(p[1] for p in generated)) if generated and None not in generated else None
     with (
         files.folder_for(dest.parent),
-        ArchiveWriter(dest, first.schema, first.resolution, made, first.info.label_names, seen, pixel) as writer,
+        ArchiveWriter(
+            dest, first.schema, first.resolution, made, first.info.label_names, seen, pixel, force=force
+        ) as writer,
         tqdm(desc="merging", total=sum(map(len, readers)), unit="slice") as bar,
     ):
         for reader in readers:
@@ -186,7 +189,7 @@ def subset(
         numbers, options = _draw_patients(reader, patients, seed), {"patients": patients}
 
     made = _made("subset", options | {"seed": seed}, [reader])
-    with files.folder_for(dest.parent), _writer(dest, reader, made) as writer:
+    with files.folder_for(dest.parent), _writer(dest, reader, made, force=force) as writer:
         for i in tqdm(numbers, desc="copying", unit="slice"):
             _copy(reader, i, writer)
     return Written(dest, len(numbers), len({reader.info.slices[i].patient for i in numbers}))
@@ -232,22 +235,19 @@ def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, 
     sides = {patient: side for side, names in ((TRAIN, drawn.train), (TEST, drawn.test)) for patient in names}
     with (
         files.folder_for(dest),
-        files.replacing_together((*paths.values(), dest / SPLIT_FILE)) as set_aside,
+        Staged(paths[TRAIN], force) as staged,
         contextlib.ExitStack() as stack,
     ):
         writers = {
             side: stack.enter_context(
-                _writer(path, reader, made | {"split": {"part": side, **config.to_json(drawn)}})
+                _writer(path, reader, made | {"split": {"part": side, **config.to_json(drawn)}}, staged=staged)
             )
             for side, path in paths.items()
         }  # fmt: skip
         for i, record in enumerate(tqdm(reader.info.slices, desc="splitting", unit="slice")):
             side = sides[record.patient]
             _copy(reader, i, writers[side], part=side)
-        for writer in writers.values():
-            writer.finish()  # both, before the first appears under its name: they belong together
-        set_aside()
-        files.write_json(dest / SPLIT_FILE, config.to_json(drawn))
+        staged.write(dest / SPLIT_FILE, files.json_bytes(drawn))
     return [
         Written(path, len(writers[side]), len(names))
         for (side, path), names in zip(paths.items(), (drawn.train, drawn.test), strict=True)
@@ -281,10 +281,10 @@ def _archive_name(dest: Path, force: bool) -> Path:
     return files.refuse_existing(dest, force)
 
 
-def _writer(path: Path, like: ArchiveReader, made: dict[str, Any]) -> ArchiveWriter:
+def _writer(path: Path, like: ArchiveReader, made: dict[str, Any], **how) -> ArchiveWriter:
     """A writer for slices of one archive."""
     info = like.info
-    return ArchiveWriter(path, info.schema, info.resolution, made, info.label_names, info.seen, info.pixel)
+    return ArchiveWriter(path, info.schema, info.resolution, made, info.label_names, info.seen, info.pixel, **how)
 
 
 def _copy(reader: ArchiveReader, i: int, writer: ArchiveWriter, part: str | None = None) -> None:

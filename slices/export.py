@@ -6,7 +6,6 @@ import contextlib
 import io
 import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from dnnlib import files
 from dnnlib.errors import UserError
+from dnnlib.staged import Staged, recover
 from slices.archive import ArchiveReader, SliceRecord, Volume
 from slices.grid import area_weights, is_same_length
 from slices.nifti import has_axes
@@ -64,9 +64,8 @@ class Exported:
 def export_archive(archive: Path, dest: Path, form: str, force: bool = False) -> Exported:
     """Write the slices of an archive into the folder `dest`, as one of FORMATS.
 
-    A new folder appears when it is complete; one that is there already is filled file by file, and must be empty
-    unless `force` is given. Raises UserError for what can't be exported, before anything is written, and for a slice
-    that can't be read.
+    The files appear when all are complete; a folder that is there already must be empty unless `force` is given.
+    Raises UserError for what can't be exported, before anything is written, and for a slice that can't be read.
     """
     assert form in FORMATS, form
     dest = Path(dest)
@@ -75,7 +74,7 @@ def export_archive(archive: Path, dest: Path, form: str, force: bool = False) ->
     if reader.schema.num_maps and MASK in reader.schema.contrasts:
         raise UserError(f"{reader.path}: a contrast is called {MASK}, and so would the label map's file be")
     cases = _cases(reader)
-    with _filled(dest) as write, tqdm(desc="exporting", total=len(reader), unit="slice") as bar:
+    with _filled(dest, force) as write, tqdm(desc="exporting", total=len(reader), unit="slice") as bar:
         folders = (_write_volumes if form == NIFTI else _write_pictures)(reader, cases, write, bar)
     return Exported(tuple(folders), len(reader), len(reader.info.patients))
 
@@ -415,8 +414,10 @@ def _channels(reader: ArchiveReader, cases: dict[str, _Case]) -> dict[str, Any]:
 
 def _refuse_filled(dest: Path, force: bool) -> None:
     """Raise UserError unless files can be made in `dest` without any of the user's being lost."""
-    if dest.exists() and not dest.is_dir():
+    if os.path.lexists(dest) and not dest.is_dir():
         raise UserError(f"{dest} is a file; an export is a folder: choose another name")
+    recover(dest, within=dest)
+    recover(dest)
     if dest.is_dir() and any(dest.iterdir()) and not force:
         raise UserError(
             f"{dest} is not empty: choose another folder, or pass --force to replace files of the same names"
@@ -424,25 +425,15 @@ def _refuse_filled(dest: Path, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def _filled(dest: Path) -> Iterator[Write]:
-    """Yield what writes files below `dest`. A folder that isn't there yet appears with all of them, or not at all."""
-    if dest.is_dir():
-        yield lambda name, content: files.write_bytes(_with_folder(dest / name), content)
-        return
+def _filled(dest: Path, force: bool) -> Iterator[Write]:
+    """Yield what writes files below `dest`. All of them appear there, or none."""
     files.make_folder(dest.parent)
-    part = dest.with_name(f".{dest.name}.{os.getpid()}.part")
-    try:
-        part.mkdir()
-        yield lambda name, content: _with_folder(part / name).write_bytes(content)
-        part.rename(dest)
-    except OSError as error:
-        if error.filename is None or str(error.filename).startswith(str(part)):  # name the user's folder, not ours
-            raise OSError(error.errno, error.strerror or str(error), str(dest)) from error
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with Staged(dest, force, within=dest if dest.is_dir() else None, joins=True) as staged:
+        folder = staged.place(dest)
+        folder.mkdir()
 
+        def write(name: str, content: bytes) -> None:
+            files.make_folder((folder / name).parent)
+            (folder / name).write_bytes(content)
 
-def _with_folder(path: Path) -> Path:
-    files.make_folder(path.parent)
-    return path
+        yield write

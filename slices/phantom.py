@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from dnnlib.files import make_folder
 from dnnlib.processes import map_in_order
+from dnnlib.staged import Staged
 from slices.schema import BRATS
 
 FIELD_OF_VIEW = (240, 240, 155)  # mm; at 1 mm voxels also the shape of a BraTS volume
@@ -465,7 +465,7 @@ def write_patients(
         raise UserError(
             f"{dest} is not empty: choose another folder, or pass --force to replace cases of the same name"
         )
-    write = functools.partial(_write_case, dest, seed, shape)
+    write = functools.partial(_write_case, dest, seed, shape, force)
     # A worker that is handed the atlas need not import nilearn, which takes longer than some patients.
     hand_over = functools.partial(_adopt, _atlas()) if min(workers, patients) > 1 else None
     written = map_in_order(write, range(patients), workers, set_up=hand_over)
@@ -474,19 +474,13 @@ def write_patients(
             pass
 
 
-def _write_case(dest: Path, seed: int, shape: tuple[int, int, int], index: int) -> None:
+def _write_case(dest: Path, seed: int, shape: tuple[int, int, int], force: bool, index: int) -> None:
     patient = make_patient(seed, index, shape)
-    final = dest / patient.grade / patient.name
-    part = make_folder(final.parent) / f".{patient.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
+    final = make_folder(dest / patient.grade) / patient.name
+    with Staged(final, force) as staged:
+        folder = staged.place(final)
+        folder.mkdir()
         for suffix, volume in {**patient.contrasts, "seg": patient.label_map}.items():
             image = nib.Nifti1Image(volume, patient.affine)
             image.header.set_xyzt_units("mm")
-            nib.save(image, part / f"{patient.name}_{suffix}.nii.gz")
-        if final.exists():
-            shutil.rmtree(final)
-        part.rename(final)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            nib.save(image, folder / f"{patient.name}_{suffix}.nii.gz")

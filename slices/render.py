@@ -112,9 +112,9 @@ def grid(stored: np.ndarray, schema: Schema, columns: int | None = None) -> Imag
     return canvas
 
 
-def save(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write a PNG; it appears under its name only when complete."""
-    with atomic_path(path) as temporary:
+def save(image: Image.Image, path: str | os.PathLike, force: bool = True) -> None:
+    """Write a PNG; it appears under its name only when complete, in the place of another only with `force`."""
+    with atomic_path(path, force) as temporary:
         image.save(temporary, format="PNG")
 
 

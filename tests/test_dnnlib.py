@@ -227,41 +227,6 @@ def test_only_slices_knows_the_channels():
             assert not re.search(r"127\.5|\b128\b", path.read_text()), path
 
 
-def test_files_are_replaced_together_or_not_at_all(tmp_path, monkeypatch):
-    """Two files that belong together, of which the second can't be renamed: both old ones are there again."""
-    paths = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
-    for path in paths[:2]:
-        path.write_text("old")
-
-    def replace_all(broken=None):
-        with files.replacing_together(paths) as set_aside:
-            set_aside()
-            assert not any(path.exists() for path in paths)
-            for path in paths:
-                if path == broken:
-                    raise OSError("no")
-                path.write_text("new")
-
-    for broken in paths:
-        with pytest.raises(OSError):
-            replace_all(broken)
-        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "old"}
-    real, asides = os.replace, []
-
-    def replace(source, target):  # a failure half-way through setting aside
-        asides.append(target)
-        if len(asides) == 2:
-            raise OSError("no")
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(OSError):
-        replace_all()
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "old"}
-    replace_all()
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "new")
-
-
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     """As the kernel does where memory runs out: nothing of the family is left, and no pipe stays open."""
     script = tmp_path / "parent.py"
