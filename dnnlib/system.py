@@ -26,17 +26,22 @@ def run(command: Callable, **options) -> None:
     command(**options)
 
 
-def require_posix() -> None:
-    """End the process unless the system has what this project uses throughout, such as locks on files."""
+def require_ground() -> None:
+    """End the process with one message where this project can't run."""
     try:
         import fcntl  # noqa: F401
     except ImportError:
-        print(
-            f"error: this project runs on Linux and macOS; Python has no fcntl here, on {platform.system()}: "
-            "on Windows, use WSL, the Windows Subsystem for Linux",
-            file=sys.stderr,
+        _end(
+            f"this project runs on Linux and macOS; Python has no fcntl here, on {platform.system()}: on Windows, use "
+            "WSL, the Windows Subsystem for Linux"
         )
-        raise SystemExit(2) from None
+    if plain_text(here := os.path.dirname(os.path.abspath(__file__))) != here:
+        _end(f"{plain_text(here)}: PyTorch runs no program from a folder whose name is not UTF-8: move or rename it")
+
+
+def _end(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 # --- signs ------------------------------------------------------------------------------------------------------------
@@ -93,7 +98,7 @@ def _name_user() -> None:
         if not os.path.isabs(home):  # it would become a folder of that name in the working one
             home = os.environ["HOME"] = _own_folder()
         if not _can_make(os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")):
-            os.environ["XDG_CACHE_HOME"] = _own_folder()
+            os.environ["XDG_CACHE_HOME"] = os.path.join(_own_folder(), ".cache")
             os.environ.setdefault("MPLCONFIGDIR", os.environ["XDG_CACHE_HOME"])
 
 

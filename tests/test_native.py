@@ -20,9 +20,7 @@ from dnnlib.errors import UserError
 from torch_utils.ops import native
 
 ROOT = Path(__file__).parent.parent
-needs_compiler = pytest.mark.skipif(
-    native.fcntl is None or not shutil.which("c++"), reason="needs a C++ compiler named c++, and file locks"
-)
+needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler named c++")
 
 
 def script(path: Path, *lines: str) -> Path:
@@ -290,6 +288,78 @@ def test_ninja_of_the_environment_serves_without_being_on_the_path(toy, monkeypa
 def test_folder_that_cannot_be_written_is_reported(toy, monkeypatch, capfd):
     toy.extensions.write_text("in the way")
     assert not native.available("cpu") and "TORCH_EXTENSIONS_DIR" in capfd.readouterr().err
+
+
+def give_to_another_user(path: Path, monkeypatch) -> None:
+    """Root can; elsewhere this process takes itself for another user, and all files for a stranger's."""
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1, follow_symlinks=False)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+
+
+@needs_compiler
+def test_code_that_others_may_have_written_is_not_run(toy, monkeypatch, capfd):
+    file = native.status("cpu").file
+    folder, lock = file.parent, file.parent.with_suffix(".lock")
+    assert file.stat().st_mode & 0o022 == folder.stat().st_mode & 0o022 == 0
+    capfd.readouterr()
+    real_load = torch.ops.load_library
+
+    def told(load=None) -> str:
+        new_process(monkeypatch)
+        monkeypatch.setattr(torch.ops, "load_library", load or (lambda path: pytest.fail("code was run")))
+        served = native.available("cpu")
+        assert served == (load is not None)
+        return capfd.readouterr().err
+
+    for path in (file, folder):
+        for mode in (0o775, 0o757):
+            path.chmod(mode)
+            line = told()
+            assert line.count("\n") == 1 and f"{path} can be written by other users, so nothing is run" in line
+        path.chmod(0o755)
+        with monkeypatch.context() as patch:
+            give_to_another_user(path, patch)
+            assert f"{path if os.geteuid() == 0 else folder} belongs to another user" in told()
+        os.chown(path, os.geteuid(), -1)
+        other = path.rename(path.with_name("elsewhere"))
+        path.symlink_to(other)
+        assert f"{path} is a link" in told()
+        path.unlink()
+        other.rename(path)
+    toy.extensions.chmod(0o777)
+    assert f"{toy.extensions} can be written by all users" in told() and "TORCH_EXTENSIONS_DIR" in told()
+    toy.extensions.chmod(0o1777)  # as /tmp
+    assert told(real_load) == ""
+
+    file.unlink()  # what follows would build
+    victim = toy.folder / "victim"
+    lock.unlink()
+    lock.symlink_to(victim)
+    assert str(lock) in told() and not victim.exists()
+
+
+@needs_compiler
+def test_a_generous_umask_makes_no_library_that_is_refused(toy, monkeypatch, capfd):
+    before = os.umask(0)
+    try:
+        assert native.available("cpu")
+    finally:
+        os.umask(before)
+    toy.extensions.chmod(0o755)
+    new_process(monkeypatch)
+    capfd.readouterr()
+    assert native.available("cpu") and capfd.readouterr().err == ""
+
+
+@needs_compiler
+def test_builds_below_a_folder_whose_name_is_no_text_end_with_words_or_a_library(toy, monkeypatch, capfd):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", os.fsdecode(bytes(toy.folder) + b"/M\xfcller and sons"))
+    for _ in range(2):
+        new_process(monkeypatch)
+        served = native.available("cpu")
+        assert served or capfd.readouterr().err.count("no native operators for cpu") == 1
 
 
 def test_reference_can_be_chosen(toy, monkeypatch, capfd):

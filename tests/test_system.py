@@ -1,6 +1,7 @@
 """Programs on odd ground: terminals without the signs, users without a name, file names that are no text, Windows."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_a_user_without_name_and_home_gets_both(tmp_path, home):
     own = str(tmp_path / f"stylegan2-mr-{os.getuid()}")
     name, found, cache = done.stdout.decode().strip().split("|")
     assert name == f"uid{os.getuid()}", done.stderr
-    assert (found, cache) == (home, own) if home == "/dev/null" else (own, "None")
+    assert (found, cache) == (home, f"{own}/.cache") if home == "/dev/null" else (own, "None")
     assert list((tmp_path / "here").iterdir()) == [] and os.stat(own).st_mode & 0o777 == 0o700
 
 
@@ -181,3 +182,9 @@ for entry in {ENTRIES}:
     assert done.stdout.splitlines() == [f"{entry} 2" for entry in ENTRIES], done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == len(ENTRIES) and all("error: " in line and "Linux and macOS" in line for line in lines)
+
+
+def test_a_checkout_below_a_folder_that_is_no_text_is_named(odd):
+    shutil.copytree(ROOT / "dnnlib", odd / "dnnlib")
+    done = subprocess.run([sys.executable, "-c", "import dnnlib"], cwd=odd, capture_output=True, env=os.environ)
+    assert done.returncode == 2 and done.stderr.startswith(b"error: ") and rb"M\xfcller \xff/dnnlib" in done.stderr

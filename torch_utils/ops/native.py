@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import math
@@ -11,13 +12,14 @@ import platform
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +27,7 @@ import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import sha256, write_bytes
-
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None
+from dnnlib.system import PLAIN, distrust
 
 CSRC = Path(__file__).parent / "csrc"
 SWITCH = "STYLEGAN2_MR_OPS"  # environment variable: reference or rebuild
@@ -91,17 +89,22 @@ class Library:
             if outdated(file):
                 if not shutil.which("ninja", path=recipe.environment["PATH"]):
                     raise Unavailable("ninja is missing: pip install ninja")
-                folder.mkdir(parents=True, exist_ok=True)
+                for missing in [path for path in (folder, *folder.parents) if not path.exists()][::-1]:
+                    with contextlib.suppress(FileExistsError):  # another process was faster
+                        missing.mkdir(0o755)  # whatever the umask: where others can write, nothing is loaded
+            _require_own(folder)
+            if outdated(file):
                 with _locked(folder.with_suffix(".lock"), f"another process to build native operators for {self.name}"):
                     if outdated(file) and outdated(failure):
                         return self._build(recipe, folder, file, failure)
+            if not file.exists():
+                raise Unavailable(f"their build failed before, as told in {failure}. {_retry(folder)}")
+            _refuse_distrusted(file, os.lstat(file), stat.S_ISREG)
         except OSError as error:
             raise Unavailable(
                 f"{error.filename or folder}: {error.strerror}. Set TORCH_EXTENSIONS_DIR to a folder on a local disk "
                 "that you may write to"
             ) from None
-        if not file.exists():
-            raise Unavailable(f"their build failed before, as told in {failure}. {_retry(folder)}")
         try:
             torch.ops.load_library(file)
         except OSError as error:
@@ -119,13 +122,14 @@ class Library:
                 self._compile_and_load(recipe, workplace)
             except Exception as error:  # whatever it is, the reference can do without
                 log = _describe(error)
-                write_bytes(folder / "build.log", log.encode())
+                write_bytes(folder / "build.log", log.encode("utf-8", PLAIN))
                 message = f"their build failed:\n{_explain(log)}\nAll of it: {folder / 'build.log'}"
                 if not PASSING.search(log):
-                    write_bytes(failure, message.encode())
+                    write_bytes(failure, message.encode("utf-8", PLAIN))
                     message = f"{message}\n{_retry(folder)}"
                 raise Unavailable(message) from None
             (built,) = Path(workplace).glob("*.so")
+            built.chmod(0o755)
             os.replace(built, file)
         failure.unlink(missing_ok=True)
         seconds = time.monotonic() - begun
@@ -139,7 +143,7 @@ class Library:
         command = shlex.split(environment["CXX"])
         if len(command) > 1:  # PyTorch takes it for one name
             script = Path(workplace) / "compiler"
-            script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+            script.write_bytes(os.fsencode(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'))
             script.chmod(0o755)
             environment = {**environment, "CXX": str(script)}
         try:
@@ -160,8 +164,6 @@ class Library:
 
     def _recipe(self) -> Recipe:
         """Find the tools. Raises Unavailable where one is missing: that is not remembered, for it is soon mended."""
-        if fcntl is None:
-            raise Unavailable(f"they can't be built on {platform.system()}")
         compiler = _compiler()
         command = shlex.split(compiler)
         # ninja is installed among the scripts of an environment, which serves without being activated. Messages are
@@ -318,7 +320,27 @@ def _cpp_extension():
 
 def _root() -> Path:
     """Where PyTorch keeps the extensions that it builds."""
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or _cpp_extension().get_default_build_root())
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or _cpp_extension().get_default_build_root()).resolve()
+
+
+def _require_own(folder: Path) -> None:
+    """Raise Unavailable if others than the user and root could put code where libraries are built and loaded."""
+    _refuse_distrusted(folder, os.lstat(folder), stat.S_ISDIR)
+    for parent in folder.parents:
+        state = parent.stat()
+        # Where everybody may write, as in /tmp, the sticky bit leaves what is there to its owner and to the parent's.
+        if state.st_mode & stat.S_IWOTH and not (state.st_mode & stat.S_ISVTX and state.st_uid in (0, os.geteuid())):
+            raise Unavailable(
+                f"{parent} can be written by all users, who could replace what is below: chmod o-w it, or {_OWN}"
+            )
+
+
+def _refuse_distrusted(path: Path, state: os.stat_result, is_kind: Callable[[int], bool]) -> None:
+    if reason := distrust(state) if is_kind(state.st_mode) else "is a link, or something else than expected":
+        raise Unavailable(f"{path} {reason}, so nothing is run from there: delete it if it is yours, or {_OWN}")
+
+
+_OWN = "set TORCH_EXTENSIONS_DIR to a folder of your own"
 
 
 @contextlib.contextmanager
@@ -339,7 +361,9 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(path: Path, awaited: str) -> Iterator[None]:
     """Keep other processes out of the block. The system frees the lock of a process that is killed."""
-    with open(path, "a") as file:
+    with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o644)) as file:
+        if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):  # who could keep this process waiting for ever
+            raise Unavailable(f"{path} belongs to another user: {_OWN}")
         patience = time.monotonic() + PATIENCE
         while True:
             try:
