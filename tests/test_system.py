@@ -15,7 +15,8 @@ from dnnlib import config, files, runs, system
 from slices.archive import ArchiveReader
 from slices.case_parts import Origin, origin_of
 from slices.edit import merge
-from slices.releases import find_cases, release_of_name
+from slices.recognition import find_cases
+from slices.releases import release_of_name
 from torch_utils import checkpoint
 
 ROOT = Path(__file__).parent.parent
