@@ -4,14 +4,14 @@
     python reproduce.py --preset=paper --outdir=runs/paper --source=BraTS18
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,11 @@ import click
 
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.files import make_folder, read_json, sha256, write_bytes, write_json
+from dnnlib.locks import hold
+from dnnlib.processes import run_python
+from dnnlib.sources import sources_sha256
 from dnnlib.system import run
-from dnnlib.text import format_table, format_time, tool_version
+from dnnlib.text import format_table, format_time
 
 HERE = Path(__file__).resolve().parent
 
@@ -51,6 +54,15 @@ PRESETS = {
         unet=("--steps=20000", "--width=32", "--batch=32"),
     ),
 }
+# What a stage depends on besides its options and inputs: the sources of its command.
+SOURCES = {
+    "dataset_tool.py": ("dnnlib", "slices"),
+    "train.py": ("dnnlib", "slices", "torch_utils", "training"),
+    "generate.py": ("dnnlib", "slices", "torch_utils", "training"),
+    "segmentation": ("dnnlib", "slices", "torch_utils"),
+}
+ENDED = (129, 130, 143)  # statuses of what was ended by SIGHUP, Ctrl-C or SIGTERM
+REPORT = ("results.json", "results.md", "dice.png")
 ARMS = {"100 % R": ("real",), "100 % F": ("fake",), "100 % F + 100 % R": ("fake", "real")}
 
 
@@ -83,7 +95,10 @@ def main(preset, outdir, source, kimg, steps, patients):
         unet=with_option(chosen.unet, "steps", steps),
         phantom=with_option(chosen.phantom, "patients", patients),
     )
-    reproduce(chosen, source, Stages(make_folder(outdir)))
+    stages = Stages(make_folder(outdir))
+    stages.refuse_strangers(REPORT)
+    with stages.held():
+        reproduce(chosen, source, stages)
 
 
 def with_option(options: tuple[str, ...], name: str, value) -> tuple[str, ...]:
@@ -149,13 +164,31 @@ def reproduce(preset: Preset, source: str | None, stages: "Stages") -> None:
 class Stages:
     """Runs one stage after the other as a command of its own, unless its results are there already.
 
-    A stage's record (`stages/<name>.json`) holds a fingerprint of its options and inputs, and of its results; it is
-    complete when the command ended well.
+    A stage's record (`stages/<name>.json`) holds a fingerprint of its options, inputs and sources, and of its results;
+    it is complete when the command ended well.
     """
 
     def __init__(self, outdir: Path) -> None:
         self.outdir = outdir
         self.records = make_folder(outdir / "stages")
+        self._locks: list[int] = []
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the output folder against a second call, which would train among the files of this one."""
+        busy = f"{self.outdir}: another call, or a stage that it began, is at work there; wait for it"
+        with hold(self.records / "lock", busy) as lock:
+            self._locks = [lock]
+            yield
+
+    def refuse_strangers(self, names: Sequence[str]) -> None:
+        """Raise UserError if one of the last results is there, though no stage ever ran."""
+        if not any(self.records.glob("*.json")):
+            self._refuse([path for name in names for path in self._matches(name)])
+
+    def _refuse(self, strangers: list[Path]) -> None:
+        if strangers:
+            raise UserError(f"{strangers[0]} is there already, but not from this stage: choose another --outdir")
 
     def run(
         self,
@@ -177,16 +210,16 @@ class Stages:
         record = read_json(record_path) if record_path.exists() else {}
         # Neither the place nor the spelling of the output folder matters.
         portable = [part.replace(str(self.outdir), "{out}") for part in command]
-        wanted = fingerprint([tool_version(), portable, *(describe_input(Path(i)) for i in inputs)])
+        wanted = fingerprint([sources_of(command), portable, *(describe_input(Path(i)) for i in inputs)])
         print(f"\n=== {name}: {purpose}", flush=True)
         if record.get("complete") and record["wanted"] == wanted and self._are_there(record["results"]):
-            print("    done before with these options and inputs")
+            print("    done before with these options, inputs and sources")
             return [self.outdir / name for name in record["results"]]
         if record.get("complete"):
-            changed = "options or inputs changed" if record["wanted"] != wanted else "results changed or are gone"
-            print(f"    {changed} since the last time: making them again")
-        if not record and replaces and (strangers := [p for o in outputs for p in self._matches(o)]):
-            raise UserError(f"{strangers[0]} is there already, but not from this stage: choose another --outdir")
+            changed = "options, inputs or sources" if record["wanted"] != wanted else "results"
+            print(f"    {changed} changed since the last time: making them again")
+        if not record and replaces:
+            self._refuse([path for pattern in outputs for path in self._matches(pattern)])
         if record and replaces:
             command.append("--force")
         write_json(record_path, {"complete": False, "wanted": wanted, "command": portable})
@@ -212,18 +245,12 @@ class Stages:
     def _execute(self, command: list[str], name: str) -> None:
         start = time.time()
         script = [str(HERE / command[0])] if command[0].endswith(".py") else [command[0]]
-        process = subprocess.Popen([sys.executable, *script, *command[1:]], env=environment())
-        interrupted = False
-        while process.returncode is None:
-            try:
-                process.wait()
-            except KeyboardInterrupt:  # a terminal sends it to the stage as well, which ends in its own time
-                interrupted = True
-        if process.returncode or interrupted:
-            interrupted = interrupted or process.returncode == 130
-            advice = "; the same command skips what is done and begins it anew" if interrupted else ""
+        status = run_python([*script, *command[1:]], env=environment(), pass_fds=self._locks)
+        if status:
+            ended = status in ENDED
+            advice = "; the same command skips what is done and begins it anew" if ended else ""
             print(f"\n{name} ended early{advice}", file=sys.stderr)
-            sys.exit(130 if interrupted else 2 if process.returncode == 2 else 1)
+            sys.exit(status if ended or status == 2 else 1)
         print(f"    took {format_time(time.time() - start)}", flush=True)
 
 
@@ -237,12 +264,35 @@ def fingerprint(content) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def sources_of(command: Sequence[str]) -> str:
+    """Fingerprint of the sources that a stage's command runs."""
+    name = command[1] if command[0] == "-m" else command[0]
+    return sources_sha256(name, *SOURCES.get(name, ()))
+
+
 def describe_input(path: Path):
-    """What tells whether an input changed: a file's SHA-256, or names, sizes and dates of the volumes in a folder."""
+    """What tells whether an input changed: a file's SHA-256; of a folder, what lies in it and behind its links.
+
+    Of its files names, sizes and dates: also the date of the last change of any kind, which a file gets that takes the
+    name of another. Hidden ones are no data. A folder that is reached twice, or for ever in a loop, is entered once.
+    """
     if path.is_file():
         return sha256(path)
-    files = sorted(p for p in path.rglob("*.nii*") if p.is_file())
-    return [[str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    found, seen = [], {}
+    for folder, folders, names in os.walk(path, followlinks=True):
+        state = os.stat(folder)
+        place = os.path.relpath(folder, path)
+        first = seen.setdefault((state.st_dev, state.st_ino), place)
+        if first != place:
+            found.append([place, first])
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            with contextlib.suppress(OSError):  # a link to nowhere
+                state = os.stat(os.path.join(folder, name))
+                found.append([os.path.join(place, name), state.st_size, state.st_mtime_ns, state.st_ctime_ns])
+    return found
 
 
 def count_slices(archive: Path) -> int:

@@ -1,6 +1,13 @@
 """Locks that the system releases when the process that holds them ends, however it ends."""
 
+import contextlib
 import fcntl
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+from dnnlib.errors import UserError
 
 
 def try_lock(file: int) -> bool | None:
@@ -12,3 +19,21 @@ def try_lock(file: int) -> bool | None:
     except OSError:
         return None
     return True
+
+
+@contextlib.contextmanager
+def hold(path: Path, busy: str) -> Iterator[int]:
+    """Hold a lock file and yield it, open. Raises UserError if another process has it: `busy`, and who that is.
+
+    A process that is given the open file holds it as well, even after this one has ended.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        if try_lock(file) is False:
+            holder = os.read(file, 200).decode(errors="replace").strip()
+            raise UserError(f"{busy} ({holder or 'which did not say who it is'})")
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
+        yield file
+    finally:
+        os.close(file)

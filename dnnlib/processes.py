@@ -7,7 +7,10 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -112,3 +115,52 @@ def _interrupts_held() -> Iterator[None]:
 
 def _unless_stopped(function: Callable[[Item], Result], item: Item) -> Result | None:
     return None if _stop.is_set() else function(item)
+
+
+# --- one command ----------------------------------------------------------------------------------------------------
+
+GRACE = 20  # seconds that a command has to end after it was asked to
+_BY_SIGNAL = 0x80  # what a shell adds to the signal that ended a command
+# Runs before the command and becomes it: in Popen's preexec_fn, locks of other threads would be held for ever.
+_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def run_python(arguments: Sequence[str], **options) -> int:
+    """Run Python with these arguments; it ends when this process does. Returns its exit status as a shell has it.
+
+    SIGTERM and SIGHUP are passed on; what has not ended GRACE seconds later, or at a second signal, is killed. On Linux
+    it ends also with a parent that was killed. Ctrl-C is left to it, for a terminal sends it to both. The status of
+    what was ended so tells the signal. options: for subprocess.Popen.
+    """
+    asked: list[int] = []
+    process: subprocess.Popen | None = None
+
+    def take(signum: int, frame: object) -> None:
+        asked.append(signum)
+        if process is not None:
+            pass_on()
+
+    def pass_on() -> None:
+        times = sum(signum != signal.SIGINT for signum in asked)
+        if times == 1:
+            process.terminate()
+            threading.Thread(target=lambda: time.sleep(GRACE) or process.kill(), daemon=True).start()
+        elif times:
+            process.kill()
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {s: signal.signal(s, take) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
+    try:
+        with_parent = ["-I", "-S", "-c", _WITH_PARENT, str(os.getpid())] if sys.platform == "linux" else []
+        process = subprocess.Popen([sys.executable, *with_parent, *arguments], **options)
+        pass_on()  # what came while it was started
+        status = process.wait()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    return _BY_SIGNAL + asked[0] if asked else status if status >= 0 else _BY_SIGNAL - status

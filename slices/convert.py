@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.processes import map_in_order
+from dnnlib.sources import sources_sha256
 from dnnlib.staged import Staged
 from dnnlib.text import name_some, tool_version
 from slices.archive import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
@@ -272,7 +273,7 @@ def convert_release(
     for target in targets:
         files.refuse_existing(target, force)
     job = {
-        "version": tool_version(),
+        "sources": sources_sha256("dnnlib", "slices"),
         "schema": config.to_json(schema),
         "options": {name: getattr(options, name) for name in _CUTTING},
     }

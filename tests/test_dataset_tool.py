@@ -335,6 +335,50 @@ def test_a_full_disk(release, tmp_path):
     assert content(tmp_path / "new") == before and not (tmp_path / "new" / ".converting").exists()
 
 
+KEPT = "all-0123456789abcdef01234567.zip"  # as a cut case is called
+
+
+@pytest.mark.parametrize("how", ["link", "dangling link", "own files", "named alike", "own job.json", "link in it"])
+def test_a_folder_of_cut_cases_that_is_none_is_left_alone(release, tmp_path, how):
+    """What lies under the hidden name, or behind a link of that name, and no conversion put there."""
+    mine, place = tmp_path / "mine", tmp_path / "out" / ".converting"
+    for folder in (mine, place.parent):
+        folder.mkdir()
+    for name in (KEPT, "notes.txt"):
+        (mine / name).write_text("mine")
+    if "link" in how and how != "link in it":
+        place.symlink_to("none" if how == "dangling link" else mine)
+    else:
+        place.mkdir()
+        if how == "link in it":
+            (place / KEPT).symlink_to(mine / KEPT)
+        else:
+            (
+                place / {"own files": "notes.txt", "named alike": "all-x.zip", "own job.json": "job.json"}[how]
+            ).write_text("[]")
+    before = sorted((path, path.is_file() and path.read_bytes()) for path in tmp_path.rglob("*"))
+    refused(convert(release, tmp_path / "out", expected=2), place)
+    assert sorted((path, path.is_file() and path.read_bytes()) for path in tmp_path.rglob("*")) == before
+
+
+def test_cut_cases_of_another_state_of_the_program_are_cut_again(release, tmp_path, monkeypatch):
+    """31 of 96 slices had wrong labels where a changed program went on with what it found."""
+    (tmp_path / "split.json").write_text('{"train": ["P0", "P1", "P2", "P3"], "test": ["P4"]}')
+    given = ("--split-file", tmp_path / "split.json")
+    broken = shutil.copytree(release, tmp_path / "broken")
+    _truncate(broken / "LGG" / "P4" / "P4_t2.nii.gz")
+    went_on = "going on: 4 of 5 cases were cut by an earlier call"
+    for sources, expected in (("a", False), ("a", True), ("b", False)):
+        monkeypatch.setattr("slices.convert.sources_sha256", lambda *names, sources=sources: sources)
+        assert (went_on in convert(broken, tmp_path / "out", *given, expected=2)) == expected, sources
+    file = broken / "HGG" / "P0" / "P0_t1.nii.gz"
+    state = file.stat()
+    shutil.copy(broken / "HGG" / "P1" / "P1_t1.nii.gz", file)
+    file.write_bytes(file.read_bytes()[: state.st_size].ljust(state.st_size, b"\0"))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # another file of the same size and date
+    assert "going on: 3 of 5" in convert(broken, tmp_path / "out", *given, expected=2)
+
+
 def test_ctrl_c(release, tmp_path):
     for n in range(400):
         case = tmp_path / "many" / f"C{n:03d}"

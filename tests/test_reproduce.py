@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 import reproduce
 from conftest import write_archive
 from dnnlib.errors import UserError
+from dnnlib.sources import sources_sha256
 from slices.archive import ArchiveReader
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +82,74 @@ def test_ctrl_c_lets_the_stage_end_in_its_own_time(tmp_path):
     assert not json.loads((tmp_path / "stages" / "slow.json").read_text())["complete"]
 
 
+# A stage that says who it is, takes note of SIGTERM if asked to, and would go on for long.
+LONG = """
+import os, signal, sys, time
+def end(*_):
+    print("ended", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end if sys.argv[1] == "heeds" else signal.SIG_IGN)
+print("ready", os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def begin(outdir, how="heeds", prefix=""):
+    """A pipeline of one long stage, in a process of its own, and the stage's process id."""
+    script = (
+        f"{prefix}\nimport reproduce; from pathlib import Path; stages = reproduce.Stages(Path({str(outdir)!r}))\n"
+        f"with stages.held(): stages.run('long', '', ['-c', {LONG!r}, {how!r}], [], [])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("ready"):
+            return process, int(line.split()[1])
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_pipeline_ends_its_stage(tmp_path, sent):
+    """As batch systems and container runtimes send it: to the parent alone."""
+    process, stage = begin(tmp_path)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=30)  # the stage holds the pipe, too
+    assert process.returncode == 128 + sent and "ended" in out
+    assert "long ended early; the same command skips what is done" in err and "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(stage, 0)
+
+
+@pytest.mark.parametrize("grace, signals", [(0.2, 1), (100, 2)], ids=["in time", "at a second signal"])
+def test_a_stage_that_does_not_heed_a_signal_is_killed(tmp_path, grace, signals):
+    process, stage = begin(tmp_path, "ignores", f"import dnnlib.processes; dnnlib.processes.GRACE = {grace}")
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system ends a process with its parent")
+def test_a_stage_ends_with_a_pipeline_that_is_killed(tmp_path):
+    process, stage = begin(tmp_path)
+    process.kill()
+    out, _ = process.communicate(timeout=30)
+    assert "ended" in out
+
+
+def test_a_second_call_waits_for_its_turn(tmp_path):
+    process, stage = begin(tmp_path)
+    for _ in range(2):
+        call = CliRunner().invoke(reproduce.main, ["--preset=demo", f"--outdir={tmp_path}"])
+        assert call.exit_code == 2 and f"is at work there; wait for it (process {process.pid} on " in call.output
+    process.terminate()
+    process.communicate(timeout=30)
+    with reproduce.Stages(tmp_path).held():
+        pass
+
+
 def test_force_is_passed_only_for_what_the_stage_itself_left(stages):
     command = ["-c", "import sys; open(sys.argv[1], 'w').write(' '.join(sys.argv[2:]))", "{out}/out.txt"]
     (out,) = stages.run("write", "", [*command, "one"], [], ["out.txt"])
@@ -105,6 +175,69 @@ def test_a_moved_output_folder_is_still_done(stages, tmp_path, monkeypatch):
     monkeypatch.chdir(moved.parent)
     reproduce.Stages(Path("moved [1]")).run("write", "", command, [], ["out.txt"])
     assert (moved / "out.txt").stat().st_mtime_ns == before
+
+
+def test_a_changed_program_makes_its_results_again(stages, monkeypatch):
+    assert copy(stages) and not copy(stages)
+    monkeypatch.setattr(reproduce, "sources_sha256", lambda *names: "changed")
+    assert copy(stages) and not copy(stages)
+
+
+def test_a_stage_depends_on_the_sources_of_its_command(tmp_path):
+    for folder in ("dnnlib", "slices", "torch_utils/ops/csrc", "training"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "train.py").write_text("1")
+    for name in ("train.py", "slices/new.py", "torch_utils/ops/csrc/tail.cu"):
+        before = sources_sha256(name.partition("/")[0], root=tmp_path)
+        (tmp_path / name).write_text("2")
+        sources_sha256.cache_clear()
+        assert sources_sha256(name.partition("/")[0], root=tmp_path) != before, name
+    for packages in reproduce.SOURCES.values():
+        assert all((ROOT / package / "__init__.py").exists() for package in packages)
+    kinds = [reproduce.sources_of(command) for command in (["train.py"], ["generate.py"], ["-m", "segmentation"])]
+    assert len(set(kinds)) == 3
+
+
+def described(folder):
+    return reproduce.fingerprint(reproduce.describe_input(folder))
+
+
+def test_changes_behind_links_are_seen(tmp_path):
+    """Links to folders and files, several to one, in each other, and to nowhere."""
+    store = tmp_path / "store"
+    (store / "deep").mkdir(parents=True)
+    for name in ("a.nii", "b.nii", "deep/c.nii"):
+        (store / name).write_text(name[-5])
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "HGG").symlink_to("../store")
+    (source / "again").symlink_to(store / "deep")
+    (source / "one.nii").symlink_to("../store/b.nii")
+    (store / "deep" / "loop").symlink_to("..")
+    (source / "nowhere").symlink_to("none")
+    for file in store.rglob("*.nii"):
+        os.utime(file, (1, 1))
+    states = [described(source)]
+
+    def change(what):
+        what()
+        states.append(described(source))
+        assert states[-1] not in states[:-1] and described(source) == states[-1]
+
+    change(lambda: (store / "deep" / "d.nii").write_text("new"))
+    change(lambda: (store / "deep" / "d.nii").unlink() or (store / "deep" / "table.csv").write_text("new"))
+
+    def exchange():  # names, sizes and dates are those of before
+        time.sleep(0.02)  # a tick of the kernel's clock
+        (store / "a.nii").rename(store / "x")
+        (store / "b.nii").rename(store / "a.nii")
+        (store / "x").rename(store / "b.nii")
+
+    change(exchange)
+    change(lambda: (source / "again").unlink())
+    change(lambda: (source / "again").symlink_to(tmp_path))
+    (store / ".hidden").write_text("no data")
+    assert described(source) == states[-1]
 
 
 def test_a_class_that_real_slices_lack_has_no_ratio():
