@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,12 +120,15 @@ class Draws:
             yield [Draw(int(n), bool(flip)) for n, flip in zip(now, flips, strict=True)]
 
 
-def loader(data: UnionOfArchives, draws: Draws, workers: int, pin: bool) -> Iterator[Pair]:
+def loader(
+    data: UnionOfArchives, draws: Draws, workers: int, pin: bool, log: Callable[[str], None] = tqdm.write
+) -> Iterator[Pair]:
     """Batches of pairs, uint8 [N, C, H, W] and [N, H, W], in the order of the draws."""
     return minibatches(
         data,
-        batch_sampler=draws,
-        num_workers=0 if data.in_memory else workers,
+        draws,
+        0 if data.in_memory else workers,
+        log,
         pin_memory=pin,
         generator=torch.Generator(),  # its own: the loader would otherwise draw from torch's global one
     )

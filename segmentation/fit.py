@@ -111,7 +111,7 @@ def _optimise(
     optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)  # one pass over all parameters
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.steps)
     draws = Draws(len(data), config.batch, config.steps, config.seed)
-    batches = loader(data, draws, config.workers, pin=device.type == "cuda")
+    batches = loader(data, draws, config.workers, pin=device.type == "cuda", log=log)
 
     interval, line = max(1, config.steps // _POINTS), max(1, config.steps // _LINES)
     curve: list[LossPoint] = []

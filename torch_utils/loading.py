@@ -1,13 +1,23 @@
-"""A DataLoader whose workers hand over the user's mistakes instead of tracebacks."""
+"""A DataLoader whose workers hand over the user's mistakes instead of tracebacks, and can be done without."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import itertools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
+from tqdm import tqdm
 
 from dnnlib.errors import UserError
+
+_DESCRIPTORS = 64  # of open files, that handing over tensors may take
 
 
 class _ErrorsAsValues(Dataset):
@@ -30,9 +40,86 @@ def _collate(items: list[Any]) -> Any:
     return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
 
 
-def minibatches(dataset: Dataset, **options) -> Iterator[Any]:
-    """Iterate over DataLoader(dataset, **options); a UserError of the data set is raised here as it was there."""
-    for minibatch in DataLoader(_ErrorsAsValues(dataset), collate_fn=_collate, **options):
+def minibatches(
+    dataset: Dataset,
+    batches: Iterable[list],
+    workers: int,
+    log: Callable[[str], None] = tqdm.write,
+    **options,
+) -> Iterator[Any]:
+    """Iterate over DataLoader(dataset, batch_sampler=batches). A UserError of the data set is raised as it was there.
+
+    batches: lists of what dataset[...] takes, the same ones at every iteration. Where `workers` processes fail, for
+    want of shared memory, files or memory, this one reads the rest, the same minibatches; `log` gets a line about it.
+    """
+    if "generator" not in options:  # of the numbers that a DataLoader draws when it starts: one here, however often
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        options["generator"] = torch.Generator().manual_seed(seed)
+    done = 0
+    if workers:
+        try:
+            for minibatch in _load(dataset, batches, num_workers=workers, **options):
+                done += 1
+                yield minibatch
+            return
+        except UserError:
+            raise
+        except Exception as error:  # whatever it was: what is wrong with the data will show again
+            reason = _say(error)
+        log(
+            f"Reading with --workers={workers} failed ({reason}). This process reads on alone, the same data but more "
+            "slowly, as with --workers=0. In a container, more shared memory may help: docker run --shm-size=2g"
+        )
+    yield from _load(dataset, itertools.islice(batches, done, None), **options)
+
+
+def _load(dataset: Dataset, batches: Iterable[list], **options) -> Iterator[Any]:
+    loader = DataLoader(_ErrorsAsValues(dataset), batch_sampler=batches, collate_fn=_collate, **options)
+    for minibatch in _start(loader):
         if isinstance(minibatch, UserError):
             raise minibatch
         yield minibatch
+
+
+def _start(loader: DataLoader) -> Iterator[Any]:
+    """iter(loader). Raises RuntimeError if that can't be; a half-made one would complain of itself while it goes."""
+    complain, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        if loader.num_workers:
+            _require_descriptors(_DESCRIPTORS)
+        with _child_signals_as_they_were():
+            return iter(loader)
+    except Exception as error:
+        reason = _say(error)
+    finally:
+        sys.unraisablehook = complain
+    raise RuntimeError(reason)
+
+
+def _require_descriptors(spare: int) -> None:
+    """OSError unless so many more files can be open: processes short of them print tracebacks or wait for ever."""
+    with contextlib.ExitStack() as opened:
+        for _ in range(spare):
+            opened.enter_context(open(os.devnull, "rb"))
+
+
+@contextlib.contextmanager
+def _child_signals_as_they_were() -> Iterator[None]:
+    """DataLoader has the end of a worker raise an error wherever this process is, in the middle of a step for example.
+
+    Without, it notices when it waits for that worker.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _say(error: Exception) -> str:
+    """The reason in a line: the last one of what may be a worker's traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1].strip()[:120]

@@ -166,12 +166,13 @@ class TrainingRun:
     # ---- Data ------------------------------------------------------------------------------------------------
 
     def _endless_reals(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = EndlessSampler(len(self.dataset), seed=self.config.seed)
         return minibatches(
             self.dataset,
-            batch_size=self.config.batch,
-            sampler=EndlessSampler(len(self.dataset), seed=self.config.seed),
+            torch.utils.data.BatchSampler(order, self.config.batch, drop_last=False),
             # What fits in memory is soon there; on a CPU, processes beside would take time from the networks.
-            num_workers=0 if self.dataset.in_memory else self.config.data.workers,
+            0 if self.dataset.in_memory else self.config.data.workers,
+            self.log,
             worker_init_fn=_leave_ctrl_c_to_the_parent,
             pin_memory=self.device.type == "cuda",
         )
