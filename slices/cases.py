@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dnnlib.errors import UserError
+from slices.not_nifti import describe_missing
 from slices.patterns import ENDING, Pattern, Way
 from slices.releases import GRADES, MASK, OWN, Release
 
@@ -57,6 +58,8 @@ class Case:
         """Raise UserError naming the first file that is missing, and those that are there if they are few."""
         if (missing := self.missing_file()) is None:
             return
+        if words := describe_missing(missing):
+            raise UserError(f"{missing}: {words}")
         names = ", ".join(path.name for path in self.paths)
         there = [path.name for path in self.paths if path.is_file()]
         few = f", of which there is only {', '.join(there)}" if len(there) < len(self.paths) - 1 and there else ""

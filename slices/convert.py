@@ -31,7 +31,7 @@ from slices.recognition import Recognised
 from slices.releases import GRADES, OWN
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 from slices.split import SPLIT_FILE, Split, draw_split, read_split
-from slices.volumes import read_case
+from slices.volumes import judge_nan, read_case
 
 CHOICES = ("tumor", "brain", "all")
 ON_ERROR = ("fail", "skip")
@@ -121,7 +121,11 @@ def cut_case(
     scales = [GreyLevels(window, c.dtype) for window, c in zip(windows, volumes.contrasts, strict=True)]
 
     blank = [name for name, (low, high) in zip(schema.contrasts, windows, strict=True) if low == high]
-    remarks = [*volumes.remarks, *(f"{name} has one value in nearly all of the head" for name in blank)]
+    remarks = [
+        *volumes.remarks,
+        *judge_nan(volumes, head),
+        *(f"{name} has one value in nearly all of the head" for name in blank),
+    ]
 
     pictures = [grid.majority(labels, max(1, schema.num_maps)) for labels in volumes.labels]
     reasons = [_no_tumour(picture, options.min_tumor_pixels) if choice == "tumor" else None for picture in pictures]

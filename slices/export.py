@@ -23,7 +23,7 @@ from dnnlib.errors import UserError
 from dnnlib.staged import Staged, recover
 from slices.archive import ArchiveReader, SliceRecord, Volume
 from slices.grid import area_weights, is_same_length
-from slices.nifti import has_axes
+from slices.place import has_axes
 from slices.releases import MASK
 from slices.render import class_colour
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema

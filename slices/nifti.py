@@ -4,153 +4,187 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
-import zlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib
-from nibabel.filebasedimages import ImageFileError
+from isal import isal_zlib
 from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from dnnlib.errors import UserError
+from slices.gunzip import Gunzip
+from slices.not_nifti import SHOWN, describe_stranger
+from slices.place import Place, place_of
 
-MOST_VOXELS = 1 << 28  # of one file; thirty times those of a volume of BraTS, and 1 GB as float32
+MOST_VOXELS = 1 << 28  # of one volume; thirty times those of BraTS, and 1 GB as float32
 LONGEST_SIDE = 1 << 13  # voxels along an axis
-_HEADER = 544  # bytes; NIfTI-2 has the longer header, and four more say what follows
 _LATEST_START = 1 << 24  # byte at which voxels may start; extensions stand before them
-_AFTER = 1 << 16  # bytes that may stand after the voxels
-
-# What nibabel and gzip raise for damaged files; the last two come from headers with absurd contents.
-_DAMAGE = (
-    ImageFileError, HeaderDataError, WrapStructError, EOFError, zlib.error, isal_zlib.error, OSError, ValueError,
-    OverflowError, KeyError,
-)  # fmt: skip
+_BEHIND = 1 << 16  # bytes that may stand behind the voxels, or as many as these have
+_AGAIN = "copy or download it again"
+_QUIET = logging.Logger("harmless oddities of headers")  # nibabel tells of each; it has no handler
+_QUIET.disabled = True
 
 
 @dataclass(frozen=True)
 class Nifti:
-    """A file's voxels in its own axes, their place in mm, and whether the header states an orientation at all."""
+    """A volume's voxels in the file's own axes, and their place in mm.
+
+    Voxels of floating-point numbers may be NaN, but not infinite. step: between two neighbors of the values that the
+    file can hold, if it scales integers, else 0. remarks: oddities of the file, in words.
+    """
 
     voxels: np.ndarray
-    affine: np.ndarray
-    oriented: bool
+    place: Place
+    step: float
+    remarks: tuple[str, ...]
+
+    @property
+    def affine(self) -> np.ndarray:
+        return self.place.affine
 
 
-def read_nifti(path: Path, channels: int | None = None) -> Nifti:
-    """Read a NIfTI file, compressed or not, wholly into memory.
+def read_nifti(path: Path) -> Nifti:
+    """Read a NIfTI file of one volume, compressed or not, wholly into memory.
 
-    channels: None for a 3-D file, whose shape may go on with ones; for a 4-D file, how many volumes it should hold.
-    What is no plain integer becomes float32. Raises UserError naming the file if it is damaged, too large, or holds
-    anything but finite real numbers of that shape. A file takes no more memory than its header promises.
+    What is no plain integer becomes float32. Raises UserError naming the file if it is no NIfTI, damaged, too large, or
+    holds anything but real numbers of that shape. A file takes no more memory than its header promises.
     """
-    path = Path(path)
+    return _read(path, None)[0]
+
+
+def read_channels(path: Path, channels: int) -> list[Nifti]:
+    """The same for a file of so many volumes."""
+    return _read(path, channels)
+
+
+def _read(path: Path, channels: int | None) -> list[Nifti]:
     try:
-        with _quiet_nibabel(), _opened(path) as file:
-            start = file.read(_HEADER)
-            # A NIfTI-2 header begins with its own size, 540, in either byte order.
-            kind = nib.Nifti2Image if start[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-            header = kind.header_class(start[: kind.header_class.sizeof_hdr])  # without what extends it
-            shape = header.get_data_shape()
-            size = math.prod(shape) * header.get_data_dtype().itemsize
-            shape = _checked_shape(path, shape, channels)
-            place = header.get_data_offset()
-            if not 352 <= place <= _LATEST_START:
-                raise ValueError(f"its voxels are said to start at byte {place}")
-            most = place + size + _AFTER
-            content = start + file.read(most - len(start))
-            if len(content) == most and file.read(1):
-                raise ValueError(f"{size} bytes of voxels by its header, but more follow")
-            image = kind.from_bytes(content)
-            voxels = _voxels(image).reshape(shape, order="F")
-    except UserError:
-        raise
-    except _DAMAGE as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the file system's, not the file's
-            raise UserError(f"{path}: {error.strerror}") from None
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: damaged, incomplete or not NIfTI ({reason}); copy or download it again") from None
+        with _opened(path) as file:
+            return _volumes(file, channels)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (EOFError, isal_zlib.error):
+        raise UserError(f"{path}: damaged or incomplete; {_AGAIN}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or 'cannot be read'}") from None
     except MemoryError:
-        raise UserError(f"{path}: {format_shape(shape)} voxels don't fit into memory") from None
-    if voxels.dtype.kind not in "buif":
-        raise UserError(f"{path}: expected voxels of real numbers, found {voxels.dtype}")
-    if voxels.dtype.kind == "f" and not _all_finite(voxels):
-        wrong = np.count_nonzero(~(np.abs(voxels) <= np.finfo(np.float32).max))
-        raise UserError(f"{path}: {wrong} voxels are NaN or infinite; repair the file or leave the case out")
-    if not has_axes(image.affine):
-        raise UserError(f"{path}: the header's affine is not invertible, so the orientation is unknown")
-    oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
-    return Nifti(voxels, image.affine, oriented)
+        raise UserError(f"{path}: its voxels don't fit into memory") from None
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
     """A file's content, unpacked if it is gzip; reading to the end compares the checksum."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        if packed:
-            with igzip.IGzipFile(fileobj=file) as unpacked:
-                yield unpacked
-        else:
-            yield file
+        yield io.BufferedReader(Gunzip(file), 1 << 17) if packed else file
 
 
-def _checked_shape(path: Path, shape: Sequence[int], channels: int | None) -> tuple[int, ...]:
-    """The shape without ones at its end, 3-D or 4-D as asked for; one contrast may be either."""
-    found = format_shape(shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if channels == 1 and len(shape) == 3:
-        shape = (*shape, 1)
-    fits = len(shape) == 3 if channels is None else len(shape) == 4 and shape[3] == channels
-    if not fits or min(shape) < 1:
-        volumes = f"{channels} volumes" if channels != 1 else "one volume"
+def _volumes(file: io.BufferedReader, channels: int | None) -> list[Nifti]:
+    """The volumes of an open file."""
+    header = _header(file)
+    shape = _checked_shape(header.get_data_shape(), channels)
+    size = math.prod(shape) * header.get_data_dtype().itemsize
+    count = channels or 1
+    here, start = header.sizeof_hdr + 4, header.get_data_offset()
+    if not here <= start <= _LATEST_START:
+        raise UserError(f"damaged: its voxels are said to start at byte {start:,}; {_AGAIN}")
+    if not isinstance(file.raw, Gunzip) and os.fstat(file.fileno()).st_size < start + count * size:
+        raise EOFError  # before memory is asked for
+    _exactly(file, start - here)
+    place = place_of(header, shape)
+    volumes = [_checked_numbers(_scaled(_exactly(file, size), header, shape)) for _ in range(count)]
+    behind = _count_behind(file, max(_BEHIND, count * size - 1))
+    remarks = (*place.remarks, *([f"{behind:,} bytes behind its end passed over"] if behind else []))
+    return [Nifti(voxels, place, _step(header), remarks) for voxels in volumes]
+
+
+def _header(file: io.BufferedReader) -> nib.Nifti1Header:
+    """The header that a file starts with, without what extends it; what is harmless in it is mended."""
+    start = file.read(SHOWN)
+    if start[344:348] == b"n+1\0":
+        kind = nib.Nifti1Header
+    elif start[4:8] == b"n+2\0":
+        kind = nib.Nifti2Header
+        start += _exactly(file, kind.sizeof_hdr + 4 - SHOWN)
+    else:
+        raise UserError(describe_stranger(start))
+    header = kind(start[: kind.sizeof_hdr], check=False)
+    header.check_fix(_QUIET, error_level=100)
+    try:
+        dtype = header.get_data_dtype()
+        header.get_data_shape()
+        header.get_slope_inter()
+        header.get_data_offset()
+    except (HeaderDataError, ValueError, KeyError, OverflowError):
+        raise UserError(f"damaged: its header makes no sense; {_AGAIN}") from None
+    if dtype.kind not in "buif":
+        raise UserError(f"expected voxels of real numbers, found {dtype}")
+    return header
+
+
+def _exactly(file: io.BufferedReader, count: int) -> bytes:
+    content = file.read(count)
+    if len(content) < count:
+        raise EOFError
+    return content
+
+
+def _count_behind(file: io.BufferedReader, most: int) -> int:
+    """Read to the end: how many bytes stand behind the voxels, zeros not counted where they pad. At most so many."""
+    behind, padding = 0, True
+    while piece := file.read1(1 << 20):
+        behind += len(piece)
+        padding &= not piece.strip(b"\0")
+        if behind > most:
+            raise UserError("as many bytes follow the voxels that its header promises: is its shape right?")
+    return (0 if padding else behind) + (file.raw.behind if isinstance(file.raw, Gunzip) else 0)
+
+
+def _checked_shape(shape: Sequence[int], channels: int | None) -> tuple[int, int, int]:
+    """The shape of a volume. channels: None for a file of one, else how many it should hold, in any dimension."""
+    found, volume, more = format_shape(shape), tuple(shape[:3]), [n for n in shape[3:] if n != 1]
+    if len(volume) < 3 or min(volume) < 1 or more != [n for n in [channels or 1] if n != 1]:
+        volumes = "one volume" if channels == 1 else f"{channels} volumes"
         expected = "a 3-D volume" if channels is None else f"{volumes}, one for each contrast"
-        raise UserError(f"{path}: expected {expected}, found the shape {found}")
-    if math.prod(shape) > MOST_VOXELS or max(shape) > LONGEST_SIDE:
+        raise UserError(f"expected {expected}, found the shape {found}")
+    if math.prod(volume) > MOST_VOXELS or max(volume) > LONGEST_SIDE:
         raise UserError(
-            f"{path}: {found} voxels; at most {MOST_VOXELS:,} are read from a file, and {LONGEST_SIDE:,} along an axis"
+            f"{found} voxels; a volume may have at most {MOST_VOXELS:,}, and {LONGEST_SIDE:,} along an axis"
         )
-    return tuple(shape)
+    return volume
 
 
-def _voxels(image: nib.Nifti1Image) -> np.ndarray:
-    """The voxels of an image, integers as they are; what needs a fraction as float32."""
-    proxy = image.dataobj
+def _scaled(content: bytes, header: nib.Nifti1Header, shape: tuple[int, int, int]) -> np.ndarray:
+    """The voxels of a volume, integers as they are; what needs a fraction as float32."""
+    slope, inter = header.get_slope_inter()
+    proxy = nib.arrayproxy.ArrayProxy(io.BytesIO(content), (shape, header.get_data_dtype(), 0, slope or 1, inter or 0))
     fractions = proxy.slope != 1 or proxy.inter != 0 or proxy.dtype.kind == "f"
     with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
         return np.asanyarray(proxy, np.float32 if fractions else None)
 
 
-def has_axes(affine: np.ndarray) -> bool:
-    """Whether an affine, 4×4, is invertible, and tells along which axis of the world each axis of voxels runs."""
-    return bool(
-        np.isfinite(affine).all()
-        and abs(np.linalg.det(affine)) >= 1e-9
-        and not np.isnan(nib.io_orientation(affine)).any()
-    )
+def _step(header: nib.Nifti1Header) -> float:
+    slope, inter = header.get_slope_inter()
+    scales = header.get_data_dtype().kind in "iu" and (slope or 1, inter or 0) != (1, 0)
+    return abs(float(slope)) if scales else 0.0
 
 
-def _all_finite(voxels: np.ndarray) -> bool:
-    """Whether all are finite as float32; the extremes tell, and take no memory."""
+def _checked_numbers(voxels: np.ndarray) -> np.ndarray:
+    """The same voxels. Raises UserError if any is infinite as float32, or all are NaN; the extremes tell at once."""
     most = np.finfo(np.float32).max
-    return bool(-most <= voxels.min() and voxels.max() <= most)
-
-
-@contextlib.contextmanager
-def _quiet_nibabel() -> Iterator[None]:
-    """nibabel logs harmless oddities of headers (qfac of 0) for every file; what matters comes as an exception."""
-    logger = nib.imageglobals.logger
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
+    if voxels.dtype.kind != "f" or (-most <= voxels.min() and voxels.max() <= most):
+        return voxels
+    if infinite := np.count_nonzero(np.abs(voxels) > most):
+        raise UserError(f"{infinite:,} voxels are infinite or beyond float32; repair the file or leave the case out")
+    if np.isnan(voxels).all():
+        raise UserError("all voxels are NaN; repair the file or leave the case out")
+    return voxels
 
 
 def format_shape(shape: Sequence[int]) -> str:

@@ -7,16 +7,30 @@ from the patient's right to left. So a picture stands as radiologists see it: no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
 from dnnlib.errors import UserError
 from slices.cases import Case
-from slices.nifti import Nifti, format_shape, read_nifti
+from slices.nifti import Nifti, format_shape, read_channels, read_nifti
+from slices.place import ROUNDING, SAME, Fit, Place, differences, fit, is_nowhere
 from slices.schema import Schema
+
+MOST_NAN = 0.1  # of the head's voxels, a shell of two voxels; beyond that, a file lacks a part of the head
+_COARSEST_STEP = 0.5  # between values of a file; in coarser ones a value tells no whole number from the next
+_FLOAT_NOISE = 1e-5  # of a label, by which arithmetic may miss a whole number
+
+
+class Nan(NamedTuple):
+    """The voxels of a file that are NaN, bool [S, P, L]; the background's value stands in their place."""
+
+    path: Path
+    voxels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,7 @@ class CaseVolumes:
 
     contrasts: C of [S, P, L], in the files' numbers and intensities; labels: class indices, uint8 [S, P, L], all 0 for
     a schema without classes; spacing: mm between voxels along S, P, L; shape, affine: the files'; remarks: oddities
-    that the user should know of.
+    that the user should know of; nan: to be judged once the head is known.
     """
 
     contrasts: tuple[np.ndarray, ...]
@@ -34,75 +48,185 @@ class CaseVolumes:
     shape: tuple[int, int, int]
     affine: np.ndarray
     remarks: tuple[str, ...]
+    nan: tuple[Nan, ...] = ()
+
+
+@dataclass(frozen=True)
+class _File:
+    """A contrast or the label map, as it is read, and where from."""
+
+    path: Path
+    nifti: Nifti
+    is_mask: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.nifti.voxels.shape
+
+    @property
+    def place(self) -> Place:
+        return self.nifti.place
 
 
 def read_case(case: Case, schema: Schema) -> CaseVolumes:
-    """Read the files of a case. The first contrast's affine holds for all: they must share one grid.
+    """Read the files of a case. They must share one grid, in any axes: those of the first contrast hold for all.
 
-    Raises UserError naming the file that is missing, damaged, of another shape or orientation, or that holds a label
+    Raises UserError naming the file that is missing, damaged, on another grid than the others, or that holds a label
     value that the schema doesn't know.
     """
     case.require_files()
-    first, *others = _read_contrasts(case)
-    contrasts = [first, *(_turned_like(first, other) for other in others)]
-    mask = None if case.mask is None else _turned_like(first, read_nifti(case.mask))
-    first_path = case.contrasts[0].path
-    shape = first.voxels.shape
-    remarks = [] if first.oriented else ["no orientation in the header, axes assumed to run to L, A, S"]
-    if case.grid is not None and shape != case.grid:
-        remarks.append(f"the release's volumes have {format_shape(case.grid)} voxels, these don't: is it another one?")
-    named = list(zip((file.path for file in case.contrasts), contrasts, strict=True))
-    for path, file in [*named, *([(case.mask, mask)] if mask else [])]:
-        if file.voxels.shape != shape:
-            raise UserError(
-                f"{path}: {format_shape(file.voxels.shape)} voxels, but {first_path.name} has "
-                f"{format_shape(shape)}; the files of a case must share one grid"
-            )
-        if np.allclose(file.affine, first.affine, atol=1e-3):
-            continue
-        axes, first_axes = ("".join(nib.aff2axcodes(f.affine)) for f in (file, first))
-        if file is not mask and axes != first_axes:
-            raise UserError(
-                f"{path}: its axes run to {axes}, those of {first_path.name} to {first_axes}; "
-                "the files of a case must share one grid"
-            )
-        sizes, first_sizes = (nib.affines.voxel_sizes(f.affine) for f in (file, first))
-        if file is not mask and not np.allclose(sizes, first_sizes, rtol=0.01):
-            raise UserError(
-                f"{path}: its voxels have {_format_size(sizes)} mm, those of {first_path.name} "
-                f"{_format_size(first_sizes)} mm; the files of a case must share one grid"
-            )
-        what = "label map" if file is mask else "contrast"
-        remarks.append(f"affine of a {what} differs, voxels taken as on the grid of {schema.contrasts[0]}")
-
-    labels = np.zeros(shape, np.uint8, order="F") if mask is None else _class_indices(mask.voxels, case.mask, schema)
-    affine = first.affine @ nib.orientations.inv_ornt_aff(_turn_to_lps(first.affine), shape)
+    files = _without_rivals(_read_files(case))
+    grid = _most_shared([file for file in files if not file.is_mask], files)
+    volumes, nan, odd = [], [], []
+    for file in files:
+        voxels, remarks = _on_grid(file, grid)
+        if voxels.dtype.kind == "f" and (places := np.isnan(voxels)).any():
+            remarks.append(f"{np.count_nonzero(places):,} voxels of NaN taken as background")
+            if not file.is_mask or (voxels == 0).any():  # a mask without any 0 has NaN in its place
+                nan.append(Nan(file.path, _pictures(places, grid.place.affine)))
+            voxels = np.where(places, np.float32(0) if file.is_mask else _background(voxels), voxels)
+        volumes.append(_class_indices(file, voxels, schema) if file.is_mask else voxels)
+        odd += [(remark, file.path.name) for remark in (*file.nifti.remarks, *remarks)]
+    labels = volumes.pop() if case.mask is not None else np.zeros(grid.shape, np.uint8, order="F")
+    affine = grid.place.affine @ nib.orientations.inv_ornt_aff(_turn_to_lps(grid.place.affine), grid.shape)
     return CaseVolumes(
-        contrasts=tuple(_pictures(file.voxels, first.affine) for file in contrasts),
-        labels=_pictures(labels, first.affine),
+        contrasts=tuple(_pictures(voxels, grid.place.affine) for voxels in volumes),
+        labels=_pictures(labels, grid.place.affine),
         spacing=tuple(float(mm) for mm in nib.affines.voxel_sizes(affine)[::-1]),
-        shape=shape,
-        affine=first.affine,
-        remarks=tuple(dict.fromkeys(remarks)),
+        shape=grid.shape,
+        affine=grid.place.affine,
+        remarks=(*_remarks_on_grid(case, grid), *_by_files(odd, {file.path.name for file in files})),
+        nan=tuple(nan),
     )
 
 
-def _turned_like(first: Nifti, file: Nifti) -> Nifti:
-    """A file of the same grid in other axes, as programs may save it, in the axes of the first; any other as it is."""
-    turn = nib.orientations.ornt_transform(nib.io_orientation(file.affine), nib.io_orientation(first.affine))
-    affine = file.affine @ nib.orientations.inv_ornt_aff(turn, file.voxels.shape)
-    voxels = nib.orientations.apply_orientation(file.voxels, turn)
-    if voxels.shape != first.voxels.shape or not np.allclose(affine, first.affine, atol=0.05):
-        return file
-    return Nifti(voxels, first.affine, file.oriented)
+def _remarks_on_grid(case: Case, grid: _File) -> list[str]:
+    remarks = [] if grid.place.oriented else ["no orientation in the header, axes assumed to run to L, A, S"]
+    if case.grid is not None and grid.shape != case.grid:
+        remarks.append(f"the release's volumes have {format_shape(case.grid)} voxels, these don't: is it another one?")
+    return remarks
 
 
-def _read_contrasts(case: Case) -> list[Nifti]:
-    """The contrasts in the order of the schema, from files of their own or out of one 4-D file."""
-    if case.contrasts[0].channel is None:
-        return [read_nifti(file.path) for file in case.contrasts]
-    whole = read_nifti(case.contrasts[0].path, channels=len(case.contrasts))
-    return [Nifti(whole.voxels[..., file.channel], whole.affine, whole.oriented) for file in case.contrasts]
+def _by_files(odd: Sequence[tuple[str, str]], names: set[str]) -> list[str]:
+    """Remarks, each with the names of the files that it is true of; the same words for cases with the same in all."""
+    files: dict[str, dict[str, None]] = {}
+    for remark, name in odd:
+        files.setdefault(remark, {})[name] = None
+    return [
+        f"{'all files' if 1 < len(names) == len(concerned) else ', '.join(concerned)}: {remark}"
+        for remark, concerned in files.items()
+    ]
+
+
+def judge_nan(volumes: CaseVolumes, head: np.ndarray) -> list[str]:
+    """Remarks on NaN at the edge of the head, bool [S, P, L], where other contrasts show it.
+
+    Raises UserError naming the file if NaN is enclosed by the head, or covers more than MOST_NAN of it.
+    """
+    remarks = []
+    for path, places in volumes.nan:
+        parts, _ = ndimage.label(places)
+        inside = np.count_nonzero(places & head)
+        enclosed = np.count_nonzero(places & ~np.isin(parts, np.unique(parts[places & ~head])))
+        if enclosed or inside > MOST_NAN * np.count_nonzero(head):
+            wrong = enclosed or inside
+            raise UserError(f"{path}: {wrong:,} voxels in the head are NaN; repair the file or leave the case out")
+        if inside:
+            remarks.append(f"{path.name}: {inside:,} voxels of NaN at the edge of the head")
+    return remarks
+
+
+def _read_files(case: Case) -> list[_File]:
+    """The contrasts in the order of the schema, from files of their own or out of one 4-D file, and the mask, last."""
+    first = case.contrasts[0]
+    if first.channel is None:
+        files = [_File(file.path, read_nifti(file.path)) for file in case.contrasts]
+    else:
+        whole = read_channels(first.path, len(case.contrasts))
+        files = [_File(file.path, whole[file.channel]) for file in case.contrasts]
+    return files + ([_File(case.mask, read_nifti(case.mask), is_mask=True)] if case.mask is not None else [])
+
+
+# --- one grid -------------------------------------------------------------------------------------------------------
+
+
+def _share_grid(file: _File, grid: _File) -> bool:
+    found = fit(file.place.affine, file.shape, grid.place.affine)
+    return found.shape == grid.shape and found.off <= SAME and file.place.oriented == grid.place.oriented
+
+
+def _most_shared(files: Sequence[_File], among: Sequence[_File]) -> _File:
+    """That of `files` whose grid most of the others have; of several, the first that states an orientation."""
+    return max(files, key=lambda file: (sum(_share_grid(other, file) for other in among), file.place.oriented))
+
+
+def _without_rivals(files: list[_File]) -> list[_File]:
+    """The files, each with one place; a remark tells of those whose headers contradict themselves.
+
+    Of sform and qform the first is taken, unless the second alone is that of the other files.
+    """
+    sure = [file for file in files if file.place.rival is None and file.place.oriented]
+    grid = _most_shared(sure, sure) if sure else None
+    return [file if file.place.rival is None else _decided(file, grid) for file in files]
+
+
+def _decided(file: _File, grid: _File | None) -> _File:
+    sform, qform = file.place.affine, file.place.rival
+    found = [fit(affine, file.shape, grid.place.affine) for affine in (sform, qform)] if grid else []
+    as_stored = [f.shape == grid.shape and f.off <= SAME and not f.is_turned for f in found]
+    taken = "qform" if as_stored == [False, True] else "sform"
+    why = ", as in the other files" if len(set(as_stored)) == 2 else ""
+    how = differences(fit(sform, file.shape, qform), sform, qform, "the sform's", "the qform")
+    remark = f"sform and qform contradict each other ({how}); {taken} taken{why}"
+    place = Place(qform if taken == "qform" else sform, oriented=True)
+    return replace(file, nifti=replace(file.nifti, place=place, remarks=(*file.nifti.remarks, remark)))
+
+
+def _on_grid(file: _File, grid: _File) -> tuple[np.ndarray, list[str]]:
+    """A file's voxels in the axes of the grid, for programs may save them in others, and what is odd in that.
+
+    Raises UserError if they don't lie on the grid.
+    """
+    name, voxels = grid.path.name, file.nifti.voxels
+    found = fit(file.place.affine, file.shape, grid.place.affine)
+    alike = file.place.oriented == grid.place.oriented
+    if alike and found.shape == grid.shape and found.off <= SAME:
+        odd = [f"lies {found.distance:.2g} mm off {name}, voxels taken as on its grid"] if found.off > ROUNDING else []
+        return nib.orientations.apply_orientation(voxels, found.turn), odd
+    if file.shape == grid.shape and not alike and (file.is_mask or not found.is_turned):
+        bare = "its header" if grid.place.oriented else f"the header of {name}"
+        return voxels, [f"{bare} states no orientation, voxels taken as on the grid of {name}"]
+    if file.shape == grid.shape and not found.is_turned and _is_lost(file, found):
+        how = differences(found, file.place.affine, grid.place.affine, "its", name)
+        return voxels, [f"its header knows no place ({how}), voxels taken as on the grid of {name}"]
+    if found.shape != grid.shape:
+        what = f"{format_shape(file.shape)} voxels, but {name} has {format_shape(grid.shape)}"
+    elif not alike:
+        bare, stated = (file, grid) if grid.place.oriented else (grid, file)
+        axes = "".join(nib.aff2axcodes(stated.place.affine))
+        what = f"the header of {bare.path.name} states no orientation, the axes of {stated.path.name} run to {axes}"
+    else:
+        what = differences(found, file.place.affine, grid.place.affine, "its", name)
+    advice = f"the files of a case must share one grid; if their voxels do, give this file the header of {name}"
+    raise UserError("; ".join([f"{file.path}: {what}", *file.nifti.remarks, advice]))
+
+
+def _is_lost(file: _File, found: Fit) -> bool:
+    """Whether a header whose axes are right puts the voxels nowhere, or beside all others, and so says nothing."""
+    beside = bool((np.abs(found.shift) >= found.shape).any())
+    nowhere = is_nowhere(file.place.affine, file.shape)
+    identity = nowhere and np.allclose(nib.affines.voxel_sizes(file.place.affine), 1)
+    return (beside or nowhere) and (identity or found.spread.max() <= SAME)
+
+
+def _background(voxels: np.ndarray) -> np.float32:
+    """What to put in the place of NaN: the value of a background of another kind, or what no head is darker than."""
+    seen = voxels[~np.isnan(voxels)]
+    values, counts = np.unique(seen[::8], return_counts=True)
+    return values[counts.argmax()] if counts.max() >= counts.sum() / 4 else min(np.float32(0), seen.min())
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
 
 
 def _turn_to_lps(affine: np.ndarray) -> np.ndarray:
@@ -118,19 +242,28 @@ def _pictures(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(turned.astype(turned.dtype.newbyteorder("="), copy=False))
 
 
-def _class_indices(voxels: np.ndarray, path: Path, schema: Schema) -> np.ndarray:
+def _class_indices(file: _File, voxels: np.ndarray, schema: Schema) -> np.ndarray:
     """Label values -> class indices, uint8 of the same shape; looks at lesions only, a thousandth of the voxels."""
     indices = np.zeros(voxels.shape, np.uint8, order="F")
-    places = voxels.astype(bool).nonzero()
-    values = voxels[places]
-    if values.dtype.kind == "f" and (fractions := values[values != np.rint(values)]).size:
-        raise UserError(f"{path}: a label map holds whole numbers, but this one has {fractions[0]!s}")
     try:
-        indices[places] = schema.indices_from_values(values)
+        if voxels.dtype.kind == "f":
+            voxels = _whole_numbers(voxels, file.nifti.step)
+        places = voxels.astype(bool).nonzero()
+        indices[places] = schema.indices_from_values(voxels[places])
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{file.path}: {error}") from None
     return indices
 
 
-def _format_size(spacing: Sequence[float]) -> str:
-    return "×".join(f"{mm:.3g}" for mm in spacing)
+def _whole_numbers(voxels: np.ndarray, step: float) -> np.ndarray:
+    """Labels without what arithmetic, or the steps between the values of a scaled file, added to whole numbers."""
+    whole = np.rint(voxels)
+    odd = voxels != whole
+    values = voxels[odd]
+    if step:
+        allowed = 0.51 * step * (step < _COARSEST_STEP) + _FLOAT_NOISE / 10 * np.abs(voxels).max()
+    else:
+        allowed = _FLOAT_NOISE * np.maximum(1, np.abs(values))
+    if (fractions := values[np.abs(values - whole[odd]) > np.minimum(allowed, 0.25)]).size:
+        raise UserError(f"a label map holds whole numbers, but this one has {fractions[0]!s}")
+    return whole

@@ -917,7 +917,8 @@ def NaN_and_infinities(n: int, random: random.Random, bench: Bench) -> None:
             voxels.flat[random.sample(range(voxels.size), random.choice([1, 5, 7000]))] = bad
         else:
             voxels[...] = random.choice([bad, 1e300])
-        bench.try_case({name: nifti(voxels, order=random.choice("<>"))}, REFUSED)
+        expected = VALID_OR_REFUSED if bad is NAN and way == 0 else REFUSED  # outside the head NaN is background
+        bench.try_case({name: nifti(voxels, order=random.choice("<>"))}, expected)
     elif way == 2:
         field = random.choice(["scl_slope", "scl_inter", "vox_offset", "pixdim", "srow", "quatern"])
         fields: dict[str, Any] = {field: bad}
@@ -1050,7 +1051,7 @@ def labels_that_are_no_whole_numbers(n: int, random: random.Random, bench: Bench
     place = tuple(random.randrange(k) for k in SHAPE)
     if way in (0, 1):
         changed = labels.astype(("float32", "float64")[way])
-        changed[place] = random.choice([0.5, 1.5, 3.999, -0.25, 1e-6, 4.0001, 1e-40])
+        changed[place] = random.choice([0.5, 1.5, 3.999, -0.25, 1e-3, 4.0001, 0.9997])
         bench.try_case({"seg": nifti(changed)}, REFUSED)
     elif way == 2:
         dtype = random.choice(["int16", "int32", "float32", "int64", "uint16"])

@@ -14,7 +14,7 @@ from slices.convert import ConvertOptions, cut_case
 from slices.grid import Grid, area_weights, pixel_size
 from slices.head import find_head, foreground, grow, otsu_threshold
 from slices.intensity import GreyLevels, apply_window, intensity_window, percentiles
-from slices.nifti import read_nifti
+from slices.nifti import read_channels, read_nifti
 from slices.recognition import find_cases
 from slices.releases import describe_release, release_of_name
 from slices.schema import BRATS
@@ -170,20 +170,88 @@ def test_damaged_files(tmp_path):
     plain = gzip.decompress(content)
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 1
-    for damaged in (
-        b"",
-        b"text",
-        content[:5],
-        content[:1000],
-        content[:-8],
-        content[:-1],
-        bytes(flipped),
-        plain[:2000],
-    ):
+    for damaged in (content[:5], content[:1000], content[:-8], content[:-1], bytes(flipped), plain[:2000]):
         path.write_bytes(damaged)
-        refused(path, "damaged, incomplete or not NIfTI", "download it again")
+        refused(path, "damaged or incomplete", "download it again")
     path.write_bytes(plain)  # not compressed in spite of its name: that is harmless
     assert read_nifti(path).voxels.shape == SHAPE
+
+
+def test_bytes_behind_the_end_are_passed_over(tmp_path):
+    path, volume = tmp_path / "x.nii.gz", np.random.default_rng(0).integers(0, 999, SHAPE, np.int16)
+    write_nifti(path, volume)
+    content = path.read_bytes()
+    plain, half = gzip.decompress(content), len(content) // 2
+    members = gzip.compress(gzip.decompress(content)[:999]) + b"\0" * 7 + gzip.compress(plain[999:])
+    for longer, behind in (
+        (content + b"\n", 1),
+        (content + b"\0" * 70_000 + b"left", 4),
+        (gzip.compress(plain + b"left over"), 9),
+        (gzip.compress(plain + bytes(512)), 0),  # padding
+        (plain + b"left over", 9),
+        (members, 0),
+        (members + b"more", 4),
+    ):
+        path.write_bytes(longer)
+        found = read_nifti(path)
+        np.testing.assert_array_equal(found.voxels, volume)
+        assert found.remarks == ((f"{behind} bytes behind its end passed over",) if behind else ())
+    for damaged in (
+        content[:half] + b"?" + content[half + 1 :] + b"left",
+        content[:-4] + b"left",
+        content + content[:99],
+    ):
+        path.write_bytes(damaged)
+        refused(path, "download it again")
+    path.write_bytes(gzip.compress(plain + plain[352:] * 3))  # a 4-D file whose header says 3-D
+    refused(path, "as many bytes follow the voxels")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\r\noid sha256:00\r\nsize 9\r\n", "git lfs pull"),
+        (b"/annex/objects/MD5E-s2841--d41d8cd98f00b204e9800998ecf8427e.nii.gz\n", "datalad get"),
+        (b"../../.git/annex/objects/0K/x9/MD5E-s7--9.nii.gz/MD5E-s7--9.nii.gz", "git annex get"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML PUBLIC>" + b"x" * 900, "a web page"),
+        (b'<?xml version="1.0"?><html xmlns="x">', "a web page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
+        (b'{"detail": "Authentication required"}', "Authentication required"),
+        ("404: nicht gefunden ä\n".encode() * 90, "text instead of the file, perhaps a server's error message (404: "),
+        (b"PK\3\4" + bytes(90), "zip: unpack it"),
+        (bytes(257) + b"ustar" + bytes(90), "tar: unpack it"),
+        (b"BZh91AY", "bzip2"),
+        (b"\xfd7zXZ\0\0", "xz"),
+        (b"\x28\xb5\x2f\xfd\0", "Zstandard"),
+        (bytes(128) + b"DICM" + bytes(500), "DICOM"),
+        (b"\0\0\0\1\0\0\1\0" + bytes(280), "MGH"),
+        (b"NRRD0004\ntype: short", "NRRD"),
+        (bytes(4000), "nothing but zeros"),
+        (b"\x5c\1\0\0" + bytes(400), "Analyze"),
+        (bytes(344) + b"ni1\0" + bytes(99), "half of a pair of files"),
+        (b"\x80\4\x95\xff" * 200, "80 04 95 ff"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_nifti_is_named(tmp_path, content, words):
+    path = tmp_path / "x.nii.gz"
+    for packed in (content, gzip.compress(content)):
+        path.write_bytes(packed)
+        refused(path, words)
+        with pytest.raises(UserError) as caught:
+            read_nifti(path)
+        assert "damaged, incomplete" not in str(caught.value) and str(caught.value).isprintable()
+    path.write_bytes(gzip.compress(gzip.compress(content)))
+    refused(path, "packed twice")
+
+
+def test_a_link_to_nowhere(tmp_path):
+    path = write_case(tmp_path) / "case1_t2.nii.gz"
+    path.unlink()
+    path.symlink_to("../.git/annex/objects/Xk/99/MD5E-s77--0.nii.gz")
+    with pytest.raises(UserError, match=r"case1_t2.nii.gz: a link to .*, which is not there: datalad get"):
+        read_only_case(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -192,23 +260,44 @@ def test_damaged_files(tmp_path):
         (np.zeros((4, 4, 4, 2), np.int16), ["expected a 3-D volume", "4×4×4×2"]),
         (np.zeros((4, 4), np.int16), ["expected a 3-D volume"]),
         (np.zeros((4, 4, 4), np.complex64), ["expected voxels of real numbers", "complex64"]),
-        (np.array([0, np.nan, np.inf, -np.inf] * 16, np.float32).reshape(4, 4, 4), ["48 voxels are NaN or infinite"]),
-        (np.full((4, 4, 4), 1e300), ["64 voxels are NaN or infinite"]),
+        (np.array([0, np.nan, np.inf, -np.inf] * 16, np.float32).reshape(4, 4, 4), ["32 voxels are infinite"]),
+        (np.full((4, 4, 4), 1e300), ["64 voxels are infinite or beyond float32"]),
+        (np.full((4, 4, 4), np.nan, np.float32), ["all voxels are NaN"]),
     ],
-    ids=["4-D", "2-D", "complex", "not finite", "beyond float32"],
+    ids=["4-D", "2-D", "complex", "not finite", "beyond float32", "NaN"],
 )
 def test_files_that_hold_something_else(tmp_path, volume, words):
     write_nifti(tmp_path / "x.nii", volume)
     refused(tmp_path / "x.nii", *words)
 
 
-def test_an_affine_that_says_nothing(tmp_path):
-    write_nifti(tmp_path / "x.nii", np.ones((4, 4, 4), np.int16))
-    content = bytearray((tmp_path / "x.nii").read_bytes())
-    for row in (bytes(16), np.full(4, np.nan, np.float32).tobytes()):
-        content[312:328] = row  # the affine's third row in a NIfTI-1 header
-        (tmp_path / "x.nii").write_bytes(content)
-        refused(tmp_path / "x.nii", "affine is not invertible")
+@pytest.mark.parametrize("shape", [(4, 5, 6, 3), (4, 5, 6, 1, 3), (4, 5, 6, 1, 1, 3, 1), (4, 5, 6, 3, 1)])
+def test_channels_in_any_dimension(tmp_path, shape):
+    volume = np.arange(360, dtype=np.int16).reshape(4, 5, 6, 3)
+    write_nifti(tmp_path / "x.nii.gz", volume.reshape(shape))
+    for n, channel in enumerate(read_channels(tmp_path / "x.nii.gz", 3)):
+        np.testing.assert_array_equal(channel.voxels, volume[..., n])
+    with pytest.raises(UserError, match="expected 2 volumes, one for each contrast, found the shape 4×5×6×"):
+        read_channels(tmp_path / "x.nii.gz", 2)
+
+
+@pytest.mark.slow
+def test_more_than_4_GiB_in_one_file(tmp_path):
+    """gzip notes the length modulo 2^32; and the limit of voxels holds for a volume, not for a file."""
+    shape, volumes = (512, 512, 205), 10
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.float64)
+    header.set_data_shape((*shape, volumes))
+    header.set_sform(np.eye(4), 1)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    with gzip.open(tmp_path / "x.nii.gz", "wb", 1) as file:
+        file.write(header.binaryblock + bytes(4))
+        block = bytes(512 * 512 * 8)
+        for n in range(shape[2] * volumes):
+            file.write(block if n < shape[2] * volumes - 1 else np.full(512 * 512, 7.5).tobytes())
+    channels = read_channels(tmp_path / "x.nii.gz", volumes)
+    assert [channel.voxels.max() for channel in channels] == [0] * 9 + [7.5]
+    assert (channels[-1].voxels[..., -1] == 7.5).all() and not channels[-1].voxels[..., :-1].any()
 
 
 def test_nifti_2_and_scaled_integers(tmp_path):
@@ -224,6 +313,94 @@ def test_nifti_2_and_scaled_integers(tmp_path):
 
 
 # --- orientation ----------------------------------------------------------------------------------------------------
+
+
+def write_header(path, volume, sform=None, qform=None):
+    """A file with either, both or none of the transforms; one of None, not stated, or of zeros, stated but unusable."""
+    image = nib.Nifti1Image(volume, None)
+    for name, affine in (("qform", qform), ("sform", sform)):
+        if affine is not None:
+            image.header[f"{name}_code"] = 1
+            if affine.any():
+                getattr(image.header, f"set_{name}")(affine, 1)
+    if qform is not None and not qform.any():
+        image.header["quatern_b"] = np.nan
+    path.write_bytes(gzip.compress(image.to_bytes()))
+
+
+NOTHING = np.zeros((4, 4))
+LPS = turned(np.zeros(SHAPE), "LPS")[1]
+
+
+def moved(affine, *mm):
+    affine = affine.copy()
+    affine[:3, 3] += mm
+    return affine
+
+
+def mirrored(affine, axis=0):
+    """The affine of the same volume, with one axis of voxels turned round."""
+    flip = np.eye(4)
+    flip[axis, axis], flip[axis, 3] = -1, SHAPE[axis] - 1
+    return affine @ flip
+
+
+def test_one_of_two_transforms_is_unusable(tmp_path):
+    path = tmp_path / "x.nii.gz"
+    volume = np.ones(SHAPE, np.int16)
+    for transforms, remark in (
+        ({"sform": NOTHING, "qform": LPS}, "sform can't be inverted, qform taken"),
+        ({"sform": LPS, "qform": NOTHING}, "qform can't be inverted, sform taken"),
+    ):
+        write_header(path, volume, **transforms)
+        found = read_nifti(path)
+        np.testing.assert_allclose(found.place.affine, LPS, atol=1e-5)
+        assert found.place.rival is None and found.remarks == (remark,)
+    for transforms in ({"sform": NOTHING, "qform": NOTHING}, {"sform": NOTHING}, {"qform": NOTHING}):
+        write_header(path, volume, **transforms)
+        refused(path, f"the header's {' and '.join(transforms)} can't be inverted, so the orientation is unknown")
+
+
+@pytest.mark.parametrize("kinds", [["t1"], ["t2"], ["seg"], ["t1", "t1ce", "t2"], ["t1", "t1ce", "t2", "flair", "seg"]])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_sform_and_qform_that_contradict_each_other(tmp_path, kinds, axis):
+    folder, drawn = write_case(tmp_path), draw_head()
+    expected = read_only_case(tmp_path)
+    wrong = "".join("RAI"[axis] if n == axis else "LPS"[n] for n in range(3))
+    for sform, qform, taken in ((mirrored(LPS, axis), LPS, "qform"), (LPS, mirrored(LPS, axis), "sform")):
+        for kind in kinds:
+            write_header(folder / f"case1_{kind}.nii.gz", drawn[kind], sform, qform)
+        found = read_only_case(tmp_path)
+        (remark,) = found.remarks
+        names = [f"case1_{kind}.nii.gz" for kind in kinds]
+        assert remark.startswith(
+            ("all files" if len(kinds) == 5 else ", ".join(names)) + ": sform and qform contradict"
+        )
+        assert wrong in remark and "LPS" in remark
+        if len(kinds) == 5:  # none of the files decides
+            assert remark.endswith("; sform taken")
+            continue
+        assert remark.endswith(f"; {taken} taken, as in the other files")
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        for contrast, same in zip(found.contrasts, expected.contrasts, strict=True):
+            np.testing.assert_array_equal(contrast, same)
+
+
+def test_other_contradictions_of_a_header(tmp_path):
+    folder, drawn = write_case(tmp_path), draw_head()
+    for qform, words in (
+        (LPS @ np.diag((1, 1, 2, 1)), "the sform's voxels have 1×1×1 mm, those of the qform 1×1×2 mm"),
+        (moved(LPS, 2, 0, 0), "the places differ by 2 mm"),
+        (LPS[:, [1, 0, 2, 3]], "the sform's axes run to LPS, those of the qform to PLS"),
+    ):
+        write_header(folder / "case1_flair.nii.gz", drawn["flair"], LPS, qform)
+        (remark,) = read_only_case(tmp_path).remarks
+        assert remark.startswith("case1_flair.nii.gz: sform and qform contradict") and words in remark
+    write_header(folder / "case1_flair.nii.gz", drawn["flair"], LPS, moved(LPS, 0.01, 0, 0))  # rounding
+    assert read_only_case(tmp_path).remarks == ()
+    write_header(folder / "case1_flair.nii.gz", drawn["flair"], moved(LPS, 2, 0, 0), moved(LPS, 3, 0, 0))
+    with pytest.raises(UserError, match="flair.nii.gz: the places differ by 2 mm; sform and qform contradict"):
+        read_only_case(tmp_path)
 
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "LAS", "RPI", "PSR", "SLA", "AIL"])
@@ -269,21 +446,91 @@ def test_files_of_different_shapes(tmp_path):
         read_only_case(tmp_path)
 
 
-def test_a_label_map_with_another_affine_is_taken_voxel_by_voxel(tmp_path):
-    folder = write_case(tmp_path)
-    write_nifti(folder / "case1_seg.nii.gz", draw_head()["seg"], np.eye(4))
-    volumes = read_only_case(tmp_path)
-    assert volumes.remarks == ("affine of a label map differs, voxels taken as on the grid of t1",)
-    np.testing.assert_array_equal(volumes.labels.T > 0, draw_head()["seg"] > 0)
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "LAI", "PSR", "SLA"])
+@pytest.mark.parametrize("tilt", [0, 20, 44.99], ids=["straight", "oblique", "between two axes"])
+def test_files_in_other_axes_and_a_little_off(tmp_path, axes, tilt):
+    """Where the label map comes from a program that stores other axes and rounds the place otherwise."""
+    angle = np.deg2rad(tilt)
+    tilted = np.eye(4)
+    tilted[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    folder, drawn = write_case(tmp_path), draw_head()
+    for kind, volume in drawn.items():
+        write_nifti(folder / f"case1_{kind}.nii.gz", volume, tilted @ LPS)
+    expected = read_only_case(tmp_path)
+    assert expected.remarks == ()
+    for kind in ("seg", "flair"):
+        letters = nib.orientations.axcodes2ornt
+        turn = nib.orientations.ornt_transform(letters("LPS"), letters(axes))
+        voxels = nib.orientations.apply_orientation(drawn[kind], turn)
+        affine = tilted @ LPS @ nib.orientations.inv_ornt_aff(turn, SHAPE)
+        affine[:3, 3] += tilted[:3, :3] @ (0.3, -0.2, 0.25)
+        write_nifti(folder / f"case1_{kind}.nii.gz", voxels, affine)
+    found = read_only_case(tmp_path)
+    (remark,) = found.remarks
+    assert remark.startswith("case1_flair.nii.gz, case1_seg.nii.gz: lies 0.44 mm off case1_t1.nii.gz")
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(found.contrasts[3], expected.contrasts[3])
 
 
-def test_contrasts_with_other_axes_are_refused(tmp_path):
-    folder = write_case(tmp_path)
-    write_nifti(folder / "case1_t2.nii.gz", *turned(draw_head()["t2"], "RAS"))
-    with pytest.raises(UserError, match=r"case1_t2.nii.gz: its axes run to RAS, those of case1_t1.nii.gz to LPS"):
-        read_only_case(tmp_path)
-    write_nifti(folder / "case1_t2.nii.gz", draw_head()["t2"], np.diag((-1.0, -1, 1.001, 1)) + 0.1 * np.eye(4, k=3))
-    assert read_only_case(tmp_path).remarks == ("affine of a contrast differs, voxels taken as on the grid of t1",)
+@pytest.mark.parametrize("kind", ["t2", "seg"])
+def test_files_on_another_grid_are_refused(tmp_path, kind):
+    folder, volume = write_case(tmp_path), draw_head()[kind]
+    tilt = np.eye(4)
+    tilt[:2, :2] = [[np.cos(0.05), -np.sin(0.05)], [np.sin(0.05), np.cos(0.05)]]
+    for voxels, affine, words in (
+        (volume, moved(LPS, 0, -0.5, 0), "the places differ by 0.5 mm"),
+        (volume, moved(LPS, 3, 0, 0), "the places differ by 3 mm"),
+        (volume, LPS @ np.diag((1, 1.1, 1, 1)), "its voxels have 1×1.1×1 mm, those of case1_t1.nii.gz 1×1×1 mm"),
+        (volume, LPS @ tilt, "its axes are turned by 2.9° against those of case1_t1.nii.gz"),
+        (*turned(volume, "RAS"), "its axes run to RAS, those of case1_t1.nii.gz to LPS, the places differ by 83.4 mm"),
+        (volume, np.eye(4), "its axes run to RAS, those of case1_t1.nii.gz to LPS"),
+    ):
+        write_nifti(folder / f"case1_{kind}.nii.gz", voxels, affine)
+        with pytest.raises(UserError, match=f"case1_{kind}.nii.gz: .*must share one grid") as caught:
+            read_only_case(tmp_path)
+        assert words in str(caught.value)
+
+
+def test_a_header_that_knows_no_place_is_passed_over(tmp_path):
+    """Same axes, but at 0, 0, 0, or beside the other files: BraTS has such label maps, whose voxels are right."""
+    folder, drawn = write_case(tmp_path), draw_head()
+    expected = read_only_case(tmp_path).labels
+    lost = np.diag((-1.0, -1, 1, 1))
+    middle = lost.copy()
+    middle[:3, 3] = -lost[:3, :3] @ ((np.array(SHAPE) - 1) / 2)
+    for affine, words in (
+        (lost, "differ by 13.5 mm"),
+        (middle, "the places differ by"),
+        (moved(LPS, 0, 500, 0), "differ by 500 mm"),
+    ):
+        write_nifti(folder / "case1_seg.nii.gz", drawn["seg"], affine)
+        found = read_only_case(tmp_path)
+        (remark,) = found.remarks
+        assert remark.startswith("case1_seg.nii.gz: its header knows no place") and words in remark
+        np.testing.assert_array_equal(found.labels, expected)
+
+
+def test_the_odd_one_out_is_blamed(tmp_path):
+    drawn = draw_head()
+    for kind in ("t1", "t2"):  # the first of the contrasts, or another
+        write_case(tmp_path / kind)
+        folder = tmp_path / kind / "case1"
+        write_header(folder / f"case1_{kind}.nii.gz", drawn[kind])
+        bare, other = f"case1_{kind}.nii.gz", "case1_t1ce.nii.gz" if kind == "t1" else "case1_t1.nii.gz"
+        for content, words in (
+            ((drawn[kind],), f"the header of {bare} states no orientation, the axes of {other} run to LPS"),
+            ((drawn[kind], LPS @ np.diag((2, 1, 1, 1))), "its voxels have 2×1×1 mm"),
+            ((drawn[kind][:, :, 1:], LPS), f"60×60×9 voxels, but {other} has 60×60×10"),
+        ):
+            write_header(folder / f"case1_{kind}.nii.gz", *content)
+            with pytest.raises(UserError, match=f"{bare}: ") as caught:
+                read_only_case(tmp_path / kind)
+            assert words in str(caught.value)
+    write_case(tmp_path / "mask")
+    write_header(tmp_path / "mask" / "case1" / "case1_seg.nii.gz", drawn["seg"])
+    assert read_only_case(tmp_path / "mask").remarks == (
+        "case1_seg.nii.gz: its header states no orientation, voxels taken as on the grid of case1_t1.nii.gz",
+    )
 
 
 def test_a_header_without_orientation_is_remarked(tmp_path):
@@ -302,19 +549,53 @@ def test_a_header_without_orientation_is_remarked(tmp_path):
 
 
 def test_label_maps_of_floats(tmp_path):
-    folder = write_case(tmp_path)
+    path = write_case(tmp_path) / "case1_seg.nii.gz"
     expected = read_only_case(tmp_path).labels
     labels = draw_head()["seg"].astype(np.float64)
-    write_nifti(folder / "case1_seg.nii.gz", labels)
-    np.testing.assert_array_equal(read_only_case(tmp_path).labels, expected)
+    for noise in (0, 1e-6, -1e-40, 4e-6):
+        write_nifti(path, labels + noise)
+        np.testing.assert_array_equal(read_only_case(tmp_path).labels, expected)
     for value, words in (
         (1.25, "holds whole numbers, but this one has 1.25"),
+        (3.999, "holds whole numbers, but this one has 3.999"),
         (3, "unknown label value 3; expected 0 and"),
     ):
         labels[30, 30, 5] = value
-        write_nifti(folder / "case1_seg.nii.gz", labels)
+        write_nifti(path, labels)
         with pytest.raises(UserError, match=f"case1_seg.nii.gz: .*{words}"):
             read_only_case(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32])
+def test_label_maps_of_scaled_integers(tmp_path, dtype):
+    """Each value is within half a step of the file's scale of a whole number, as programs save floats in integers."""
+    path, labels = write_case(tmp_path) / "case1_seg.nii.gz", draw_head()["seg"].astype(np.float64)
+    expected = read_only_case(tmp_path).labels
+    affine = nib.load(path).affine
+
+    def save(values):
+        image = nib.Nifti1Image(values, affine)
+        image.set_data_dtype(dtype)
+        nib.save(image, path)
+        assert nib.load(path).dataobj.slope not in (0, 1)
+
+    save(labels)
+    np.testing.assert_array_equal(read_only_case(tmp_path).labels, expected)
+    labels[30, 30, 5] = 1.37  # as interpolation makes it
+    save(labels)
+    with pytest.raises(UserError, match="holds whole numbers, but this one has 1.3"):
+        read_only_case(tmp_path)
+
+
+@pytest.mark.parametrize("slope, inter", [(0.5, 0), (0.5, 0.25), (1, 0.5), (1e-30, 0), (0.75, 0)])
+def test_coarse_or_absurd_scales_make_no_labels(tmp_path, slope, inter):
+    path = write_case(tmp_path) / "case1_seg.nii.gz"
+    image = nib.Nifti1Image(draw_head()["seg"], LPS)
+    content = bytearray(image.to_bytes())
+    content[112:120] = np.float32((slope, inter)).tobytes()
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(UserError, match="case1_seg.nii.gz: a label map holds whole numbers"):
+        read_only_case(tmp_path)
 
 
 def test_other_schemas(tmp_path):
@@ -326,6 +607,77 @@ def test_other_schemas(tmp_path):
     (tmp_path / "case1" / "case1_seg.nii.gz").unlink()
     result = cut_only_case(tmp_path, "all", described("flair"), resolution=64)
     assert result.contrasts.shape == (10, 1, 64, 64) and not result.classes.any()
+
+
+# --- NaN ------------------------------------------------------------------------------------------------------------
+
+
+def write_with_nan(folder, kind, volume, nan):
+    write_nifti(folder / f"case1_{kind}.nii.gz", np.where(nan, np.nan, volume).astype(np.float32), LPS)
+
+
+def test_nan_outside_the_head_is_background(tmp_path):
+    folder, drawn = write_case(tmp_path), draw_head()
+    expected = cut_only_case(tmp_path, "all", resolution=64)
+    for kind, volume in drawn.items():
+        write_with_nan(folder, kind, volume, volume == 0)
+    found = cut_only_case(tmp_path, "all", resolution=64)
+    np.testing.assert_array_equal(found.contrasts, expected.contrasts)
+    np.testing.assert_array_equal(found.classes, expected.classes)
+    outside, unlabelled = np.count_nonzero(drawn["t1"] == 0), np.count_nonzero(drawn["seg"] == 0)
+    assert found.remarks == (
+        "case1_t1.nii.gz, case1_t1ce.nii.gz, case1_t2.nii.gz, case1_flair.nii.gz: "
+        f"{outside:,} voxels of NaN taken as background",
+        f"case1_seg.nii.gz: {unlabelled:,} voxels of NaN taken as background",
+    )
+
+
+@pytest.mark.parametrize("background", [0, -1000, 37.5])
+def test_nan_beside_a_background_of_another_kind(tmp_path, background):
+    """As where a volume was brought to another grid, and its field of view ends within it."""
+    folder, drawn = write_case(tmp_path), draw_head()
+    expected = cut_only_case(tmp_path, "all", resolution=64).contrasts
+    nan = np.zeros(SHAPE, bool)
+    nan[:5], nan[:, -2:], nan[:, :, 0] = True, True, drawn["t1"][:, :, 0] == 0
+    for kind in BRATS.contrasts[1:]:
+        write_with_nan(folder, kind, np.where(drawn[kind], drawn[kind], background), nan)
+    np.testing.assert_array_equal(cut_only_case(tmp_path, "all", resolution=64).contrasts, expected)
+
+
+def test_nan_of_normalised_intensities(tmp_path):
+    folder, drawn = write_case(tmp_path), draw_head()
+    expected = cut_only_case(tmp_path, "all", resolution=64).contrasts
+    for kind in BRATS.contrasts:
+        inside = drawn[kind] > 0
+        scores = (drawn[kind] - drawn[kind][inside].mean()) / drawn[kind][inside].std()
+        write_with_nan(folder, kind, scores, ~inside)
+    found = cut_only_case(tmp_path, "all", resolution=64).contrasts
+    assert ((found > 0) == (expected > 0)).all() and np.abs(found.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["t1", "flair", "seg"])
+def test_nan_inside_the_head_is_an_error(tmp_path, kind):
+    folder, drawn = write_case(tmp_path), draw_head()
+    nan = drawn["t1"] == 0
+    nan[25:27, 30, 4] = True
+    write_with_nan(folder, kind, drawn[kind], nan)
+    with pytest.raises(UserError, match=f"case1_{kind}.nii.gz: 2 voxels in the head are NaN"):
+        cut_only_case(tmp_path)
+    nan = drawn["t1"] == 0
+    nan[:, :, 6:] = True  # the field of view ends in the head
+    write_with_nan(folder, kind, drawn[kind], nan)
+    with pytest.raises(UserError, match=rf"case1_{kind}.nii.gz: \d,\d+ voxels in the head are NaN"):
+        cut_only_case(tmp_path)
+
+
+def test_nan_at_the_edge_of_the_head(tmp_path):
+    """Where every contrast was stripped of the skull by itself."""
+    folder, drawn = write_case(tmp_path), draw_head()
+    edge = (drawn["t1"] > 0) & ~ndimage.binary_erosion(drawn["t1"] > 0, iterations=1, border_value=1)
+    edge[:, 36:] = False
+    write_with_nan(folder, "t2", drawn["t2"], (drawn["t1"] == 0) | edge)
+    remarks = cut_only_case(tmp_path).remarks
+    assert f"case1_t2.nii.gz: {edge.sum():,} voxels of NaN at the edge of the head" in remarks
 
 
 # --- head -----------------------------------------------------------------------------------------------------------

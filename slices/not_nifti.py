@@ -1,0 +1,88 @@
+"""What a file is that is no NIfTI, and what would do, in words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dnnlib.config import shorten
+
+SHOWN = 352  # bytes of a file's beginning from which it is told
+_PACKED = "an archive of {}: unpack it, and give the NIfTI files in it"
+_CONVERT = "an image in {} format: convert it to NIfTI"
+_ANNEX = "datalad get (or git annex get) fetches the file"
+
+# (where, what stands there, what it is). The first that fits decides.
+_SIGNS = (
+    (0, b"version https://git-lfs", "a pointer of Git LFS instead of the file: git lfs pull fetches it"),
+    (0, b"\x1f\x8b", "packed twice with gzip: unpack it once (gunzip)"),
+    (0, b"PK\3\4", _PACKED.format("zip")),
+    (0, b"PK\5\6", _PACKED.format("zip")),
+    (257, b"ustar", _PACKED.format("tar")),
+    (0, b"7z\xbc\xaf\x27\x1c", _PACKED.format("7-Zip")),
+    (0, b"Rar!", _PACKED.format("RAR")),
+    (0, b"BZh", "packed with bzip2: unpack it (bunzip2)"),
+    (0, b"\xfd7zXZ\0", "packed with xz: unpack it (unxz)"),
+    (0, b"\x28\xb5\x2f\xfd", "packed with Zstandard: unpack it (unzstd)"),
+    (0, b"\x04\x22\x4d\x18", "packed with LZ4: unpack it (unlz4)"),
+    (0, b"\x1f\x9d", "packed with compress: unpack it (uncompress)"),
+    (344, b"ni1\0", "half of a pair of files, whose voxels lie in an .img file: convert it to one .nii file"),
+    (4, b"ni2\0", "half of a pair of files, whose voxels lie in an .img file: convert it to one .nii file"),
+    (0, b"\x5c\x01\0\0", "an Analyze header, or a damaged one of NIfTI: convert it to NIfTI, or copy it again"),
+    (0, b"\0\0\x01\x5c", "an Analyze header, or a damaged one of NIfTI: convert it to NIfTI, or copy it again"),
+    (128, b"DICM", _CONVERT.format("DICOM")),
+    (0, b"\0\0\0\x01\0\0", _CONVERT.format("FreeSurfer's MGH")),
+    (0, b"NRRD", _CONVERT.format("NRRD")),
+    (0, b"ObjectType", _CONVERT.format("MetaImage")),
+    (0, b"NDims", _CONVERT.format("MetaImage")),
+    (0, b"\x89HDF", _CONVERT.format("HDF5 (MINC 2, MATLAB)")),
+    (0, b"CDF", _CONVERT.format("NetCDF (MINC)")),
+    (0, b"\x93NUMPY", _CONVERT.format("NumPy")),
+    (0, b"MATLAB", _CONVERT.format("MATLAB")),
+    (0, b"\x89PNG", _CONVERT.format("PNG")),
+    (0, b"\xff\xd8\xff", _CONVERT.format("JPEG")),
+    (0, b"GIF8", _CONVERT.format("GIF")),
+    (0, b"II*\0", _CONVERT.format("TIFF")),
+    (0, b"MM\0*", _CONVERT.format("TIFF")),
+    (0, b"%PDF", "a PDF document"),
+)
+
+
+def describe_stranger(start: bytes) -> str:
+    """What a file is whose content, unpacked, begins with these up to SHOWN bytes."""
+    if not start:
+        return "empty (0 bytes); download it again"
+    if not start.strip(b"\0"):
+        return "nothing but zeros, as an interrupted download leaves them; download it again"
+    for place, sign, words in _SIGNS:
+        if start[place:].startswith(sign):
+            return words
+    return _describe_text(start) or f"no NIfTI file (it begins with the bytes {start[:8].hex(' ')}); download it again"
+
+
+def _describe_text(start: bytes) -> str | None:
+    """The same for text; None for anything else."""
+    try:
+        text = start.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        if error.start < SHOWN - 3:  # else a letter is cut in two
+            return None
+        text = start[: error.start].decode("utf-8-sig").strip()
+    if not all(letter.isprintable() or letter.isspace() for letter in text):
+        return None
+    if "annex/objects/" in text:
+        return f"a pointer of git-annex instead of the file: {_ANNEX}"
+    if "<html" in text.lower() or text.lower().startswith("<!doctype html"):
+        return "a web page instead of the file, as a failed download leaves it; download it again"
+    kind = {"<": "XML", "{": "JSON", "[": "JSON"}.get(text[:1], "text")
+    shown = " ".join(text[:80].split())
+    return f"{kind} instead of the file, perhaps a server's error message ({shown}); download it again"
+
+
+def describe_missing(path: Path) -> str:
+    """Why a file that is named in its folder can't be opened: '' unless it is a link to nowhere."""
+    if not path.is_symlink():
+        return ""
+    target = os.readlink(path)
+    hint = _ANNEX if "annex/objects" in target else "fetch what it points to, or mend it"
+    return f"a link to {shorten(target)}, which is not there: {hint}"
