@@ -28,6 +28,8 @@ def refusing() -> Iterator[None]:
         raise _Refused(str(error)) from None
     except OSError as error:
         raise _Refused(describe_os_error(error)) from None
+    except MemoryError as error:
+        raise _Refused(f"out of memory ({str(error) or 'for Python itself'}): more is needed than there is") from None
 
 
 def describe_os_error(error: OSError) -> str:

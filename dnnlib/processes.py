@@ -15,7 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from tqdm import tqdm
 
 from dnnlib.errors import UserError
 
@@ -38,21 +40,49 @@ def map_in_order(
 
     set_up: called first in every process that is started, and not in this one.
     At most workers + 1 results exist at a time. Whatever ends the iteration early stops the processes: close it.
-    Raises what the function raises.
+    Raises what the function raises, and UserError for want of memory.
     """
     workers = min(workers, len(items))
-    if workers <= 1:
-        yield from map(function, items)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-    stop = context.Event()
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(stop, set_up))
+    pool = _pool(workers, set_up) if workers > 1 else None
+    try:
+        yield from map(function, items) if pool is None else _map_in_pool(pool, function, items)
+    except MemoryError as error:
+        advice = "use fewer --workers" if pool else "that is more than there is for one process"
+        raise UserError(f"out of memory ({str(error) or 'for Python itself'}): {advice}") from None
+
+
+class _Pool(NamedTuple):
+    """Processes, and what asks them to take up no further item."""
+
+    executor: ProcessPoolExecutor
+    stop: Any
+    workers: int
+
+
+def _pool(workers: int, set_up: Callable[[], None] | None) -> _Pool | None:
+    """None, and a line that says so, where processes can't talk to each other."""
+    try:
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+        stop = context.Event()
+        return _Pool(
+            ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(stop, set_up)), stop, workers
+        )
+    except (OSError, ImportError) as error:  # semaphores lie in shared memory, which may be full, read-only or missing
+        tqdm.write(
+            f"note: one process instead of {workers}, for want of shared memory ({getattr(error, 'strerror', error)}): "
+            "see /dev/shm; docker run has --shm-size",
+            file=sys.stderr,
+        )
+        return None
+
+
+def _map_in_pool(pool: _Pool, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     pending: deque = deque()
     try:
         for item in items:
             with _interrupts_held():  # this may start a process
-                pending.append(pool.submit(_unless_stopped, function, item))
-            if len(pending) > workers:
+                pending.append(_submit(pool.executor, function, item))
+            if len(pending) > pool.workers:
                 yield _result(pending.popleft())
         while pending:
             yield _result(pending.popleft())
@@ -60,8 +90,15 @@ def map_in_order(
         raise UserError("a worker process was killed, most likely for want of memory: use fewer --workers") from None
     finally:
         # Asked to stop, not killed: a process that dies while it sends a result leaves the pool waiting for the rest.
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.stop.set()
+        pool.executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable, item: Any) -> Future:
+    try:
+        return pool.submit(_unless_stopped, function, item)
+    except OSError as error:
+        raise UserError(f"another process can't be started ({error.strerror}): use fewer --workers") from None
 
 
 def _result(future: Future) -> Any:

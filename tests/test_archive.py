@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
-from slices.archive import INDEX, ArchiveReader, ArchiveWriter, Volume, require_same_kind
+from slices.archive import INDEX, ArchiveReader, ArchiveWriter, Volume, pack_slice, require_same_kind
 from slices.codec import SliceCodec
 from slices.schema import BRATS, LABEL_ON, LesionClass, Region, Schema
 from slices.zips import ZipReader, ZipWriter, pack
@@ -489,3 +489,19 @@ def test_a_reader_serves_threads_forks_and_copies_at_once(tmp_path):
     assert [answers.get() for _ in children] == [True] * 3
     for child in children:
         child.join()
+
+
+@pytest.mark.slow
+def test_an_archive_of_more_slices_and_bytes_than_a_plain_zip_can_count(tmp_path):
+    schema = Schema(("t1",))
+    pictures = [np.full((1, 1, 1), level, np.uint8) for level in range(256)]
+    packed = [pack_slice(picture) for picture in pictures]
+    with ArchiveWriter(tmp_path / "x.zip", schema, 1, {}) as writer:
+        for n in range(65_600):
+            if n == 65_500:
+                writer._zip._zip.start_dir = 5 << 30  # a hole in the file, in place of slices
+            writer.add_packed(packed[n % 256], patient="p")
+    reader = ArchiveReader(tmp_path / "x.zip")
+    assert len(reader) == 65_600 and (tmp_path / "x.zip").stat().st_size > 5 << 30
+    for n in (0, 255, 65_499, 65_500, 65_535, 65_536, 65_599):
+        assert reader.read(n) == pictures[n % 256], n

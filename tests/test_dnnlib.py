@@ -1,6 +1,7 @@
 """Configuration, files, run folders, text; and that the lists of dependencies agree."""
 
 import errno
+import multiprocessing
 import os
 import re
 import signal
@@ -161,6 +162,38 @@ def test_one_worker_is_this_process_and_works_as_asked():
 def test_a_worker_that_dies_is_reported():
     with pytest.raises(UserError, match="a worker process was killed.*use fewer --workers"):
         list(map_in_order(os._exit, [3, 3, 3], workers=2))
+
+
+def want_memory(n):
+    raise MemoryError("Unable to allocate 89.3 MiB")
+
+
+@pytest.mark.parametrize("workers, advice", [(1, "more than there is for one process"), (2, "use fewer --workers")])
+def test_want_of_memory_is_one_message(workers, advice):
+    with pytest.raises(UserError, match=f"out of memory .Unable to allocate 89.3 MiB.: .*{advice}"):
+        list(map_in_order(want_memory, range(3), workers))
+
+
+@pytest.mark.parametrize("broken", ["Event", "SimpleQueue", "Lock"])
+def test_without_semaphores_one_process_does_all(monkeypatch, capsys, broken):
+    """As where shared memory is full, read-only or missing, at the first one that is made or at a later one."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn"), broken, full)
+    assert list(map_in_order(lambda n: (n, os.getpid()), range(3), workers=2)) == [(n, os.getpid()) for n in range(3)]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "one process instead of 2, for want of shared memory (No space left on device): see /dev/shm" in line
+
+
+def test_a_process_that_cannot_be_started_is_reported(monkeypatch):
+    def none_left(*_):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", none_left)
+    with pytest.raises(UserError, match="can't be started .Resource temporarily unavailable.: use fewer --workers"):
+        list(map_in_order(abs, range(3), workers=2))
 
 
 @pytest.mark.parametrize("sender", ["this thread", "another thread"])
