@@ -333,10 +333,14 @@ def _describe_archive(reader: ArchiveReader) -> str:
         lines.append(
             f"generated: {count(len(seeds), 'slice')}, seeds {min(seeds)} to {max(seeds)}, snapshot {snapshots}"
         )
+    if info.seen and not seeds:
+        lines.append("generated slices are among these, exported and converted again")
+    if seeds or info.seen:
         lines.append(f"  their generator learned from {count(len(info.seen), 'patient')}: {_shorten(info.seen)}")
     real = dict.fromkeys(record.patient for record in info.slices if record.seed is None)
     if real:
-        lines.append(f"real: {count(len(real), 'patient')}: {_shorten(real)}")
+        kind = "real" if seeds or not info.seen else "real or generated"
+        lines.append(f"{kind}: {count(len(real), 'patient')}: {_shorten(real)}")
     parts = Counter(record.part for record in info.slices if record.part is not None)
     if parts:
         lines.append("part of the split: " + ", ".join(f"{count(n, 'slice')} {part}" for part, n in parts.items()))
@@ -415,7 +419,7 @@ def merge(archives: Sequence[Path], dest: Path, force: bool) -> None:
     """Join ARCHIVES of one schema and one resolution into one, slice after slice."""
     from slices import edit
 
-    click.echo(f"written: {_describe_written(edit.merge(archives, dest, force))}")
+    click.echo(_describe_written(edit.merge(archives, dest, force)))
 
 
 @main.command()
@@ -430,7 +434,7 @@ def subset(archive: Path, dest: Path, slices: int | None, patients: int | None, 
     """Take slices or patients out of ARCHIVE by chance; they stay in its order."""
     from slices import edit
 
-    click.echo(f"written: {_describe_written(edit.subset(archive, dest, slices, patients, seed, force))}")
+    click.echo(_describe_written(edit.subset(archive, dest, slices, patients, seed, force)))
 
 
 @main.command()
@@ -445,11 +449,12 @@ def split(archive: Path, dest: Path, test_fraction: float, seed: int, force: boo
     from slices import edit
 
     for written in edit.split(archive, dest, test_fraction, seed, force):
-        click.echo(f"written: {_describe_written(written)}")
+        click.echo(_describe_written(written))
 
 
 def _describe_written(written) -> str:
-    return f"{written.path}, {count(written.slices, 'slice')} of {count(written.patients, 'patient')}"
+    told = f"written: {written.path}, {count(written.slices, 'slice')} of {count(written.patients, 'patient')}"
+    return "\n".join([*written.doubts, told])
 
 
 if __name__ == "__main__":

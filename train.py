@@ -59,7 +59,7 @@ def main(outdir, data, exclude, cfg, mirror, subset, cond, snap, seed, workers, 
     fakesNNNNNN.png and network-snapshot-NNNNNN.safetensors. Runs on the first GPU, or on the CPU in float32.
     """
     from slices.dataset import SliceDataset  # torch takes seconds to import: --help should not
-    from slices.leaks import refuse_leaks
+    from slices.leaks import doubts, refuse_leaks
     from training.training_loop import TrainingRun
 
     keep_freed_memory()
@@ -69,7 +69,8 @@ def main(outdir, data, exclude, cfg, mirror, subset, cond, snap, seed, workers, 
     overrides = Overrides(**overrides)
     config = resolve(cfg, data_config, dataset.schema, dataset.resolution, dataset.c_dim, overrides, seed, snap)
     remarks = notes(cfg, dataset.resolution, overrides)
-    remarks += [f"{data} shares no patient with {path}" for path in exclude]
+    remarks += [f"{data} shares no patient with {path}, as far as their names tell" for path in exclude]
+    remarks += doubts([dataset.archive], exclude)
     if dry_run:
         print(json.dumps(to_json(config), indent=2))
         print("\n".join([*remarks, "Dry run: nothing was trained or written."]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from slices.cases import Case
 from slices.grid import SMALLEST_RESOLUTION, Grid, pixel_size
 from slices.head import find_head
 from slices.intensity import GreyLevels, intensity_window
+from slices.leaks import alike
+from slices.provenance import Provenance, read_provenance
 from slices.recognition import Recognised
 from slices.releases import GRADES, OWN
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
@@ -224,6 +227,7 @@ class Part:
 
     side: TRAIN or TEST, None for a single archive. left_out: reason -> patients; skipped: reason -> slices; remarks:
     remark -> cases; errors: what was wrong with cases that could not be read; lesion_free: as in ConvertOptions.
+    known: case -> what exported files tell of it.
     """
 
     side: str | None
@@ -237,6 +241,7 @@ class Part:
     errors: list[str] = field(default_factory=list)
     lesion_free: float | None = None
     pixels: set[float] = field(default_factory=set)  # edges of pixels, mm
+    known: dict[str, Provenance] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -270,6 +275,7 @@ def convert_release(
     cases, left_out = _of_grade(found.cases, source, options)
     split = None if single else _split(found.cases, cases, options)
     parts = _parts(dest, cases, split, options, schema, left_out)
+    _remember(parts, source)
     if on_error == "fail":
         for case in cases:  # before the long work begins
             case.require_files()
@@ -382,6 +388,30 @@ def _parts(
     ]
 
 
+def _remember(parts: list[Part], source: Path) -> None:
+    """Learn what exported files tell of their cases. Raises UserError if patients held out for testing would train."""
+    for part in parts:
+        part.known = read_provenance(part.cases, source)
+        held_out = [name for name, known in part.known.items() if known.part == TEST]
+        if part.side == TRAIN and held_out:
+            raise UserError(
+                f"{source}: {name_some(held_out)}: exported from the test part of a split, as a file beside them says, "
+                f"so nothing may be trained on them, but this split puts them into {part.name}: give the former split "
+                "with --split-file, or convert them by themselves into one archive, which is then one for testing"
+            )
+        generated = [name for name, known in part.known.items() if known.seen is not None]
+        for remark, names in (
+            ("of the test part of a former split, where it stays", held_out),
+            ("generated slices; the archive still knows whom their generator learned from", generated),
+        ):
+            if names:
+                part.remarks[remark] = names
+    for part, other in itertools.permutations(parts, 2):
+        pairs = alike([case.patient for case in part.cases], [case.patient for case in other.cases])
+        if names := [case.name for case in part.cases if case.patient in dict(pairs)]:
+            part.remarks[f"named so much like one in {other.name} that they may be one patient"] = names
+
+
 @contextlib.contextmanager
 def _saying_what_is_kept(workplace: Workplace, count: int) -> Iterator[None]:
     """If the block fails, tell the user how many cases need not be cut again."""
@@ -484,9 +514,11 @@ def _write_archives(
     names = GRADES if options.class_by == "grade" else None
     for part in parts:
         made = _made(part, split, options, found, source)
-        with ArchiveWriter(part.path, schema, options.resolution, made, names, staged=staged) as writer:
+        seen = {patient for case in part.readable for patient in part.known[case.name].seen or ()}
+        with ArchiveWriter(part.path, schema, options.resolution, made, names, seen, staged=staged) as writer:
             for case in part.readable:
-                _append(case, PartReader.open(workplace.path(part.side, case)), part.side, writer, options)
+                side = part.side or part.known[case.name].part
+                _append(case, PartReader.open(workplace.path(part.side, case)), side, writer, options)
 
 
 def _append(case: Case, cut: PartReader, side: str | None, writer: ArchiveWriter, options: ConvertOptions) -> None:

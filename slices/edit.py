@@ -16,17 +16,19 @@ from dnnlib.errors import UserError
 from dnnlib.staged import Staged
 from dnnlib.text import name_some, tool_version
 from slices.archive import TEST, TRAIN, ArchiveReader, ArchiveWriter, SliceRecord, Volume
+from slices.leaks import warn_of_alike
 from slices.schema import Schema
 from slices.split import SPLIT_FILE, draw_split, shuffle_names
 
 
 @dataclass(frozen=True)
 class Written:
-    """An archive that was written."""
+    """An archive that was written. doubts: what the user should look at."""
 
     path: Path
     slices: int
     patients: int
+    doubts: tuple[str, ...] = ()
 
 
 # --- merge ----------------------------------------------------------------------------------------------------------
@@ -64,7 +66,8 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
             for i in range(len(reader)):
                 _copy(reader, i, writer)
                 bar.update()
-    return Written(dest, len(writer), len({patient for reader in readers for patient in reader.info.patients}))
+    patients = {patient for reader in readers for patient in reader.info.patients}
+    return Written(dest, len(writer), len(patients), tuple(warn_of_alike(patients, patients)))
 
 
 def _difference(first: ArchiveReader, other: ArchiveReader) -> str | None:
@@ -248,8 +251,9 @@ def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, 
             side = sides[record.patient]
             _copy(reader, i, writers[side], part=side)
         staged.write(dest / SPLIT_FILE, files.json_bytes(drawn))
+    doubts = tuple(warn_of_alike(drawn.train, drawn.test))
     return [
-        Written(path, len(writers[side]), len(names))
+        Written(path, len(writers[side]), len(names), doubts if side == TEST else ())
         for (side, path), names in zip(paths.items(), (drawn.train, drawn.test), strict=True)
     ]
 

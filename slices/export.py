@@ -21,15 +21,15 @@ from tqdm import tqdm
 from dnnlib import files
 from dnnlib.errors import UserError
 from dnnlib.staged import Staged, recover
-from slices.archive import ArchiveReader, SliceRecord, Volume
+from slices.archive import TEST, ArchiveReader, SliceRecord, Volume
 from slices.grid import area_weights, is_same_length
 from slices.place import has_axes
+from slices.provenance import CHANNELS_FILE, SLICES_FILE, seen_fields
 from slices.releases import MASK
 from slices.render import class_colour
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 
 NIFTI, PNG = FORMATS = ("nifti", "png")
-SLICES_FILE, CHANNELS_FILE = "slices.json", "channels.json"
 LONGEST_AXIS, MOST_VOXELS = 32767, 1 << 28  # what NIfTI-1 can say; of all contrasts of a case, what fits into memory
 # Where nothing is known of a slice's place, its file gets 1 mm voxels with axes to L, P, S, as pictures have them.
 NOWHERE = np.diag((-1.0, -1.0, 1.0, 1.0))
@@ -295,8 +295,9 @@ def _write_case(reader: ArchiveReader, archive: dict[str, str], case: _Case, wri
     content = {
         "case": case.name,
         "patient": volume.patient,
-        "part": records[0].part,
+        "part": TEST if any(record.part == TEST for record in records) else records[0].part,
         "archive": archive,
+        **seen_fields(reader.info, generated=False),
         "grid": grid.words,
         "slices": {"present": indices, "of": grid.shape[2], "axis": axis, "planes": planes},
         "pixel": volume.pixel,
@@ -327,6 +328,7 @@ def _write_single(reader: ArchiveReader, archive: dict[str, str], i: int, name: 
         "index": record.index,
         "seed": record.seed,
         "snapshot": record.snapshot,
+        **seen_fields(reader.info, generated=record.seed is not None),
         "grid": description,
         "schema": schema,
     }
@@ -394,8 +396,11 @@ def _channels(reader: ArchiveReader, cases: dict[str, _Case]) -> dict[str, Any]:
     """What the values of the pictures mean."""
     schema = reader.schema
     classes = [(0, "background", 0), *((i, c.name, c.value) for i, c in enumerate(schema.classes, start=1))]
+    held_out = sorted({record.patient for record in reader.info.slices if record.part == TEST})
     return {
         "archive": reader.identify(),
+        **seen_fields(reader.info, generated=any(record.seed is not None for record in reader.info.slices)),
+        **({"held_out": held_out} if held_out else {}),
         "contrasts": f"{OUTSIDE} outside the head; {DARKEST} to {BRIGHTEST} are the intensities of the volume's window",
         "labels": [
             {"index": index, "name": name, "value": value, "colour": _colour(index)}

@@ -1,12 +1,15 @@
 """No leaks: no network is trained on patients whom it is to be tested on, neither on their slices nor through a GAN.
 
-Who was learned from travels with archives of generated slices, snapshots and U-Nets. It is compared by name and by
-nothing else: the same person under another name is not noticed.
+Who was learned from travels with archives of generated slices, exported ones, snapshots and U-Nets. It is compared by
+name and by nothing else: the same person under another name is not noticed, unless the names are alike.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 from dnnlib.errors import UserError
@@ -22,6 +25,34 @@ def refuse_leaks(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.P
         excluded = ArchiveReader(path)
         for archive in archives:
             refuse_shared(archive, excluded)
+
+
+def doubts(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.PathLike]) -> list[str]:
+    """Warnings for what `refuse_leaks` can't know: names of both sides that are alike."""
+    excluded = {patient for path in exclude for patient in ArchiveReader(path).info.known_patients}
+    return warn_of_alike({patient for archive in archives for patient in archive.info.known_patients}, excluded)
+
+
+def warn_of_alike(some: Iterable[str], others: Iterable[str]) -> list[str]:
+    """One line if there are names alike on both sides, none else."""
+    pairs = [" and ".join(pair) for pair in sorted({tuple(sorted(pair)) for pair in alike(some, others)})]
+    return [f"warning: names so alike that they may be of one patient: {name_some(pairs)}"] if pairs else []
+
+
+def alike(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ in case, punctuation and leading zeros only, as TCGA_DU_7294 and tcga-du-07294 do."""
+    by_core = defaultdict(set)
+    for name in others:
+        by_core[_core(name)].add(name)
+    return [(name, other) for name in sorted(set(some)) for other in sorted(by_core[_core(name)] - {name})]
+
+
+def _core(name: str) -> str:
+    """The letters and numbers of a name. Numbers that follow each other stay apart: p1-23 is not p12-3."""
+    core = ""
+    for part in re.findall(r"\d+|[^\W\d_]+", unicodedata.normalize("NFKC", name).casefold()):
+        core += ("-" if core[-1:].isdecimal() and part.isdecimal() else "") + (part.lstrip("0") or "0")
+    return core or name
 
 
 def refuse_test_part(archive: ArchiveReader) -> None:

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from conftest import write_archive
+from conftest import draw_slice, write_archive
 from dnnlib.errors import UserError
-from slices import leaks
+from slices import edit, leaks
 from slices.archive import TEST, TRAIN, ArchiveReader, ArchiveWriter
+from slices.schema import BRATS
 
 NAMES = [f"p{i:02d}" for i in range(12)]
 
@@ -111,3 +113,51 @@ def test_what_a_network_knows_of_an_archive(tmp_path):
     info = ArchiveReader(write_archive(tmp_path / "a.zip", count=4, per_patient=2, seen=["r1"])).info
     assert info.known_patients == {"drawn0-0", "drawn0-1", "r1"}
     assert replace(info, seen=()).known_patients == set(info.patients)
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("TCGA_DU_7294", "TCGA-DU-7294", True),
+        ("Sub-01", "sub1", True),
+        ("s0010", "S 10", True),
+        ("Müller.3", "mu\u0308LLER_003", True),
+        ("p1-23", "p12-3", False),
+        ("p10", "p1", False),
+        ("p0-0", "p00", False),
+        ("a", "a", False),
+        ("東京", "東", False),
+        ("__", "--", False),
+    ],
+)
+def test_names_alike_raise_doubts(one, other, same):
+    assert leaks.alike([one], [other, "x"]) == ([(one, other)] if same else [])
+
+
+def test_doubts_are_told_of_data_and_of_what_their_generator_saw(tmp_path):
+    data = ArchiveReader(write_archive(tmp_path / "data.zip", count=3, seen=["TCGA_DU_7294"]))
+    test = write_archive(tmp_path / "test.zip", count=3, seed=1, seen=["tcga-du-07294"])
+    leaks.refuse_leaks([data], [test])
+    (line,) = leaks.doubts([data], [test])
+    assert line.startswith("warning: ") and "TCGA_DU_7294 and tcga-du-07294" in line
+    assert leaks.doubts([data], [write_archive(tmp_path / "other.zip", count=3, seed=2)]) == []
+
+
+def test_doubts_are_told_where_archives_are_merged_and_split(tmp_path):
+    def of(*patients: str) -> Path:
+        path = tmp_path / f"{patients[0]}.zip"
+        with ArchiveWriter(path, BRATS, 16, {}) as writer:
+            for patient in patients:
+                writer.add(draw_slice(random_state, 16), patient=patient)
+        return path
+
+    random_state = np.random.RandomState(0)
+    (line,) = edit.merge([of("p1", "q"), of("P-01", "r")], tmp_path / "both.zip").doubts
+    assert line.endswith("P-01 and p1")
+    found = set()
+    for seed in range(6):
+        train, test = edit.split(tmp_path / "both.zip", tmp_path / str(seed), test_fraction=0.5, seed=seed)
+        apart = len({"p1", "P-01"} & set(ArchiveReader(train.path).info.patients)) == 1
+        assert train.doubts == () and len(test.doubts) == apart
+        found.add(apart)
+    assert found == {True, False}
