@@ -60,11 +60,23 @@ def main() -> None:
 @click.option(
     "--contrasts", metavar="A,B=…", help="Your own data: its contrasts, each with its name in files if that differs."
 )
-@click.option("--labels", metavar="A=1,…", help="Lesion classes and their values in masks; without it, no label maps.")
 @click.option(
-    "--pattern", help="Where files lie, such as '{case}/{case}_{contrast}.nii.gz'; without {contrast}, 4-D files."
+    "--labels",
+    metavar="A=1+4,…",
+    help="Lesion classes and their values in masks; those of 'ignore' count as background. Without it, no label maps.",
+)
+@click.option(
+    "--pattern",
+    help="Where files lie, such as '{case}/{case}_{contrast}.nii.gz'; without {contrast}, 4-D files. [_{visit}] may be "
+    "missing, * is anything, {patient:4} has 4 characters, {patient:[A-Z]+} is a regular expression.",
 )
 @click.option("--mask-pattern", help="Where masks lie.  [default: --pattern with 'seg' for {contrast}]")
+@click.option(
+    "--cases",
+    "table",
+    type=PATH,
+    help="Table (.csv) with the columns case and patient, visit or grade: says whose the cases are, of any source.",
+)
 @click.option("--regions", metavar="A=B+C,…", help="Unions of classes that evaluations report.")
 @click.option(
     "--resolution",
@@ -77,7 +89,7 @@ def main() -> None:
 @click.option(
     "--slices",
     type=click.Choice(CHOICES),
-    help="Slices to take: those with tumour, with brain, or all; with a folder as --dest, for train.zip.  "
+    help="Slices to take: tumor, those with a lesion; brain, or all; with a folder as --dest, for train.zip.  "
     "[default: tumor; brain without labels]",
 )
 @click.option("--test-slices", type=click.Choice(CHOICES), help="The same for test.zip.  [default: all]")
@@ -86,13 +98,13 @@ def main() -> None:
     type=int,
     default=1,
     show_default=True,
-    help="What counts as a slice with tumour, in pixels of the archive.",
+    help="What counts as a slice with a lesion, in pixels of the archive.",
 )
 @click.option(
     "--lesion-free",
     type=float,
     metavar="SHARE",
-    help="Add slices with brain and no lesion to those with tumour, until they are such a share of train.zip, or of "
+    help="Add slices with brain and no lesion to those with a lesion, until they are such a share of train.zip, or of "
     "the single archive; for example 0.2.  [default: add none]",
 )
 @click.option(
@@ -124,6 +136,7 @@ def convert(
     labels: str | None,
     pattern: str | None,
     mask_pattern: str | None,
+    table: Path | None,
     regions: str | None,
     on_error: str,
     workers: int,
@@ -142,12 +155,12 @@ def convert(
     or your own data, described with --contrasts, --labels and --pattern:
       --contrasts t1,flair --labels lesion=1 --pattern '{case}/{case}_{contrast}.nii.gz'
 
-    Everything else in it is ignored. The split is by patient: no one is in both archives. A conversion that was
+    How many other images are there is said. The split is by patient: no one is in both archives. A conversion that was
     interrupted goes on where it stopped when the same command is given again.
     """
     wanted = _wanted_release(release, contrasts, labels, pattern, mask_pattern, regions)
     options = ConvertOptions(split_file=None if split_file is None else str(split_file), **options)
-    found = find_cases(source, wanted)
+    found = find_cases(source, wanted, table=table)
     click.echo(found.words)
     parts = convert_release(source, dest, found, options, workers=workers, force=force, on_error=on_error)
     click.echo(_describe_tallies({part.name: part.tally for part in parts}))
@@ -213,7 +226,10 @@ def _describe_notes(parts: Sequence[Part]) -> str:
         names = dict.fromkeys(name for part in parts for name in part.left_out.get(reason, []))
         rows.append((f"left out: {reason}", count(len(names), "patient"), _shorten(names)))
     for part in parts:
-        rows += [(f"{part.name} left out: {why}", count(n, "slice"), "") for why, n in part.skipped.items()]
+        # Archives keep the word that they were first made with, but not every lesion is a tumor.
+        noun = "tumour" if any("tumour" in c.title for c in part.tally.schema.classes) else "lesion"
+        for why, n in part.skipped.items():
+            rows.append((f"{part.name} left out: {why.replace('tumour', noun)}", count(n, "slice"), ""))
     for remark in dict.fromkeys(remark for part in parts for remark in part.remarks):
         names = [name for part in parts for name in part.remarks.get(remark, [])]
         rows.append((f"note: {remark}", count(len(names), "case"), _shorten(names)))
@@ -249,7 +265,7 @@ def _parse_shape(context: click.Context, parameter: click.Parameter, text: str) 
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @reports_user_errors
 def phantom(dest: Path, patients: int, seed: int, shape: tuple[int, int, int], workers: int, force: bool) -> None:
-    """Draw synthetic tumour patients in the layout of BraTS 2018, to try the tools without data."""
+    """Draw synthetic tumor patients in the layout of BraTS 2018, to try the tools without data."""
     from slices.phantom import write_patients  # what it needs is slow to import
 
     write_patients(dest, patients=patients, seed=seed, shape=shape, workers=workers, force=force)
@@ -313,15 +329,17 @@ def choose_slices(by_patient: dict[str, list[int]], sizes: Sequence[tuple[int, i
 def _describe_archive(reader: ArchiveReader) -> str:
     info, schema = reader.info, reader.schema
     lines = [
-        f"{reader.path}: {len(reader)} slices of {info.resolution}×{info.resolution} pixels, "
-        f"{schema.num_contrasts} contrasts and {schema.num_maps} label maps; all are readable",
+        f"{reader.path}: {count(len(reader), 'slice')} of {info.resolution}×{info.resolution} pixels, "
+        f"{count(schema.num_contrasts, 'contrast')} and {count(schema.num_maps, 'label map')}; all are readable",
         f"contrasts: {', '.join(schema.contrasts)}",
     ]
     titles = [f"{c.title}, " if c.title not in ("", c.name) else "" for c in schema.classes]
     lines += [
-        f"class {c.name}: {title}value {c.value} in NIfTI files"
+        f"class {c.name}: {title}{_describe_values(c.values)} in NIfTI files"
         for c, title in zip(schema.classes, titles, strict=True)
     ]
+    if schema.ignored:
+        lines.append(f"ignored, as if it were background: {_describe_values(schema.ignored)} in NIfTI files")
     lines += [f"region {region.name}: {' + '.join(region.classes)}" for region in schema.regions]
     if info.labels is not None:
         names = dict(enumerate(info.label_names or ()))
@@ -350,6 +368,10 @@ def _describe_archive(reader: ArchiveReader) -> str:
     return "\n".join(lines)
 
 
+def _describe_values(values: Sequence[int]) -> str:
+    return f"value{'s' * (len(values) > 1)} {', '.join(map(str, values))}"
+
+
 def _describe_made(made: dict) -> list[str]:
     """How the archive came to be; archives of other programs may say anything, or nothing."""
     if not made:
@@ -363,6 +385,8 @@ def _describe_made(made: dict) -> list[str]:
     if isinstance(sources := made.get("sources"), list):
         lines += [f"  source: {one.get('name')}" for one in sources if isinstance(one, dict)]
     skipped = made.get("skipped") if isinstance(made.get("skipped"), dict) else {}
+    if isinstance(files_left := skipped.get("files"), dict):
+        lines += [f"  left out: {why}: {count(n, 'file')}" for why, n in files_left.items()]
     for what, reasons in (("left out", skipped.get("patients")), ("note", made.get("remarks"))):
         if isinstance(reasons, dict):
             lines += [

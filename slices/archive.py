@@ -151,6 +151,7 @@ class ArchiveWriter:
         self._finished = False
 
     def __enter__(self) -> ArchiveWriter:
+        self._require_names(*self.seen, *(self.label_names or ()))
         with contextlib.ExitStack() as opened:
             if self._alone:
                 opened.enter_context(self._alone)
@@ -180,11 +181,17 @@ class ArchiveWriter:
 
     def add_packed(self, member: Packed, *, patient: str, label: int | None = None, **where) -> None:
         """Append a slice that `pack_slice` packed, or that was packed in another archive."""
+        self._require_names(patient, where.get("volume") or patient)
         n = len(self._records)
         name = f"slices/{n // 1000:05d}/{n:08d}.npy"
         self._zip.add(name, member)
         self._records.append(SliceRecord(file=name, patient=patient, **where))
         self._labels.append(label)
+
+    def _require_names(self, *names: str) -> None:
+        """Raise UserError for what the reader would refuse, before anything of it is written."""
+        if odd := [name for name in names if not is_plain_name(name)]:
+            raise UserError(f"{self.path}: {shorten(odd[0])} can't stand in an archive: names must not look like paths")
 
     def finish(self) -> None:
         """Write what is left, so that nothing but the renaming can fail."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from dnnlib.errors import UserError
+from dnnlib.text import count, name_some
 from slices.not_nifti import describe_missing
 from slices.patterns import ENDING, Pattern, Way
 from slices.releases import GRADES, MASK, OWN, Release
+from slices.schema import LONGEST_NAME, is_plain_name
 
 # Other forms of images, and endings in capitals: never read, but counted.
 _UNREAD = re.compile(
@@ -136,7 +140,7 @@ def cases_of(source: Path, files: Sequence[str], release: Release) -> tuple[list
         cases.append(case := _case(source, set(files), release, pattern, name, group, finders))
         belonging |= {path.relative_to(source).as_posix() for path in case.paths}
         belonging |= set(group.files.get(MASK, ())) if case.mask is None else set()
-    return sorted(cases, key=lambda case: (case.patient, case.name)), belonging
+    return _in_order(cases), belonging
 
 
 def _grouped(source: Path, files: Sequence[str], release: Release, pattern: Pattern) -> dict[str, _Group]:
@@ -165,7 +169,8 @@ def _several_ways(source: Path, pattern: str, file: str, ways: Sequence[Way]) ->
     shown = " or ".join(", ".join(f"{name} {value}" for name, value in way.values.items()) for way in ways[:2])
     return (
         f"{source}: {pattern} fits {file} in {'two' if len(ways) == 2 else len(ways)} ways: {shown}; separate the "
-        "parts by a folder, or give one a width or an expression, such as {patient:4} or {patient:[A-Z]+}"
+        "parts by a folder, give one a width or an expression, such as {patient:4} or {patient:[A-Z]+}, or write "
+        "{case} and say with --cases whose they are"
     )
 
 
@@ -241,3 +246,82 @@ def _the_one(source: Path, files: list[str], expected: str, name: str, own: bool
             "can't be known: move the other one away"
         )
     return files[0] if files else expected
+
+
+# ---- Whose case it is ------------------------------------------------------------------------------------------------
+
+
+def apply_table(cases: Sequence[Case], path: Path) -> list[Case]:
+    """The cases with the patients and grades of a table, in order of patient and name.
+
+    Raises UserError unless the table has one row for every case, and no other.
+    """
+    rows = _read_table(path)
+    names = {case.name for case in cases}
+    unknown, missing = [name for name in rows if name not in names], sorted(names - set(rows))
+    if unknown or missing:
+        found = [
+            f"{words} {count(len(some), 'case')}, {name_some(some)}"
+            for words, some in (("has no row for", missing), ("the source doesn't have", unknown))
+            if some
+        ]
+        raise UserError(f"{path}: {'; '.join(found)}; expected one row for every case of the source")
+    told = []
+    for case in cases:
+        row = rows[case.name]
+        told.append(replace(case, patient=row.get("patient", case.patient), grade=row.get("grade", case.grade)))
+    visits = defaultdict(list)
+    for case in told:
+        if visit := rows[case.name].get("visit"):
+            visits[case.patient, visit].append(case.name)
+    if twice := [(key, names) for key, names in visits.items() if len(names) > 1]:
+        ((patient, visit), names), *_ = twice
+        raise UserError(f"{path}: {names[0]} and {names[1]} are both visit {visit} of {patient}")
+    return _in_order(told)
+
+
+def _read_table(path: Path) -> dict[str, dict[str, str]]:
+    """Case -> what the row says of it, without empty cells."""
+    if not path.is_file():
+        raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}; expected a table of cases")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: no table in UTF-8 ({error}); expected {', '.join(TABLE_COLUMNS)}") from None
+    columns = [name.strip().lower() for name in lines[0]] if lines else []
+    odd = [name for name in columns if name not in TABLE_COLUMNS]
+    if "case" not in columns or len(columns) < 2 or odd or len(set(columns)) < len(columns):
+        found = f"found {', '.join(map(repr, columns))}" if columns else "found nothing"
+        raise UserError(f"{path}: expected the columns case and one or more of {', '.join(TABLE_COLUMNS[1:])}; {found}")
+    rows: dict[str, dict[str, str]] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        cells = [cell.strip() for cell in line]
+        if not any(cells):
+            continue
+        if len(cells) != len(columns):
+            raise UserError(f"{path}, line {number}: expected {len(columns)} cells, found {len(cells)}")
+        row = {column: cell for column, cell in zip(columns, cells, strict=True) if cell}
+        if "case" not in row or ("patient" in columns and "patient" not in row):
+            raise UserError(f"{path}, line {number}: names no {'patient' if 'case' in row else 'case'}")
+        if row["case"] in rows:
+            raise UserError(f"{path}, line {number}: {row['case']} has a row already")
+        if row.get("grade", GRADES[0]) not in GRADES:
+            raise UserError(f"{path}, line {number}: {row['grade']!r} is no grade; expected {' or '.join(GRADES)}")
+        rows[row["case"]] = row
+    return rows
+
+
+def require_plain_names(source: Path, cases: Sequence[Case]) -> None:
+    """Raise UserError for names of cases and patients that can't stand in an archive or be part of a file's name."""
+    names = dict.fromkeys(name for case in cases for name in (case.name, case.patient))
+    if odd := [name for name in names if not is_plain_name(name)]:
+        raise UserError(
+            f"{source}: {name_some([repr(name) for name in odd])} can't be the name of a case or patient: expected 1 "
+            f"to {LONGEST_NAME} characters that can be printed, without / \\ and :, and no dot or space in front"
+        )
+
+
+def _in_order(cases: Iterable[Case]) -> list[Case]:
+    return sorted(cases, key=lambda case: (case.patient, case.name))

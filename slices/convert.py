@@ -21,7 +21,7 @@ from dnnlib.errors import UserError
 from dnnlib.processes import map_in_order
 from dnnlib.sources import sources_sha256
 from dnnlib.staged import Staged
-from dnnlib.text import name_some, tool_version
+from dnnlib.text import count, name_some, tool_version
 from slices.archive import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
 from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
 from slices.cases import Case
@@ -336,11 +336,12 @@ def _of_grade(found: list[Case], source: Path, options: ConvertOptions) -> tuple
     if not chosen:
         raise UserError(
             f"{source}: no case in {source.name}/{options.grade}, which --grade {options.grade} asks for; "
-            "in a flat folder grades are unknown: use --grade all"
+            "in a flat folder grades are unknown: use --grade all, or say them with --cases"
         )
     if options.class_by == "grade" and (bare := [case.name for case in chosen if not case.grade]):
         raise UserError(
-            f"{source}: --class-by grade needs cases in {source.name}/HGG or LGG; not there: {name_some(bare)}"
+            f"{source}: --class-by grade needs cases in {source.name}/HGG or LGG, or their grades by --cases; "
+            f"unknown: {name_some(bare)}"
         )
     others = [case.patient for case in found if case not in chosen]
     return chosen, {f"grade is not {options.grade}": others} if others else {}
@@ -537,12 +538,13 @@ def _nothing(part: Part, source: Path, options: ConvertOptions) -> str:
         if len(unreadable) == len(part.cases):
             advice = "; --split-seed or --split-file chooses others" if part.side else ""
             return (
-                f"{source}: none of the {len(part.cases)} cases for {part.name} can be read{advice}: {part.errors[0]}"
+                f"{source}: none of the {count(len(part.cases), 'case')} for {part.name} can be read{advice}: "
+                f"{part.errors[0]}"
             )
-    wanted = f"a tumour of {options.min_tumor_pixels} or more pixels" if part.choice == "tumor" else "a brain"
+    wanted = f"a lesion of {options.min_tumor_pixels} or more pixels" if part.choice == "tumor" else "a brain"
     option = "--test-slices" if part.side == TEST else "--slices"
     return (
-        f"{source}: none of the {len(part.cases)} patients for {part.name} has a slice with {wanted} "
+        f"{source}: none of the {count(len(part.cases), 'case')} for {part.name} has a slice with {wanted} "
         f"at --resolution {options.resolution}: choose {option} all, or other patients"
     )
 
@@ -552,6 +554,7 @@ def _made(part: Part, split: Split | None, options: ConvertOptions, found: Recog
     shown = config.to_json(options) | {"source": source.absolute().name, "release": found.release.name}
     if options.split_file:
         shown["split_file"] = Path(options.split_file).name
+    shown["cases"] = found.table
     if found.release.name == OWN:  # no table says how these were read
         release = found.release
         shown |= {
@@ -564,6 +567,10 @@ def _made(part: Part, split: Split | None, options: ConvertOptions, found: Recog
         "command": "dataset_tool.py convert",
         "options": {name: value for name, value in shown.items() if value is not None},
         "split": None if split is None else {"part": part.side, **config.to_json(split)},
-        "skipped": {"patients": part.left_out, "slices": dict(sorted(part.skipped.items()))},
+        "skipped": {
+            "patients": part.left_out,
+            "slices": dict(sorted(part.skipped.items())),
+            **({"files": found.passed_over} if found.passed_over else {}),
+        },
         "remarks": part.remarks,
     }

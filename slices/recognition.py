@@ -11,25 +11,32 @@ from typing import NamedTuple
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
-from slices.cases import Case, Files, cases_of, files_below
+from slices.advice import explain
+from slices.cases import Case, Files, apply_table, cases_of, files_below, require_plain_names
 from slices.patterns import Pattern
-from slices.releases import MASK, RELEASE_NAMES, RELEASES, Release, release_of_name
+from slices.releases import OWN, RELEASES, Release, describe_as_own, other_challenge, release_of_name
 
 
 class Recognised(NamedTuple):
-    """A release, its cases ordered by patient, in words what was found and from what, and the files of no case."""
+    """A release, its cases ordered by patient, and in words what was found and from what.
+
+    passed_over: reason -> files that belong to no case. table: the name of the one that says whose the cases are.
+    """
 
     release: Release
     cases: list[Case]
     words: str
-    strangers: tuple[str, ...] = ()
+    passed_over: Mapping[str, int] = {}
+    table: str | None = None
 
 
-def find_cases(source: Path, release: Release | None = None, head: str | None = None) -> Recognised:
+def find_cases(
+    source: Path, release: Release | None = None, head: str | None = None, table: Path | None = None
+) -> Recognised:
     """The cases of a folder; release None recognises one of RELEASES by the names of files.
 
-    head: pattern of masks of the head. Raises UserError if there is no case, if two have one name, or if several
-    releases are possible.
+    head: pattern of masks of the head. table: says whose the cases are. Raises UserError if there is no case, if two
+    have one name, or if several releases are possible.
     """
     source = Path(source)
     if not source.is_dir():
@@ -38,20 +45,25 @@ def find_cases(source: Path, release: Release | None = None, head: str | None = 
     files = files_below(source, depth)
     how, others = "", []
     if release is None:
-        release, how = _recognise(source, files.read), ", recognised by file names"
+        release, how = _recognise(source, files), ", recognised by file names"
         wanted = _with_head(release, head)
     else:
         wanted = _with_head(release.any_case, head)
     cases, belonging = cases_of(source, files.read, wanted)
     if not how:
-        cases, others = _without_others(cases, release)
+        cases, others = _without_others(source, cases, release)
     if not cases:
-        raise UserError(_nothing_found(source, release))
+        raise UserError(explain(source, files, release))
+    if table is not None:
+        cases = apply_table(cases, table)
+        how += f", patients and grades by {table.name}"
+    require_plain_names(source, cases)
     if release.name == "msd":
         _check_decathlon(source)
-    strangers = _strangers(files.read, belonging, wanted, cases)
-    words = _describe_found(source, release, how, cases, others, Files(strangers, files.unread))
-    return Recognised(release, cases, words, tuple(strangers))
+    left = Files(_strangers(files.read, belonging, wanted, cases), files.unread)
+    counts = {"fit no pattern": len(left.read), "not .nii.gz or .nii": len(left.unread)}
+    words = _describe_found(source, release, how, cases, others, left)
+    return Recognised(release, cases, words, {why: n for why, n in counts.items() if n}, table and table.name)
 
 
 def _with_head(release: Release, head: str | None) -> Release:
@@ -64,18 +76,38 @@ def _with_head(release: Release, head: str | None) -> Release:
     return replace(release, head_pattern=head)
 
 
-def _without_others(cases: list[Case], release: Release) -> tuple[list[Case], list[Case]]:
-    """Cases, and those that bear another release's names beside some that bear this one's."""
+def _without_others(source: Path, cases: list[Case], release: Release) -> tuple[list[Case], list[Case]]:
+    """Cases, and those that bear another release's names beside some that bear this one's.
 
-    def bears(case: Case, names: Release) -> bool:
-        known = names.known.get("case") or names.known.get("patient")
-        return known is not None and re.fullmatch(known, case.patient) is not None
-
-    if not any(bears(case, release) for case in cases):
+    Raises UserError if all that is known of the names is that they are others'.
+    """
+    own = [case for case in cases if _bears(case, release)]
+    others = [case for case in cases if case not in own and _whose(case, release)]
+    if release.name == OWN or not others:
         return cases, []
-    rows = [r for r in RELEASES if r.known != release.known]
-    others = [c for c in cases if not bears(c, release) and any(bears(c, other) for other in rows)]
+    if not own:
+        whose, remedy = _whose(others[0], release)
+        raise UserError(
+            f"{source}: {others[0].name} is a name of {whose}, not of {release.title}, so its label values may mean "
+            f"something else: {remedy}"
+        )
     return [case for case in cases if case not in others], others
+
+
+def _bears(case: Case, release: Release) -> bool:
+    """Whether a case is named as in a release; what stands behind may be a visit."""
+    known = release.known.get("case") or release.known.get("patient")
+    return known is not None and re.match(rf"(?:{known})(?!\d)", case.patient) is not None
+
+
+def _whose(case: Case, release: Release) -> tuple[str, str] | None:
+    """The other release or challenge that is known to name cases so, and what would do."""
+    if challenge := other_challenge(case.patient):
+        return challenge, f"describe the data: {describe_as_own(release)}"
+    if rows := [row for row in RELEASES if row.known != release.known and _bears(case, row)]:
+        remedy = f"choose --release {' or '.join(row.name for row in rows)}, or describe the data with --labels"
+        return " and ".join(row.title for row in rows), remedy
+    return None
 
 
 def _strangers(files: Sequence[str], belonging: set[str], release: Release, cases: Sequence[Case]) -> list[str]:
@@ -117,12 +149,12 @@ def _describe_found(
 # ---- Which release? ------------------------------------------------------------------------------------------------
 
 
-def _recognise(source: Path, files: Sequence[str]) -> Release:
+def _recognise(source: Path, files: Files) -> Release:
     """The one release whose names the files bear."""
-    found = {release.name: cases_of(source, files, release)[0] for release in RELEASES}
+    found = {release.name: cases_of(source, files.read, release)[0] for release in RELEASES}
     found = {name: cases for name, cases in found.items() if cases}
     if not found:
-        raise UserError(_not_recognised(source, files))
+        raise UserError(explain(source, files, None))
     if len(found) > 1:
         listed = "; ".join(
             f"--release {name} for {release_of_name(name).title} ({len(cases)} cases such as {cases[0].name})"
@@ -137,40 +169,6 @@ def _recognise(source: Path, files: Sequence[str]) -> Release:
 def _hint(found: Mapping[str, list[Case]]) -> str:
     grids = ", ".join(f"{'×'.join(map(str, release_of_name(n).grid))} in {n}" for n in found)
     return f". Volumes have {grids}, and their label values mean different things"
-
-
-def _not_recognised(source: Path, files: Sequence[str]) -> str:
-    """What to say of a folder that bears the names of no release: its cases have the common layout, or none."""
-    choices = "--release 2018 (1 necrosis / non-enhancing, 2 oedema, 4 enhancing) or another of --release"
-    like_brats, _ = cases_of(source, files, release_of_name("2018").any_case)
-    like_brats = [case for case in like_brats if case.mask.is_file()]
-    if like_brats:
-        return (
-            f"{source}: {like_brats[0].name} and the other cases are laid out like BraTS but bear the names of no "
-            f"release, so what their label values mean is unknown: choose {choices}, or describe the data with "
-            "--contrasts, --labels and --pattern"
-        )
-    return (
-        f"{source}: no cases found of any release: {', '.join(RELEASE_NAMES)}; "
-        "describe other data with --contrasts, --labels and --pattern" + _deeper(source, files)
-    )
-
-
-def _nothing_found(source: Path, release: Release) -> str:
-    masks = [release.mask_pattern] if release.mask_pattern and release.schema.num_maps else []
-    names = [*release.names.values(), *([MASK] if release.schema.num_maps and not masks else [])]
-    contrasts = "" if release.in_one_file else f" with {{contrast}} one of {', '.join(names)}"
-    where = " or ".join(release.parsed().forms) + contrasts + "".join(f", and {mask}" for mask in masks)
-    return f"{source}: no cases found of {release.title}; expected in it {where}"
-
-
-def _deeper(source: Path, files: Sequence[str]) -> str:
-    """Advice where a folder further down is the right one."""
-    for folder in dict.fromkeys(Path(file).parts[0] for file in files if "/" in file):
-        below = [file.partition("/")[2] for file in files if file.startswith(folder + "/")]
-        if any(cases_of(source / folder, below, release)[0] for release in RELEASES):
-            return f". Its folder {folder} holds cases: give that as --source"
-    return ""
 
 
 def _check_decathlon(source: Path) -> None:

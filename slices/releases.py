@@ -16,6 +16,7 @@ from slices.schema import BRATS, LesionClass, Region, Schema
 
 GRADES = ("HGG", "LGG")
 AUTO, OWN = "auto", "custom"
+IGNORE = "ignore"  # what --labels calls the values of masks that count as background
 MASK = "seg"  # what the label map is called where a contrast has its name
 _LARGEST_VALUE = 2**31 - 1  # of a label: what NIfTI files hold as whole numbers
 
@@ -114,6 +115,32 @@ def release_of_name(name: str) -> Release:
     return next(release for release in RELEASES if release.name == name)
 
 
+# What other challenges' cases are called, which look like those of BraTS GLI 2023 and later.
+_CHALLENGES = {
+    "PED": "BraTS's challenge on pediatric tumors",
+    "MET": "BraTS's challenge on metastases",
+    "MEN": "BraTS's challenge on meningioma",
+    "SSA": "BraTS's challenge on patients in sub-Saharan Africa",
+    "AFRICA": "BraTS's challenge on patients in sub-Saharan Africa",
+    "GOAT": "BraTS's challenge across tumors",
+}
+_CHALLENGE = re.compile(rf"BraTS[-_]?(?:20\d\d[-_]?)?({'|'.join(_CHALLENGES)})S?[-_]", re.IGNORECASE)
+
+
+def other_challenge(name: str) -> str | None:
+    """The challenge, none of RELEASES, that a case of this name is known to belong to."""
+    match = _CHALLENGE.match(name)
+    return _CHALLENGES[match[1].upper()] if match else None
+
+
+def describe_as_own(release: Release, labels: bool = True) -> str:
+    """The words of a command line for data that is laid out like a release, and whose label values users know."""
+    contrasts = ",".join(name if name == there else f"{name}={there}" for name, there in release.names.items())
+    masks = f" --mask-pattern '{release.mask_pattern}'" if release.mask_pattern and labels else ""
+    values = " --labels …" if labels else ""
+    return f"--contrasts {contrasts}{values} --pattern '{release.pattern}'{masks}"
+
+
 # ---- A data set that the user describes ----------------------------------------------------------------------------
 
 
@@ -123,14 +150,19 @@ def describe_release(
     """A release from the words of a command line.
 
     contrasts: "t1,flair=FLAIR": names, each with what files call it if that differs; for a 4-D file in its order.
-    labels: "lesion=1,oedema=2", or None for data without label maps. regions: "whole=lesion+oedema".
+    labels: "core=1+4,edema=2,ignore=3", or None for data without label maps. regions: "whole=core+edema".
     Raises UserError for what makes no schema or pattern.
     """
     pairs = [_pair(text, "--contrasts", "t1,flair=FLAIR") for text in contrasts.split(",")]
     names = {name: in_files or name for name, in_files in pairs}
     if len(names) < len(pairs):
         raise UserError(f"--contrasts {contrasts}: a name stands there twice")
-    schema = Schema(tuple(names), _classes(labels), _regions(regions))
+    values = _values(labels)
+    ignored = values.pop(IGNORE, ())
+    if labels is not None and not values:
+        raise UserError(f"--labels {labels}: names no class; without label maps, leave the option out")
+    classes = tuple(LesionClass(name, name, first, tuple(more)) for name, (first, *more) in values.items())
+    schema = Schema(tuple(names), classes, _regions(regions), ignored)
     if mask_pattern is not None and not schema.classes:
         raise UserError("--mask-pattern is of use with --labels only, which says what the masks' values mean")
     release = Release(OWN, "your data", schema, pattern, names, mask_pattern)
@@ -151,18 +183,32 @@ def _pair(text: str, option: str, example: str) -> tuple[str, str | None]:
     return name, value or None
 
 
-def _classes(labels: str | None) -> tuple[LesionClass, ...]:
-    classes = []
+def _values(labels: str | None) -> dict[str, tuple[int, ...]]:
+    """The words of --labels: class, or IGNORE -> its values in masks."""
+    found: dict[str, tuple[int, ...]] = {}
     for text in labels.split(",") if labels is not None else []:
-        name, value = _pair(text, "--labels", "lesion=1,oedema=2")
-        if value is None or not value.isdecimal():
+        name, values = _pair(text, "--labels", "lesion=1,edema=2")
+        numbers = [value.strip() for value in (values or "").split("+")]
+        if not all(number.isdecimal() for number in numbers):
+            expected = "expected a name and its whole number in the masks, such as lesion=1, or several, as in core=1+4"
+            raise UserError(f"--labels: {expected}, not {text!r}")
+        if large := [number for number in numbers if int(number) > _LARGEST_VALUE]:
+            raise UserError(f"--labels: {large[0]} is no label value; expected at most {_LARGEST_VALUE}")
+        if name in found:
+            both = "+".join(map(str, (*found[name], *map(int, numbers))))
             raise UserError(
-                f"--labels: expected a name and its whole number in the masks, such as lesion=1, not {text!r}"
+                f"--labels: {name} stands there twice; several values of one class are written {name}={both}"
             )
-        if int(value) > _LARGEST_VALUE:
-            raise UserError(f"--labels: {value} is no label value; expected at most {_LARGEST_VALUE}")
-        classes.append(LesionClass(name, name, int(value)))
-    return tuple(classes)
+        found[name] = tuple(int(number) for number in numbers)
+    owners: dict[int, str] = {0: "the background"}
+    for name, value in ((name, value) for name, values in found.items() for value in values):
+        if value in owners:
+            twice = "twice" if owners[value] == name else f"for {owners[value]} and for {name}"
+            raise UserError(
+                f"--labels: {value} stands {twice}: lesion classes need different label values, none of them 0"
+            )
+        owners[value] = name
+    return found
 
 
 def _regions(regions: str | None) -> tuple[Region, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dnnlib.config import shorten
+from dnnlib.config import optional, shorten
 from dnnlib.errors import UserError
 
 # Stored bytes: background of a contrast, darkest and brightest value inside the head, a label map's two values.
@@ -27,11 +27,19 @@ def is_plain_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class LesionClass:
-    """One class of the label map: short name, name for legends, value in the NIfTI label map."""
+    """One class of the label map: short name, name for legends, value in the NIfTI label map.
+
+    more_values: further values that mean the same; `value` is the one that is written.
+    """
 
     name: str
     title: str
     value: int
+    more_values: tuple[int, ...] = optional(())
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        return (self.value, *self.more_values)
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,14 @@ class Region:
 class Schema:
     """Names and order of the channels: first the contrasts, then one label map per class, background first.
 
-    Without lesion classes there are no label maps at all: K = 0.
+    Without lesion classes there are no label maps at all: K = 0. ignored: values of NIfTI label maps that count as
+    background.
     """
 
     contrasts: tuple[str, ...]
     classes: tuple[LesionClass, ...] = ()
     regions: tuple[Region, ...] = ()
+    ignored: tuple[int, ...] = optional(())
 
     def __post_init__(self) -> None:
         names = [*self.contrasts, *self.class_names]
@@ -70,7 +80,8 @@ class Schema:
             raise UserError(f"{shorten(odd[0])} can't be the title of a class: it is no line of text, or is too long")
         if len(set(names)) != len(names):
             raise UserError(f"the names of contrasts and classes must differ: {', '.join(names)}")
-        if len({c.value for c in self.classes} | {0}) != len(self.classes) + 1:
+        values = [0, *self.ignored, *(value for c in self.classes for value in c.values)]
+        if len(set(values)) < len(values):
             raise UserError("lesion classes need different label values, none of them 0 (the background)")
         if len({region.name for region in self.regions}) != len(self.regions):
             raise UserError(f"the names of regions must differ: {', '.join(r.name for r in self.regions)}")
@@ -119,14 +130,14 @@ class Schema:
         Raises UserError naming the values that the schema doesn't know.
         """
         indices = np.zeros(label_map.shape, np.uint8)
-        known = label_map == 0
+        known = np.isin(label_map, (0, *self.ignored))
         for index, lesion_class in enumerate(self.classes, start=1):
-            here = label_map == lesion_class.value
+            here = np.isin(label_map, lesion_class.values)
             indices[here] = index
             known |= here
         if not known.all():
             found = ", ".join(f"{v:g}" for v in np.unique(label_map[~known])[:5])
-            expected = ", ".join(str(c.value) for c in self.classes)
+            expected = ", ".join(str(value) for c in self.classes for value in c.values)
             raise UserError(f"unknown label value {found}; expected 0 and {expected}")
         return indices
 

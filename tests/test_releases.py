@@ -475,11 +475,11 @@ def test_ones_behind_the_shape_and_one_contrast_in_a_file_of_its_own(tmp_path):
 
 
 def test_any_names_of_patients_for_a_release_that_is_named(tmp_path):
-    write_flat(tmp_path, "BraTS-SSA-00002-000", draw(1, VALUES_OF["2023-gli"]), "-", GLI)
+    write_flat(tmp_path, "Clinic-00002-000", draw(1, VALUES_OF["2023-gli"]), "-", GLI)
     with pytest.raises(UserError, match="no cases found of any release"):
         find_cases(tmp_path)
     (case,) = find_cases(tmp_path, release_of_name("2023-gli")).cases
-    assert (case.name, case.patient) == ("BraTS-SSA-00002-000", "BraTS-SSA-00002")
+    assert (case.name, case.patient) == ("Clinic-00002-000", "Clinic-00002")
 
 
 def test_scaled_integers_and_sixteen_contrasts(tmp_path):

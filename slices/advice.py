@@ -1,0 +1,173 @@
+"""What to say of a folder in which no case was found: what is there, which layout it looks like, and what would do."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dnnlib.errors import UserError
+from dnnlib.text import count
+from slices.cases import Case, Files, cases_of
+from slices.patterns import ENDING
+from slices.releases import MASK, OWN, RELEASE_NAMES, RELEASES, Release, describe_as_own, other_challenge
+
+_NNUNET = re.compile(r"(?P<images>images\w+)/[^/]+_(?P<channel>\d{4})\.nii(\.gz)?")
+_BIDS = re.compile(r"sub-[^/]+/(ses-[^/]+/)?(?P<kind>\w+)/sub-[^/]*_(?P<suffix>[A-Za-z0-9]+)\.nii(\.gz)?")
+_DECATHLON = re.compile(r"imagesTr/[^/]+\.nii(\.gz)?")
+
+
+def explain(source: Path, files: Files, release: Release | None) -> str:
+    """One message. release: the one that was looked for, None if any of RELEASES."""
+    if release is None:
+        expected = f"no cases found of any release: {', '.join(RELEASE_NAMES)}"
+    else:
+        expected = f"no cases found of {release.title}; expected in it {_where(release)}"
+    advice = next(filter(None, _guesses(source, files.read, release)), "")
+    if not advice and release is None:
+        advice = "Describe other data with --contrasts, --labels and --pattern"
+    return f"{source}: {expected}; {_there(files)}{'. ' * bool(advice)}{advice}"
+
+
+def _where(release: Release) -> str:
+    masks = [release.mask_pattern] if release.mask_pattern and release.schema.num_maps else []
+    names = [*release.names.values(), *([MASK] if release.schema.num_maps and not masks else [])]
+    contrasts = "" if release.in_one_file else f" with {{contrast}} one of {', '.join(names)}"
+    return " or ".join(release.parsed().forms) + contrasts + "".join(f", and {mask}" for mask in masks)
+
+
+def _there(files: Files) -> str:
+    words = "no NIfTI file is there"
+    if files.read:
+        words = f"there {_are(files.read)} {count(len(files.read), 'NIfTI file')}, such as {_some(files.read)}"
+    if files.unread:
+        unread = f"{count(len(files.unread), 'file')} such as {files.unread[0]} {_are(files.unread)} not read"
+        words += f"; {unread}, only names that end in .nii.gz or .nii are"
+    return words
+
+
+def _are(files: Sequence[str]) -> str:
+    return "is" if len(files) == 1 else "are"
+
+
+def _some(files: Sequence[str]) -> str:
+    """Examples from either end."""
+    return ", ".join(dict.fromkeys([files[0], files[-1]]))
+
+
+def _guesses(source: Path, files: Sequence[str], release: Release | None) -> Iterator[str]:
+    rows = RELEASES if release is None else [release.any_case]
+    yield _elsewhere(source, files, rows)
+    yield _challenge(files)
+    if release is not None and release.name == OWN:
+        yield _other_contrasts(files, release)
+    else:
+        yield _another_release(source, files, release)
+    yield _layout(files)
+    if release is None or release.name != OWN:
+        yield _unknown_names(source, files)
+
+
+def _cases(source: Path, files: Sequence[str], release: Release) -> list[Case]:
+    """The cases, if they can be told at all."""
+    with contextlib.suppress(UserError):
+        return cases_of(source, files, release)[0]
+    return []
+
+
+def _elsewhere(source: Path, files: Sequence[str], rows: Sequence[Release]) -> str:
+    """Folders further down, or up, which hold cases."""
+    for depth in range(1, max((file.count("/") for file in files), default=0) + 1):
+        below: dict[str, list[str]] = {}
+        for file in files:
+            parts = file.split("/")
+            if len(parts) > depth:
+                below.setdefault("/".join(parts[:depth]), []).append("/".join(parts[depth:]))
+        found = [folder for folder, inside in below.items() if any(_cases(source / folder, inside, r) for r in rows)]
+        if found:
+            if len(found) == 1:
+                return f"Its folder {found[0]} holds cases: give that as --source"
+            own = f", or write --pattern '{'*/' * depth}{rows[0].pattern}'" if rows[0].name == OWN else ""
+            return f"Its folders {found[0]} and {found[1]} hold cases: give one as --source{own}"
+    above = source.absolute().parts[1:]
+    for depth in range(1, min(3, len(above)) + 1):
+        inside = ["/".join((*above[-depth:], file)) for file in files]
+        if any(_cases(source, inside, row) for row in rows):
+            return f"It lies inside the right folder: give {Path(*source.absolute().parts[:-depth])} as --source"
+    return ""
+
+
+def _challenge(files: Sequence[str]) -> str:
+    for file in files:
+        for name in file.split("/"):
+            if title := other_challenge(name):
+                like = (row for row in RELEASES if any(map(row.any_case.parsed().ways, files)))
+                return (
+                    f"{ENDING.sub('', name)} is a name of {title}, which is none of these releases and whose label "
+                    f"values mean something else: describe the data: {describe_as_own(next(like, RELEASES[0]))}"
+                )
+    return ""
+
+
+def _other_contrasts(files: Sequence[str], release: Release) -> str:
+    """For a description whose contrasts have other names in files."""
+    pattern = replace(release, known={}).parsed()
+    anything = replace(pattern, meanings={**pattern.meanings, "contrast": "[^/]+"})
+    named = {way.values["contrast"] for file in files for way in anything.ways(file) if "contrast" in way.values}
+    if not named:
+        return ""
+    shown = ", ".join(sorted(named, key=lambda name: (len(name), name))[:5])
+    return f"Files that fit the pattern call their contrasts {shown}: say with --contrasts name=… what files call them"
+
+
+def _another_release(source: Path, files: Sequence[str], release: Release | None) -> str:
+    found = [row.name for row in RELEASES if release and _cases(source, files, row)]
+    return f"These are names of other releases: --release {' or '.join(found)}" if found else ""
+
+
+def _layout(files: Sequence[str]) -> str:
+    if nnunet := [match for match in map(_NNUNET.fullmatch, files) if match]:
+        channels = ",".join(f"…={name}" for name in sorted({match["channel"] for match in nnunet}))
+        return (
+            f"It is laid out as for nnU-Net: --contrasts {channels} --labels … --pattern "
+            "'imagesTr/{case}_{contrast}.nii.gz' --mask-pattern 'labelsTr/{case}.nii.gz'"
+        )
+    if bids := [match for match in map(_BIDS.fullmatch, files) if match]:
+        suffixes = sorted({match["suffix"] for match in bids})
+        return (
+            f"It is laid out as by BIDS, with {', '.join(suffixes[:8])}: --contrasts t1=T1w,… --labels … --pattern "
+            f"'sub-{{patient}}/[ses-{{visit}}/]{bids[0]['kind']}/sub-{{patient}}[_ses-{{visit}}][_*]_{{contrast}}.nii.gz'"
+        )
+    if any(map(_DECATHLON.fullmatch, files)):
+        return (
+            "It is laid out like the Decathlon, but not named like its Task01_BrainTumour: --contrasts in the order of "
+            "the files' channels, --labels … --pattern 'imagesTr/{case}.nii.gz' --mask-pattern 'labelsTr/{case}.nii.gz'"
+        )
+    return ""
+
+
+def _unknown_names(source: Path, files: Sequence[str]) -> str:
+    """For cases that are laid out like a release but bear the names of none, or have no masks."""
+    like = [(row, cases) for row in RELEASES if (cases := _cases(source, files, row.any_case))]
+    if not like:
+        return ""
+    row, cases = like[0]
+    name, title = cases[0].name, row.title.partition(" 20")[0]
+    if not any(case.mask.is_file() for case in cases):
+        return (
+            f"{name} and the other cases are laid out like {title}, but there are no masks such as "
+            f"{cases[0].mask.name}: is it a validation set? Describe it without --labels: "
+            f"{describe_as_own(row, labels=False)}"
+        )
+    by_values: dict[str, str] = {}
+    for row, _ in like:
+        values = ", ".join(f"{c.value} {c.title}" for c in row.schema.classes)
+        if values not in by_values or row.name == "2018":
+            by_values[values] = row.name
+    choices = ", ".join(f"--release {name} ({values})" for values, name in by_values.items())
+    return (
+        f"{name} and the other cases are laid out like {title} but bear the names of no release, so what their label "
+        f"values mean is unknown: choose {choices}, or describe the data: {describe_as_own(row)}"
+    )
