@@ -244,8 +244,10 @@ class Stages:
 
     def _execute(self, command: list[str], name: str) -> None:
         start = time.time()
-        script = [str(HERE / command[0])] if command[0].endswith(".py") else [command[0]]
-        status = run_python([*script, *command[1:]], env=environment(), pass_fds=self._locks)
+        # A module by its path: -m would take a file of that name in the working folder.
+        script, *options = command[1:] if command[0] == "-m" else command
+        script = script if script.startswith("-") else str(HERE / script)
+        status = run_python([script, *options], env=environment(), pass_fds=self._locks)
         if status:
             ended = status in ENDED
             advice = "; the same command skips what is done and begins it anew" if ended else ""

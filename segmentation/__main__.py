@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import click
+
+# This project's modules come before those of the working folder; and `python <project>/segmentation` finds them.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dnnlib.errors import reports_user_errors
 from dnnlib.system import run

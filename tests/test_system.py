@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_volumes import draw_head, write_case
 
+import reproduce
 from conftest import write_archive
 from dnnlib import config, files, runs, system
 from slices.archive import ArchiveReader
@@ -189,3 +190,30 @@ def test_a_checkout_below_a_folder_that_is_no_text_is_named(odd):
     shutil.copytree(ROOT / "dnnlib", odd / "dnnlib")
     done = subprocess.run([sys.executable, "-c", "import dnnlib"], cwd=odd, capture_output=True, env=os.environ)
     assert done.returncode == 2 and done.stderr.startswith(b"error: ") and rb"M\xfcller \xff/dnnlib" in done.stderr
+
+
+# --- strangers in the working folder ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def strangers(tmp_path, monkeypatch) -> Path:
+    """A working folder with modules of this project's names, none of which may run."""
+    for name in ("train.py", "dataset_tool.py", "config.py", "slices/__init__.py", "dnnlib/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('a stranger runs')")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("program", [[str(ROOT / "segmentation")], ["-m", "segmentation"], [str(ROOT / "train.py")]])
+def test_modules_of_the_working_folder_are_not_taken_for_the_projects(strangers, program):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.startswith("Usage: "), done.stderr
+
+
+def test_reproduce_runs_its_own_segmentation(strangers):
+    (strangers / "segmentation.py").write_text("raise SystemExit('a stranger runs')")
+    (strangers / "record.txt").write_text("of an earlier run")
+    stages = reproduce.Stages(strangers)
+    stages.run("unet", "", ["-m", "segmentation", "train", "--help"], [], ["record.txt"], replaces=False)
