@@ -24,6 +24,7 @@ from slices.recognition import find_cases
 from slices.releases import AUTO, GRADES, RELEASE_NAMES, Release, describe_release, release_of_name
 
 PICTURED = 8  # slices in the picture of `inspect`
+MOST_NOTES = 20  # of `convert`; many name a file
 
 PATH = click.Path(path_type=Path)
 SEED = click.IntRange(0, 2**32 - 1)
@@ -230,9 +231,12 @@ def _describe_notes(parts: Sequence[Part]) -> str:
         noun = "tumour" if any("tumour" in c.title for c in part.tally.schema.classes) else "lesion"
         for why, n in part.skipped.items():
             rows.append((f"{part.name} left out: {why.replace('tumour', noun)}", count(n, "slice"), ""))
-    for remark in dict.fromkeys(remark for part in parts for remark in part.remarks):
+    remarks = list(dict.fromkeys(remark for part in parts for remark in part.remarks))
+    for remark in remarks[:MOST_NOTES]:
         names = [name for part in parts for name in part.remarks.get(remark, [])]
         rows.append((f"note: {remark}", count(len(names), "case"), _shorten(names)))
+    if (more := len(remarks) - MOST_NOTES) > 0:
+        rows.append((f"and {count(more, 'note')} more, which `inspect` lists", "", ""))
     return format_table(("notes", "how many", "which"), rows) if rows else ""
 
 

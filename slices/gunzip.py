@@ -10,6 +10,7 @@ from isal import isal_zlib
 
 _MEMBER = b"\x1f\x8b\x08"  # how each begins
 _CHUNK = 1 << 15  # packed bytes; of a small one little is copied when a member ends in it
+_PIECE = 1 << 20  # unpacked bytes, that stay in the processor's cache
 _GZIP = 31  # what zlib calls a window of 32 KB with gzip's header and checksum
 
 
@@ -30,7 +31,7 @@ class Gunzip(io.RawIOBase):
     def readinto(self, target: memoryview) -> int:
         while self._member or self._next_begins():
             self._packed = self._packed or self._file.read(_CHUNK)
-            content = self._member.decompress(self._packed, len(target))
+            content = self._member.decompress(self._packed, min(len(target), _PIECE))
             if self._member.eof:
                 self._packed, self._member = self._member.unused_data, None
             elif self._packed or content:

@@ -17,6 +17,7 @@ from isal import isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
 from dnnlib.errors import UserError
+from dnnlib.text import count
 from slices.gunzip import Gunzip
 from slices.not_nifti import SHOWN, describe_stranger
 from slices.place import Place, place_of
@@ -90,17 +91,17 @@ def _volumes(file: io.BufferedReader, channels: int | None) -> list[Nifti]:
     header = _header(file)
     shape = _checked_shape(header.get_data_shape(), channels)
     size = math.prod(shape) * header.get_data_dtype().itemsize
-    count = channels or 1
+    number = channels or 1
     here, start = header.sizeof_hdr + 4, header.get_data_offset()
     if not here <= start <= _LATEST_START:
         raise UserError(f"damaged: its voxels are said to start at byte {start:,}; {_AGAIN}")
-    if not isinstance(file.raw, Gunzip) and os.fstat(file.fileno()).st_size < start + count * size:
+    if not isinstance(file.raw, Gunzip) and os.fstat(file.fileno()).st_size < start + number * size:
         raise EOFError  # before memory is asked for
     _exactly(file, start - here)
     place = place_of(header, shape)
-    volumes = [_checked_numbers(_scaled(_exactly(file, size), header, shape)) for _ in range(count)]
-    behind = _count_behind(file, max(_BEHIND, count * size - 1))
-    remarks = (*place.remarks, *([f"{behind:,} bytes behind its end passed over"] if behind else []))
+    volumes = [_checked_numbers(_scaled(_exactly(file, size), header, shape)) for _ in range(number)]
+    behind = _count_behind(file, max(_BEHIND, number * size - 1))
+    remarks = (*place.remarks, *([f"{count(behind, 'byte')} behind its end passed over"] if behind else []))
     return [Nifti(voxels, place, _step(header), remarks) for voxels in volumes]
 
 
@@ -128,9 +129,9 @@ def _header(file: io.BufferedReader) -> nib.Nifti1Header:
     return header
 
 
-def _exactly(file: io.BufferedReader, count: int) -> bytes:
-    content = file.read(count)
-    if len(content) < count:
+def _exactly(file: io.BufferedReader, size: int) -> bytes:
+    content = file.read(size)
+    if len(content) < size:
         raise EOFError
     return content
 
@@ -181,7 +182,8 @@ def _checked_numbers(voxels: np.ndarray) -> np.ndarray:
     if voxels.dtype.kind != "f" or (-most <= voxels.min() and voxels.max() <= most):
         return voxels
     if infinite := np.count_nonzero(np.abs(voxels) > most):
-        raise UserError(f"{infinite:,} voxels are infinite or beyond float32; repair the file or leave the case out")
+        wrong = count(infinite, "voxel")
+        raise UserError(f"infinite, or beyond float32, in {wrong}; repair the file or leave the case out")
     if np.isnan(voxels).all():
         raise UserError("all voxels are NaN; repair the file or leave the case out")
     return voxels

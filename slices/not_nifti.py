@@ -68,7 +68,7 @@ def _describe_text(start: bytes) -> str | None:
         if error.start < SHOWN - 3:  # else a letter is cut in two
             return None
         text = start[: error.start].decode("utf-8-sig").strip()
-    if not all(letter.isprintable() or letter.isspace() for letter in text):
+    if not text or not all(letter.isprintable() or letter in "\t\r\n" for letter in text):
         return None
     if "annex/objects/" in text:
         return f"a pointer of git-annex instead of the file: {_ANNEX}"

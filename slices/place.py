@@ -135,9 +135,9 @@ def is_nowhere(affine: np.ndarray, shape: Sequence[int]) -> bool:
 def differences(found: Fit, affine: np.ndarray, grid: np.ndarray, its: str, those: str) -> str:
     """In words, how a volume's place differs from another grid; its, those: whose they are."""
     words = []
-    axes, sizes = zip(*(("".join(nib.aff2axcodes(a)), nib.affines.voxel_sizes(a)) for a in (affine, grid)), strict=True)
+    sizes = nib.affines.voxel_sizes(affine), nib.affines.voxel_sizes(grid)
     if found.is_turned:
-        words.append(f"{its} axes run to {axes[0]}, those of {those} to {axes[1]}")
+        words.append(f"{its} axes run to {axes_of(affine)}, those of {those} to {axes_of(grid)}")
     if not np.allclose(sizes[0][np.argsort(found.turn[:, 0])], sizes[1], rtol=2e-3):
         words.append(f"{its} voxels have {format_sizes(sizes[0])} mm, those of {those} {format_sizes(sizes[1])} mm")
     elif found.spread.max() > ROUNDING:
@@ -145,6 +145,11 @@ def differences(found: Fit, affine: np.ndarray, grid: np.ndarray, its: str, thos
     if not words or np.abs(found.shift).max() > ROUNDING:
         words.append(f"the places differ by {np.linalg.norm(grid[:3, :3] @ found.shift):.3g} mm")
     return ", ".join(words)
+
+
+def axes_of(affine: np.ndarray) -> str:
+    """The directions that axes of voxels run to, as in LPS: to the patient's left, back and head."""
+    return "".join(nib.aff2axcodes(affine))
 
 
 def format_sizes(sizes: Sequence[float]) -> str:

@@ -16,9 +16,10 @@ import numpy as np
 from scipy import ndimage
 
 from dnnlib.errors import UserError
+from dnnlib.text import count
 from slices.cases import Case
 from slices.nifti import Nifti, format_shape, read_channels, read_nifti
-from slices.place import ROUNDING, SAME, Fit, Place, differences, fit, is_nowhere
+from slices.place import ROUNDING, SAME, Fit, Place, axes_of, differences, fit, is_nowhere
 from slices.schema import Schema
 
 MOST_NAN = 0.1  # of the head's voxels, a shell of two voxels; beyond that, a file lacks a part of the head
@@ -81,7 +82,7 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
     for file in files:
         voxels, remarks = _on_grid(file, grid)
         if voxels.dtype.kind == "f" and (places := np.isnan(voxels)).any():
-            remarks.append(f"{np.count_nonzero(places):,} voxels of NaN taken as background")
+            remarks.append(f"{count(np.count_nonzero(places), 'voxel')} of NaN taken as background")
             if not file.is_mask or (voxels == 0).any():  # a mask without any 0 has NaN in its place
                 nan.append(Nan(file.path, _pictures(places, grid.place.affine)))
             voxels = np.where(places, np.float32(0) if file.is_mask else _background(voxels), voxels)
@@ -129,10 +130,10 @@ def judge_nan(volumes: CaseVolumes, head: np.ndarray) -> list[str]:
         inside = np.count_nonzero(places & head)
         enclosed = np.count_nonzero(places & ~np.isin(parts, np.unique(parts[places & ~head])))
         if enclosed or inside > MOST_NAN * np.count_nonzero(head):
-            wrong = enclosed or inside
-            raise UserError(f"{path}: {wrong:,} voxels in the head are NaN; repair the file or leave the case out")
+            wrong = count(enclosed or inside, "voxel")
+            raise UserError(f"{path}: NaN in the head, in {wrong}; repair the file or leave the case out")
         if inside:
-            remarks.append(f"{path.name}: {inside:,} voxels of NaN at the edge of the head")
+            remarks.append(f"{path.name}: {count(inside, 'voxel')} of NaN at the edge of the head")
     return remarks
 
 
@@ -201,13 +202,15 @@ def _on_grid(file: _File, grid: _File) -> tuple[np.ndarray, list[str]]:
         return voxels, [f"its header knows no place ({how}), voxels taken as on the grid of {name}"]
     if found.shape != grid.shape:
         what = f"{format_shape(file.shape)} voxels, but {name} has {format_shape(grid.shape)}"
-    elif not alike:
-        bare, stated = (file, grid) if grid.place.oriented else (grid, file)
-        axes = "".join(nib.aff2axcodes(stated.place.affine))
-        what = f"the header of {bare.path.name} states no orientation, the axes of {stated.path.name} run to {axes}"
-    else:
+    elif alike:
         what = differences(found, file.place.affine, grid.place.affine, "its", name)
-    advice = f"the files of a case must share one grid; if their voxels do, give this file the header of {name}"
+    elif grid.place.oriented:
+        what = f"its header states no orientation; the axes of {name} run to {axes_of(grid.place.affine)}"
+    else:
+        what = f"its axes run to {axes_of(file.place.affine)}; the header of {name} states no orientation"
+    advice = "the files of a case must share one grid"
+    if file.shape == grid.shape:
+        advice += f"; if their voxels do, give this file the header of {name}"
     raise UserError("; ".join([f"{file.path}: {what}", *file.nifti.remarks, advice]))
 
 

@@ -19,8 +19,9 @@ from click.testing import CliRunner
 from PIL import Image
 from test_volumes import SHAPE, draw_head, turned, write_case, write_nifti
 
-from dataset_tool import PICTURED, choose_slices, main
+from dataset_tool import MOST_NOTES, PICTURED, _describe_notes, choose_slices, main
 from slices.archive import ArchiveReader, ArchiveWriter
+from slices.convert import Part, Tally
 from slices.schema import BRATS, Schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -221,6 +222,12 @@ def test_oddities_end_up_in_the_table(copy, tmp_path):
     assert "the release's volumes have 240×240×155 voxels, these don't: is it another one?" in remarks
 
 
+def test_only_so_many_notes_are_shown():
+    remarks = {f"case{n}_t1.nii.gz: odd": [f"case{n}"] for n in range(MOST_NOTES + 7)}
+    table = _describe_notes([Part(None, Path("x.zip"), "all", [], Tally(BRATS), remarks=remarks)])
+    assert table.count("note: ") == MOST_NOTES and "and 7 notes more, which `inspect` lists" in table
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +250,7 @@ DAMAGE = {
     ),
     "label": ("P1_seg.nii.gz", lambda p: _put(p, 3, np.uint8), "unknown label value 3; expected 0 and 1, 2, 4"),
     "fraction": ("P1_seg.nii.gz", lambda p: _put(p, 0.5, np.float32), "this one has 0.5"),
-    "infinite": ("P1_flair.nii.gz", lambda p: _put(p, np.inf, np.float32), "1 voxels are infinite"),
+    "infinite": ("P1_flair.nii.gz", lambda p: _put(p, np.inf, np.float32), "infinite, or beyond float32, in 1 voxel"),
     "truncated": ("P1_t1ce.nii.gz", _truncate, "damaged or incomplete"),
     "empty": ("P1_t1.nii.gz", lambda p: p.write_bytes(b""), "empty"),
 }

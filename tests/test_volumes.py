@@ -7,9 +7,11 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from isal import igzip
 from scipy import ndimage
 
 from dnnlib.errors import UserError
+from dnnlib.text import count
 from slices.convert import ConvertOptions, cut_case
 from slices.grid import Grid, area_weights, pixel_size
 from slices.head import find_head, foreground, grow, otsu_threshold
@@ -195,7 +197,7 @@ def test_bytes_behind_the_end_are_passed_over(tmp_path):
         path.write_bytes(longer)
         found = read_nifti(path)
         np.testing.assert_array_equal(found.voxels, volume)
-        assert found.remarks == ((f"{behind} bytes behind its end passed over",) if behind else ())
+        assert found.remarks == ((f"{count(behind, 'byte')} behind its end passed over",) if behind else ())
     for damaged in (
         content[:half] + b"?" + content[half + 1 :] + b"left",
         content[:-4] + b"left",
@@ -231,6 +233,7 @@ def test_bytes_behind_the_end_are_passed_over(tmp_path):
         (b"\x5c\1\0\0" + bytes(400), "Analyze"),
         (bytes(344) + b"ni1\0" + bytes(99), "half of a pair of files"),
         (b"\x80\4\x95\xff" * 200, "80 04 95 ff"),
+        (b"\x1f", "no NIfTI file"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -260,8 +263,11 @@ def test_a_link_to_nowhere(tmp_path):
         (np.zeros((4, 4, 4, 2), np.int16), ["expected a 3-D volume", "4×4×4×2"]),
         (np.zeros((4, 4), np.int16), ["expected a 3-D volume"]),
         (np.zeros((4, 4, 4), np.complex64), ["expected voxels of real numbers", "complex64"]),
-        (np.array([0, np.nan, np.inf, -np.inf] * 16, np.float32).reshape(4, 4, 4), ["32 voxels are infinite"]),
-        (np.full((4, 4, 4), 1e300), ["64 voxels are infinite or beyond float32"]),
+        (
+            np.array([0, np.nan, np.inf, -np.inf] * 16, np.float32).reshape(4, 4, 4),
+            ["infinite, or beyond float32, in 32 voxels"],
+        ),
+        (np.full((4, 4, 4), 1e300), ["infinite, or beyond float32, in 64 voxels"]),
         (np.full((4, 4, 4), np.nan, np.float32), ["all voxels are NaN"]),
     ],
     ids=["4-D", "2-D", "complex", "not finite", "beyond float32", "NaN"],
@@ -290,7 +296,7 @@ def test_more_than_4_GiB_in_one_file(tmp_path):
     header.set_data_shape((*shape, volumes))
     header.set_sform(np.eye(4), 1)
     header["vox_offset"], header["magic"] = 352, b"n+1"
-    with gzip.open(tmp_path / "x.nii.gz", "wb", 1) as file:
+    with igzip.open(tmp_path / "x.nii.gz", "wb", 1) as file:
         file.write(header.binaryblock + bytes(4))
         block = bytes(512 * 512 * 8)
         for n in range(shape[2] * volumes):
@@ -518,7 +524,7 @@ def test_the_odd_one_out_is_blamed(tmp_path):
         write_header(folder / f"case1_{kind}.nii.gz", drawn[kind])
         bare, other = f"case1_{kind}.nii.gz", "case1_t1ce.nii.gz" if kind == "t1" else "case1_t1.nii.gz"
         for content, words in (
-            ((drawn[kind],), f"the header of {bare} states no orientation, the axes of {other} run to LPS"),
+            ((drawn[kind],), f"its header states no orientation; the axes of {other} run to LPS"),
             ((drawn[kind], LPS @ np.diag((2, 1, 1, 1))), "its voxels have 2×1×1 mm"),
             ((drawn[kind][:, :, 1:], LPS), f"60×60×9 voxels, but {other} has 60×60×10"),
         ):
@@ -627,8 +633,8 @@ def test_nan_outside_the_head_is_background(tmp_path):
     outside, unlabelled = np.count_nonzero(drawn["t1"] == 0), np.count_nonzero(drawn["seg"] == 0)
     assert found.remarks == (
         "case1_t1.nii.gz, case1_t1ce.nii.gz, case1_t2.nii.gz, case1_flair.nii.gz: "
-        f"{outside:,} voxels of NaN taken as background",
-        f"case1_seg.nii.gz: {unlabelled:,} voxels of NaN taken as background",
+        f"{outside} voxels of NaN taken as background",
+        f"case1_seg.nii.gz: {unlabelled} voxels of NaN taken as background",
     )
 
 
@@ -661,12 +667,12 @@ def test_nan_inside_the_head_is_an_error(tmp_path, kind):
     nan = drawn["t1"] == 0
     nan[25:27, 30, 4] = True
     write_with_nan(folder, kind, drawn[kind], nan)
-    with pytest.raises(UserError, match=f"case1_{kind}.nii.gz: 2 voxels in the head are NaN"):
+    with pytest.raises(UserError, match=f"case1_{kind}.nii.gz: NaN in the head, in 2 voxels"):
         cut_only_case(tmp_path)
     nan = drawn["t1"] == 0
     nan[:, :, 6:] = True  # the field of view ends in the head
     write_with_nan(folder, kind, drawn[kind], nan)
-    with pytest.raises(UserError, match=rf"case1_{kind}.nii.gz: \d,\d+ voxels in the head are NaN"):
+    with pytest.raises(UserError, match=rf"case1_{kind}.nii.gz: NaN in the head, in \d+ voxels"):
         cut_only_case(tmp_path)
 
 
@@ -677,7 +683,7 @@ def test_nan_at_the_edge_of_the_head(tmp_path):
     edge[:, 36:] = False
     write_with_nan(folder, "t2", drawn["t2"], (drawn["t1"] == 0) | edge)
     remarks = cut_only_case(tmp_path).remarks
-    assert f"case1_t2.nii.gz: {edge.sum():,} voxels of NaN at the edge of the head" in remarks
+    assert f"case1_t2.nii.gz: {edge.sum()} voxels of NaN at the edge of the head" in remarks
 
 
 # --- head -----------------------------------------------------------------------------------------------------------
