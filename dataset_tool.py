@@ -347,8 +347,9 @@ def _describe_archive(reader: ArchiveReader) -> str:
     lines += [f"region {region.name}: {' + '.join(region.classes)}" for region in schema.regions]
     if info.labels is not None:
         names = dict(enumerate(info.label_names or ()))
-        counts = sorted(Counter(label for _, label in info.labels).items())
-        lines.append("class labels: " + ", ".join(f"{names.get(i, i)} {count(n, 'slice')}" for i, n in counts))
+        counts = Counter(label for _, label in info.labels)
+        told = (f"{names.get(i, i)} {count(counts[i], 'slice')}" for i in sorted({*names, *counts}))
+        lines.append("class labels: " + ", ".join(told))
     if seeds := [record.seed for record in info.slices if record.seed is not None]:
         fakes = [record for record in info.slices if record.seed is not None]
         snapshots = ", ".join(sorted({(record.snapshot or "unnamed")[:12] for record in fakes}))

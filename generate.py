@@ -12,9 +12,10 @@ import click
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.files import make_folder, refuse_existing
 from dnnlib.system import run
-from dnnlib.text import parse_integers, tool_version
+from dnnlib.text import count, parse_integers, tool_version
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 
+LONGEST_CLASS = 100  # characters of a class that a patient's name has room for
 ON_SHEET = 60  # more slices than this are not legible on one contact sheet
 
 
@@ -49,16 +50,25 @@ def main(network, seeds, outdir, dest, trunc, noise_mode, wanted_class, batch, f
 
     keep_freed_memory()
     loaded = load_generator(network)
+    label = sampling.find_class(loaded, wanted_class)
     c = sampling.class_vector(loaded, wanted_class)
     samples = sampling.generate(loaded, seeds, c, trunc, noise_mode, batch)
     if outdir is not None:
-        write_pictures(samples, seeds, loaded.info.schema, Path(outdir), force)
+        write_pictures(samples, seeds, loaded.info, label, Path(outdir), force)
     else:
         options = {"trunc": trunc, "noise_mode": noise_mode, "class": wanted_class}
-        write_archive(samples, len(seeds), loaded, refuse_existing(dest, force), options, force)
+        write_archive(samples, len(seeds), loaded, label, refuse_existing(dest, force), options, force)
 
 
-def write_pictures(samples, seeds, schema, outdir: Path, force: bool) -> None:
+def describe_class(info, label: int | None) -> str:
+    """What is said of slices of a class; nothing if there are no classes."""
+    if label is None:
+        return ""
+    learned = "an unknown number of slices" if info.label_counts is None else count(info.label_counts[label], "slice")
+    return f" of class {info.label_name(label)} (learned from {learned})"
+
+
+def write_pictures(samples, seeds, info, label: int | None, outdir: Path, force: bool) -> None:
     """A panel per seed as seedNNNN.png, and the first ones together as contact_sheet.png."""
     import numpy as np
     import tqdm
@@ -70,18 +80,23 @@ def write_pictures(samples, seeds, schema, outdir: Path, force: bool) -> None:
     for path in [*panels.values(), sheet]:
         refuse_existing(path, force)
     make_folder(outdir)
-    first = []
+    schema, first = info.schema, []
+    of_class = "" if label is None else f", {info.label_name(label)}"
     for sample in tqdm.tqdm(samples, total=len(seeds), unit="slice"):
-        render.save(render.panel(sample.stored, schema, title=f"seed {sample.seed}"), panels[sample.seed], force)
+        panel = render.panel(sample.stored, schema, title=f"seed {sample.seed}{of_class}")
+        render.save(panel, panels[sample.seed], force)
         if len(first) < ON_SHEET:
             first.append(sample.stored)
     render.save(render.grid(np.stack(first), schema), sheet, force)
     shown = "all" if len(first) == len(seeds) else f"the first {len(first)}"
-    print(f"{len(seeds)} panels in {outdir}, {shown} together in {sheet}")
+    print(f"{count(len(seeds), 'panel')}{describe_class(info, label)} in {outdir}, {shown} together in {sheet}")
 
 
-def write_archive(samples, count: int, loaded, dest: Path, options: dict, force: bool) -> None:
-    """Generated slices as an archive that segmentation and dataset_tool.py inspect read like a real one."""
+def write_archive(samples, total: int, loaded, label: int | None, dest: Path, options: dict, force: bool) -> None:
+    """Generated slices as an archive that segmentation and dataset_tool.py inspect read like a real one.
+
+    Every slice is a patient of its own, whose name says of which snapshot, class and seed; others count as other ones.
+    """
     import tqdm
 
     from slices.archive import ArchiveWriter
@@ -93,12 +108,14 @@ def write_archive(samples, count: int, loaded, dest: Path, options: dict, force:
         "snapshot": {"name": loaded.path.name, "sha256": loaded.sha256, "kimg": loaded.info.kimg},
     }
     make_folder(dest.parent)
-    resolution = loaded.generator.config.resolution
-    with ArchiveWriter(dest, loaded.info.schema, resolution, made, seen=loaded.info.patients, force=force) as archive:
-        for sample in tqdm.tqdm(samples, total=count, unit="slice"):
-            patient = f"generated-{loaded.sha256[:8]}-seed{sample.seed}"
-            archive.add(sample.stored, patient=patient, seed=sample.seed, snapshot=loaded.sha256)
-    print(f"{count} generated slices in {dest}")
+    info, resolution = loaded.info, loaded.generator.config.resolution
+    known = {"label_names": info.label_names, "seen": info.patients, "pixel": info.pixel}
+    name = f"generated-{loaded.sha256[:8]}" + ("" if label is None else f"-{info.label_name(label)[:LONGEST_CLASS]}")
+    with ArchiveWriter(dest, info.schema, resolution, made, **known, force=force) as archive:
+        for sample in tqdm.tqdm(samples, total=total, unit="slice"):
+            patient = f"{name}-seed{sample.seed}"
+            archive.add(sample.stored, patient=patient, label=label, seed=sample.seed, snapshot=loaded.sha256)
+    print(f"{count(total, 'generated slice')}{describe_class(info, label)} in {dest}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from dnnlib.errors import reports_user_errors
 from dnnlib.files import write_json
 from dnnlib.runs import Log, make_run_folder
 from dnnlib.system import run
+from dnnlib.text import count
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 from training.config import CFG_NAMES, DataConfig, Overrides, notes, resolve
 
@@ -71,6 +72,8 @@ def main(outdir, data, exclude, cfg, mirror, subset, cond, snap, seed, workers, 
     remarks = notes(cfg, dataset.resolution, overrides)
     remarks += [f"{data} shares no patient with {path}, as far as their names tell" for path in exclude]
     remarks += doubts([dataset.archive], exclude)
+    if cond:
+        remarks.append("Classes: " + describe_classes(dataset))
     if dry_run:
         print(json.dumps(to_json(config), indent=2))
         print("\n".join([*remarks, "Dry run: nothing was trained or written."]))
@@ -88,6 +91,15 @@ def main(outdir, data, exclude, cfg, mirror, subset, cond, snap, seed, workers, 
     log.close()
     if outcome.interrupted:
         sys.exit(130)
+
+
+def describe_classes(dataset) -> str:
+    """How many slices of each class there are to learn from, and which can't be generated for want of any."""
+    names = dataset.archive.info.label_names or range(dataset.c_dim)
+    counts = dict(zip(names, dataset.label_counts, strict=True))
+    missing = [str(name) for name, n in counts.items() if not n]
+    told = ", ".join(f"{name} {count(n, 'slice')}" for name, n in counts.items() if n)
+    return told + (f"; none of {', '.join(missing)}, which generate.py will refuse" if missing else "")
 
 
 def describe_run(data, cfg: str, batch: int | None) -> str:

@@ -31,16 +31,20 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     return "\n".join([lines[0].rstrip(), "  ".join("-" * w for w in widths), *(line.rstrip() for line in lines[1:])])
 
 
-def parse_integers(text: str, limit: int) -> list[int]:
-    """'0-3,7' -> [0, 1, 2, 3, 7]. Raises UserError for anything else, and for numbers from `limit` on."""
+def parse_integers(text: str, limit: int, most: int = 10**6) -> list[int]:
+    """'0-3,7' -> [0, 1, 2, 3, 7]. Raises UserError for anything else, numbers from `limit` on, and more than `most`."""
     values: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise UserError(f"{text!r} is not a list of whole numbers: write for example 0-63 or 1,5,20-25")
-        if (largest := int(match[2] or match[1])) >= limit:
-            raise UserError(f"{largest} is too large: numbers go up to {limit - 1}")
-        values += range(int(match[1]), int(match[2] or match[1]) + 1)
+        match = re.fullmatch(r"\s*([0-9]+)(?:\s*-\s*([0-9]+))?\s*", part)
+        # Cut, as Python refuses to read thousands of digits: no limit has so many as are left.
+        first, last = (int(n.lstrip("0")[:30] or 0) for n in (match[1], match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise UserError(f"{name_some([text])} is not a list of whole numbers: write for example 0-63 or 1,5,20-25")
+        if last >= limit:
+            raise UserError(f"{name_some([part])} is too large: numbers go up to {limit - 1}")
+        if len(values) + last - first >= most:
+            raise UserError(f"{name_some([text])} are more than {most} numbers: take so many at a time at most")
+        values += range(first, last + 1)
     return values
 
 

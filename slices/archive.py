@@ -280,6 +280,11 @@ class ArchiveReader:
         """Class label of slice i, or None in an archive without class labels."""
         return self._labels.get(self.info.slices[i].file)
 
+    def label_name(self, i: int) -> str | None:
+        """Name of the class label of slice i, or its number where labels have no names."""
+        label = self.label(i)
+        return None if label is None else self.info.label_names[label] if self.info.label_names else str(label)
+
     def by_patient(self) -> dict[str, list[int]]:
         """Patient -> numbers of that patient's slices, in the order of the archive."""
         groups: dict[str, list[int]] = {}
@@ -364,6 +369,8 @@ class ArchiveReader:
         info = self.info
         if info.label_names is not None:
             self._require_names(info.label_names)
+            if len(set(info.label_names)) < len(info.label_names):
+                raise UserError(f"{self.path}: {INDEX} has a class of one name twice: {', '.join(info.label_names)}")
         if info.labels is None:
             return
         labels = dict(info.labels)

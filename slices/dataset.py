@@ -1,6 +1,7 @@
 """Archives as a torch Dataset, for training the GAN."""
 
 import os
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,14 @@ class SliceDataset(torch.utils.data.Dataset):
         info = self.archive.info
         return tuple(sorted({*(info.slices[i].patient for i, _ in self._items), *info.seen}))
 
+    @property
+    def label_counts(self) -> tuple[int, ...] | None:
+        """How many slices each class has here, mirrored copies not counted; None without class labels."""
+        if not self.c_dim:
+            return None
+        counts = Counter(self.archive.label(i) for i, _ in self._items[: self.num_originals])
+        return tuple(counts[label] for label in range(self.c_dim))
+
     def __getitem__(self, n: int) -> Example:
         i, flip = self._items[n]
         stored = self._read(i)
@@ -77,7 +86,7 @@ class SliceDataset(torch.utils.data.Dataset):
     def _read(self, i: int) -> np.ndarray:
         if i in self._kept:
             return self._kept[i]
-        stored = self.archive.read(i)
+        stored = self.archive.read_checked(i)
         if self.in_memory:
             self._kept[i] = stored
         return stored

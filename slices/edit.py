@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -37,7 +38,8 @@ class Written:
 def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     """Write the slices of all archives, one archive after the other, into one.
 
-    Raises UserError unless they have one schema, one resolution and class labels alike, hold no slice twice, describe
+    Class labels are one if their names are; archives that number them otherwise are renumbered. Raises UserError unless
+    all have one schema, one resolution, and class labels with names, or without, or none; hold no slice twice, describe
     a volume of one name alike, and have every real patient on one side of a split.
     """
     dest = _archive_name(dest, force)
@@ -51,15 +53,15 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     _refuse_other_volumes(readers)
     _refuse_two_sides(readers)
 
-    first, made = readers[0], _made("merge", {}, readers)
+    label_names = tuple(dict.fromkeys(name for reader in readers for name in reader.info.label_names or ())) or None
+    remarks = {**_renumbered(readers, label_names), **_other_pixels(readers)}
+    first, made = readers[0], _made("merge", {}, readers) | ({"remarks": remarks} if remarks else {})
     seen = {patient for reader in readers for patient in reader.info.seen}
     generated = [reader.info.pixel for reader in readers if any(r.volume is None for r in reader.info.slices)]
     pixel = (min(generated)[0], max(p[1] for p in generated)) if generated and None not in generated else None
     with (
         files.folder_for(dest.parent),
-        ArchiveWriter(
-            dest, first.schema, first.resolution, made, first.info.label_names, seen, pixel, force=force
-        ) as writer,
+        ArchiveWriter(dest, first.schema, first.resolution, made, label_names, seen, pixel, force=force) as writer,
         tqdm(desc="merging", total=sum(map(len, readers)), unit="slice") as bar,
     ):
         for reader in readers:
@@ -67,7 +69,31 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
                 _copy(reader, i, writer)
                 bar.update()
     patients = {patient for reader in readers for patient in reader.info.patients}
-    return Written(dest, len(writer), len(patients), tuple(warn_of_alike(patients, patients)))
+    said = [f"{remark}: {name_some(names)}" for remark, names in remarks.items()]
+    return Written(dest, len(writer), len(patients), (*said, *warn_of_alike(patients, patients)))
+
+
+def _renumbered(readers: Sequence[ArchiveReader], label_names: tuple[str, ...] | None) -> dict[str, list[str]]:
+    """Remarks on archives whose class labels get other numbers."""
+    remarks: dict[str, list[str]] = {}
+    for reader in readers:
+        names = reader.info.label_names or ()
+        moved = [f"{name} from {i} to {n}" for i, name in enumerate(names) if (n := label_names.index(name)) != i]
+        if moved:
+            remarks.setdefault(f"class labels renumbered by name: {', '.join(moved)}", []).append(reader.path.name)
+    return remarks
+
+
+def _other_pixels(readers: Sequence[ArchiveReader]) -> dict[str, list[str]]:
+    """A remark on every archive, if their pixels differ in size."""
+    known = [(reader, reader.info.pixels) for reader in readers if reader.info.pixels is not None]
+    if all(math.isclose(a, b, rel_tol=0.01) for _, sizes in known for a, b in zip(sizes, known[0][1], strict=True)):
+        return {}
+    remarks: dict[str, list[str]] = {}
+    for reader, (least, most) in known:
+        size = f"{least:.4g}" + (f" to {most:.4g}" if f"{least:.4g}" != f"{most:.4g}" else "")
+        remarks.setdefault(f"pixels of {size} mm, of other sizes elsewhere", []).append(reader.path.name)
+    return remarks
 
 
 def _difference(first: ArchiveReader, other: ArchiveReader) -> str | None:
@@ -76,7 +102,7 @@ def _difference(first: ArchiveReader, other: ArchiveReader) -> str | None:
         *_facts(first.schema, other.schema),
         ("the resolution", first.resolution, other.resolution),
         ("class labels", first.info.labels is not None, other.info.labels is not None),
-        ("the names of class labels", first.info.label_names, other.info.label_names),
+        ("names of class labels", bool(first.info.label_names), bool(other.info.label_names)),
     ):
         if a != b:
             return f"{what}: {_say(a)} in the first, {_say(b)} in the other"
@@ -107,34 +133,39 @@ def _say(value: Any) -> str:
 
 
 def refuse_twice(readers: Sequence[ArchiveReader]) -> None:
-    """Raise UserError if two slices are one: of the same place in a volume, or of the same seed and snapshot."""
+    """Raise UserError if two slices are one: of the same place in a volume, or of the same seed, class and snapshot.
+
+    Whatever --trunc and --noise-mode were: what one seed makes at two settings is alike, and no second patient.
+    """
     first: dict[tuple, Path] = {}
     for reader in readers:
-        for record in reader.info.slices:
-            if (identity := _identity(record)) is None:
+        for i, record in enumerate(reader.info.slices):
+            if (identity := _identity(record, reader.label_name(i))) is None:
                 continue
             if identity in first:
+                name = _name(record, reader.label_name(i))
                 raise UserError(
-                    f"{_name(record)} is in {first[identity]} and in {reader.path}; together they would hold it "
-                    "twice: leave one of them out"
+                    f"{name} is in {first[identity]} and in {reader.path}; together they would hold it "
+                    f"twice: leave one of them out{'' if record.seed is None else ', or generate other seeds'}"
                     if first[identity] != reader.path
-                    else f"{_name(record)} is in {reader.path} twice: give each archive once"
+                    else f"{name} is in {reader.path} twice: give each archive once"
                 )
             first[identity] = reader.path
 
 
-def _identity(record: SliceRecord) -> tuple | None:
+def _identity(record: SliceRecord, label: str | None) -> tuple | None:
     """What two records of one slice have in common; None if a record doesn't say which slice it is."""
     if record.seed is not None:
-        return "generated", record.seed, record.snapshot or record.patient
+        return "generated", record.seed, record.snapshot or record.patient, label
     if record.index is not None:
         return "cut", record.patient, record.volume, record.index
     return None
 
 
-def _name(record: SliceRecord) -> str:
+def _name(record: SliceRecord, label: str | None) -> str:
     if record.seed is not None:
-        return f"seed {record.seed} of the snapshot {(record.snapshot or 'unnamed')[:12]} ({record.patient})"
+        of_class = "" if label is None else f"class {label} of "
+        return f"seed {record.seed} of {of_class}the snapshot {(record.snapshot or 'unnamed')[:12]} ({record.patient})"
     volume = "" if record.volume in (None, record.patient) else f" of the volume {record.volume}"
     return f"slice {record.index}{volume} of the patient {record.patient}"
 
@@ -295,7 +326,10 @@ def _copy(reader: ArchiveReader, i: int, writer: ArchiveWriter, part: str | None
     """Append slice number i with all that is known of it; `part` takes the place of the record's, if given."""
     record = reader.info.slices[i]
     known = {f.name: getattr(record, f.name) for f in fields(SliceRecord) if f.name != "file"}
-    writer.add_packed(reader.packed(i), label=reader.label(i), **known | ({"part": part} if part else {}))
+    label = reader.label(i)
+    if label is not None and writer.label_names is not None:
+        label = writer.label_names.index(reader.info.label_names[label])
+    writer.add_packed(reader.packed(i), label=label, **known | ({"part": part} if part else {}))
     if record.volume is not None:
         writer.volumes[record.volume] = reader.info.volumes[record.volume]
 

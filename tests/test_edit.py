@@ -149,11 +149,54 @@ def test_what_cannot_be_merged(tmp_path, wheres, arguments, words):
     assert names(tmp_path) == ["a.zip", "b.zip"]
 
 
-def test_names_of_class_labels_must_agree(tmp_path):
-    a = write(tmp_path / "a.zip", cut("A", label=0), label_names=("HGG", "LGG"))
-    b = write(tmp_path / "b.zip", cut("B", label=0), label_names=("LGG", "HGG"))
-    output = call("merge", a, b, "--dest", tmp_path / "c.zip", expected=2)
-    refused(output, a, b, "names of class labels: HGG, LGG in the first, LGG, HGG in the other")
+def test_class_labels_are_one_if_their_names_are(tmp_path):
+    """Three archives number their classes otherwise, and one knows another class; a fourth has numbers alone."""
+    a = write(tmp_path / "a.zip", cut("A", label=1), label_names=("HGG", "LGG"))
+    b = write(tmp_path / "b.zip", cut("B", label=0) + cut("C", label=1), label_names=("LGG", "MET"))
+    c = write(tmp_path / "c.zip", cut("D", label=2), label_names=("HGG", "LGG", "MET"))
+    output = call("merge", a, b, c, "--dest", tmp_path / "d.zip")
+    merged = ArchiveReader(tmp_path / "d.zip")
+    assert merged.info.label_names == ("HGG", "LGG", "MET")
+    assert [merged.label_name(i) for i in range(0, 12, 3)] == ["LGG", "LGG", "MET", "MET"]
+    renumbered = "class labels renumbered by name: LGG from 0 to 1, MET from 1 to 2"
+    assert f"{renumbered}: b.zip" in output and merged.info.made["remarks"] == {renumbered: ["b.zip"]}
+    assert "class labels: HGG 0 slices, LGG 6 slices, MET 6 slices" in call("inspect", tmp_path / "d.zip")
+    numbers = write(tmp_path / "e.zip", cut("E", label=1))
+    output = call("merge", a, numbers, "--dest", tmp_path / "f.zip", expected=2)
+    refused(output, a, numbers, "names of class labels: some in the first, none in the other")
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path):
+    a = write(tmp_path / "a.zip", cut("A", label=1), label_names=("HGG", "HGG"))
+    refused(call("inspect", a, expected=2), a, "a class of one name twice")
+
+
+def test_fakes_of_one_seed_and_two_classes_are_two(tmp_path):
+    """Within a snapshot, the class by its name; what has no class is one with nothing that has."""
+    both = ("HGG", "LGG")
+    a = write(tmp_path / "a.zip", [dict(w, label=0) for w in generated(range(3))], label_names=both)
+    b = write(tmp_path / "b.zip", [dict(w, label=1) for w in generated(range(3))], label_names=both)
+    again = write(tmp_path / "c.zip", [dict(w, label=0) for w in generated([2])], label_names=both[::-1])
+    call("merge", a, b, "--dest", tmp_path / "d.zip")
+    refused(
+        call("merge", b, again, "--dest", tmp_path / "e.zip", expected=2),
+        b,
+        again,
+        "seed 2 of class LGG of the snapshot beef",
+        "twice",
+    )
+    call("merge", a, again, "--dest", tmp_path / "e.zip")
+
+
+def test_other_pixel_sizes_are_said(tmp_path):
+    a = write(tmp_path / "a.zip", cut("A"))
+    b = write(tmp_path / "b.zip", generated([1]), pixel=(1.0, 1.005))
+    c = write(tmp_path / "c.zip", generated([2]), pixel=(1.5, 2.0))
+    assert "pixels" not in call("merge", a, b, "--dest", tmp_path / "d.zip")
+    assert "remarks" not in ArchiveReader(tmp_path / "d.zip").info.made
+    output = call("merge", a, b, c, "--dest", tmp_path / "e.zip")
+    assert "pixels of 1 mm, of other sizes elsewhere: a.zip" in output, output
+    assert "pixels of 1.5 to 2 mm, of other sizes elsewhere: c.zip" in output
 
 
 def test_slices_that_look_alike_but_are_not_one(tmp_path):

@@ -1,5 +1,7 @@
 """Generation: a picture belongs to its seed; archives of fakes read like real ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from PIL import Image
 
 import generate
 from conftest import write_archive
+from dnnlib.errors import UserError
 from dnnlib.runs import Log
+from slices import edit
 from slices.archive import ArchiveReader
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
@@ -16,15 +20,15 @@ from slices.zips import ZipWriter
 from torch_utils import checkpoint
 from training import sampling
 from training.config import DataConfig, Overrides, resolve
-from training.snapshot import load_generator
+from training.snapshot import KIND, VERSION, find_snapshot, load_generator
 from training.training_loop import TrainingRun
 
 
-def make_snapshot(folder, cond: bool):
+def make_snapshot(folder, cond: bool, subset=None):
     """A run folder with the snapshot of two steps, noise and truncation made visible."""
     folder.mkdir()
     data = write_archive(folder / "data.zip", labels=True)
-    dataset = SliceDataset(data, use_labels=cond)
+    dataset = SliceDataset(data, use_labels=cond, subset=subset)
     overrides = Overrides(kimg=0.008, batch=4, cbase=256, cmax=16, z_dim=16, map_depth=2)
     config = resolve("auto", DataConfig(str(data), cond=cond, workers=0), BRATS, 16, dataset.c_dim, overrides, 0, 0)
     log = Log(folder / "log.txt")
@@ -118,6 +122,52 @@ def test_conditional_generator_takes_a_class_by_name_or_number(conditional_run_f
     assert right.exit_code == 0
 
 
+def test_fakes_keep_their_class(conditional_run_folder, tmp_path):
+    """In labels, in names, beside the real slices, and for another GAN; the pixels of what was learned from as well."""
+    for name, seeds in (("HGG", "0-3"), ("LGG", "2-5")):
+        options = ("--seeds", seeds, "--class", name, "--dest", tmp_path / f"{name}.zip")
+        output = invoke("--network", conditional_run_folder, *options).output
+        assert f"4 generated slices of class {name} (learned from 12 slices)" in output, output
+    fakes = [ArchiveReader(tmp_path / f"{name}.zip") for name in ("HGG", "LGG")]
+    assert [[r.label_name(i) for i in range(4)] for r in fakes] == [["HGG"] * 4, ["LGG"] * 4]
+    sha = load_generator(conditional_run_folder).sha256[:8]
+    assert fakes[1].info.patients == [f"generated-{sha}-LGG-seed{seed}" for seed in range(2, 6)]
+    assert fakes[0].info.pixel is None, "the slices drawn here have no volumes"
+    merged = edit.merge([conditional_run_folder / "data.zip", *(r.path for r in fakes)], tmp_path / "all.zip")
+    assert (merged.slices, merged.patients) == (24 + 8, 8 + 8)
+    assert SliceDataset(tmp_path / "all.zip", use_labels=True).label_counts == (16, 16)
+    assert SliceDataset(tmp_path / "LGG.zip", use_labels=True, mirror=True).label_counts == (0, 4)
+
+
+def test_a_class_that_was_never_seen_is_refused(tmp_path):
+    """The archive has two classes, the training slices one; a snapshot of before can't tell."""
+    folder = make_snapshot(tmp_path / "run", cond=True, subset=2)
+    network = load_generator(folder)
+    assert network.info.label_counts in ((0, 2), (2, 0)), "the seed of --subset draws two slices of one class"
+    seen, unseen = ("HGG", "LGG") if network.info.label_counts[0] else ("LGG", "HGG")
+    result = invoke("--network", folder, "--seeds", "0", "--class", unseen, "--outdir", tmp_path / "out")
+    assert result.exit_code == 2 and f"--class {unseen}" in result.output and "saw no slice of this" in result.output
+    assert f"({seen})" in result.output and f"({unseen})" not in result.output
+    unknown = replace(network, info=replace(network.info, label_counts=None))
+    assert torch.equal(sampling.class_vector(unknown, unseen), 1 - sampling.class_vector(network, seen))
+
+
+@pytest.mark.parametrize("wanted", ["²", "٢", "2", "-1", "", "9" * 5000])
+def test_a_class_is_a_name_or_a_number_of_the_list(conditional_run_folder, wanted):
+    with pytest.raises(UserError, match=r"^--class .* is unknown; choose from 0 \(HGG\), 1 \(LGG\)$"):
+        sampling.find_class(load_generator(conditional_run_folder), wanted)
+
+
+def test_fakes_say_how_fine_the_pixels_were_that_the_network_learned_from(run_folder, tmp_path):
+    tensors, metadata = checkpoint.load(find_snapshot(run_folder), KIND, VERSION)
+    checkpoint.save(tmp_path / "a.safetensors", tensors, metadata | {"pixel": [0.9, 1.1]}, KIND, VERSION)
+    assert invoke("--network", tmp_path / "a.safetensors", "--seeds", "0", "--dest", tmp_path / "f.zip").exit_code == 0
+    assert ArchiveReader(tmp_path / "f.zip").info.pixels == (0.9, 1.1)
+    checkpoint.save(tmp_path / "a.safetensors", tensors, metadata | {"pixel": [1.1, 0.9]}, KIND, VERSION)
+    with pytest.raises(UserError, match="pixels of 1.1 to 0.9 mm"):
+        load_generator(tmp_path / "a.safetensors")
+
+
 def test_mistakes_end_with_one_message_and_code_2(run_folder, tmp_path):
     (tmp_path / "text.safetensors").write_text("hello")
     snapshot = next(run_folder.glob("*.safetensors"))
@@ -137,6 +187,10 @@ def test_mistakes_end_with_one_message_and_code_2(run_folder, tmp_path):
         (("--network", run_folder, "--seeds", "0", "--dest", tmp_path / "fake.npz"), "ends in .zip"),
         (("--network", run_folder, "--seeds", "0", "--class", "1", *out), "trained without --cond"),
         (("--network", run_folder, "--seeds", "4294967296", *out), "too large"),
+        (("--network", run_folder, "--seeds", "9" * 5000, *out), "too large"),
+        (("--network", run_folder, "--seeds", "0-9²", *out), "not a list of whole numbers"),
+        (("--network", run_folder, "--seeds", "0-999999999", *out), "more than 1000000 numbers"),
+        (("--network", run_folder, "--seeds", "1-999999,0-1", *out), "more than 1000000 numbers"),
         (("--network", run_folder, "--seeds", "0", "--trunc", "nan", *out), "--trunc nan: expected a number"),
         (("--network", run_folder, "--seeds", "0", "--dest", tmp_path / "d.zip"), "is a folder; a file is to be"),
         (("--network", run_folder, "--seeds", "0", "--outdir", "/dev/null/x"), "a file is where a folder is needed"),

@@ -20,11 +20,11 @@ from PIL import Image
 
 import slices.dataset
 import train
-from conftest import write_archive
+from conftest import draw_slice, write_archive
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from dnnlib.runs import Log
-from slices.archive import ArchiveReader
+from slices.archive import ArchiveReader, ArchiveWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS, Schema
 from torch_utils import checkpoint
@@ -295,6 +295,8 @@ def test_a_run_leaves_its_files(tmp_path, cfg, cond):
     assert loaded.info.schema == BRATS and loaded.info.kimg == pytest.approx(0.016)
     assert loaded.generator.config.c_dim == (2 if cond else 0)
     assert loaded.info.label_names == (("HGG", "LGG") if cond else None)
+    assert loaded.info.label_counts == ((12, 12) if cond else None)
+    assert ("Classes: HGG 12 slices, LGG 12 slices" in (folder / "log.txt").read_text()) == cond
     assert json.loads((folder / "training_options.json").read_text())["batch"] == 4
 
 
@@ -415,6 +417,17 @@ def test_mistakes_end_with_one_message_and_code_2(tmp_path, make, options, messa
     assert message in result.output and "Traceback" not in result.output
     assert len(result.output.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_label_maps_that_are_not_one_hot_are_refused(tmp_path):
+    """0 and 1 in place of 0 and 255: the GAN would see blank labels."""
+    stored = draw_slice(np.random.RandomState(0), 16)
+    stored[4:] //= 255
+    with ArchiveWriter(tmp_path / "data.zip", BRATS, 16, {}) as archive:
+        archive.add(stored, patient="a")
+    options = [f"--outdir={tmp_path / 'runs'}", f"--data={tmp_path / 'data.zip'}", *TINY_OPTIONS]
+    result = CliRunner().invoke(train.main, options)
+    assert result.exit_code == 2 and "00000000.npy are not one-hot" in result.stderr, result.output
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 20], ids=["in a worker", "in memory"])

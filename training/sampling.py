@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.text import name_some
 from slices.codec import SliceCodec
 from training.snapshot import LoadedGenerator
 
@@ -25,27 +26,39 @@ def latent_of_seed(seed: int, z_dim: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).randn(z_dim)).to(torch.float32)
 
 
-def class_vector(network: LoadedGenerator, wanted: str | None) -> torch.Tensor:
-    """One-hot class label [c_dim] for a class given by number or name.
+def find_class(network: LoadedGenerator, wanted: str | None) -> int | None:
+    """The number of a class given by name or number; None for an unconditional generator.
 
-    Raises UserError where a conditional generator is given none, an unconditional one is given one, or it is unknown.
+    Raises UserError where a conditional generator is given none, or one that is unknown or that it never saw, and an
+    unconditional one is given one.
     """
-    c_dim = network.generator.config.c_dim
-    names = list(network.info.label_names or map(str, range(c_dim)))
-    choices = ", ".join(f"{i} ({name})" if name != str(i) else name for i, name in enumerate(names))
+    info, c_dim = network.info, network.generator.config.c_dim
     if c_dim == 0:
         if wanted is not None:
-            raise UserError(f"--class {wanted}: {network.path} was trained without --cond; leave out --class")
-        return torch.zeros(0)
+            raise UserError(f"--class {name_some([wanted])}: {network.path} was trained without --cond; leave it out")
+        return None
+    names, numbers = [info.label_name(label) for label in range(c_dim)], list(map(str, range(c_dim)))
+    counts = info.label_counts or (1,) * c_dim  # an older snapshot doesn't say
+    described = [n if n == name else f"{n} ({name})" for n, name in zip(numbers, names, strict=True)]
+    choices = name_some([words for words, seen in zip(described, counts, strict=True) if seen], most=20)
     if wanted is None:
         raise UserError(f"{network.path} was trained with --cond: choose a --class from {choices}")
-    if wanted in names:
-        index = names.index(wanted)
-    elif wanted.isdigit() and int(wanted) < c_dim:
-        index = int(wanted)
-    else:
-        raise UserError(f"--class {wanted} is unknown; choose from {choices}")
-    return torch.nn.functional.one_hot(torch.tensor(index), c_dim).to(torch.float32)
+    if wanted not in names and wanted not in numbers:
+        raise UserError(f"--class {name_some([wanted])} is unknown; choose from {choices}")
+    label = (names if wanted in names else numbers).index(wanted)
+    if not counts[label]:
+        raise UserError(
+            f"--class {wanted}: {network.path} saw no slice of this class while it was trained; choose from {choices}"
+        )
+    return label
+
+
+def class_vector(network: LoadedGenerator, wanted: str | None) -> torch.Tensor:
+    """One-hot class label [c_dim] of a class given by name or number. Raises UserError as `find_class` does."""
+    c = torch.zeros(network.generator.config.c_dim)
+    if (label := find_class(network, wanted)) is not None:
+        c[label] = 1
+    return c
 
 
 @torch.inference_mode()

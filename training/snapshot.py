@@ -29,7 +29,8 @@ class SnapshotInfo:
     patients: whom the networks learned from, sorted: the patients of the slices that were used, not of all in the
     archive; and if those were generated, whom their own generator saw.
     training.data.path: the archive's name without its folder, which is nobody's business; data_sha256: its content.
-    label_names: names of the classes that a conditional generator knows.
+    label_names: names of the classes that a conditional generator knows. label_counts: how many slices of each it
+    learned from, which may be none. pixel: the least and the most mm of a pixel in the slices. None where nobody knows.
     """
 
     schema: Schema
@@ -38,6 +39,8 @@ class SnapshotInfo:
     kimg: float
     patients: tuple[str, ...]
     label_names: tuple[str, ...] | None = None
+    label_counts: tuple[int, ...] | None = config.optional(None)
+    pixel: tuple[float, float] | None = config.optional(None)
 
     def __post_init__(self) -> None:
         """Refuse what the parts say of each other and isn't so."""
@@ -51,8 +54,16 @@ class SnapshotInfo:
             raise UserError(f"kimg {self.kimg:g}: expected 0 or more")
         if self.label_names is not None and len(set(self.label_names)) != generator.c_dim:
             raise UserError(f"{len(set(self.label_names))} names of classes for a generator of {generator.c_dim}")
+        if self.label_counts is not None and (len(self.label_counts) != generator.c_dim or min(self.label_counts) < 0):
+            raise UserError(f"{shorten(self.label_counts)} slices of classes, for a generator of {generator.c_dim}")
+        if self.pixel is not None and not 0 < self.pixel[0] <= self.pixel[1]:
+            raise UserError(f"pixels of {self.pixel[0]:g} to {self.pixel[1]:g} mm")
         if odd := [name for name in (*self.patients, *(self.label_names or ())) if not is_plain_name(name)]:
             raise UserError(f"{shorten(odd[0])} can't be a name: it looks like a path, or is too long")
+
+    def label_name(self, label: int) -> str:
+        """What a class is called: its name, or its number where the archive has no names."""
+        return self.label_names[label] if self.label_names else str(label)
 
 
 @dataclass(frozen=True)

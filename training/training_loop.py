@@ -237,9 +237,17 @@ class TrainingRun:
         self._save_fakes(f"fakes{int(kimg):06d}.png")
         path = self.folder / snapshot_name(kimg)
         networks = {"G": self.generator, "D": self.discriminator, "G_ema": self.ema}
-        label_names = self.dataset.archive.info.label_names if self.config.data.cond else None
-        named = replace(self.config, data=replace(self.config.data, path=self.dataset.archive.path.name))
-        info = SnapshotInfo(self.dataset.schema, named, self.data_sha256, kimg, self.dataset.patients, label_names)
+        archive = self.dataset.archive
+        info = SnapshotInfo(
+            schema=self.dataset.schema,
+            training=replace(self.config, data=replace(self.config.data, path=archive.path.name)),
+            data_sha256=self.data_sha256,
+            kimg=kimg,
+            patients=self.dataset.patients,
+            label_names=archive.info.label_names if self.config.data.cond else None,
+            label_counts=self.dataset.label_counts,
+            pixel=archive.info.pixels,
+        )
         save_snapshot(path, networks, info)
         return path
 
