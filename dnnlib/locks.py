@@ -21,6 +21,12 @@ def try_lock(file: int) -> bool | None:
     return True
 
 
+def wait_for_lock(file: int) -> None:
+    """Lock an open file or folder when nobody else has it any more, where the file system has locks."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
 @contextlib.contextmanager
 def hold(path: Path, busy: str) -> Iterator[int]:
     """Hold a lock file and yield it, open. Raises UserError if another process has it: `busy`, and who that is.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dnnlib.errors import UserError
-from dnnlib.locks import try_lock
+from dnnlib.locks import try_lock, wait_for_lock
 
 _LOCK, _JOURNAL = "lock", "journal.json"
 _MARK = b"files that are being written by StyleGAN2-MR\n"  # in the lock: no other folder is ever touched
@@ -95,7 +95,8 @@ class Staged:
             _appear(made, final, self.force)
             _sync_folder(final.parent)
         elif files:
-            self._publish_together(files)
+            with _nobody_else(self._within):
+                self._publish_together(files)
 
     def _publish_together(self, files: list[tuple[Path, Path]]) -> None:
         """While the journal is there, whoever finds it puts everything back as it was before."""
@@ -219,6 +220,17 @@ def _remove(folder: Path) -> None:
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _nobody_else(folder: Path) -> Iterator[None]:
+    """Wait until nobody else publishes several files in a folder: sets of the same names would be mixed."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        wait_for_lock(opened)
+        yield
+    finally:
+        os.close(opened)
 
 
 def _joining(made: Path, final: Path) -> Iterator[tuple[Path, Path]]:

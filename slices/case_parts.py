@@ -146,6 +146,8 @@ class Workplace:
                 self._empty()
                 files.write_json(self.folder / _JOB, self.job)
         except BaseException:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # if there is nothing in it
             os.close(self._lock)
             raise
         return self
@@ -177,6 +179,17 @@ class Workplace:
             self._empty()
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
+
+    def remove_if_done(self, archives: list[Path]) -> None:
+        """Remove cut cases that are older than all the archives: a call was killed when it had only to tidy up."""
+        recover(archives[0])
+        cut = list(self.folder.glob("*.zip"))
+        if not cut or self.folder.is_symlink() or not all(path.exists() for path in archives):
+            return
+        if max(path.lstat().st_mtime_ns for path in cut) < min(path.stat().st_mtime_ns for path in archives):
+            self._lock = self._locked()
+            self.remove()
+            os.close(self._lock)
 
     def _is_there(self) -> bool:
         with contextlib.suppress(OSError):

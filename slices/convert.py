@@ -280,17 +280,17 @@ def convert_release(
         for case in cases:  # before the long work begins
             case.require_files()
     targets = [part.path for part in parts] + ([] if single else [dest / SPLIT_FILE])
-    for target in targets:
-        files.refuse_existing(target, force)
     job = {
         "sources": sources_sha256("dnnlib", "slices"),
         "schema": config.to_json(schema),
         "options": {name: getattr(options, name) for name in _CUTTING},
     }
-    with (
-        files.folder_for(dest.parent if single else dest),
-        Workplace(dest.with_name(f".{dest.name}.converting") if single else dest / ".converting", job) as workplace,
-    ):
+    workplace = Workplace(dest.with_name(f".{dest.name}.converting") if single else dest / ".converting", job)
+    if not force:
+        workplace.remove_if_done(targets)
+    for target in targets:
+        files.refuse_existing(target, force)
+    with files.folder_for(dest.parent if single else dest), workplace:
         with _saying_what_is_kept(workplace, len(cases)):
             _cut_all(parts, workplace, schema, options, workers, on_error)
         for part in parts:

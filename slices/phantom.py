@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
-from dnnlib.files import make_folder
+from dnnlib.files import folder_for
 from dnnlib.processes import map_in_order
 from dnnlib.staged import Staged
 from slices.schema import BRATS
@@ -460,8 +460,8 @@ def write_patients(
     if patients < 1 or workers < 1:
         raise UserError(f"{patients} patients by {workers} workers: expected at least one of each")
     _check(seed, 0, shape)
-    dest = make_folder(dest)
-    if any(dest.iterdir()) and not force:
+    dest = Path(dest)
+    if dest.is_dir() and any(dest.iterdir()) and not force:
         raise UserError(
             f"{dest} is not empty: choose another folder, or pass --force to replace cases of the same name"
         )
@@ -469,15 +469,15 @@ def write_patients(
     # A worker that is handed the atlas need not import nilearn, which takes longer than some patients.
     hand_over = functools.partial(_adopt, _atlas()) if min(workers, patients) > 1 else None
     written = map_in_order(write, range(patients), workers, set_up=hand_over)
-    with contextlib.closing(written):
+    with folder_for(dest), contextlib.closing(written):
         for _ in tqdm(written, total=patients, desc="phantom patients", unit="patient"):
             pass
 
 
 def _write_case(dest: Path, seed: int, shape: tuple[int, int, int], force: bool, index: int) -> None:
     patient = make_patient(seed, index, shape)
-    final = make_folder(dest / patient.grade) / patient.name
-    with Staged(final, force) as staged:
+    final = dest / patient.grade / patient.name
+    with folder_for(final.parent), Staged(final, force) as staged:
         folder = staged.place(final)
         folder.mkdir()
         for suffix, volume in {**patient.contrasts, "seg": patient.label_map}.items():

@@ -368,6 +368,16 @@ def test_a_folder_of_cut_cases_that_is_none_is_left_alone(release, tmp_path, how
     assert sorted((path, path.is_file() and path.read_bytes()) for path in tmp_path.rglob("*")) == before
 
 
+def test_a_conversion_killed_at_its_end_leaves_nothing(release, tmp_path, monkeypatch):
+    """All archives are there, and the cut cases as well: the same command refuses to replace them, and tidies up."""
+    with monkeypatch.context() as killed:
+        killed.setattr("slices.case_parts.Workplace.remove", lambda self: None)
+        convert(release, tmp_path / "x.zip")
+    assert len(list((tmp_path / ".x.zip.converting").iterdir())) == 6
+    refused(convert(release, tmp_path / "x.zip", expected=2), "x.zip exists already")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
+
+
 def test_cut_cases_of_another_state_of_the_program_are_cut_again(release, tmp_path, monkeypatch):
     """31 of 96 slices had wrong labels where a changed program went on with what it found."""
     (tmp_path / "split.json").write_text('{"train": ["P0", "P1", "P2", "P3"], "test": ["P4"]}')
