@@ -38,20 +38,23 @@ class Preset:
     phantom: tuple[str, ...] = ()  # the paper's data come from --source
 
 
+# U-Nets are tested on all slices, and only those that have learned what has no lesion leave it alone. The real training
+# slices get such a share, so that the GAN learns it too, and every arm draws the same one, whatever its fakes have.
+LESION_FREE = "--lesion-free=0.2"
 PRESETS = {
     # Chosen so that all of it takes about a quarter of an hour on two busy CPU cores.
     "demo": Preset(
         phantom=("--patients=90", "--seed=0", "--shape=96x96x62"),
-        convert=("--resolution=64", "--fov=200", "--min-tumor-pixels=16", "--test-fraction=0.15"),
+        convert=("--resolution=64", "--fov=200", "--min-tumor-pixels=16", LESION_FREE, "--test-fraction=0.15"),
         train=("--cfg=auto", "--mirror=1", "--batch=8", "--lrate=0.005", "--gamma=5", "--mixing=0", "--pl-weight=0",
                "--z-dim=128", "--cbase=1024", "--cmax=64", "--fp32=1", "--kimg=22", "--snap=2"),  # fmt: skip
-        unet=("--steps=700", "--width=8", "--batch=8", "--lr=0.01"),
+        unet=("--steps=700", "--width=8", "--batch=8", "--lr=0.01", "--empty=0.05", LESION_FREE),
     ),
     # The abstract leaves open what --slices, --min-tumor-pixels and the U-Net's options say; see the README.
     "paper": Preset(
-        convert=("--resolution=256", "--grade=HGG"),
+        convert=("--resolution=256", "--grade=HGG", LESION_FREE),
         train=("--cfg=stylegan2", "--mirror=1"),
-        unet=("--steps=20000", "--width=32", "--batch=32"),
+        unet=("--steps=20000", "--width=32", "--batch=32", "--empty=0.05", LESION_FREE),
     ),
 }
 # What a stage depends on besides its options and inputs: the sources of its command.
@@ -137,11 +140,15 @@ def reproduce(preset: Preset, source: str | None, stages: "Stages") -> None:
         [snapshot], ["panels/contact_sheet.png", "panels/seed*.png"],
     )  # fmt: skip
     archives = {"real": real, "fake": fake}
+    unet_options = preset.unet
+    if not (count_slices(fake, True) and count_slices(fake, False)):
+        print(f"\nnote: all fakes have a lesion, or none has: U-Nets draw slices as they come, without {LESION_FREE}")
+        unet_options = tuple(option for option in unet_options if option != LESION_FREE)
     results = {}
     for arm, names in ARMS.items():
         short = "unet-" + "-".join(names)
         data = [archives[name] for name in names]
-        options = [*(f"--data={d}" for d in data), f"--exclude={test}", *preset.unet]
+        options = [*(f"--data={d}" for d in data), f"--exclude={test}", *unet_options]
         unet, _ = stages.run(
             short, f"train a U-Net on {arm}",
             ["-m", "segmentation", "train", *options, f"--outdir={{out}}/{short}"],
@@ -152,7 +159,7 @@ def reproduce(preset: Preset, source: str | None, stages: "Stages") -> None:
             ["-m", "segmentation", "evaluate", f"--model={unet}", f"--data={test}", f"--outdir={{out}}/{short}-test"],
             [unet, test], [f"{short}-test/results.json", f"{short}-test/patients.png"],
         )  # fmt: skip
-    report(stages.outdir, results, real, fake)
+    report(stages.outdir, results, real, fake, snapshot)
     print(f"\nPictures\n  {sheet}   fakes: contrasts and labels\n  {snapshot.parent / 'reals.png'}   real slices")
     for arm in results:
         print(f"  {results[arm].parent / 'patients.png'}   worst, median and best patient of {arm}")
@@ -297,10 +304,14 @@ def describe_input(path: Path):
     return found
 
 
-def count_slices(archive: Path) -> int:
+def count_slices(path: Path, lesion: bool | None = None) -> int:
+    """How many slices an archive has: all, or those with a lesion, or without."""
     from slices.archive import ArchiveReader
 
-    return len(ArchiveReader(archive))
+    archive = ArchiveReader(path)
+    if lesion is None:
+        return len(archive)
+    return sum(archive.schema.split(archive.read(i))[1].any() == lesion for i in range(len(archive)))
 
 
 # ---- What came of it -----------------------------------------------------------------------------------------
@@ -335,29 +346,39 @@ def mean_areas(path: Path) -> dict[str, float]:
     return dict(zip(archive.schema.class_names, shares[1:].tolist(), strict=True))
 
 
-def report(outdir: Path, results: dict[str, Path], real: Path, fake: Path) -> None:
+def report(outdir: Path, results: dict[str, Path], real: Path, fake: Path, snapshot: Path) -> None:
     """Print the Dice table and the class areas; write them as results.json, results.md and dice.png."""
     from segmentation.evaluate import load
     from segmentation.report import arms_table, describe_data
 
     arms = {arm: load(path) for arm, path in results.items()}
     areas = ClassAreas(mean_areas(real), mean_areas(fake))
+    free = {name: count_slices(path, False) / count_slices(path) for name, path in (("real", real), ("fake", fake))}
+    gan = {"kimg": int(snapshot.stem[-6:]), "seed": read_json(snapshot.parent / "training_options.json")["seed"]}
     table = arms_table(arms)
+    notes = (
+        *table.notes,
+        f"one GAN, with seed {gan['seed']}, of {gan['kimg']} kimg",
+        f"training slices without lesion: {free['real']:.1%} of the real ones, {free['fake']:.1%} of the fakes",
+        compare(arms),
+    )
+    table = table._replace(notes=notes)
     area_header = ["class", "real", "fake", "fake / real"]
-    print("\n=== Dice on patients whom no network has seen (mean ± SD over patients, whole volumes)")
-    print(describe_data(next(iter(arms.values()))))
-    print(table.text())
-    print("\n".join([compare(arms), *note_empty_truths(arms)]))
-    print("\n=== Mean area of each class in a training slice")
-    print(format_table(area_header, areas.rows()))
+    titles = ("Dice on patients whom no network has seen", "Mean area of each class in a training slice")
+    print(f"\n=== {titles[0]}\n{describe_data(next(iter(arms.values())))}\n{table.text()}")
+    print(f"\n=== {titles[1]}\n{format_table(area_header, areas.rows())}")
     write_json(
         outdir / "results.json",
         {
+            "notes": notes,
             "dice": {arm: read_json(path) for arm, path in results.items()},
             "class_areas": {"real": areas.real, "fake": areas.fake},
+            "slices_without_lesion": free,
+            "gan": gan,
         },
     )
-    markdown = [table.markdown(), "", "| " + " | ".join(area_header) + " |", "| --- | ---: | ---: | ---: |"]
+    markdown = [f"{titles[0]}\n", table.markdown(), f"\n{titles[1]}\n"]
+    markdown += ["| " + " | ".join(area_header) + " |", "| --- | ---: | ---: | ---: |"]
     markdown += ["| " + " | ".join(row) + " |" for row in areas.rows()]
     write_bytes(outdir / "results.md", ("\n".join(markdown) + "\n").encode())
     draw_dice(arms, areas, outdir / "dice.png")
@@ -367,29 +388,23 @@ def compare(arms) -> str:
     """One line: how far the fakes alone come, in the schema's first region (WT for BraTS)."""
     real, fake = arms["100 % R"], arms["100 % F"]
     name = next(iter(real.regions or real.labels))
-    dice = [(e.regions or e.labels)[name].mean for e in (real, fake)]
-    share = f"{dice[1] / dice[0]:.0%} of" if dice[0] else "not comparable with"
-    return f"{name}: the Dice of 100 % F is {share} that of 100 % R"
+    real, fake = ((e.regions or e.labels)[name] for e in (real, fake))
+    own, masked = share_of(fake.mean, real.mean), share_of(fake.masked_mean, real.masked_mean)
+    return f"{name}: the Dice of 100 % F is {own} that of 100 % R; masked, {masked}"
 
 
-def note_empty_truths(arms) -> list[str]:
-    """Lines on what some test patients don't have: there a Dice is 1 or 0, and finding nothing scores 1."""
-    first = next(iter(arms.values()))
-    return [
-        f"{name}: {summary.empty_truth} of {len(first.patients)} test patients have none; "
-        "there the Dice is 1 if none is found, and else 0"
-        for name, summary in {**first.regions, **first.labels}.items()
-        if summary.empty_truth
-    ]
+def share_of(part: float, whole: float) -> str:
+    return f"{part / whole:.0%} of" if whole else "not comparable with"
 
 
 def draw_dice(arms, areas: ClassAreas, path: Path) -> None:
-    """Bars of Dice per region and arm, one dot per patient, and beside them the class areas of real and fake."""
+    """Bars of Dice per region and arm, one dot per examination, and beside them the class areas of real and fake."""
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from dnnlib.files import atomic_path
+    from segmentation.report import about_data
 
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[2, 1])
@@ -401,13 +416,16 @@ def draw_dice(arms, areas: ClassAreas, path: Path) -> None:
         summaries = evaluation.regions or evaluation.labels
         means = [summaries[r].mean for r in regions]
         left.bar(x, means, width=0.25, color=colours[k], alpha=0.75, label=f"trained on {arm}")
+        left.plot(x, [summaries[r].masked_mean for r in regions], "_", color="black", markersize=16)
         for place, region in zip(x, regions, strict=True):
-            dice = [(p.regions or p.labels)[region].dice for p in evaluation.patients]
+            dice = [(p.regions or p.labels)[region].dice for p in evaluation.examinations]
             spread = np.linspace(-0.08, 0.08, len(dice)) if len(dice) > 1 else [0]
             left.plot(place + spread, dice, ".", color="black", markersize=3, alpha=0.6, clip_on=False)
     left.set_xticks(range(len(regions)), regions)
     left.set_title("Dice on patients whom no network has seen")
-    left.set(ylim=(0, 1.02), ylabel="Dice (bar: mean, dots: patients)")
+    left.set(ylim=(0, 1.02), ylabel="Dice")
+    legend = "bars: mean of the networks' own answers, lines: masked, dots: examinations; one training of each arm"
+    figure.supxlabel("\n".join([legend, *about_data(first)]), fontsize=8)
     left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False)
     x = np.arange(len(areas.real))
     right.bar(x - 0.2, [100 * v for v in areas.real.values()], width=0.38, color="#777777", label="real")

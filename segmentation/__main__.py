@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dnnlib.errors import reports_user_errors
 from dnnlib.system import run
-from segmentation.config import TrainUNetConfig
+from segmentation.config import EVALUATED_AT_ONCE, TrainUNetConfig
+from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(TrainUNetConfig)}
 
@@ -50,16 +51,23 @@ def main() -> None:
 @_option("lr", "Learning rate of Adam at the start; a cosine takes it to 0.")
 @_option("seed", "Of the initial weights, the order of the slices, and the flips.")
 @_option("width", "Channels at full resolution; levels have this × (1, 1, 2, 4, 8). Small widths suit a laptop.")
+@_option("empty", "Share of the slices that are blank, as those beyond the ends of a head; the same in every arm.")
+@click.option(
+    "--lesion-free",
+    type=float,
+    metavar="SHARE",
+    help="Share of the slices that have no lesion, of --data's own; the rest then has one.  [default: as they come]",
+)
 @_option("workers", "Processes that read slices, where these don't fit in memory.")
 @click.option("--force", is_flag=True, help="Replace a U-Net that is in --outdir already.")
 @reports_user_errors
+@naming_what_to_lower("--batch or --width")
 def train(archives: tuple[str, ...], exclude: tuple[str, ...], outdir: str, force: bool, **options) -> None:
     """Train a U-Net: contrasts in, lesion classes out. Slices are flipped left to right at random."""
     config = TrainUNetConfig(**options)
-    from segmentation import fit  # after the options are known to be good: torch and MONAI take seconds to import
-    from torch_utils.memory import keep_freed_memory
-
     keep_freed_memory()
+    from segmentation import fit  # after the options are known to be good: torch and MONAI take seconds to import
+
     fit.train(config, archives, outdir, force, exclude)
 
 
@@ -72,14 +80,23 @@ def train(archives: tuple[str, ...], exclude: tuple[str, ...], outdir: str, forc
     is_flag=True,
     help="Evaluate even if the U-Net knows patients of --data, from their slices or through a GAN; the results say so.",
 )
+@click.option(
+    "--allow-other-pixels",
+    is_flag=True,
+    help="Evaluate even if pixels of --data have other mm than those that the U-Net learned from; the results say so.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=EVALUATED_AT_ONCE, show_default=True, help="Slices segmented at a time."
+)
 @click.option("--force", is_flag=True, help="Replace the results that are in --outdir already.")
 @reports_user_errors
-def evaluate(model: str, data: str, outdir: str, allow_overlap: bool, force: bool) -> None:
-    """Dice of each patient's stacked volume, per region and label class; mean and SD over the patients."""
+@naming_what_to_lower("--batch")
+def evaluate(model: str, data: str, outdir: str, force: bool, **options) -> None:
+    """Dice of each examination's stacked slices, per region and label class; mean and SD over the patients."""
     from segmentation import evaluate as evaluation
     from segmentation import report
 
-    result = evaluation.evaluate(model, data, outdir, force, allow_overlap)
+    result = evaluation.evaluate(model, data, outdir, force, **options)
     click.echo(report.describe_data(result))
     click.echo(report.evaluation_table(result).text())
     click.echo(f"written to {outdir}: {evaluation.RESULTS}, {evaluation.PICTURE}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dnnlib.errors import UserError
 from slices.schema import MOST_CLASSES, MOST_CONTRASTS
 
+EVALUATED_AT_ONCE = 64  # slices
 WIDEST = 4096  # channels at full size
 SMALLEST = 32  # pixels; four halvings leave 2×2, the least that instance normalisation can normalise
 
@@ -42,6 +43,8 @@ class TrainUNetConfig:
     seed: of the initial weights, the order of the slices, and the flips.
     width: channels at full resolution; the levels have width × (1, 1, 2, 4, 8).
     workers: processes that read slices when an archive is too large to be held in memory.
+    empty: share of the drawn slices that are blank, as those beyond the ends of the head are: the same in every arm.
+    lesion_free: share of them that have no lesion, of the archives' own; None: slices are drawn as they come.
     """
 
     steps: int
@@ -50,6 +53,8 @@ class TrainUNetConfig:
     seed: int = 0
     width: int = 32
     workers: int = 2
+    empty: float = 0.05
+    lesion_free: float | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("seed", 0), ("width", 1), ("workers", 0)):
@@ -57,3 +62,11 @@ class TrainUNetConfig:
                 raise UserError(f"--{name} {getattr(self, name)}: expected a whole number from {least} up")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UserError(f"--lr {self.lr:g}: expected a number above 0, for example 0.001")
+        for name, share in (("--empty", self.empty), ("--lesion-free", self.lesion_free or 0)):
+            if not 0 <= share < 1:
+                raise UserError(f"{name} {share:g}: expected a share from 0 up to, but not, 1, such as 0.05")
+        if self.empty + (self.lesion_free or 0) >= 1:
+            raise UserError(
+                f"--empty {self.empty:g} and --lesion-free {self.lesion_free:g} leave no slice with lesion: together "
+                "they must be below 1"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,33 +14,84 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
+from segmentation.config import TrainUNetConfig
 from slices.archive import ArchiveReader, require_same_kind
 from slices.edit import refuse_twice
 from slices.leaks import refuse_leaks
+from slices.schema import OUTSIDE
 from torch_utils.loading import minibatches
 
 MEMORY = 2 << 30  # bytes of slices that are held in memory; more are read from the archives at every step
+SAME_PIXEL = 0.01  # edges of pixels that differ by less than this share are taken as one
 
 
 @dataclass(frozen=True)
 class ArchiveFacts:
-    """Which archive was used: file name, SHA-256, number of slices and of patients."""
+    """Which archive was used: file name, SHA-256, numbers of slices, patients and examinations, and its pixels' size.
+
+    pixel: the least and the most mm that a pixel has, None if that is known of no slice; unmeasured: slices, as
+    generated ones may be, of which it is unknown.
+    """
 
     file: str
     sha256: str
     slices: int
     patients: int
+    examinations: int
+    pixel: tuple[float, float] | None
+    unmeasured: int
 
 
 def describe(archive: ArchiveReader) -> ArchiveFacts:
-    return ArchiveFacts(archive.path.name, sha256(archive.path), len(archive), len(archive.info.patients))
+    info = archive.info
+    return ArchiveFacts(
+        file=archive.path.name,
+        sha256=sha256(archive.path),
+        slices=len(archive),
+        patients=len(info.patients),
+        examinations=len(archive.by_examination()),
+        pixel=info.pixels,
+        unmeasured=0 if info.pixel else sum(record.volume is None for record in info.slices),
+    )
+
+
+def pixels_of(archives: Sequence[ArchiveFacts]) -> tuple[float, float] | None:
+    """The least and the most mm of all archives' pixels, as far as they are known."""
+    known = [mm for archive in archives for mm in archive.pixel or ()]
+    return (min(known), max(known)) if known else None
+
+
+def is_one_size(pixel: tuple[float, float]) -> bool:
+    """Whether the least and the most mm are hardly different."""
+    return pixel[1] <= pixel[0] * (1 + SAME_PIXEL)
+
+
+def is_known_size(pixel: tuple[float, float], learned: tuple[float, float]) -> bool:
+    """Whether pixels are of the sizes that were learned from."""
+    return pixel[0] >= learned[0] * (1 - SAME_PIXEL) and pixel[1] <= learned[1] * (1 + SAME_PIXEL)
+
+
+def describe_pixels(pixel: tuple[float, float]) -> str:
+    return f"{pixel[0]:.3g} mm" if is_one_size(pixel) else f"{pixel[0]:.3g} to {pixel[1]:.3g} mm"
 
 
 class Draw(NamedTuple):
-    """One training example to come: which slice of the union, and whether it is flipped left to right."""
+    """One training example to come: which slice of the union, None for a blank one, and whether it is flipped."""
 
-    slice: int
+    slice: int | None
     flip: bool
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How many slices a training draws: with lesion, without, and blank ones, which are of no archive."""
+
+    with_lesion: int
+    lesion_free: int
+    empty: int
+
+    def __str__(self) -> str:
+        return f"{self.with_lesion} with lesion, {self.lesion_free} without, {self.empty} empty"
 
 
 class Pair(NamedTuple):
@@ -50,8 +102,9 @@ class Pair(NamedTuple):
 
 
 class UnionOfArchives(torch.utils.data.Dataset):
-    """The slices of all archives, one after the other. All must have the same schema and resolution.
+    """The slices of all archives, one after the other. All have one schema, one resolution, and one-hot maps.
 
+    has_lesion: bool [N], of every slice.
     memory: hold the slices in memory if they take no more than so many bytes.
     exclude: archives of which no patient may be among them. Nor may a patient of the test part of a split.
     """
@@ -72,7 +125,8 @@ class UnionOfArchives(torch.utils.data.Dataset):
         self.schema, self.resolution = self.archives[0].schema, self.archives[0].resolution
         self._where = [(archive, i) for archive in self.archives for i in range(len(archive))]
         needed = len(self) * (self.schema.num_contrasts + 1) * self.resolution**2
-        self._held = self._read_all() if needed <= memory else None
+        self.has_lesion = np.zeros(len(self), bool)
+        self._held = self._read_all(hold=needed <= memory)
 
     def __len__(self) -> int:
         return len(self._where)
@@ -82,42 +136,110 @@ class UnionOfArchives(torch.utils.data.Dataset):
         return self._held is not None
 
     def __getitem__(self, draw: Draw) -> Pair:
+        if draw.slice is None:
+            edges = (self.resolution, self.resolution)
+            blank = torch.full((self.schema.num_contrasts, *edges), OUTSIDE, dtype=torch.uint8)
+            return Pair(blank, torch.zeros(edges, dtype=torch.uint8))
         contrasts, indices = self._held[draw.slice] if self._held else self._read(draw.slice)
         if draw.flip:  # geometry takes image and truth alike
             contrasts, indices = contrasts[..., ::-1], indices[..., ::-1]
         return Pair(torch.from_numpy(contrasts.copy()), torch.from_numpy(indices.copy()))
 
+    def draws(self, config: TrainUNetConfig) -> Draws:
+        """What a training draws. Raises UserError if there are none of the slices of which it asks for a share."""
+        lesion_free = np.flatnonzero(~self.has_lesion).tolist()
+        names = " + ".join(str(archive.path) for archive in self.archives)
+        if config.lesion_free and not lesion_free:
+            generated = all(archive.info.seen for archive in self.archives)
+            raise UserError(
+                f"{names}: all {len(self)} slices have a lesion, but --lesion-free {config.lesion_free:g} asks for "
+                f"others: {'train their GAN longer, or on an archive of' if generated else 'make the archive with'} "
+                "convert --lesion-free, or leave it out here"
+            )
+        if config.lesion_free is not None and len(lesion_free) == len(self):
+            raise UserError(f"{names}: none of the {len(self)} slices has a lesion, so there is nothing to learn")
+        return Draws(
+            len(self), config.batch, config.steps, config.seed, config.empty, config.lesion_free, lesion_free
+        )  # fmt: skip
+
+    def count(self, draws: Draws) -> Drawn:
+        """How many slices of each sort are drawn."""
+        total = draws.batch * draws.steps
+        slices = [n for n in draws.numbers() if n is not None]
+        with_lesion = int(np.count_nonzero(self.has_lesion[slices]))
+        return Drawn(with_lesion, len(slices) - with_lesion, total - len(slices))
+
     def _read(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         archive, i = self._where[n]
-        return self.schema.split(archive.read(i))
+        return self.schema.split(archive.read_checked(i))
 
-    def _read_all(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        numbers = tqdm(range(len(self)), desc="reading slices", unit="slice", disable=None, leave=False)
-        # copies, so that the label maps, of which only the indices are needed, don't stay in memory with the contrasts
-        return [(contrasts.copy(), indices) for contrasts, indices in map(self._read, numbers)]
+    def _read_all(self, hold: bool) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """Check all slices, and note which have a lesion."""
+        held = []
+        for n in tqdm(range(len(self)), desc="reading slices", unit="slice", disable=None, leave=False):
+            contrasts, indices = self._read(n)
+            self.has_lesion[n] = indices.any()
+            if hold:  # a copy, so that the label maps, of which only the indices are needed, don't stay in memory too
+                held.append((contrasts.copy(), indices))
+        return held if hold else None
 
 
 class Draws:
-    """Batches of draws: the union shuffled again and again, so every slice is used equally often; half are flipped.
+    """Batches of draws: slices shuffled again and again, so that each is used as often as others; half are flipped.
 
+    empty: share of the draws that are blank. lesion_free: share that are slices of `without_lesion`, while the rest are
+    others; None: the rest are slices as they come. Shares are exact for the whole, and spread evenly over it.
     All of it follows from the seed, whatever the number of processes that read.
     """
 
-    def __init__(self, slices: int, batch: int, steps: int, seed: int) -> None:
-        self.slices, self.batch, self.steps, self.seed = slices, batch, steps, seed
+    def __init__(
+        self,
+        slices: int,
+        batch: int,
+        steps: int,
+        seed: int,
+        empty: float = 0,
+        lesion_free: float | None = None,
+        without_lesion: Sequence[int] = (),
+    ) -> None:
+        self.batch, self.steps, self.seed = batch, steps, seed
+        self.blanks = round(batch * steps * empty)
+        self.free = round(batch * steps * (lesion_free or 0))
+        self._without_lesion = np.array(without_lesion, np.int64)
+        everything = np.arange(slices)
+        self._others = everything if lesion_free is None else np.setdiff1d(everything, self._without_lesion)
 
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def numbers(self) -> Iterator[int | None]:
+        """The slice of every draw, None for a blank one."""
         rng = np.random.default_rng(self.seed)
-        waiting = np.empty(0, np.int64)
+        others, free = _endless(self._others, rng), _endless(self._without_lesion, rng)
+        total = self.batch * self.steps
+        filled = 0  # draws that aren't blank
+        for k in range(total):
+            if _is_due(k, self.blanks, total):
+                yield None
+                continue
+            yield next(free if _is_due(filled, self.free, total - self.blanks) else others)
+            filled += 1
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        numbers, rng = self.numbers(), np.random.default_rng([self.seed, 1])
         for _ in range(self.steps):
-            while len(waiting) < self.batch:
-                waiting = np.concatenate([waiting, rng.permutation(self.slices)])
-            now, waiting = waiting[: self.batch], waiting[self.batch :]
-            flips = rng.random(self.batch) < 0.5
-            yield [Draw(int(n), bool(flip)) for n, flip in zip(now, flips, strict=True)]
+            flips = (rng.random(self.batch) < 0.5).tolist()
+            yield [Draw(*pair) for pair in zip(itertools.islice(numbers, self.batch), flips, strict=True)]
+
+
+def _endless(numbers: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from rng.permutation(numbers).tolist()
+
+
+def _is_due(k: int, count: int, total: int) -> bool:
+    """Whether draw k of `total` is one of `count` that are spread evenly over them."""
+    return (k + 1) * count // total > k * count // total
 
 
 def loader(

@@ -1,9 +1,11 @@
-"""Evaluate a U-Net on an archive: the Dice of every patient, a table, and a picture of three of them."""
+"""Evaluate a U-Net on an archive: the Dice of every examination, a table, and a picture of three of them."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,23 +17,30 @@ from dnnlib import files
 from dnnlib.errors import UserError
 from segmentation import report, scores
 from segmentation import unet as unets
-from segmentation.data import describe
+from segmentation.config import EVALUATED_AT_ONCE
+from segmentation.data import ArchiveFacts, describe, describe_pixels, is_known_size, pixels_of
 from segmentation.fit import MODEL
-from segmentation.scores import Evaluation, PatientDice
+from segmentation.scores import Evaluation, ExaminationDice
 from slices.archive import ArchiveReader
 from slices.leaks import describe_shared, shared_patients
+from slices.schema import OUTSIDE
 
 RESULTS, PICTURE = "results.json", "patients.png"
-_BATCH = 64  # slices
+Examination = tuple[str, str | None]  # patient and volume
 
 
-class PatientVolume(NamedTuple):
-    """All slices of one patient: the contrast that is shown, and class indices by truth and prediction, [S, H, W]."""
+class Segmented(NamedTuple):
+    """All slices of one examination, and what the U-Net made of them.
 
-    patient: str
+    background: the contrast that is shown; truth, prediction: class indices; inside: where any contrast isn't 0; all
+    [S, H, W]. places: each slice's index in the volume, if it has one.
+    """
+
     background: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
+    inside: np.ndarray
+    places: tuple[int | None, ...]
 
 
 def evaluate(
@@ -40,33 +49,75 @@ def evaluate(
     outdir: str | os.PathLike,
     force: bool = False,
     allow_overlap: bool = False,
+    allow_other_pixels: bool = False,
+    batch: int = EVALUATED_AT_ONCE,
 ) -> Evaluation:
     """Evaluate a saved U-Net; write results.json and patients.png into `outdir`.
 
-    model_path: a U-Net or the folder that `train` wrote. force: replace those files if they are there. allow_overlap:
-    go on, and record it, if the U-Net knows a patient of the archive. Raises UserError for that otherwise, and for a
-    model or an archive that can't be used, or that don't fit each other.
+    model_path: a U-Net or the folder that `train` wrote. force: replace those files if they are there. allow_overlap,
+    allow_other_pixels: go on, and record it, if the U-Net knows a patient of the archive, or learned from pixels of
+    another size. Raises UserError for these otherwise, and for a model or an archive that can't be used, or that don't
+    fit each other.
     """
     outdir, model_path = Path(outdir), _model_file(model_path)
     for name in (RESULTS, PICTURE):
         files.refuse_existing(outdir / name, force)
-    unet = unets.load(model_path, unets.default_device())
-    reader = ArchiveReader(data_path)
-    _require_fit(unet, model_path, reader)
-    overlap = find_overlap(unet.info, model_path, reader, allow_overlap)
+    with files.folder_for(outdir):
+        _require_writable(outdir)
+        unet = unets.load(model_path, unets.default_device())
+        reader = ArchiveReader(data_path)
+        facts = describe(reader)
+        _require_fit(unet, model_path, reader)
+        _require_pixels(unet.info, model_path, reader, facts, allow_other_pixels)
+        overlap = find_overlap(unet.info, model_path, reader, allow_overlap)
 
-    groups = reader.by_patient()
-    volumes = predict_patients(unet, reader, list(groups))
-    bar = tqdm(volumes, total=len(groups), desc="evaluating", unit="patient", disable=None, leave=False)
-    patients = tuple(scores.score_patient(v.patient, v.prediction, v.truth, reader.schema) for v in bar)
-    evaluation = _summarise(unet, model_path, reader, overlap, patients)
-
-    chosen = report.worst_median_best(evaluation)
-    shown = {v.patient: v for v in predict_patients(unet, reader, [c.patient for c in chosen])}
-    files.make_folder(outdir)
-    report.draw_patients(outdir / PICTURE, chosen, shown, reader.schema)
-    files.write_json(outdir / RESULTS, configs.to_json(evaluation))
+        evaluation = Evaluation(
+            format=scores.FORMAT,
+            version=scores.VERSION,
+            measure=scores.MEASURE,
+            notes=(),
+            data=facts,
+            overlap=overlap,
+            regions={},
+            labels={},
+            examinations=_score(unet, reader, batch),
+            model=scores.ModelFacts(model_path.name, files.sha256(model_path), unet.info),
+        )
+        evaluation = _summarise(evaluation)
+        chosen = report.worst_median_best(evaluation)
+        shown = predict_examinations(
+            unet, reader, [(c.examination.patient, c.examination.volume) for c in chosen], batch
+        )
+        report.draw_examinations(outdir / PICTURE, chosen, list(shown), reader.schema)
+        files.write_json(outdir / RESULTS, configs.to_json(evaluation))
     return evaluation
+
+
+def _score(unet: unets.UNet, reader: ArchiveReader, batch: int) -> tuple[ExaminationDice, ...]:
+    examinations = list(reader.by_examination())
+    results = []
+    with tqdm(total=len(examinations), desc="evaluating", unit="examination", disable=None, leave=False) as bar:
+        for (patient, volume), one in zip(
+            examinations, predict_examinations(unet, reader, examinations, batch), strict=True
+        ):
+            of = None if volume is None else reader.info.volumes[volume].slices
+            results.append(
+                scores.score_examination(patient, one.prediction, one.truth, one.inside, reader.schema, volume, of)
+            )
+            bar.update()
+    return tuple(results)
+
+
+def _summarise(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with means and notes."""
+    targets = scores.targets_of(evaluation.model.info.schema)
+    summaries = [(t, scores.summarise(evaluation.examinations, t)) for t in targets]
+    evaluation = replace(
+        evaluation,
+        regions={t.name: s for t, s in summaries if t.kind == "region"},
+        labels={t.name: s for t, s in summaries if t.kind == "label"},
+    )
+    return replace(evaluation, notes=tuple(report.notes_on(evaluation)))
 
 
 def load(path: str | os.PathLike) -> Evaluation:
@@ -81,20 +132,27 @@ def load(path: str | os.PathLike) -> Evaluation:
     return configs.from_json(Evaluation, content, str(path))
 
 
-def predict_patients(unet: unets.UNet, reader: ArchiveReader, patients: Sequence[str]) -> Iterator[PatientVolume]:
-    """Segment all slices of these patients, in their order. Batches run across patients: a fake has one slice."""
-    groups, schema = reader.by_patient(), reader.schema
-    order = [i for patient in patients for i in groups[patient]]
-    waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # background, truth, prediction of single slices
-    todo = iter(patients)
-    patient = next(todo, None)
-    for start in range(0, len(order), _BATCH):
-        contrasts, truth = schema.split(np.stack([reader.read(i) for i in order[start : start + _BATCH]]))
-        waiting += zip(contrasts[:, schema.shown], truth, unets.predict(unet, contrasts), strict=True)
-        while patient is not None and len(waiting) >= len(groups[patient]):
-            complete, waiting = waiting[: len(groups[patient])], waiting[len(groups[patient]) :]
-            yield PatientVolume(patient, *(np.stack(part) for part in zip(*complete, strict=True)))
-            patient = next(todo, None)
+def predict_examinations(
+    unet: unets.UNet, reader: ArchiveReader, examinations: Sequence[Examination], batch: int = EVALUATED_AT_ONCE
+) -> Iterator[Segmented]:
+    """Segment all slices of these, in their order. Batches run across examinations: a fake has one slice."""
+    groups, schema = reader.by_examination(), reader.schema
+    order = [i for examination in examinations for i in groups[examination]]
+    waiting: list[tuple] = []  # background, truth, prediction, inside, place of single slices
+    todo = iter(examinations)
+    examination = next(todo, None)
+    for start in range(0, len(order), batch):
+        numbers = order[start : start + batch]
+        contrasts, truth = schema.split(np.stack([reader.read_checked(i) for i in numbers]))
+        inside = (contrasts != OUTSIDE).any(axis=1)
+        places = [reader.info.slices[i].index for i in numbers]
+        answers = unets.predict(unet, contrasts)
+        waiting += zip(contrasts[:, schema.shown], truth, answers, inside, places, strict=True)
+        while examination is not None and len(waiting) >= len(groups[examination]):
+            complete, waiting = waiting[: len(groups[examination])], waiting[len(groups[examination]) :]
+            *pictures, places = zip(*complete, strict=True)
+            yield Segmented(*(np.stack(part) for part in pictures), places)
+            examination = next(todo, None)
 
 
 def _model_file(path: str | os.PathLike) -> Path:
@@ -118,6 +176,25 @@ def _require_fit(unet: unets.UNet, model_path: Path, reader: ArchiveReader) -> N
         )
 
 
+def _require_pixels(
+    info: unets.UNetInfo, model_path: Path, reader: ArchiveReader, facts: ArchiveFacts, allow: bool
+) -> None:
+    """Raise UserError if slices have other pixels than those that the U-Net learned from, unless that is allowed."""
+    learned = pixels_of(info.archives)
+    if not allow and learned and facts.pixel and not is_known_size(facts.pixel, learned):
+        raise UserError(
+            f"{reader.path} has pixels of {describe_pixels(facts.pixel)}, but {model_path} learned from pixels of "
+            f"{describe_pixels(learned)}: convert both with the same --resolution and --fov, or insist with "
+            "--allow-other-pixels"
+        )
+
+
+def _require_writable(folder: Path) -> None:
+    """Raise an OSError now, and not after the work, if no file can be made there."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def find_overlap(info: unets.UNetInfo, model_path: Path, reader: ArchiveReader, allow: bool) -> tuple[str, ...]:
     """Patients of the archive whom the U-Net knows, sorted. Raises UserError if there are any, unless that is allowed.
 
@@ -132,24 +209,3 @@ def find_overlap(info: unets.UNetInfo, model_path: Path, reader: ArchiveReader, 
             "an archive of other patients, or insist with --allow-overlap"
         )
     return overlap
-
-
-def _summarise(
-    unet: unets.UNet,
-    model_path: Path,
-    reader: ArchiveReader,
-    overlap: tuple[str, ...],
-    patients: tuple[PatientDice, ...],
-) -> Evaluation:
-    summaries = [(t, scores.summarise(patients, t)) for t in scores.targets_of(reader.schema)]
-    return Evaluation(
-        format=scores.FORMAT,
-        version=scores.VERSION,
-        measure=scores.MEASURE,
-        data=describe(reader),
-        overlap=overlap,
-        regions={t.name: s for t, s in summaries if t.kind == "region"},
-        labels={t.name: s for t, s in summaries if t.kind == "label"},
-        patients=patients,
-        model=scores.ModelFacts(model_path.name, files.sha256(model_path), unet.info),
-    )

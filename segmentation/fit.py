@@ -20,7 +20,7 @@ from dnnlib.runs import Log
 from dnnlib.text import count, format_time
 from segmentation import unet as unets
 from segmentation.config import TrainUNetConfig
-from segmentation.data import Draws, UnionOfArchives, describe, loader
+from segmentation.data import Draws, UnionOfArchives, describe, describe_pixels, is_one_size, loader, pixels_of
 
 MODEL, RECORD, LOG = "unet.safetensors", "training.json", "log.txt"
 _POINTS = 200  # of the loss curve
@@ -63,6 +63,7 @@ def train(
     for name in (MODEL, RECORD):
         files.refuse_existing(outdir / name, force)
     data = UnionOfArchives(archives, exclude=exclude)
+    draws = data.draws(config)
     info = unets.UNetInfo(
         schema=data.schema,
         resolution=data.resolution,
@@ -71,18 +72,19 @@ def train(
         archives=tuple(describe(archive) for archive in data.archives),
         patients=tuple(sorted({p for archive in data.archives for p in archive.info.patients})),
         seen=tuple(sorted({p for archive in data.archives for p in archive.info.seen})),
+        drawn=data.count(draws),
     )
     with contextlib.closing(Log(files.make_folder(outdir) / LOG)) as log:  # goes on in a log that is there
         for path in exclude:
             log(f"no patient is shared with {path}")
-        return _train(data, info, outdir, log)
+        return _train(data, draws, info, outdir, log)
 
 
-def _train(data: UnionOfArchives, info: unets.UNetInfo, outdir: Path, log: Log) -> TrainRecord:
+def _train(data: UnionOfArchives, draws: Draws, info: unets.UNetInfo, outdir: Path, log: Log) -> TrainRecord:
     config, device, start = info.training, unets.default_device(), time.monotonic()
-    log(_announce(info, device))
+    log(_announce(data, info, device))
     network = unets.build(info.network, config.seed).to(device)
-    curve = _optimise(network, data, config, log)
+    curve = _optimise(network, data, draws, config, log)
     seconds = time.monotonic() - start
     log(f"trained in {format_time(seconds)}: {outdir / MODEL}")
 
@@ -103,14 +105,13 @@ def segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
 
 
 def _optimise(
-    network: torch.nn.Module, data: UnionOfArchives, config: TrainUNetConfig, log: Log
+    network: torch.nn.Module, data: UnionOfArchives, draws: Draws, config: TrainUNetConfig, log: Log
 ) -> tuple[LossPoint, ...]:
     """Take config.steps steps of Adam; the network is changed in place. Returns the loss curve."""
     device = next(network.parameters()).device
     loss_of = segmentation_loss()
     optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)  # one pass over all parameters
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.steps)
-    draws = Draws(len(data), config.batch, config.steps, config.seed)
     batches = loader(data, draws, config.workers, pin=device.type == "cuda", log=log)
 
     interval, line = max(1, config.steps // _POINTS), max(1, config.steps // _LINES)
@@ -143,12 +144,18 @@ def _finite(loss: float, step: int, config: TrainUNetConfig) -> float:
     return loss
 
 
-def _announce(info: unets.UNetInfo, device: torch.device) -> str:
+def _announce(data: UnionOfArchives, info: unets.UNetInfo, device: torch.device) -> str:
     c = info.training
     sources = " + ".join(
         f"{a.file} ({count(a.slices, 'slice')}, {count(a.patients, 'patient')})" for a in info.archives
     )
-    return (
-        f"U-Net of width {c.width} on {sources}, {info.resolution}×{info.resolution}, {info.schema.describe()}\n"
-        f"{c.steps} steps of {c.batch} slices, learning rate {c.lr:g} falling to 0, seed {c.seed}, on {device}"
-    )
+    lines = [
+        f"U-Net of width {c.width} on {sources}, {info.resolution}×{info.resolution}, {info.schema.describe()}",
+        f"{c.steps} steps of {c.batch} slices, learning rate {c.lr:g} falling to 0, seed {c.seed}, on {device}",
+        f"slices to draw: {info.drawn}; the archives have {int(data.has_lesion.sum())} with, "
+        f"{int((~data.has_lesion).sum())} without",
+    ]
+    if (pixel := pixels_of(info.archives)) and not is_one_size(pixel):
+        lines.append(f"the slices have pixels of {describe_pixels(pixel)}: was it meant to mix them?")
+    lines += [f"pixel size unknown: {count(a.unmeasured, 'slice')} of {a.file}" for a in info.archives if a.unmeasured]
+    return "\n".join(lines)

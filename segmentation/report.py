@@ -1,4 +1,4 @@
-"""Tables of Dice, of one evaluation or of several arms, and the picture of three patients."""
+"""Tables of Dice, of one evaluation or of several arms, and the picture of three examinations."""
 
 from __future__ import annotations
 
@@ -12,47 +12,70 @@ import numpy as np
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path
 from dnnlib.text import count, format_table
-from segmentation.scores import Evaluation, Target, of_target, targets_of
+from segmentation.data import describe_pixels, is_known_size, pixels_of
+from segmentation.scores import Evaluation, ExaminationDice, Target, of_target, targets_of
 from slices import render
 from slices.leaks import describe_shared
 from slices.schema import Schema
 
 
 class Table(NamedTuple):
-    """Cells as text, for the terminal or for a document."""
+    """Cells as text, for the terminal or for a document, and what a reader of them must know, in sentences."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
     def text(self) -> str:
-        return format_table(self.header, self.rows)
+        return "\n".join([format_table(self.header, self.rows), *self.notes])
 
     def markdown(self) -> str:
         lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        table = ["| " + " | ".join(cells) + " |" for cells in lines]
+        return "\n".join([*table, *([""] if self.notes else []), *(f"- {note}" for note in self.notes)])
 
 
 class Choice(NamedTuple):
-    """A patient that the picture shows, and the reason: "worst", "median" or "best"."""
+    """An examination that the picture shows, and the reason: "worst", "median" or "best"."""
 
     rank: str
-    patient: str
     target: Target
-    dice: float
+    examination: ExaminationDice
+
+    @property
+    def dice(self) -> float:
+        return of_target(self.examination, self.target).dice
+
+
+OUTSIDE_HEAD = "voxels outside the head"
 
 
 def arms_table(arms: Mapping[str, Evaluation]) -> Table:
     """Rows: arms, for example "100% R"; columns: Dice of regions and labels, mean ± SD over the patients.
 
-    An arm that knew test patients says so. Raises UserError if the arms were not evaluated on one and the same archive.
+    First the networks' own answers, then these with background outside the head. An arm that knew test patients, or
+    pixels of another size, says so, and so do notes on what the arms differ in. Raises UserError if the arms were not
+    evaluated on one and the same archive.
     """
     evaluations = list(arms.values())
     if len({e.data.sha256 for e in evaluations}) != 1:
         names = ", ".join(sorted({e.data.file for e in evaluations}))
         raise UserError(f"a table compares U-Nets on one test archive; these were evaluated on different ones: {names}")
     targets = targets_of(evaluations[0].model.info.schema)
-    rows = ((name + _remark(e), *(str(of_target(e, t)) for t in targets)) for name, e in arms.items())
-    return Table(("trained on", *(t.title for t in targets)), tuple(rows))
+    own = [
+        (name + _remark(e), *(str(of_target(e, t)) for t in targets), f"{e.removed:,}") for name, e in arms.items()
+    ]  # fmt: skip
+    masked = [(f"{name}, masked", *(of_target(e, t).masked for t in targets), "removed") for name, e in arms.items()]
+    notes = [
+        *about_data(evaluations[0]),
+        *_empty_truths(evaluations[0]),
+        *(f"{name}: {note}" for name, e in arms.items() for note in _about_pixels(e)),
+        MASK,
+        *_differences(arms),
+        f"seed of each U-Net: {', '.join(f'{name} {e.model.info.training.seed}' for name, e in arms.items())}. "
+        "One training of each arm is no measure of chance",
+    ]
+    return Table(("trained on", *(t.title for t in targets), OUTSIDE_HEAD), (*own, *masked), tuple(notes))
 
 
 def _remark(evaluation: Evaluation) -> str:
@@ -61,50 +84,151 @@ def _remark(evaluation: Evaluation) -> str:
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Rows: regions and labels; columns: mean ± SD, worst and best patient, patients whose truth lacks the target."""
+    """Rows: regions and labels; columns: mean ± SD over patients, worst and best examination, those without, masked."""
     rows = []
     for target in targets_of(evaluation.model.info.schema):
         summary = of_target(evaluation, target)
-        dice = [of_target(p, target).dice for p in evaluation.patients]
-        rows.append((target.title, str(summary), f"{min(dice):.3f}", f"{max(dice):.3f}", str(summary.empty_truth)))
-    return Table(("Dice", "mean ± SD", "worst", "best", "empty truth"), tuple(rows))
+        dice = [of_target(e, target).dice for e in evaluation.examinations]
+        worst_best = (f"{min(dice):.3f}", f"{max(dice):.3f}")
+        rows.append(
+            (target.title, str(summary), *worst_best, str(summary.empty_truth), summary.masked, f"{summary.removed:,}")
+        )
+    header = ("Dice", "mean ± SD", "worst", "best", "empty truth", "masked", OUTSIDE_HEAD)
+    return Table(header, tuple(rows), evaluation.notes)
 
 
 def describe_data(evaluation: Evaluation) -> str:
     """How many patients and slices stand behind the numbers, and whether the U-Net knows them already."""
-    counts = [p.slices for p in evaluation.patients]
+    counts = [e.slices for e in evaluation.examinations]
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    text = (
-        f"{evaluation.data.file}: {count(len(counts), 'patient')}, {count(sum(counts), 'slice')} ({each} per patient)"
-    )
+    patients = len(evaluation.patients)
+    one = "patient" if len(counts) == patients else "examination"
+    who = count(patients, "patient") if one == "patient" else _examinations(evaluation)
+    text = f"{evaluation.data.file}: {who}, {count(sum(counts), 'slice')} ({each} per {one})"
     if evaluation.overlap:
         text += (
             f"\nnote: the U-Net was trained on {describe_shared(evaluation.overlap, evaluation.model.info.patients)}: "
-            f"it knows {len(evaluation.overlap)} of these {len(counts)} patients, so its Dice says nothing about others"
+            f"it knows {len(evaluation.overlap)} of these {patients} patients, so its Dice says nothing about others"
         )
     return text
+
+
+# --- what a reader of the numbers must know ---------------------------------------------------------------------------
+
+
+MASK = (
+    "masked: with background wherever every contrast is 0, outside the head, which hides what a network answers there; "
+    "without that, the Dice is of its own answer"
+)
+
+
+def notes_on(evaluation: Evaluation) -> list[str]:
+    """On one evaluation, a sentence each."""
+    seed = evaluation.model.info.training.seed
+    return [
+        *about_data(evaluation),
+        *_about_pixels(evaluation),
+        MASK,
+        f"one training of the U-Net, with seed {seed}, is no measure of chance; it drew {evaluation.model.info.drawn}",
+    ]
+
+
+def _examinations(evaluation: Evaluation) -> str:
+    return f"{count(len(evaluation.examinations), 'examination')} of {count(len(evaluation.patients), 'patient')}"
+
+
+def about_data(evaluation: Evaluation) -> list[str]:
+    """Who counts, and whether these are whole volumes."""
+    examinations = evaluation.examinations
+    several = len(evaluation.patients) < len(examinations)
+    whole = all(e.of is not None and not is_partial(e) for e in examinations)
+    notes = [
+        f"mean ± SD over patients: {_examinations(evaluation)}, {count(sum(e.slices for e in examinations), 'slice')}"
+        + (", whole volumes" if whole else "")
+        + ("; a patient counts once, with the mean of the examinations" if several else "")
+    ]
+    if partial := [e for e in examinations if is_partial(e)]:
+        of = [e for e in examinations if e.of is not None]
+        notes.append(
+            f"Dice of {sum(e.slices for e in of)} of {sum(e.of for e in of)} slices: the archive lacks slices of "
+            f"{len(partial)} of {len(examinations)} examinations, so this is not the Dice of whole volumes"
+        )
+    if unknown := sum(e.of is None for e in examinations):
+        notes.append(
+            f"{unknown} of {len(examinations)} examinations are slices of no known volume: "
+            "this is the Dice of these slices, and whether of a whole volume is unknown"
+        )
+    return notes
+
+
+def is_partial(examination: ExaminationDice) -> bool:
+    """Whether slices of its volume are known to be missing."""
+    return examination.of is not None and examination.slices < examination.of
+
+
+def _about_pixels(evaluation: Evaluation) -> list[str]:
+    """Whether the U-Net learned from pixels of the size that it was tested on."""
+    data, archives = evaluation.data, evaluation.model.info.archives
+    learned = pixels_of(archives)
+    notes = []
+    if learned and data.pixel and not is_known_size(data.pixel, learned):
+        notes.append(
+            f"the U-Net learned from pixels of {describe_pixels(learned)} and was tested on pixels of "
+            f"{describe_pixels(data.pixel)}: its Dice says nothing about pixels that it knows"
+        )
+    if unknown := [a for a in (*archives, data) if a.unmeasured]:
+        files = ", ".join(f"{count(a.unmeasured, 'slice')} of {a.file}" for a in unknown)
+        notes.append(f"pixel size unknown and not compared: {files}")
+    return notes
+
+
+def _empty_truths(evaluation: Evaluation) -> list[str]:
+    """What some examinations don't have: there a Dice is 1 or 0, and finding nothing scores 1."""
+    summaries = [(t.title, of_target(evaluation, t).empty_truth) for t in targets_of(evaluation.model.info.schema)]
+    some = ", ".join(f"{title} {empty}" for title, empty in summaries if empty)
+    text = (
+        f"examinations, of {len(evaluation.examinations)}, without any in the truth: {some}; there the Dice is 1 or 0"
+    )
+    return [text] if some else []
+
+
+def _differences(arms: Mapping[str, Evaluation]) -> list[str]:
+    """What the arms' trainings were told, or drew, and differ in; nothing of it belongs to what is compared."""
+    infos = {name: e.model.info for name, e in arms.items()}
+    facts = {
+        f"--{name.replace('_', '-')}": {arm: getattr(info.training, name) for arm, info in infos.items()}
+        for name in ("steps", "batch", "lr", "width", "empty", "lesion_free")
+    }
+    free = {arm: info.drawn.lesion_free / (info.training.steps * info.training.batch) for arm, info in infos.items()}
+    if max(free.values()) - min(free.values()) > 0.005:
+        facts["share of slices without lesion"] = {arm: f"{share:.1%}" for arm, share in free.items()}
+    return [
+        f"the arms differ in {what}: " + ", ".join(f"{arm} {value}" for arm, value in values.items())
+        for what, values in facts.items()
+        if len(set(values.values())) > 1
+    ]
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
 def worst_median_best(evaluation: Evaluation) -> list[Choice]:
-    """Three patients by the first region, or by the first label without regions; fewer where there are fewer."""
+    """Three examinations by the first region, or by the first label without regions; fewer where there are fewer."""
     target = targets_of(evaluation.model.info.schema)[0]
-    ranked = sorted(evaluation.patients, key=lambda p: of_target(p, target).dice)
+    ranked = sorted(evaluation.examinations, key=lambda e: of_target(e, target).dice)
     places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
     if len(ranked) == 1:
         places = {"only patient": 0}
     chosen: dict[int, Choice] = {}
     for rank, place in places.items():
-        chosen.setdefault(place, Choice(rank, ranked[place].patient, target, of_target(ranked[place], target).dice))
+        chosen.setdefault(place, Choice(rank, target, ranked[place]))
     return list(chosen.values())
 
 
-def draw_patients(path: str | os.PathLike, choices: Sequence[Choice], volumes: Mapping, schema: Schema) -> None:
-    """Write a PNG; rows: patients, columns: last contrast, truth and prediction over it, at the slice with most lesion.
+def draw_examinations(path: str | os.PathLike, choices: Sequence[Choice], segmented: Sequence, schema: Schema) -> None:
+    """Write a PNG; rows: examinations, columns: last contrast, truth and prediction over it, where most lesion is.
 
-    volumes: patient -> PatientVolume.
+    segmented: the Segmented of each choice.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure
@@ -113,14 +237,14 @@ def draw_patients(path: str | os.PathLike, choices: Sequence[Choice], volumes: M
     tile, title, legend = 3.0, 0.45, 0.35 + 0.2 * math.ceil(len(schema.classes) / 3)  # inches
     figure = Figure(figsize=(3 * tile, len(choices) * (tile + title) + legend), dpi=120, layout="constrained")
     axes = figure.subplots(len(choices), 3, squeeze=False)
-    for row, choice in zip(axes, choices, strict=True):
-        volume = volumes[choice.patient]
-        s = slice_to_show(volume.truth, volume.prediction)
-        pictures = _pictures(volume.background[s], volume.truth[s], volume.prediction[s], schema)
+    for row, choice, one in zip(axes, choices, segmented, strict=True):
+        s = slice_to_show(one.truth, one.prediction)
+        pictures = _pictures(one.background[s], one.truth[s], one.prediction[s], schema)
         titles = (
-            f"{choice.rank}: {choice.patient}\nslice {s + 1} of {len(volume.truth)}, {schema.contrasts[schema.shown]}",
+            f"{choice.rank}: {_name(choice.examination)}\n{_place(one, s, choice.examination)}, "
+            f"{schema.contrasts[schema.shown]}",
             "truth",
-            f"prediction\n{choice.target.name} Dice {choice.dice:.3f} (of all {len(volume.truth)} slices)",
+            f"prediction\n{choice.target.name} Dice {choice.dice:.3f} ({_extent(choice.examination)})",
         )
         for axis, picture, title in zip(row, pictures, titles, strict=True):
             axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -134,6 +258,23 @@ def draw_patients(path: str | os.PathLike, choices: Sequence[Choice], volumes: M
     FigureCanvasAgg(figure)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _name(examination: ExaminationDice) -> str:
+    return examination.volume or examination.patient
+
+
+def _place(one, s: int, examination: ExaminationDice) -> str:
+    if one.places[s] is None or examination.of is None:
+        return f"slice {s + 1} of {examination.slices}"
+    return f"slice {one.places[s] + 1} of {examination.of}"
+
+
+def _extent(examination: ExaminationDice) -> str:
+    """What a Dice is of."""
+    if is_partial(examination):
+        return f"of {examination.slices} of {examination.of} slices"
+    return f"of {'all ' if examination.of else ''}{count(examination.slices, 'slice')}"
 
 
 def slice_to_show(truth: np.ndarray, prediction: np.ndarray) -> int:

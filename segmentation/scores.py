@@ -1,4 +1,4 @@
-"""Dice of a patient's stacked volume, per label class and per region, and its summary over patients."""
+"""Dice of an examination's stacked slices, per label class and per region, and its summary over patients."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from segmentation.data import ArchiveFacts
 from segmentation.unet import UNetInfo
 from slices.schema import Schema
 
-FORMAT, VERSION = "segmentation-dice", 2
+FORMAT, VERSION = "segmentation-dice", 3
 MEASURE = (
-    "Dice of each patient's stacked volume: all slices of the patient in the archive taken together. What is empty in "
-    "truth and prediction counts 1, what is empty in one of them 0. Outside the head, where every contrast is 0, the "
-    "prediction is background. labels: each class by itself; regions: unions of classes. sd: standard deviation over "
-    "the patients (n - 1). truth, predicted: voxels. empty_truth: patients whose truth lacks the class or region. "
+    "Dice of each examination: all its slices in the archive (slices) taken together, of as many as its volume has "
+    "(of; null: unknown). dice, mean, sd: of the network's own answer everywhere. masked_dice, masked_mean, masked_sd: "
+    "of the answer with background where every contrast is 0, outside the head; removed: predicted voxels that this "
+    "takes away. What is empty in truth and prediction counts 1, what is empty in one of them 0. mean, sd (n - 1): "
+    "over the patients, each of whom counts with the mean of his examinations. labels: each class by itself; regions: "
+    "unions of classes. truth, predicted: voxels. empty_truth: examinations whose truth lacks the class or region. "
     "overlap: patients whom the U-Net knew from its training, by their own slices or through a GAN."
 )
 
@@ -37,33 +39,56 @@ class Target:
 
 @dataclass(frozen=True)
 class TargetDice:
-    """Dice of one target in one patient, and its voxels in truth and prediction."""
+    """Dice of one target in one examination, and its voxels in truth and in the network's own answer.
+
+    masked_dice: with background outside the head; removed: predicted voxels there.
+    """
 
     dice: float
     truth: int
     predicted: int
+    masked_dice: float
+    removed: int
 
 
 @dataclass(frozen=True)
-class PatientDice:
-    """One patient; `regions` and `labels` by name."""
+class ExaminationDice:
+    """One examination; volume: None for slices of none; of: how many slices that has; `regions`, `labels` by name."""
 
     patient: str
+    volume: str | None
     slices: int
+    of: int | None
     regions: dict[str, TargetDice]
     labels: dict[str, TargetDice]
+
+    @property
+    def removed(self) -> int:
+        """Voxels of any class that the network predicted outside the head."""
+        return sum(label.removed for label in self.labels.values())
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Dice over the patients; sd is None for one patient. empty_truth: patients whose truth lacks the target."""
+    """Dice over the patients; sds are None for one patient. empty_truth: examinations whose truth lacks the target."""
 
     mean: float
     sd: float | None
     empty_truth: int
+    masked_mean: float
+    masked_sd: float | None
+    removed: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.sd:.3f}" if self.sd is not None else f"{self.mean:.3f}"
+        return _format(self.mean, self.sd)
+
+    @property
+    def masked(self) -> str:
+        return _format(self.masked_mean, self.masked_sd)
+
+
+def _format(mean: float, sd: float | None) -> str:
+    return f"{mean:.3f} ± {sd:.3f}" if sd is not None else f"{mean:.3f}"
 
 
 @dataclass(frozen=True)
@@ -79,18 +104,29 @@ class ModelFacts:
 class Evaluation:
     """One U-Net on one archive: the content of results.json.
 
-    overlap: patients of the archive whom the U-Net knew, from their slices or through a GAN; empty unless allowed.
+    notes: what a reader of the numbers must know, in sentences. overlap: patients of the archive whom the U-Net knew,
+    from their slices or through a GAN; empty unless allowed.
     """
 
     format: str
     version: int
     measure: str
+    notes: tuple[str, ...]
     data: ArchiveFacts
     overlap: tuple[str, ...]
     regions: dict[str, Summary]
     labels: dict[str, Summary]
-    patients: tuple[PatientDice, ...]
+    examinations: tuple[ExaminationDice, ...]
     model: ModelFacts  # last: it names every slice's patient, and a reader of the file looks for Dice
+
+    @property
+    def patients(self) -> list[str]:
+        return list(dict.fromkeys(e.patient for e in self.examinations))
+
+    @property
+    def removed(self) -> int:
+        """Voxels of any class that the network predicted outside the heads."""
+        return sum(e.removed for e in self.examinations)
 
 
 def targets_of(schema: Schema) -> tuple[Target, ...]:
@@ -100,29 +136,53 @@ def targets_of(schema: Schema) -> tuple[Target, ...]:
     return (*regions, *labels)
 
 
-def of_target(record: Evaluation | PatientDice, target: Target) -> Summary | TargetDice:
+def of_target(record: Evaluation | ExaminationDice, target: Target) -> Summary | TargetDice:
     """The entry of a region or a label."""
     return (record.regions if target.kind == "region" else record.labels)[target.name]
 
 
-def score_patient(patient: str, prediction: np.ndarray, truth: np.ndarray, schema: Schema) -> PatientDice:
-    """Compare class indices [S, H, W] of all slices of a patient, as one volume."""
+def score_examination(
+    patient: str,
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    inside: np.ndarray,
+    schema: Schema,
+    volume: str | None = None,
+    of: int | None = None,
+) -> ExaminationDice:
+    """Compare class indices [S, H, W] of all slices of an examination; inside: bool [S, H, W], the head."""
     targets = targets_of(schema)
     predicted_masks, true_masks = _masks(prediction, targets), _masks(truth, targets)
-    dice = _dice(predicted_masks, true_masks)
+    dice, masked = _dice(predicted_masks, true_masks), _dice(predicted_masks & inside, true_masks)
     by_kind: dict[str, dict[str, TargetDice]] = {"region": {}, "label": {}}
     for t, target in enumerate(targets):
-        voxels = int(true_masks[t].sum()), int(predicted_masks[t].sum())
-        by_kind[target.kind][target.name] = TargetDice(dice[t], *voxels)
-    return PatientDice(patient, len(truth), by_kind["region"], by_kind["label"])
+        by_kind[target.kind][target.name] = TargetDice(
+            dice=dice[t],
+            truth=int(true_masks[t].sum()),
+            predicted=int(predicted_masks[t].sum()),
+            masked_dice=masked[t],
+            removed=int((predicted_masks[t] & ~inside).sum()),
+        )
+    return ExaminationDice(patient, volume, len(truth), of, by_kind["region"], by_kind["label"])
 
 
-def summarise(patients: Sequence[PatientDice], target: Target) -> Summary:
-    """Mean and SD over the patients."""
-    results = [of_target(patient, target) for patient in patients]
-    dice = [r.dice for r in results]
-    sd = statistics.stdev(dice) if len(dice) > 1 else None
-    return Summary(statistics.fmean(dice), sd, sum(r.truth == 0 for r in results))
+def summarise(examinations: Sequence[ExaminationDice], target: Target) -> Summary:
+    """Mean and SD over the patients, each of whom counts once."""
+    results = [of_target(examination, target) for examination in examinations]
+    patients = [examination.patient for examination in examinations]
+    mean, sd = _over_patients(patients, [r.dice for r in results])
+    masked_mean, masked_sd = _over_patients(patients, [r.masked_dice for r in results])
+    empty = sum(r.truth == 0 for r in results)
+    return Summary(mean, sd, empty, masked_mean, masked_sd, sum(r.removed for r in results))
+
+
+def _over_patients(patients: Sequence[str], dice: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and SD of the patients' means over their examinations."""
+    of_patient: dict[str, list[float]] = {}
+    for patient, value in zip(patients, dice, strict=True):
+        of_patient.setdefault(patient, []).append(value)
+    means = [statistics.fmean(values) for values in of_patient.values()]
+    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None
 
 
 def _masks(indices: np.ndarray, targets: Sequence[Target]) -> np.ndarray:

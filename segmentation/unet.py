@@ -14,13 +14,13 @@ import torch
 from dnnlib import config as configs
 from dnnlib.errors import UserError
 from segmentation.config import SMALLEST, TrainUNetConfig, UNetConfig
-from segmentation.data import ArchiveFacts
+from segmentation.data import ArchiveFacts, Drawn
 from slices.archive import LARGEST_RESOLUTION
 from slices.codec import SliceCodec
-from slices.schema import OUTSIDE, Schema
+from slices.schema import Schema
 from torch_utils import checkpoint
 
-KIND, VERSION = "unet", 2
+KIND, VERSION = "unet", 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class UNetInfo:
     """What a saved U-Net says of itself.
 
     patients: of the slices that it learned from, sorted. seen: whom it knows through a GAN that made some of these.
+    drawn: how many slices of each sort it learned from.
     """
 
     schema: Schema
@@ -37,6 +38,7 @@ class UNetInfo:
     archives: tuple[ArchiveFacts, ...]
     patients: tuple[str, ...]
     seen: tuple[str, ...]
+    drawn: Drawn
 
     def __post_init__(self) -> None:
         if (self.network.in_channels, self.network.out_channels) != (self.schema.num_contrasts, self.schema.num_maps):
@@ -96,17 +98,11 @@ def to_input(contrasts: torch.Tensor, schema: Schema) -> torch.Tensor:
 
 @torch.inference_mode()
 def predict(unet: UNet, contrasts: np.ndarray) -> np.ndarray:
-    """Segment stored contrasts, uint8 [N, C, H, W], as one batch. Returns class indices, uint8 [N, H, W].
-
-    Outside the head, where every contrast is 0, the answer is the background. Left to itself the network may answer
-    anything there: instance normalisation blows up the padding of a slice that is empty, as many of a volume are.
-    """
+    """Segment stored contrasts, uint8 [N, C, H, W], as one batch. Returns class indices, uint8 [N, H, W]."""
     unet.network.eval()
     device = next(unet.network.parameters()).device
     pixels = torch.from_numpy(np.ascontiguousarray(contrasts)).to(device)
-    indices = unet.network(to_input(pixels, unet.info.schema)).argmax(dim=1).to(torch.uint8)
-    inside = (pixels != OUTSIDE).any(dim=1)
-    return (indices * inside).cpu().numpy()
+    return unet.network(to_input(pixels, unet.info.schema)).argmax(dim=1).to(torch.uint8).cpu().numpy()
 
 
 def save(path: str | os.PathLike, unet: UNet) -> None:

@@ -292,6 +292,13 @@ class ArchiveReader:
             groups.setdefault(record.patient, []).append(i)
         return groups
 
+    def by_examination(self) -> dict[tuple[str, str | None], list[int]]:
+        """(patient, volume) -> numbers of its slices; those of a patient that are of no volume, as fakes, are one."""
+        groups: dict[tuple[str, str | None], list[int]] = {}
+        for i, record in enumerate(self.info.slices):
+            groups.setdefault((record.patient, record.volume), []).append(i)
+        return groups
+
     def read_checked(self, i: int) -> np.ndarray:
         """As `read`, and a UserError unless the label maps are one-hot."""
         stored = self.read(i)

@@ -6,16 +6,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import reproduce
 from conftest import write_archive
 from dnnlib.errors import UserError
+from dnnlib.files import write_json
 from dnnlib.sources import sources_sha256
-from slices.archive import ArchiveReader
+from segmentation.config import TrainUNetConfig, UNetConfig
+from segmentation.data import ArchiveFacts, Drawn
+from segmentation.scores import Evaluation, ExaminationDice, ModelFacts, Summary, TargetDice, targets_of
+from segmentation.unet import UNetInfo
+from slices.archive import ArchiveReader, ArchiveWriter
+from slices.schema import BRATS
 
 ROOT = Path(__file__).parent.parent
 COPY = "import sys; from pathlib import Path; Path(sys.argv[2]).write_text(Path(sys.argv[1]).read_text() + sys.argv[3])"
@@ -279,6 +287,84 @@ def test_every_training_excludes_the_test_patients_and_every_input_is_known(tmp_
         assert (f"--exclude={test}" in words) == (stage in trainings)
         read = [w.split("=", 1)[1] for w in words if w.startswith(("--data=", "--exclude=", "--model=", "--network="))]
         assert set(read) <= set(stages.inputs[stage]), "what a stage reads decides whether it is done"
+
+
+@pytest.mark.parametrize("name", list(reproduce.PRESETS))
+@pytest.mark.parametrize("missing", [None, True, False])
+def test_every_arm_learns_from_the_same_shares(tmp_path, monkeypatch, capsys, name, missing):
+    """missing: of the fakes, those with lesion (True) or without (False), so that no arm can have a share of them."""
+    stages = RecordedStages(tmp_path)
+    monkeypatch.setattr(reproduce, "report", lambda *_: None)
+    monkeypatch.setattr(reproduce, "count_slices", lambda path, lesion=None: 0 if lesion is missing is not None else 9)
+    reproduce.reproduce(reproduce.PRESETS[name], "/brats" if name == "paper" else None, stages)
+    assert "--lesion-free=0.2" in stages.commands["convert"], "so that the GAN learns it too"
+    shares = {
+        tuple(word for word in words if word.startswith(("--empty", "--lesion-free")))
+        for stage, words in stages.commands.items()
+        if stage.startswith("unet") and "train" in words
+    }
+    assert shares == {("--empty=0.05", "--lesion-free=0.2") if missing is None else ("--empty=0.05",)}
+    assert ("U-Nets draw slices as they come" in capsys.readouterr().out) == (missing is not None)
+
+
+def test_count_slices(tmp_path):
+    path = write_archive(tmp_path / "a.zip", count=4)
+    with ArchiveWriter(tmp_path / "b.zip", BRATS, 16, {}) as writer:
+        blank = BRATS.join(np.zeros((4, 16, 16), np.uint8), np.zeros((16, 16), np.uint8))
+        for i, stored in enumerate([ArchiveReader(path).read(0), blank, blank]):
+            writer.add(stored, patient=f"p{i}")
+    counts = [[reproduce.count_slices(p, lesion) for lesion in (None, True, False)] for p in (path, writer.path)]
+    assert counts == [[4, 4, 0], [3, 1, 2]]
+
+
+def write_results(path, dice, masked, removed, seed):
+    """The evaluation of a U-Net on an archive with two of three slices of each of two examinations of one patient."""
+    pixels = ArchiveFacts("real.zip", "1" * 64, 4, 1, 1, (3.125, 3.125), 0)
+    training = TrainUNetConfig(steps=10, batch=10, seed=seed, lesion_free=0.2)
+    network = UNetConfig(4, 4, training.width)
+    info = UNetInfo(BRATS, 64, network, training, (pixels,), ("a",), (), Drawn(75, 20, 5))
+    target = TargetDice(dice, 0, 5, masked, removed)
+    names = {t.name: target for t in targets_of(BRATS) if t.kind == "region"}, {n: target for n in BRATS.class_names}
+    examinations = tuple(ExaminationDice("p", volume, 2, 3, *names) for volume in ("p-000", "p-001"))
+    summary = Summary(dice, None, 2, masked, None, 2 * removed)
+    evaluation = Evaluation(
+        *("segmentation-dice", 3, "", ("a note",), replace(pixels, file="test.zip", examinations=2), ()),
+        *({name: summary for name in of_kind} for of_kind in names),
+        examinations,
+        ModelFacts("unet.safetensors", "2" * 64, info),
+    )
+    write_json(path, evaluation)
+    return path
+
+
+def test_the_report_says_what_its_numbers_are(tmp_path, capsys):
+    (tmp_path / "gan").mkdir()
+    write_json(tmp_path / "gan" / "training_options.json", {"seed": 77})
+    real, fake = write_archive(tmp_path / "real.zip", count=4), write_archive(tmp_path / "fake.zip", count=4)
+    results = {
+        "100 % R": write_results(tmp_path / "r.json", 0.5, 0.8, 1234, seed=5),
+        "100 % F": write_results(tmp_path / "f.json", 0.4, 0.4, 0, seed=6),
+    }
+    reproduce.report(tmp_path, results, real, fake, tmp_path / "gan" / "network-snapshot-000022.safetensors")
+    printed, markdown = capsys.readouterr().out, (tmp_path / "results.md").read_text()
+    content = json.loads((tmp_path / "results.json").read_text())
+    for words in (
+        "2 examinations of 1 patient, 4 slices; a patient counts once",
+        "Dice of 4 of 6 slices: the archive lacks slices of 2 of 2 examinations",
+        "examinations, of 2, without any in the truth: WT (region) 2, TC (region) 2,",
+        "seed of each U-Net: 100 % R 5, 100 % F 6",
+        "one GAN, with seed 77, of 22 kimg",
+        "training slices without lesion: 0.0% of the real ones, 0.0% of the fakes",
+        "WT: the Dice of 100 % F is 80% of that of 100 % R; masked, 50% of",
+        "masked: with background wherever every contrast is 0",
+    ):
+        assert words in printed and f"- {words}" in markdown.replace("mean ± SD over patients: ", "")
+        assert sum(words in note for note in content["notes"]) == 1, words
+    # of three classes together
+    for row in (f"100 % R | {'0.500 | ' * 6}7,404", f"100 % F, masked | {'0.400 | ' * 6}removed"):
+        assert f"| {row} |" in markdown
+    assert content["gan"] == {"kimg": 22, "seed": 77} and content["slices_without_lesion"] == {"real": 0, "fake": 0}
+    assert (tmp_path / "dice.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

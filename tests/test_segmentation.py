@@ -1,6 +1,8 @@
 import dataclasses
+import errno
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -22,7 +24,7 @@ from segmentation import evaluate as evaluation
 from segmentation import fit, report, scores, unet
 from segmentation.__main__ import main
 from segmentation.config import TrainUNetConfig
-from slices.archive import ArchiveReader, ArchiveWriter
+from slices.archive import ArchiveReader, ArchiveWriter, Volume
 from slices.schema import BRATS, LesionClass, Region, Schema
 from torch_utils import checkpoint
 
@@ -109,7 +111,7 @@ def plain_dice(prediction, truth, classes):
 
 
 def test_a_small_unet_learns_a_visible_lesion(trained, evaluated):
-    lesioned = [p for p in evaluated.patients if p.patient != "d"]
+    lesioned = [p for p in evaluated.examinations if p.patient != "d"]
     assert min(p.regions["whole"].dice for p in lesioned) > 0.8
     assert min(p.labels["rim"].dice for p in lesioned) > 0.7
     assert trained.curve[-1].loss < 0.3 * trained.curve[0].loss
@@ -120,8 +122,11 @@ def test_training_leaves_the_model_its_record_and_its_log(trained, train_zip, fo
     record = json.loads((folder / "trained" / "training.json").read_text())
     assert record["unet"]["training"]["steps"] == 120
     assert record["unet"]["archives"] == [
-        {"file": "train.zip", "sha256": sha256(train_zip), "slices": 48, "patients": 12}
+        {"file": "train.zip", "sha256": sha256(train_zip), "slices": 48, "patients": 12, "examinations": 12}
+        | {"pixel": None, "unmeasured": 48}
     ]
+    assert record["unet"]["training"]["empty"] == 0.05 and record["unet"]["training"]["lesion_free"] is None
+    assert record["unet"]["drawn"] == {"with_lesion": 684, "lesion_free": 228, "empty": 48}, "19 times each of 48"
     assert [point["step"] for point in record["curve"]] == list(range(1, 121))
     assert "step    120 of 120" in (folder / "trained" / "log.txt").read_text()
     assert sorted(p.name for p in (folder / "trained").iterdir()) == ["log.txt", "training.json", "unet.safetensors"]
@@ -226,6 +231,40 @@ def test_a_batch_may_be_larger_than_the_archive():
     assert len(batch) == 8 and {draw.slice for draw in batch} == {0, 1, 2}
 
 
+@pytest.mark.parametrize("batch, steps, empty, lesion_free", [(8, 40, 0.05, 0.2), (7, 29, 0.29, 0.31), (3, 5, 0, 0.9)])
+def test_shares_are_exact_over_a_whole_training_and_even_in_it(train_zip, batch, steps, empty, lesion_free):
+    union = datas.UnionOfArchives([train_zip])  # 36 of 48 slices have a lesion
+    assert np.flatnonzero(~union.has_lesion).tolist() == list(range(0, 48, 4))
+    draws = union.draws(TrainUNetConfig(steps, batch, seed=3, empty=empty, lesion_free=lesion_free))
+    batches = [[d.slice for d in one] for one in draws]
+    assert [len(one) for one in batches] == [batch] * steps
+    sorts = {"empty": lambda n: n is None, "lesion_free": lambda n: n is not None and not union.has_lesion[n]}
+    for name, is_of in sorts.items():
+        share = {"empty": empty, "lesion_free": lesion_free}[name]
+        counts = np.array([sum(map(is_of, one)) for one in batches])
+        assert counts.sum() == round(share * batch * steps) == getattr(union.count(draws), name)
+        assert np.abs(counts - share * batch).max() < 2, "in every batch as nearly as can be"
+    times = Counter(n for one in batches for n in one if n is not None)
+    for lesion in (True, False):  # of a sort, every slice is used equally often
+        of_sort = [times[n] for n in np.flatnonzero(union.has_lesion == lesion).tolist()]
+        assert max(of_sort) - min(of_sort) <= 1
+    assert batches == [[d.slice for d in one] for one in draws] and sum(union.count(draws).__dict__.values()) == (
+        batch * steps
+    )
+
+
+def test_a_blank_slice_is_background_in_every_contrast_and_in_truth(train_zip):
+    blank = datas.UnionOfArchives([train_zip])[datas.Draw(None, True)]
+    assert blank.contrasts.shape == (2, SIZE, SIZE) and blank.indices.shape == (SIZE, SIZE)
+    assert blank.contrasts.dtype == blank.indices.dtype == torch.uint8
+    assert not blank.contrasts.any() and not blank.indices.any()
+
+
+def test_a_network_leaves_empty_slices_alone(trained):
+    """It has seen some, though no archive has any."""
+    assert not unet.predict(unet.load(trained.model), np.zeros((1, 2, SIZE, SIZE), np.uint8)).any()
+
+
 def test_slices_read_by_workers_are_those_held_in_memory(train_zip):
     def batches(memory):
         union = datas.UnionOfArchives([train_zip], memory)
@@ -263,17 +302,14 @@ def test_width_scales_every_level():
     assert 3 < large / small < 4.2
 
 
-def test_the_prediction_outside_the_head_is_background(trained):
+def test_the_prediction_is_the_networks_own_answer_everywhere(trained):
     rng = np.random.default_rng(0)
     net = unet.load(trained.model)
     for p in net.network.final_conv.parameters():
         torch.nn.init.zeros_(p)
     net.network.final_conv.bias.data[2] = 5.0  # class 2 everywhere
-    contrasts = np.stack([RING.split(draw_slice(rng, empty=e))[0] for e in (False, True)])
-    contrasts[0, 0, 16, 16] = 0  # dark in one contrast only: still inside
-    found = unet.predict(net, contrasts)
-    assert found.dtype == np.uint8 and (found == 2 * (contrasts > 0).any(axis=1)).all()
-    assert found[0, 16, 16] == 2 and not found[1].any()
+    found = unet.predict(net, np.stack([RING.split(draw_slice(rng, empty=e))[0] for e in (False, True)]))
+    assert found.dtype == np.uint8 and (found == 2).all(), "nothing is hidden"
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -284,7 +320,7 @@ def test_dice_is_that_of_the_stacked_volume():
     truth = rng.integers(0, 4, (6, 16, 16)) * (rng.random((6, 16, 16)) < 0.2)
     prediction = np.where(rng.random(truth.shape) < 0.7, truth, rng.integers(0, 4, truth.shape))
     truth[3:], prediction[3:] = 0, 0  # half of the slices are empty, as in a real volume
-    result = scores.score_patient("p", prediction, truth, BRATS)
+    result = scores.score_examination("p", prediction, truth, np.ones(truth.shape, bool), BRATS)
     for target in scores.targets_of(BRATS):
         overlap = scores.of_target(result, target)
         assert overlap.dice == pytest.approx(plain_dice(prediction, truth, target.classes), abs=1e-6)
@@ -301,22 +337,43 @@ def test_dice_of_what_is_empty(in_truth, in_prediction, expected):
     truth, prediction = np.zeros((2, 8, 8), np.uint8), np.zeros((2, 8, 8), np.uint8)
     truth[0, 0, 0], prediction[0, 0, 0] = in_truth, in_prediction
     one = Schema(("t1",), (LesionClass("MS", "lesion", 1),))  # a single target: MONAI treats one channel apart
-    assert scores.score_patient("p", prediction, truth, one).labels["MS"].dice == expected
-    assert scores.score_patient("p", prediction, truth, BRATS).labels["NCR"].dice == expected
-    assert scores.score_patient("p", prediction, truth, BRATS).labels["ET"].dice == 1
+    everywhere = np.ones(truth.shape, bool)
+    assert scores.score_examination("p", prediction, truth, everywhere, one).labels["MS"].dice == expected
+    assert scores.score_examination("p", prediction, truth, everywhere, BRATS).labels["NCR"].dice == expected
+    assert scores.score_examination("p", prediction, truth, everywhere, BRATS).labels["ET"].dice == 1
+
+
+def test_both_dice_and_the_voxels_between_them_by_hand():
+    """4 voxels of core are found, and 4 more of core and 2 of rim outside the head; 2 of the truth's rim lie there."""
+    truth, prediction = np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4), np.uint8)
+    inside = np.ones(truth.shape, bool)
+    inside[1] = False
+    truth[0, 0], prediction[0, 0] = 1, 1
+    prediction[1, 0], prediction[1, 1, :2], truth[1, 1, :2] = 1, 2, 2
+    found = scores.score_examination("p", prediction, truth, inside, RING, volume="v", of=9)
+    core, rim, whole = found.labels["core"], found.labels["rim"], found.regions["whole"]
+    assert (core.dice, core.masked_dice, core.removed) == (pytest.approx(2 * 4 / (8 + 4)), 1.0, 4)
+    assert (rim.dice, rim.masked_dice, rim.removed) == (1.0, 0.0, 2), "a mask may also take what is right"
+    assert (whole.truth, whole.predicted, whole.removed, found.removed) == (6, 10, 6, 6)
+    assert whole.dice == pytest.approx(2 * 6 / 16) and whole.masked_dice == pytest.approx(2 * 4 / 10)
+    assert (found.slices, found.of, found.volume) == (2, 9, "v")
 
 
 def test_summaries_are_over_patients():
     target = scores.targets_of(RING)[0]
 
-    def patient(dice, truth):
-        return scores.PatientDice("p", 1, {"whole": scores.TargetDice(dice, truth, 5)}, {})
+    def examination(dice, truth, patient):
+        return scores.ExaminationDice(patient, None, 1, None, {"whole": scores.TargetDice(dice, truth, 5, 1, 7)}, {})
 
-    summary = scores.summarise([patient(0.5, 9), patient(1.0, 0), patient(0.9, 3)], target)
+    three = [examination(0.5, 9, "p"), examination(1.0, 0, "q"), examination(0.9, 3, "r")]
+    summary = scores.summarise(three, target)
     assert summary.mean == pytest.approx(0.8) and summary.empty_truth == 1
     assert summary.sd == pytest.approx(np.std([0.5, 1.0, 0.9], ddof=1))
-    assert str(summary) == "0.800 ± 0.265"
-    assert str(scores.summarise([patient(0.5, 9)], target)) == "0.500"
+    assert str(summary) == "0.800 ± 0.265" and summary.masked == "1.000 ± 0.000" and summary.removed == 21
+    assert str(scores.summarise([examination(0.5, 9, "p")], target)) == "0.500"
+    twice = scores.summarise([*three, examination(0.1, 0, "r"), examination(0.2, 0, "r")], target)
+    assert twice.mean == pytest.approx((0.5 + 1.0 + (0.9 + 0.1 + 0.2) / 3) / 3) and twice.empty_truth == 3
+    assert twice.sd == pytest.approx(np.std([0.5, 1.0, 0.4], ddof=1)), "n is the number of patients"
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -324,32 +381,39 @@ def test_summaries_are_over_patients():
 
 def test_the_numbers_of_results_json_add_up(evaluated, trained, test_zip, folder):
     content = json.loads((folder / "evaluated" / "results.json").read_text())
-    assert content["data"] == {"file": "test.zip", "sha256": sha256(test_zip), "slices": 24, "patients": 4}
+    assert content["data"] == (
+        {"file": "test.zip", "sha256": sha256(test_zip), "slices": 24, "patients": 4, "examinations": 4}
+        | {"pixel": None, "unmeasured": 24}
+    )
     assert content["model"]["sha256"] == sha256(trained.model)
-    assert [p["patient"] for p in content["patients"]] == ["a", "b", "c", "d"]
-    assert [p["slices"] for p in content["patients"]] == [6] * 4
+    assert [p["patient"] for p in content["examinations"]] == ["a", "b", "c", "d"]
+    assert [(p["slices"], p["of"]) for p in content["examinations"]] == [(6, None)] * 4
     for kind, names in (("regions", ["whole", "core"]), ("labels", ["core", "rim"])):
         assert list(content[kind]) == names
         for name in names:
-            dice = [p[kind][name]["dice"] for p in content["patients"]]
-            assert content[kind][name]["mean"] == pytest.approx(np.mean(dice))
-            assert content[kind][name]["sd"] == pytest.approx(np.std(dice, ddof=1))
+            for dice, mean, sd in (("dice", "mean", "sd"), ("masked_dice", "masked_mean", "masked_sd")):
+                values = [p[kind][name][dice] for p in content["examinations"]]
+                assert content[kind][name][mean] == pytest.approx(np.mean(values))
+                assert content[kind][name][sd] == pytest.approx(np.std(values, ddof=1))
+            assert content[kind][name]["removed"] == sum(p[kind][name]["removed"] for p in content["examinations"])
             assert content[kind][name]["empty_truth"] == 1
     assert evaluation.load(folder / "evaluated" / "results.json") == evaluated
 
 
-def test_patients_are_put_together_from_slices_that_take_turns(evaluated, trained, test_zip, monkeypatch):
+def test_patients_are_put_together_from_slices_that_take_turns(evaluated, trained, test_zip):
     reader, net = ArchiveReader(test_zip), unet.load(trained.model)
-    monkeypatch.setattr(evaluation, "_BATCH", 5)
-    volumes = list(evaluation.predict_patients(net, reader, ["c", "a"]))
-    assert [v.patient for v in volumes] == ["c", "a"]
-    for volume in volumes:
-        stored = np.stack([reader.read(i) for i in reader.by_patient()[volume.patient]])
+    names = [("c", None), ("a", None)]
+    for name, one in zip(names, evaluation.predict_examinations(net, reader, names, batch=5), strict=True):
+        stored = np.stack([reader.read(i) for i in reader.by_examination()[name]])
         contrasts, truth = RING.split(stored)
-        assert (volume.truth == truth).all() and (volume.background == contrasts[:, -1]).all()
-        (patient,) = (p for p in evaluated.patients if p.patient == volume.patient)
-        expected = plain_dice(unet.predict(net, contrasts), truth, (1, 2))
-        assert patient.regions["whole"].dice == pytest.approx(expected, abs=1e-3)
+        assert (one.truth == truth).all() and (one.background == contrasts[:, -1]).all()
+        assert (one.inside == (contrasts > 0).any(axis=1)).all()
+        (found,) = (e for e in evaluated.examinations if e.patient == name[0])
+        answer = unet.predict(net, contrasts)
+        assert found.regions["whole"].dice == pytest.approx(plain_dice(answer, truth, (1, 2)), abs=1e-3)
+        masked = np.where(one.inside, answer, 0)
+        assert found.regions["whole"].masked_dice == pytest.approx(plain_dice(masked, truth, (1, 2)), abs=1e-3)
+        assert abs(found.removed - (answer[~one.inside] > 0).sum()) <= 3  # answers may differ by the batch's size
 
 
 def test_generated_slices_are_patients_of_their_own(tmp_path, trained):
@@ -363,14 +427,114 @@ def test_generated_slices_are_patients_of_their_own(tmp_path, trained):
     assert report.describe_data(result) == "fake.zip: 70 patients, 70 slices (1 per patient)"
 
 
+LPS = ((-1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+
+
+def write_volumes(path, volumes, slices=range(4), of=4, pixel=1.0, where=None, **options):
+    """An archive of volumes, {name: patient}, with these slices of as many as `of`."""
+    rng = np.random.default_rng(5)
+    windows = dict.fromkeys(RING.contrasts, (0.0, 1.0))
+    with ArchiveWriter(path, RING, SIZE, {"tool": "test"}, **options) as writer:
+        for name, patient in volumes.items():
+            writer.volumes[name] = Volume(patient, (SIZE, SIZE, of), LPS, pixel, windows)
+            for k in slices:
+                writer.add(draw_slice(rng), patient=patient, volume=name, index=k)
+    return path
+
+
+def test_examinations_of_a_patient_are_evaluated_apart(tmp_path, trained):
+    visits = write_volumes(tmp_path / "v.zip", {"p-000": "p", "q-000": "q", "p-001": "p"})
+    result = evaluation.evaluate(trained.model, visits, tmp_path / "out")
+    assert [(e.patient, e.volume, e.slices, e.of) for e in result.examinations] == [
+        ("p", "p-000", 4, 4), ("q", "q-000", 4, 4), ("p", "p-001", 4, 4)
+    ]  # fmt: skip
+    dice = [e.regions["whole"].dice for e in result.examinations]
+    assert len(set(dice)) == 3
+    assert result.regions["whole"].mean == pytest.approx(((dice[0] + dice[2]) / 2 + dice[1]) / 2)
+    assert (result.data.patients, result.data.examinations) == (2, 3)
+    assert report.describe_data(result) == "v.zip: 3 examinations of 2 patients, 12 slices (4 per examination)"
+    notes = report.evaluation_table(result).notes
+    assert notes[0] == (
+        "mean ± SD over patients: 3 examinations of 2 patients, 12 slices, whole volumes; "
+        "a patient counts once, with the mean of the examinations"
+    )
+    assert not any("lacks" in note or "unknown volume" in note for note in notes)
+
+
+def test_incomplete_volumes_are_told(tmp_path, trained):
+    some = write_volumes(tmp_path / "some.zip", {"a": "a", "b": "b"}, slices=(1, 5), of=7)
+    code, output = run("evaluate", "--model", trained.model, "--data", some, "--outdir", tmp_path / "out")
+    words = (
+        "Dice of 4 of 14 slices: the archive lacks slices of 2 of 2 examinations, so this is not the Dice of whole "
+        "volumes"
+    )
+    assert code == 0 and words in output, output
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert words in content["notes"] and [(e["slices"], e["of"]) for e in content["examinations"]] == [(2, 7)] * 2
+    result = evaluation.load(tmp_path / "out" / "results.json")
+    table = report.arms_table({"R": result})
+    assert words in table.text() and words in table.markdown()
+    assert report._extent(result.examinations[0]) == "of 2 of 7 slices"
+    shown = list(evaluation.predict_examinations(unet.load(trained.model), ArchiveReader(some), [("a", "a")]))[0]
+    assert report._place(shown, 1, result.examinations[0]) == "slice 6 of 7"
+
+
+def test_pixels_of_another_size_are_refused_unless_one_insists(tmp_path):
+    fine = write_volumes(tmp_path / "fine.zip", {"a": "a"}, pixel=3.125)
+    nearly = write_volumes(tmp_path / "nearly.zip", {"b": "b"}, pixel=3.13)
+    coarse = write_volumes(tmp_path / "coarse.zip", {"c": "c"}, pixel=3.75)
+    fakes = write_archive(tmp_path / "fakes.zip", [("f", draw_slice(np.random.default_rng(0)))], seen=["z"])
+    known = tmp_path / "known.zip"
+    with ArchiveWriter(known, RING, SIZE, {}, seen=["z"], pixel=(3.125, 3.125)) as writer:
+        writer.add(draw_slice(np.random.default_rng(0)), patient="g", seed=1)
+    for name, data in {"real": [fine], "both": [fine, coarse], "fake": [fakes], "known": [known]}.items():
+        code, output = run("train", *(w for d in data for w in ("--data", d)), "--outdir", tmp_path / name, *TINY)
+        assert code == 0 and ("pixels of 3.12 to 3.75 mm: was it meant" in output) == (name == "both"), output
+        assert ("pixel size unknown: 1 slice of fakes.zip" in output) == (name == "fake")
+    assert unet.load(tmp_path / "both" / fit.MODEL).info.archives[1].pixel == (3.75, 3.75)
+
+    def evaluate(model, data, *options):
+        return ("evaluate", "--model", tmp_path / model, "--data", data, "--outdir", tmp_path / "out", *options)
+
+    for model in ("real", "known"):
+        output = refused(*evaluate(model, coarse))
+        assert "coarse.zip has pixels of 3.75 mm, but" in output and "learned from pixels of 3.12 mm" in output
+        assert "--fov" in output and "--allow-other-pixels" in output and not (tmp_path / "out").exists()
+    assert run(*evaluate("both", write_volumes(tmp_path / "between.zip", {"d": "d"}, pixel=3.4)))[0] == 0
+    assert run(*evaluate("real", nearly, "--force"))[0] == 0
+    code, output = run(*evaluate("fake", coarse, "--force"))
+    assert code == 0 and "pixel size unknown and not compared: 1 slice of fakes.zip" in output
+    code, output = run(*evaluate("real", coarse, "--force", "--allow-other-pixels"))
+    words = "the U-Net learned from pixels of 3.12 mm and was tested on pixels of 3.75 mm"
+    assert code == 0 and words in output, output
+    result = evaluation.load(tmp_path / "out" / "results.json")
+    assert any(words in note for note in result.notes) and f"R: {words}" in report.arms_table({"R": result}).text()
+
+
+def test_label_maps_of_another_coding_are_refused(tmp_path, trained):
+    """As 0 and 1, which `split` would take for nothing but background or anything."""
+    rng = np.random.default_rng(0)
+    good = draw_slice(rng)
+    for i, wrong in enumerate([np.where(good[2:] > 0, 1, 0), np.where(good[2:] > 0, 254, 1), good[2:] * 0]):
+        stored = np.concatenate([good[:2], wrong.astype(np.uint8)])
+        path = write_archive(tmp_path / f"{i}.zip", [("a", good), ("b", stored)])
+        for command in (
+            ("train", "--data", path, "--steps", 1, "--outdir", tmp_path / "new"),
+            ("evaluate", "--model", trained.model, "--data", path, "--outdir", tmp_path / "new"),
+        ):
+            output = refused(*command)
+            assert f"{path}: the label maps of slices/00000/00000001.npy are not one-hot" in output
+        assert not (tmp_path / "new").exists()
+
+
 def test_the_picture_shows_worst_median_and_best(evaluated, folder):
     choices = report.worst_median_best(evaluated)
-    dice = sorted(p.regions["whole"].dice for p in evaluated.patients)
+    dice = sorted(p.regions["whole"].dice for p in evaluated.examinations)
     assert [c.rank for c in choices] == ["worst", "median", "best"]
     assert [c.dice for c in choices] == [dice[0], dice[1], dice[3]]
     with Image.open(folder / "evaluated" / "patients.png") as image:
         assert image.format == "PNG" and image.width > 700 and image.height > image.width
-    one = dataclasses.replace(evaluated, patients=evaluated.patients[:1])
+    one = dataclasses.replace(evaluated, examinations=evaluated.examinations[:1])
     assert [c.rank for c in report.worst_median_best(one)] == ["only patient"]
 
 
@@ -394,18 +558,51 @@ def test_a_schema_without_regions_is_evaluated_by_its_labels(tmp_path):
 
 
 def test_tables_of_arms(evaluated):
-    half = dataclasses.replace(evaluated, regions={**evaluated.regions, "whole": scores.Summary(0.5, 0.25, 0)})
+    half = scores.Summary(0.5, 0.25, 0, masked_mean=0.75, masked_sd=0.125, removed=3)
+    half = dataclasses.replace(evaluated, regions={**evaluated.regions, "whole": half})
     table = report.arms_table({"100% R": evaluated, "100% F": half})
-    assert table.header == ("trained on", "whole (region)", "core (region)", "core (label)", "rim (label)")
-    assert [row[0] for row in table.rows] == ["100% R", "100% F"]
+    targets = ("whole (region)", "core (region)", "core (label)", "rim (label)")
+    assert table.header == ("trained on", *targets, "voxels outside the head")
+    assert [row[0] for row in table.rows] == ["100% R", "100% F", "100% R, masked", "100% F, masked"]
     assert table.rows[0][1] == str(evaluated.regions["whole"]) and table.rows[1][1] == "0.500 ± 0.250"
+    assert table.rows[2][1] == evaluated.regions["whole"].masked and table.rows[3][1] == "0.750 ± 0.125"
+    assert [row[-1] for row in table.rows] == [f"{evaluated.removed:,}"] * 2 + ["removed"] * 2
     assert table.text().splitlines()[3].startswith("100% F")
-    assert table.markdown().splitlines()[1] == "| --- | ---: | ---: | ---: | ---: |"
+    assert table.markdown().splitlines()[1] == "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for words in (
+        "4 examinations of 4 patients",
+        "examinations, of 4, without any in the truth: whole (region) 1, ",
+        "100% F 0",
+    ):
+        assert sum(words in note for note in table.notes) == 1 and f"\n- {words}"[:3] in table.markdown(), words
+    assert not any("differ" in note for note in table.notes)
     table = report.arms_table({"100% R": dataclasses.replace(evaluated, overlap=("a", "c"))})
     assert table.rows[0][0] == "100% R (knew 2 of 4 test patients)"
     other = dataclasses.replace(evaluated, data=dataclasses.replace(evaluated.data, sha256="0" * 64, file="b.zip"))
     with pytest.raises(UserError, match="b.zip, test.zip"):
         report.arms_table({"100% R": evaluated, "100% F": other})
+
+
+def test_what_arms_differ_in_is_said(evaluated):
+    info = evaluated.model.info
+
+    def arm(drawn=info.drawn, **options):
+        changed = dataclasses.replace(info, training=dataclasses.replace(info.training, **options), drawn=drawn)
+        return dataclasses.replace(evaluated, model=dataclasses.replace(evaluated.model, info=changed))
+
+    def differences(one, other):
+        return [n for n in report.arms_table({"R": one, "F": other}).notes if "differ" in n]
+
+    assert differences(arm(seed=1), arm(workers=0)) == []
+    assert differences(arm(), arm(empty=0.0)) == ["the arms differ in --empty: R 0.05, F 0.0"]
+    assert differences(arm(lesion_free=0.2), arm(steps=60)) == [
+        "the arms differ in --steps: R 120, F 60",
+        "the arms differ in --lesion-free: R 0.2, F None",
+        "the arms differ in share of slices without lesion: R 23.8%, F 47.5%",
+    ]
+    assert differences(arm(), arm(datas.Drawn(912, 0, 48))) == [
+        "the arms differ in share of slices without lesion: R 23.8%, F 0.0%"
+    ]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -433,7 +630,17 @@ def test_the_commands_work_together(tmp_path, train_zip, test_zip):
     assert "unet.safetensors exists already" in refused(
         "train", "--data", train_zip, "--steps", 1, "--outdir", tmp_path
     )
-    again = ("evaluate", "--model", tmp_path / "unet.safetensors", "--data", test_zip, "--outdir", tmp_path)
+    again = (
+        "evaluate",
+        "--model",
+        tmp_path / "unet.safetensors",
+        "--data",
+        test_zip,
+        "--outdir",
+        tmp_path,
+        "--batch",
+        5,
+    )
     assert "results.json exists already" in refused(*again)
     assert run(*again, "--force")[0] == 0
 
@@ -445,6 +652,68 @@ def test_options_out_of_range_are_refused(tmp_path, train_zip, option, value):
     steps = () if option == "steps" else ("--steps", 1)
     output = refused("train", "--data", train_zip, "--outdir", tmp_path / "new", *steps, f"--{option}", value)
     assert f"--{option}" in output and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "shares, words",
+    [
+        (("--empty", 1), "--empty 1: expected a share from 0"),
+        (("--lesion-free", "nan"), "--lesion-free nan"),
+        (("--empty", 0.5, "--lesion-free", 0.5), "leave no slice with lesion"),
+    ],
+)
+def test_shares_out_of_range_are_refused(tmp_path, train_zip, shares, words):
+    output = refused("train", "--data", train_zip, "--outdir", tmp_path / "new", "--steps", 1, *shares)
+    assert words in output and not (tmp_path / "new").exists()
+
+
+def test_a_share_of_slices_that_are_not_there_is_refused(tmp_path, train_zip):
+    rng = np.random.default_rng(0)
+    archives = {
+        "real": write_archive(tmp_path / "real.zip", [("a", draw_slice(rng))]),
+        "fake": write_archive(tmp_path / "fake.zip", [("g", draw_slice(rng))], seen=["a"]),
+        "healthy": write_archive(tmp_path / "healthy.zip", [("h", draw_slice(rng, lesion=False))]),
+    }
+
+    def train(*names, share=0.2):
+        data = [word for name in names for word in ("--data", archives[name])]
+        return ("train", *data, "--lesion-free", share, "--outdir", tmp_path / "new", *TINY)
+
+    output = refused(*train("fake"))
+    assert "fake.zip: all 1 slices have a lesion, but --lesion-free 0.2 asks for others: train their GAN" in output
+    assert "make the archive with convert --lesion-free" in refused(*train("real", "fake"))
+    assert "healthy.zip: none of the 1 slices has a lesion" in refused(*train("healthy"))
+    assert not (tmp_path / "new").exists()
+    assert run(*train("real", share=0))[0] == 0
+    code, output = run(*train("real", "healthy", share=0.5), "--force")
+    assert code == 0 and "slices to draw: 1 with lesion, 1 without, 0 empty" in output
+
+
+def test_where_results_cannot_be_written_no_network_runs(tmp_path, trained, test_zip, monkeypatch):
+    monkeypatch.setattr(unet, "predict", lambda *_: pytest.fail("the network ran"))
+    (tmp_path / "file").write_text("")
+    command = ("evaluate", "--model", trained.model, "--data", test_zip, "--outdir")
+    assert "a file is where a folder is needed" in refused(*command, tmp_path / "file")
+    assert "a file is where a folder is needed" in refused(*command, tmp_path / "file" / "below")
+    (tmp_path / "out" / "results.json").mkdir(parents=True)
+    assert "results.json is a folder" in refused(*command, tmp_path / "out")
+
+    def read_only(dir):
+        raise OSError(errno.EROFS, "Read-only file system", str(dir))
+
+    monkeypatch.setattr(evaluation.tempfile, "TemporaryFile", read_only)
+    assert "Read-only file system" in refused(*command, tmp_path / "new") and not (tmp_path / "new").exists()
+
+
+def test_want_of_memory_names_what_to_lower(tmp_path, trained, train_zip, test_zip, monkeypatch):
+    def out_of_memory(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(unet, "to_input", out_of_memory)
+    code, output = run("train", "--data", train_zip, "--outdir", tmp_path / "a", *TINY)
+    assert code == 2 and re.search(r"^error: out of memory .*: lower --batch or --width$", output, re.MULTILINE)
+    output = refused("evaluate", "--model", trained.model, "--data", test_zip, "--outdir", tmp_path / "b")
+    assert "out of memory" in output and "lower --batch" in output and "--width" not in output
 
 
 def test_archives_that_cannot_be_trained_on_are_refused(tmp_path, train_zip):
@@ -493,7 +762,7 @@ def test_results_of_another_kind_are_refused(tmp_path, folder, evaluated):
     with pytest.raises(UserError, match="training.json: not the results of an evaluation"):
         evaluation.load(folder / "trained" / "training.json")
     content = json.loads((folder / "evaluated" / "results.json").read_text())
-    for version in (99, 1):
+    for version in (99, 1, 2):
         (tmp_path / "new.json").write_text(json.dumps({**content, "version": version}))
         with pytest.raises(UserError, match=f"version {version}; .* evaluate again"):
             evaluation.load(tmp_path / "new.json")
@@ -607,7 +876,7 @@ def test_a_unet_that_does_not_say_whom_it_knows_is_refused(tmp_path, trained, te
     old = {key: value for key, value in metadata.items() if key not in ("patients", "seen")}
     command = ("evaluate", "--model", tmp_path / "old.safetensors", "--data", test_zip, "--outdir", tmp_path / "out")
     checkpoint.save(tmp_path / "old.safetensors", tensors, old, unet.KIND, version=1)
-    assert "old.safetensors: version 1 of the unet format; this program reads version 2" in refused(*command)
+    assert "old.safetensors: version 1 of the unet format; this program reads version 3" in refused(*command)
     checkpoint.save(tmp_path / "old.safetensors", tensors, old, unet.KIND, unet.VERSION)
     assert "old.safetensors: the field 'patients' is missing" in refused(*command)
 
