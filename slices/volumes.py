@@ -22,7 +22,7 @@ from slices.nifti import Nifti, format_shape, read_channels, read_nifti
 from slices.place import ROUNDING, SAME, Fit, Place, axes_of, differences, fit, is_nowhere
 from slices.schema import Schema
 
-MOST_NAN = 0.1  # of the head's voxels, a shell of two voxels; beyond that, a file lacks a part of the head
+EDGE = 3  # voxels deep in the head, which contrasts that were stripped of the skull one by one may lack
 _COARSEST_STEP = 0.5  # between values of a file; in coarser ones a value tells no whole number from the next
 _FLOAT_NOISE = 1e-5  # of a label, by which arithmetic may miss a whole number
 
@@ -122,18 +122,20 @@ def _by_files(odd: Sequence[tuple[str, str]], names: set[str]) -> list[str]:
 def judge_nan(volumes: CaseVolumes, head: np.ndarray) -> list[str]:
     """Remarks on NaN at the edge of the head, bool [S, P, L], where other contrasts show it.
 
-    Raises UserError naming the file if NaN is enclosed by the head, or covers more than MOST_NAN of it.
+    Raises UserError naming the file if NaN is enclosed by the head, or deeper in it than EDGE.
     """
     remarks = []
     for path, places in volumes.nan:
+        if not (inside := places & head).any():
+            continue
         parts, _ = ndimage.label(places)
-        inside = np.count_nonzero(places & head)
-        enclosed = np.count_nonzero(places & ~np.isin(parts, np.unique(parts[places & ~head])))
-        if enclosed or inside > MOST_NAN * np.count_nonzero(head):
-            wrong = count(enclosed or inside, "voxel")
-            raise UserError(f"{path}: NaN in the head, in {wrong}; repair the file or leave the case out")
-        if inside:
-            remarks.append(f"{path.name}: {count(inside, 'voxel')} of NaN at the edge of the head")
+        enclosed = ~np.isin(parts, np.unique(parts[~head]))  # no way of NaN leads out of the head
+        edge = min(EDGE, max(1, len(head) // 8))  # a stack of few slices is edge all through
+        wrong = inside & (enclosed | ndimage.binary_erosion(head, iterations=edge))
+        if wrong.any():
+            where = f"in {count(np.count_nonzero(wrong), 'voxel')}"
+            raise UserError(f"{path}: NaN in the head, {where}; repair the file or leave the case out")
+        remarks.append(f"{path.name}: {count(np.count_nonzero(inside), 'voxel')} of NaN at the edge of the head")
     return remarks
 
 
