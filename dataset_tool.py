@@ -234,7 +234,9 @@ def _describe_notes(parts: Sequence[Part]) -> str:
     remarks = list(dict.fromkeys(remark for part in parts for remark in part.remarks))
     for remark in remarks[:MOST_NOTES]:
         names = [name for part in parts for name in part.remarks.get(remark, [])]
-        rows.append((f"note: {remark}", count(len(names), "case"), _shorten(names)))
+        voxels = sum(part.counted[remark] for part in parts)
+        many = count(len(names), "case") + (f", {count(voxels, 'voxel')}" if voxels else "")
+        rows.append((f"note: {remark}", many, _shorten(names)))
     if (more := len(remarks) - MOST_NOTES) > 0:
         rows.append((f"and {count(more, 'note')} more, which `inspect` lists", "", ""))
     return format_table(("notes", "how many", "which"), rows) if rows else ""

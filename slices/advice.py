@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dnnlib.errors import UserError
-from dnnlib.text import count
+from dnnlib.text import count, name_some
 from slices.cases import Case, Files, cases_of
 from slices.patterns import ENDING
 from slices.releases import MASK, OWN, RELEASE_NAMES, RELEASES, Release, describe_as_own, other_challenge
 
 _NNUNET = re.compile(r"(?P<images>images\w+)/[^/]+_(?P<channel>\d{4})\.nii(\.gz)?")
 _BIDS = re.compile(r"sub-[^/]+/(ses-[^/]+/)?(?P<kind>\w+)/sub-[^/]*_(?P<suffix>[A-Za-z0-9]+)\.nii(\.gz)?")
+_OF_ANY_NAMES = tuple(release.any_case for release in RELEASES)
 _DECATHLON = re.compile(r"imagesTr/[^/]+\.nii(\.gz)?")
 
 
@@ -28,18 +30,19 @@ def explain(source: Path, files: Files, release: Release | None) -> str:
     advice = next(filter(None, _guesses(source, files.read, release)), "")
     if not advice and release is None:
         advice = "Describe other data with --contrasts, --labels and --pattern"
-    return f"{source}: {expected}; {_there(files)}{'. ' * bool(advice)}{advice}"
+    return f"{source}: {expected}; {_there(source, files)}{'. ' * bool(advice)}{advice}"
 
 
 def _where(release: Release) -> str:
     masks = [release.mask_pattern] if release.mask_pattern and release.schema.num_maps else []
     names = [*release.names.values(), *([MASK] if release.schema.num_maps and not masks else [])]
     contrasts = "" if release.in_one_file else f" with {{contrast}} one of {', '.join(names)}"
-    return " or ".join(release.parsed().forms) + contrasts + "".join(f", and {mask}" for mask in masks)
+    return " or ".join(release.images.forms) + contrasts + "".join(f", and {mask}" for mask in masks)
 
 
-def _there(files: Files) -> str:
-    words = "no NIfTI file is there"
+def _there(source: Path, files: Files) -> str:
+    there = sorted(os.listdir(source))
+    words = f"no NIfTI file is there, but {name_some(there)}" if there else "the folder is empty"
     if files.read:
         words = f"there {_are(files.read)} {count(len(files.read), 'NIfTI file')}, such as {_some(files.read)}"
     if files.unread:
@@ -58,16 +61,19 @@ def _some(files: Sequence[str]) -> str:
 
 
 def _guesses(source: Path, files: Sequence[str], release: Release | None) -> Iterator[str]:
-    rows = RELEASES if release is None else [release.any_case]
-    yield _elsewhere(source, files, rows)
-    yield _challenge(files)
-    if release is not None and release.name == OWN:
+    own = release is not None and release.name == OWN
+    if own:
         yield _other_contrasts(files, release)
-    else:
+        yield _layout(files)
+    yield _elsewhere(source, files, RELEASES if release is None else [release.any_case])
+    yield _challenge(files)
+    if not own:
         yield _another_release(source, files, release)
-    yield _layout(files)
-    if release is None or release.name != OWN:
+        yield _layout(files)
         yield _unknown_names(source, files)
+    for folder, inside in _below(files):
+        if _layout(inside) or _unknown_names(source / folder, inside):
+            yield f"Its folder {folder} looks more like it: give that as --source"
 
 
 def _cases(source: Path, files: Sequence[str], release: Release) -> list[Case]:
@@ -77,20 +83,26 @@ def _cases(source: Path, files: Sequence[str], release: Release) -> list[Case]:
     return []
 
 
-def _elsewhere(source: Path, files: Sequence[str], rows: Sequence[Release]) -> str:
-    """Folders further down, or up, which hold cases."""
+def _below(files: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each folder with the files below it, relative to it; the highest first."""
     for depth in range(1, max((file.count("/") for file in files), default=0) + 1):
         below: dict[str, list[str]] = {}
         for file in files:
             parts = file.split("/")
             if len(parts) > depth:
                 below.setdefault("/".join(parts[:depth]), []).append("/".join(parts[depth:]))
-        found = [folder for folder, inside in below.items() if any(_cases(source / folder, inside, r) for r in rows)]
-        if found:
-            if len(found) == 1:
-                return f"Its folder {found[0]} holds cases: give that as --source"
-            own = f", or write --pattern '{'*/' * depth}{rows[0].pattern}'" if rows[0].name == OWN else ""
-            return f"Its folders {found[0]} and {found[1]} hold cases: give one as --source{own}"
+        yield from below.items()
+
+
+def _elsewhere(source: Path, files: Sequence[str], rows: Sequence[Release]) -> str:
+    """Folders further down, or up, which hold cases."""
+    right = (folder for folder, inside in _below(files) if any(_cases(source / folder, inside, row) for row in rows))
+    if first := next(right, None):
+        depth = first.count("/") + 1
+        if (second := next(right, None)) is None or second.count("/") >= depth:
+            return f"Its folder {first} holds cases: give that as --source"
+        own = f", or write --pattern '{'*/' * depth}{rows[0].pattern}'" if rows[0].name == OWN else ""
+        return f"Its folders {first} and {second} hold cases: give one as --source{own}"
     above = source.absolute().parts[1:]
     for depth in range(1, min(3, len(above)) + 1):
         inside = ["/".join((*above[-depth:], file)) for file in files]
@@ -103,7 +115,7 @@ def _challenge(files: Sequence[str]) -> str:
     for file in files:
         for name in file.split("/"):
             if title := other_challenge(name):
-                like = (row for row in RELEASES if any(map(row.any_case.parsed().ways, files)))
+                like = (row for row in _OF_ANY_NAMES if any(map(row.images.ways, files)))
                 return (
                     f"{ENDING.sub('', name)} is a name of {title}, which is none of these releases and whose label "
                     f"values mean something else: describe the data: {describe_as_own(next(like, RELEASES[0]))}"
@@ -113,7 +125,7 @@ def _challenge(files: Sequence[str]) -> str:
 
 def _other_contrasts(files: Sequence[str], release: Release) -> str:
     """For a description whose contrasts have other names in files."""
-    pattern = replace(release, known={}).parsed()
+    pattern = replace(release, known={}).images
     anything = replace(pattern, meanings={**pattern.meanings, "contrast": "[^/]+"})
     named = {way.values["contrast"] for file in files for way in anything.ways(file) if "contrast" in way.values}
     if not named:
@@ -150,7 +162,7 @@ def _layout(files: Sequence[str]) -> str:
 
 def _unknown_names(source: Path, files: Sequence[str]) -> str:
     """For cases that are laid out like a release but bear the names of none, or have no masks."""
-    like = [(row, cases) for row in RELEASES if (cases := _cases(source, files, row.any_case))]
+    like = [(row, cases) for row in _OF_ANY_NAMES if (cases := _cases(source, files, row))]
     if not like:
         return ""
     row, cases = like[0]

@@ -69,7 +69,8 @@ class Areas:
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """What was cut from a case. volume is None if no slice was chosen; skipped: reason -> slices."""
+    """What was cut from a case. volume is None if no slice was chosen; skipped: reason -> slices; counted: remark ->
+    voxels."""
 
     origin: Origin
     volume: Volume | None
@@ -77,6 +78,7 @@ class CaseRecord:
     areas: Areas
     skipped: dict[str, int]
     remarks: tuple[str, ...]
+    counted: dict[str, int]
 
 
 def origin_of(case: Case) -> Origin:

@@ -20,9 +20,7 @@ from slices.releases import GRADES, MASK, OWN, Release
 from slices.schema import LONGEST_NAME, is_plain_name
 
 # Other forms of images, and endings in capitals: never read, but counted.
-_UNREAD = re.compile(
-    r"\.(nii|nii\.(gz|bz2|xz|zst|zip)|hdr|img|img\.gz|mgh|mgz|nrrd|nhdr|mha|mhd|mnc|dcm)$", re.IGNORECASE
-)
+_UNREAD = re.compile(r"\.(nii(\.\w+){0,2}|hdr|img(\.gz)?|mgh|mgz|nrrd|nhdr|mha|mhd|mnc|dcm)$", re.IGNORECASE)
 TABLE_COLUMNS = ("case", "patient", "visit", "grade")
 
 
@@ -123,7 +121,7 @@ class _Group:
 
 def cases_of(source: Path, files: Sequence[str], release: Release) -> tuple[list[Case], set[str]]:
     """The cases that files of a release make, in order of patient and name, and all files that belong to them."""
-    pattern = release.parsed()
+    pattern = release.images
     finders = {
         option: _Finder(files, Pattern.parse(text, option, pattern.meanings))
         for option, text in (("--mask-pattern", release.mask_pattern), ("--head", release.head_pattern))
@@ -135,9 +133,9 @@ def cases_of(source: Path, files: Sequence[str], release: Release) -> tuple[list
             file for group in groups.values() for finder in finders.values() for file in finder.of(group.way.values)
         }
         groups = {name: group for name, group in groups.items() if not masks.issuperset(*group.files.values())}
-    cases, belonging = [], set()
+    cases, belonging, there = [], set(), set(files)
     for name, group in groups.items():
-        cases.append(case := _case(source, set(files), release, pattern, name, group, finders))
+        cases.append(case := _case(source, there, release, pattern, name, group, finders))
         belonging |= {path.relative_to(source).as_posix() for path in case.paths}
         belonging |= set(group.files.get(MASK, ())) if case.mask is None else set()
     return _in_order(cases), belonging

@@ -95,7 +95,7 @@ class CaseSlices:
     """The chosen slices of a case, and what became of the others.
 
     contrasts: uint8 [N, C, R, R]; classes: class indices, uint8 [N, R, R]; indices: their places along S;
-    skipped: reason -> number of slices.
+    skipped: reason -> number of slices; counted: remark -> voxels.
     """
 
     case: Case
@@ -105,6 +105,7 @@ class CaseSlices:
     classes: np.ndarray
     skipped: dict[str, int]
     remarks: tuple[str, ...]
+    counted: dict[str, int]
 
 
 def cut_case(
@@ -170,6 +171,7 @@ def cut_case(
         classes=np.array(classes, np.uint8).reshape(-1, edge, edge),
         skipped=dict(skipped),
         remarks=tuple(remarks),
+        counted=dict(volumes.counted),
     )
 
 
@@ -226,8 +228,8 @@ class Part:
     """One archive of a conversion: its cases, which slices are taken, and what came of it.
 
     side: TRAIN or TEST, None for a single archive. left_out: reason -> patients; skipped: reason -> slices; remarks:
-    remark -> cases; errors: what was wrong with cases that could not be read; lesion_free: as in ConvertOptions.
-    known: case -> what exported files tell of it.
+    remark -> cases; counted: remark -> voxels; errors: what was wrong with cases that could not be read; lesion_free:
+    as in ConvertOptions. known: case -> what exported files tell of it.
     """
 
     side: str | None
@@ -238,6 +240,7 @@ class Part:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     skipped: Counter = field(default_factory=Counter)
     remarks: dict[str, list[str]] = field(default_factory=dict)
+    counted: Counter = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
     lesion_free: float | None = None
     pixels: set[float] = field(default_factory=set)  # edges of pixels, mm
@@ -478,6 +481,7 @@ def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
         areas=measure(cut.classes, schema),
         skipped=cut.skipped,
         remarks=cut.remarks,
+        counted=cut.counted,
     )
     members = [pack_slice(schema.join(*pair)) for pair in zip(cut.contrasts, cut.classes, strict=True)]
     write_part(job.path, members, record)
@@ -489,8 +493,9 @@ def _describe(part: Part, workplace: Workplace, source: Path, options: ConvertOp
     for case in part.readable:
         record = PartReader.open(workplace.path(part.side, case)).record
         part.skipped.update(record.skipped)
-        for remark in record.remarks:
+        for remark in (*record.counted, *record.remarks):
             part.remarks.setdefault(remark, []).append(case.name)
+        part.counted.update(record.counted)
         if record.indices:
             part.tally.add(case.patient, record.areas)
             part.pixels.add(record.volume.pixel)
@@ -573,4 +578,5 @@ def _made(part: Part, split: Split | None, options: ConvertOptions, found: Recog
             **({"files": found.passed_over} if found.passed_over else {}),
         },
         "remarks": part.remarks,
+        **({"voxels": dict(part.counted)} if part.counted else {}),
     }

@@ -12,6 +12,7 @@ The ending .nii.gz stands for .nii as well, and the other way round.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,11 +139,14 @@ class Pattern:
     def _readings(self, tokens: _Tokens, stem: str) -> list[dict[str, str]]:
         """All that the placeholders can stand for: from left to right, each place reached and how."""
         states: set[tuple[int, tuple[tuple[str, str], ...]]] = {(0, ())}
-        for token in tokens:
-            states = {state for start, values in states for state in self._next(token, stem, start, values)}
+        for token, follower in itertools.zip_longest(tokens, tokens[1:], fillvalue=""):
+            states = {state for start, values in states for state in self._next(token, follower, stem, start, values)}
         return [dict(values) for end, values in sorted(states) if end == len(stem)]
 
-    def _next(self, token: str | _Blank, stem: str, start: int, values: tuple) -> Iterator[tuple[int, tuple]]:
+    def _next(
+        self, token: str | _Blank, follower: str | _Blank, stem: str, start: int, values: tuple
+    ) -> Iterator[tuple[int, tuple]]:
+        """Where a token can end that starts here, and what is known then. follower: the token behind it."""
         known = token if isinstance(token, str) else dict(values).get(token.name)
         if known is not None:
             if stem.startswith(known, start):
@@ -150,6 +154,8 @@ class Pattern:
             return
         slash = stem.find("/", start)
         for end in range(start, (slash if slash >= 0 else len(stem)) + 1):
+            if isinstance(follower, str) and not stem.startswith(follower, end):
+                continue
             if not token.name:
                 yield end, values
             elif token.name[0] == "*" or re.fullmatch(self._meaning(token.name), stem[start:end]):

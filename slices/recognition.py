@@ -41,7 +41,7 @@ def find_cases(
     source = Path(source)
     if not source.is_dir():
         raise UserError(f"{source}: {'a file; expected a folder of cases' if source.exists() else 'no such folder'}")
-    depth = max(row.parsed().depth for row in (RELEASES if release is None else [release]))
+    depth = max(row.images.depth for row in (RELEASES if release is None else [release]))
     files = files_below(source, depth)
     how, others = "", []
     if release is None:
@@ -70,7 +70,7 @@ def _with_head(release: Release, head: str | None) -> Release:
     """The release with a pattern of head masks. Raises UserError for placeholders that its images don't tell."""
     if head is None:
         return release
-    known = {*release.parsed().names, "case"} - {"contrast"}
+    known = {*release.images.names, "case"} - {"contrast"}
     if unknown := sorted(Pattern.parse(head, "--head").names - known):
         raise UserError(f"--head {head}: {{{unknown[0]}}} is not known from {release.pattern}")
     return replace(release, head_pattern=head)
@@ -118,12 +118,16 @@ def _strangers(files: Sequence[str], belonging: set[str], release: Release, case
     patterns = f"{release.pattern} {release.mask_pattern} {release.head_pattern}"
     derived = "derivatives" if "derivatives" not in patterns else "\0"
     known = {case.name for case in cases} | {case.patient for case in cases}
+    lengths = {len(name) for name in known}
+
+    def mentions_a_case(file: str) -> bool:
+        return any(file[i : i + n] in known for n in lengths for i in range(len(file) - n + 1))
+
     found = [file for file in files if file not in belonging and derived not in file.split("/")[:-1]]
-    folders = set()
-    order = {}
+    order, folders = {}, set()
     for file in found:
         folder = file.rpartition("/")[0]
-        order[file] = (any(name in file for name in known), folder in folders)
+        order[file] = (mentions_a_case(file), folder in folders)
         folders.add(folder)
     return sorted(found, key=order.get)
 
@@ -157,7 +161,7 @@ def _recognise(source: Path, files: Files) -> Release:
         raise UserError(explain(source, files, None))
     if len(found) > 1:
         listed = "; ".join(
-            f"--release {name} for {release_of_name(name).title} ({len(cases)} cases such as {cases[0].name})"
+            f"--release {name} for {release_of_name(name).title} ({count(len(cases), 'case')} such as {cases[0].name})"
             for name, cases in found.items()
         )
         same = len({tuple(case.name for case in cases) for cases in found.values()}) == 1

@@ -6,6 +6,7 @@ Decathlon exchanges 1 and 2.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -53,8 +54,9 @@ class Release:
     def in_one_file(self) -> bool:
         return "{contrast}" not in self.pattern
 
-    def parsed(self) -> Pattern:
-        """The pattern of its images, and of masks that are named like contrasts."""
+    @functools.cached_property
+    def images(self) -> Pattern:
+        """The pattern of its images, and of masks that are named like contrasts, read."""
         files = [*self.names.values(), *([] if self.mask_pattern else [MASK])]
         meanings = {"grade": "|".join(GRADES), "contrast": "|".join(map(re.escape, files)), **self.known}
         return Pattern.parse(self.pattern, "--pattern", meanings)
@@ -166,7 +168,7 @@ def describe_release(
     if mask_pattern is not None and not schema.classes:
         raise UserError("--mask-pattern is of use with --labels only, which says what the masks' values mean")
     release = Release(OWN, "your data", schema, pattern, names, mask_pattern)
-    known = {*release.parsed().names, "case"} - {"contrast"}
+    known = {*release.images.names, "case"} - {"contrast"}
     if mask_pattern and (unknown := sorted(Pattern.parse(mask_pattern, "--mask-pattern").names - known)):
         raise UserError(f"--mask-pattern {mask_pattern}: {{{unknown[0]}}} is not known from --pattern {pattern}")
     if schema.classes and release.in_one_file and mask_pattern is None:

@@ -6,8 +6,8 @@ from the patient's right to left. So a picture stands as radiologists see it: no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class CaseVolumes:
 
     contrasts: C of [S, P, L], in the files' numbers and intensities; labels: class indices, uint8 [S, P, L], all 0 for
     a schema without classes; spacing: mm between voxels along S, P, L; shape, affine: the files'; remarks: oddities
-    that the user should know of; nan: to be judged once the head is known.
+    that the user should know of; nan: to be judged once the head is known; counted: remark -> voxels.
     """
 
     contrasts: tuple[np.ndarray, ...]
@@ -50,6 +50,7 @@ class CaseVolumes:
     affine: np.ndarray
     remarks: tuple[str, ...]
     nan: tuple[Nan, ...] = ()
+    counted: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
     case.require_files()
     files = _without_rivals(_read_files(case))
     grid = _most_shared([file for file in files if not file.is_mask], files)
-    volumes, nan, odd = [], [], []
+    volumes, nan, odd, ignored = [], [], [], 0
     for file in files:
         voxels, remarks = _on_grid(file, grid)
         if voxels.dtype.kind == "f" and (places := np.isnan(voxels)).any():
@@ -86,7 +87,9 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
             if not file.is_mask or (voxels == 0).any():  # a mask without any 0 has NaN in its place
                 nan.append(Nan(file.path, _pictures(places, grid.place.affine)))
             voxels = np.where(places, np.float32(0) if file.is_mask else _background(voxels), voxels)
-        volumes.append(_class_indices(file, voxels, schema) if file.is_mask else voxels)
+        if file.is_mask:
+            voxels, ignored = _class_indices(file, voxels, schema)
+        volumes.append(voxels)
         odd += [(remark, file.path.name) for remark in (*file.nifti.remarks, *remarks)]
     labels = volumes.pop() if case.mask is not None else np.zeros(grid.shape, np.uint8, order="F")
     affine = grid.place.affine @ nib.orientations.inv_ornt_aff(_turn_to_lps(grid.place.affine), grid.shape)
@@ -98,6 +101,7 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
         affine=grid.place.affine,
         remarks=(*_remarks_on_grid(case, grid), *_by_files(odd, {file.path.name for file in files})),
         nan=tuple(nan),
+        counted={"label values that are ignored, taken as background": ignored} if ignored else {},
     )
 
 
@@ -247,8 +251,11 @@ def _pictures(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(turned.astype(turned.dtype.newbyteorder("="), copy=False))
 
 
-def _class_indices(file: _File, voxels: np.ndarray, schema: Schema) -> np.ndarray:
-    """Label values -> class indices, uint8 of the same shape; looks at lesions only, a thousandth of the voxels."""
+def _class_indices(file: _File, voxels: np.ndarray, schema: Schema) -> tuple[np.ndarray, int]:
+    """Label values -> class indices, uint8 of the same shape, and how many voxels the schema ignores.
+
+    Looks at lesions only, a thousandth of the voxels.
+    """
     indices = np.zeros(voxels.shape, np.uint8, order="F")
     try:
         if voxels.dtype.kind == "f":
@@ -257,7 +264,7 @@ def _class_indices(file: _File, voxels: np.ndarray, schema: Schema) -> np.ndarra
         indices[places] = schema.indices_from_values(voxels[places])
     except UserError as error:
         raise UserError(f"{file.path}: {error}") from None
-    return indices
+    return indices, len(places[0]) - int(np.count_nonzero(indices))
 
 
 def _whole_numbers(voxels: np.ndarray, step: float) -> np.ndarray:
