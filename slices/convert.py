@@ -21,7 +21,7 @@ from dnnlib.errors import UserError
 from dnnlib.processes import map_in_order
 from dnnlib.sources import sources_sha256
 from dnnlib.staged import Staged
-from dnnlib.text import count, name_some, tool_version
+from dnnlib.text import name_some, tool_version
 from slices.archive import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
 from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
 from slices.cases import Case
@@ -539,17 +539,16 @@ def _append(case: Case, cut: PartReader, side: str | None, writer: ArchiveWriter
 
 
 def _nothing(part: Part, source: Path, options: ConvertOptions) -> str:
+    cases = len(part.cases)
+    nobody = f"none of the {cases} cases for {part.name}" if cases > 1 else f"not even the only case for {part.name}"
     if unreadable := part.left_out.get(UNREADABLE):
-        if len(unreadable) == len(part.cases):
+        if len(unreadable) == cases:
             advice = "; --split-seed or --split-file chooses others" if part.side else ""
-            return (
-                f"{source}: none of the {count(len(part.cases), 'case')} for {part.name} can be read{advice}: "
-                f"{part.errors[0]}"
-            )
+            return f"{source}: {nobody} can be read{advice}: {part.errors[0]}"
     wanted = f"a lesion of {options.min_tumor_pixels} or more pixels" if part.choice == "tumor" else "a brain"
     option = "--test-slices" if part.side == TEST else "--slices"
     return (
-        f"{source}: none of the {count(len(part.cases), 'case')} for {part.name} has a slice with {wanted} "
+        f"{source}: {nobody} has a slice with {wanted} "
         f"at --resolution {options.resolution}: choose {option} all, or other patients"
     )
 

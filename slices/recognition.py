@@ -56,7 +56,7 @@ def find_cases(
         raise UserError(explain(source, files, release))
     if table is not None:
         cases = apply_table(cases, table)
-        how += f", patients and grades by {table.name}"
+        how += f", told by {table.name}"
     require_plain_names(source, cases)
     if release.name == "msd":
         _check_decathlon(source)
