@@ -107,7 +107,7 @@ class Staged:
             "files": [(str(final.relative_to(self._within)), _identity(made)) for made, final in files],
         }
         draft = self._folder / "draft"
-        draft.write_text(json.dumps(journal))
+        draft.write_text(json.dumps(journal), encoding="utf-8")
         _sync(draft)
         os.rename(draft, self._folder / _JOURNAL)
         _sync_folder(self._folder)
@@ -286,7 +286,7 @@ def _identity(path: Path) -> list[int]:
 
 def _roll_back(folder: Path, within: Path) -> None:
     """Take away what was published of a hidden folder, and put back what was set aside."""
-    journal = json.loads((folder / _JOURNAL).read_text())
+    journal = json.loads((folder / _JOURNAL).read_text(encoding="utf-8"))
     for n, (name, identity) in enumerate(journal["files"]):
         final, old = within / name, _aside(folder, n)
         if os.path.lexists(final) and _identity(final) == identity:

@@ -75,8 +75,11 @@ codecs.register(_same_as_ascii)
 
 def _write_anything() -> None:
     """Let the terminal's encoding, whatever it is, end no program: print, progress bars and click are served alike."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # None where it is closed
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, which progress bars don't expect
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
             is_ascii = codecs.lookup(stream.encoding).name == "ascii"
             stream.reconfigure(encoding=_ASCII if is_ascii else None, errors=PLAIN)
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -76,8 +77,10 @@ def test_print_click_and_bars_write_other_signs_where_an_encoding_lacks_some(enc
     assert shown.returncode == 0 and b"7 " in shown.stdout
 
 
-def test_closed_terminals_are_none():
-    assert python("import sys; sys.stdout = None; ARGS = ['--help']\n" + SPEAKING).returncode == 0
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_terminals_end_no_program(closed):
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote('ARGS = []' + SPEAKING)} {closed}"
+    assert subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True).returncode == 0
 
 
 # --- names of files that are no text ----------------------------------------------------------------------------------
