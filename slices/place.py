@@ -38,6 +38,7 @@ def has_axes(affine: np.ndarray) -> bool:
     )
 
 
+@np.errstate(all="ignore")  # absurd headers make infinities and NaN, which are unusable and fit nothing
 def place_of(header: Any, shape: Sequence[int]) -> Place:
     """The place that a NIfTI header states for a volume: its sform, or else its qform, or else nibabel's assumption.
 
@@ -106,24 +107,25 @@ class Fit(NamedTuple):
         return float((np.abs(self.shift) + self.spread).max())
 
 
+@np.errstate(all="ignore")
 def fit(affine: np.ndarray, shape: Sequence[int], grid: np.ndarray) -> Fit:
     """How a volume of this affine and shape lies on the grid of another affine; both must be invertible."""
-    with np.errstate(all="ignore"):  # absurd headers make infinities and NaN, which fit nothing
-        relative = np.linalg.inv(grid) @ affine  # voxels -> voxels of the grid
-        turn = nib.io_orientation(relative) if np.isfinite(relative).all() else _UNTURNED
-        turn = _UNTURNED if np.isnan(turn).any() else turn
-        turned = relative @ nib.orientations.inv_ornt_aff(turn, shape)
-        sides = tuple(int(shape[axis]) for axis in np.argsort(turn[:, 0]))
-        middle = (np.array(sides) - 1) / 2
-        shift = turned[:3, :3] @ middle + turned[:3, 3] - middle
-        spread = np.abs(turned[:3, :3] - np.eye(3)) @ middle
-        ours, theirs = ((part / np.linalg.norm(part, axis=0))[:3, :3] for part in (grid @ turned, grid))
-        angle = np.degrees(np.arccos(np.clip((np.trace(ours.T @ theirs) - 1) / 2, -1, 1)))
-        distance = np.linalg.norm(grid[:3, :3] @ (np.abs(shift) + spread))
+    relative = np.linalg.inv(grid) @ affine  # voxels -> voxels of the grid
+    turn = nib.io_orientation(relative) if np.isfinite(relative).all() else _UNTURNED
+    turn = _UNTURNED if np.isnan(turn).any() else turn
+    turned = relative @ nib.orientations.inv_ornt_aff(turn, shape)
+    sides = tuple(int(shape[axis]) for axis in np.argsort(turn[:, 0]))
+    middle = (np.array(sides) - 1) / 2
+    shift = turned[:3, :3] @ middle + turned[:3, 3] - middle
+    spread = np.abs(turned[:3, :3] - np.eye(3)) @ middle
+    ours, theirs = ((part / np.linalg.norm(part, axis=0))[:3, :3] for part in (grid @ turned, grid))
+    angle = np.degrees(np.arccos(np.clip((np.trace(ours.T @ theirs) - 1) / 2, -1, 1)))
+    distance = np.linalg.norm(grid[:3, :3] @ (np.abs(shift) + spread))
     shift, spread = np.nan_to_num(shift, nan=np.inf), np.nan_to_num(spread, nan=np.inf)
     return Fit(turn, sides, shift, spread, float(angle), float(distance))
 
 
+@np.errstate(all="ignore")
 def is_nowhere(affine: np.ndarray, shape: Sequence[int]) -> bool:
     """Whether a program that knows of no place may have written this: the first voxel or the middle lies at 0, 0, 0."""
     sizes = nib.affines.voxel_sizes(affine)
@@ -132,6 +134,7 @@ def is_nowhere(affine: np.ndarray, shape: Sequence[int]) -> bool:
     return bool(straight and (np.abs(affine[:3, 3]).max() < 1e-3 or np.abs(middle).max() < 0.51 * sizes.max()))
 
 
+@np.errstate(all="ignore")
 def differences(found: Fit, affine: np.ndarray, grid: np.ndarray, its: str, those: str) -> str:
     """In words, how a volume's place differs from another grid; its, those: whose they are."""
     words = []
