@@ -141,10 +141,11 @@ def differences(found: Fit, affine: np.ndarray, grid: np.ndarray, its: str, thos
     sizes = nib.affines.voxel_sizes(affine), nib.affines.voxel_sizes(grid)
     if found.is_turned:
         words.append(f"{its} axes run to {axes_of(affine)}, those of {those} to {axes_of(grid)}")
-    if not np.allclose(sizes[0][np.argsort(found.turn[:, 0])], sizes[1], rtol=2e-3):
-        words.append(f"{its} voxels have {format_sizes(sizes[0])} mm, those of {those} {format_sizes(sizes[1])} mm")
-    elif found.spread.max() > ROUNDING:
-        words.append(f"{its} axes are turned by {found.angle:.2g}° against those of {those}")
+    if found.spread.max() > ROUNDING:
+        if np.allclose(sizes[0][np.argsort(found.turn[:, 0])], sizes[1], rtol=1e-4):
+            words.append(f"{its} axes are turned by {found.angle:.2g}° against those of {those}")
+        else:
+            words.append(f"{its} voxels have {format_sizes(sizes[0])} mm, those of {those} {format_sizes(sizes[1])} mm")
     if not words or np.abs(found.shift).max() > ROUNDING:
         words.append(f"the places differ by {np.linalg.norm(grid[:3, :3] @ found.shift):.3g} mm")
     return ", ".join(words)
@@ -156,4 +157,4 @@ def axes_of(affine: np.ndarray) -> str:
 
 
 def format_sizes(sizes: Sequence[float]) -> str:
-    return "×".join(f"{mm:.4g}" for mm in sizes)
+    return "×".join(f"{mm:.6g}" for mm in sizes)

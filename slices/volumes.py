@@ -81,7 +81,7 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
     grid = _most_shared([file for file in files if not file.is_mask], files)
     volumes, nan, odd, ignored = [], [], [], 0
     for file in files:
-        voxels, remarks = _on_grid(file, grid)
+        voxels, remarks = _on_grid(file, grid, published=case.grid == grid.shape)
         if voxels.dtype.kind == "f" and (places := np.isnan(voxels)).any():
             remarks.append(f"{count(np.count_nonzero(places), 'voxel')} of NaN taken as background")
             if not file.is_mask or (voxels == 0).any():  # a mask without any 0 has NaN in its place
@@ -189,9 +189,10 @@ def _decided(file: _File, grid: _File | None) -> _File:
     return replace(file, nifti=replace(file.nifti, place=place, remarks=(*file.nifti.remarks, remark)))
 
 
-def _on_grid(file: _File, grid: _File) -> tuple[np.ndarray, list[str]]:
+def _on_grid(file: _File, grid: _File, published: bool) -> tuple[np.ndarray, list[str]]:
     """A file's voxels in the axes of the grid, for programs may save them in others, and what is odd in that.
 
+    published: the files are a release's, as many voxels say; all of those are stored on one grid.
     Raises UserError if they don't lie on the grid.
     """
     name, voxels = grid.path.name, file.nifti.voxels
@@ -203,7 +204,7 @@ def _on_grid(file: _File, grid: _File) -> tuple[np.ndarray, list[str]]:
     if file.shape == grid.shape and not alike and (file.is_mask or not found.is_turned):
         bare = "its header" if grid.place.oriented else f"the header of {name}"
         return voxels, [f"{bare} states no orientation, voxels taken as on the grid of {name}"]
-    if file.shape == grid.shape and not found.is_turned and _is_lost(file, found):
+    if file.shape == grid.shape and _is_lost(file, found, published):
         how = differences(found, file.place.affine, grid.place.affine, "its", name)
         return voxels, [f"its header knows no place ({how}), voxels taken as on the grid of {name}"]
     if found.shape != grid.shape:
@@ -220,10 +221,12 @@ def _on_grid(file: _File, grid: _File) -> tuple[np.ndarray, list[str]]:
     raise UserError("; ".join([f"{file.path}: {what}", *file.nifti.remarks, advice]))
 
 
-def _is_lost(file: _File, found: Fit) -> bool:
-    """Whether a header whose axes are right puts the voxels nowhere, or beside all others, and so says nothing."""
-    beside = bool((np.abs(found.shift) >= found.shape).any())
-    nowhere = is_nowhere(file.place.affine, file.shape)
+def _is_lost(file: _File, found: Fit, published: bool) -> bool:
+    """Whether a header says nothing of the place: in axes that are right, it puts the voxels nowhere, or beside all
+    others. Nowhere, a published file's axes say nothing either, for what writes an identity knows of none.
+    """
+    beside = bool((np.abs(found.shift) >= found.shape).any()) and not found.is_turned
+    nowhere = is_nowhere(file.place.affine, file.shape) and (published or not found.is_turned)
     identity = nowhere and np.allclose(nib.affines.voxel_sizes(file.place.affine), 1)
     return (beside or nowhere) and (identity or found.spread.max() <= SAME)
 

@@ -516,6 +516,18 @@ def test_a_header_that_knows_no_place_is_passed_over(tmp_path):
         np.testing.assert_array_equal(found.labels, expected)
 
 
+def test_an_identity_of_a_published_label_map_is_passed_over(tmp_path):
+    """The files of a release lie on one grid; of others nobody knows whether axes are stored as an identity says."""
+    folder, drawn = write_case(tmp_path), draw_head()
+    expected = read_only_case(tmp_path).labels
+    write_nifti(folder / "case1_seg.nii.gz", drawn["seg"], np.eye(4))
+    found = read_only_case(tmp_path, replace(BRATS_2018, grid=SHAPE))
+    assert "case1_seg.nii.gz: its header knows no place (its axes run to RAS, those of" in found.remarks[0]
+    np.testing.assert_array_equal(found.labels, expected)
+    with pytest.raises(UserError, match="case1_seg.nii.gz: its axes run to RAS"):
+        read_only_case(tmp_path)
+
+
 def test_the_odd_one_out_is_blamed(tmp_path):
     drawn = draw_head()
     for kind in ("t1", "t2"):  # the first of the contrasts, or another
