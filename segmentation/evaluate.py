@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dnnlib import config as configs
 from dnnlib import files
 from dnnlib.errors import UserError
+from dnnlib.text import count
 from segmentation import report, scores
 from segmentation import unet as unets
 from segmentation.config import EVALUATED_AT_ONCE
@@ -205,7 +206,7 @@ def find_overlap(info: unets.UNetInfo, model_path: Path, reader: ArchiveReader, 
     if overlap and not allow:
         raise UserError(
             f"{model_path} was trained on {describe_shared(overlap, info.patients)}: it knows {len(overlap)} of the "
-            f"{len(reader.info.patients)} patients of {reader.path}, so its Dice would say nothing about others; give "
-            "an archive of other patients, or insist with --allow-overlap"
+            f"{count(len(reader.info.patients), 'patient')} of {reader.path}, so its Dice would say nothing about "
+            "others; give an archive of other patients, or insist with --allow-overlap"
         )
     return overlap

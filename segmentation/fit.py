@@ -151,7 +151,8 @@ def _announce(data: UnionOfArchives, info: unets.UNetInfo, device: torch.device)
     )
     lines = [
         f"U-Net of width {c.width} on {sources}, {info.resolution}×{info.resolution}, {info.schema.describe()}",
-        f"{c.steps} steps of {c.batch} slices, learning rate {c.lr:g} falling to 0, seed {c.seed}, on {device}",
+        f"{count(c.steps, 'step')} of {count(c.batch, 'slice')}, learning rate {c.lr:g} falling to 0, "
+        f"seed {c.seed}, on {device}",
         f"slices to draw: {info.drawn}; the archives have {int(data.has_lesion.sum())} with, "
         f"{int((~data.has_lesion).sum())} without",
     ]

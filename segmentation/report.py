@@ -80,7 +80,7 @@ def arms_table(arms: Mapping[str, Evaluation]) -> Table:
 
 def _remark(evaluation: Evaluation) -> str:
     known = len(evaluation.overlap)
-    return f" (knew {known} of {len(evaluation.patients)} test patients)" if known else ""
+    return f" (knew {known} of {count(len(evaluation.patients), 'test patient')})" if known else ""
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -108,7 +108,7 @@ def describe_data(evaluation: Evaluation) -> str:
     if evaluation.overlap:
         text += (
             f"\nnote: the U-Net was trained on {describe_shared(evaluation.overlap, evaluation.model.info.patients)}: "
-            f"it knows {len(evaluation.overlap)} of these {patients} patients, so its Dice says nothing about others"
+            f"it knows {len(evaluation.overlap)} of {count(patients, 'patient')}, so its Dice says nothing about others"
         )
     return text
 
@@ -150,8 +150,9 @@ def about_data(evaluation: Evaluation) -> list[str]:
     if partial := [e for e in examinations if is_partial(e)]:
         of = [e for e in examinations if e.of is not None]
         notes.append(
-            f"Dice of {sum(e.slices for e in of)} of {sum(e.of for e in of)} slices: the archive lacks slices of "
-            f"{len(partial)} of {len(examinations)} examinations, so this is not the Dice of whole volumes"
+            f"Dice of {sum(e.slices for e in of)} of {count(sum(e.of for e in of), 'slice')}: the archive lacks "
+            f"slices of {len(partial)} of {count(len(examinations), 'examination')}, so this is not the "
+            "Dice of whole volumes"
         )
     if unknown := sum(e.of is None for e in examinations):
         notes.append(
@@ -273,7 +274,7 @@ def _place(one, s: int, examination: ExaminationDice) -> str:
 def _extent(examination: ExaminationDice) -> str:
     """What a Dice is of."""
     if is_partial(examination):
-        return f"of {examination.slices} of {examination.of} slices"
+        return f"of {examination.slices} of {count(examination.of, 'slice')}"
     return f"of {'all ' if examination.of else ''}{count(examination.slices, 'slice')}"
 
 

@@ -21,7 +21,7 @@ from dnnlib.errors import UserError
 from dnnlib.processes import map_in_order
 from dnnlib.sources import sources_sha256
 from dnnlib.staged import Staged
-from dnnlib.text import name_some, tool_version
+from dnnlib.text import count, name_some, tool_version
 from slices.archive import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
 from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
 from slices.cases import Case
@@ -417,14 +417,14 @@ def _remember(parts: list[Part], source: Path) -> None:
 
 
 @contextlib.contextmanager
-def _saying_what_is_kept(workplace: Workplace, count: int) -> Iterator[None]:
+def _saying_what_is_kept(workplace: Workplace, total: int) -> Iterator[None]:
     """If the block fails, tell the user how many cases need not be cut again."""
     try:
         yield
     except BaseException:
         if done := len(list(workplace.folder.glob("*.zip"))):
             tqdm.write(
-                f"{done} of {count} cases are kept in {workplace.folder}: the same command goes on from there",
+                f"{done} of {count(total, 'case')} are kept in {workplace.folder}: the same command goes on from there",
                 file=sys.stderr,
             )
         raise
@@ -449,18 +449,20 @@ def _cut_all(
         for case in part.cases
         if not workplace.finished(part.side, case)
     ]
-    count = sum(len(part.cases) for part in parts)
-    if len(jobs) < count:
-        tqdm.write(f"going on: {count - len(jobs)} of {count} cases were cut by an earlier call", file=sys.stderr)
+    total = sum(len(part.cases) for part in parts)
+    if len(jobs) < total:
+        tqdm.write(
+            f"going on: {total - len(jobs)} of {count(total, 'case')} were cut by an earlier call", file=sys.stderr
+        )
     results = map_in_order(partial(_cut_job, schema, options), [job for _, job in jobs], workers)
     with (
         contextlib.closing(results),
-        tqdm(total=count, initial=count - len(jobs), desc="converting", unit="case") as bar,
+        tqdm(total=total, initial=total - len(jobs), desc="converting", unit="case") as bar,
     ):
         for (part, job), error in zip(jobs, results, strict=True):
             bar.update()
             if error and on_error == "fail":
-                raise UserError(f"{error}; --on-error skip leaves out what can't be read" if count > 1 else error)
+                raise UserError(f"{error}; --on-error skip leaves out what can't be read" if total > 1 else error)
             if error:
                 part.errors.append(error)
                 part.left_out.setdefault(UNREADABLE, []).append(job.case.name)

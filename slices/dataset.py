@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.text import count
 from slices.archive import ArchiveReader
 
 MEMORY = 2 << 30  # bytes of slices that are kept in memory once they are read
@@ -49,7 +50,9 @@ class SliceDataset(torch.utils.data.Dataset):
         chosen = np.arange(len(self.archive))
         if subset is not None:
             if not 1 <= subset <= len(chosen):
-                raise UserError(f"--subset {subset}: {path} holds {len(chosen)} slices; choose from 1 to {len(chosen)}")
+                raise UserError(
+                    f"--subset {subset}: {path} holds {count(len(chosen), 'slice')}; choose from 1 to {len(chosen)}"
+                )
             chosen = np.sort(np.random.RandomState(seed).permutation(chosen)[:subset])
         self.num_originals = len(chosen)  # come first; their mirrored copies follow
         flips = [False, True] if mirror else [False]

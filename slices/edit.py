@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.staged import Staged
-from dnnlib.text import name_some, tool_version
+from dnnlib.text import count, name_some, tool_version
 from slices.archive import TEST, TRAIN, ArchiveReader, ArchiveWriter, SliceRecord, Volume
 from slices.leaks import warn_of_alike
 from slices.schema import Schema
@@ -293,8 +293,8 @@ def _refuse_to_split(reader: ArchiveReader) -> None:
     records = reader.info.slices
     if tests := [record for record in records if record.part == TEST]:
         raise UserError(
-            f"{reader.path}: {len(tests)} of its {len(records)} slices are test slices already, and must stay so: "
-            "split an archive without them"
+            f"{reader.path}: {len(tests)} of its {count(len(records), 'slice')} are test slices already, and must stay "
+            "so: split an archive without them"
         )
     generated = sum(record.seed is not None for record in records)
     if 0 < generated < len(records):

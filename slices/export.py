@@ -21,6 +21,7 @@ from tqdm import tqdm
 from dnnlib import files
 from dnnlib.errors import UserError
 from dnnlib.staged import Staged, recover
+from dnnlib.text import count
 from slices.archive import TEST, ArchiveReader, SliceRecord, Volume
 from slices.grid import area_weights, is_same_length
 from slices.place import has_axes
@@ -220,7 +221,7 @@ def file_grid(volume: Volume, resolution: int) -> FileGrid:
 def _check_size(grid: FileGrid, schema: Schema) -> None:
     if math.prod((*grid.shape, schema.num_contrasts)) > MOST_VOXELS:
         raise UserError(
-            f"{schema.num_contrasts} contrasts of {'×'.join(map(str, grid.shape))} voxels are too many; "
+            f"{count(schema.num_contrasts, 'contrast')} of {'×'.join(map(str, grid.shape))} voxels are too many; "
             f"expected at most {MOST_VOXELS:,} in all"
         )
 

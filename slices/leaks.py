@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 from dnnlib.errors import UserError
-from dnnlib.text import name_some
+from dnnlib.text import count, name_some
 from slices.archive import TEST, ArchiveReader
 
 
@@ -60,8 +60,8 @@ def refuse_test_part(archive: ArchiveReader) -> None:
     held_out = [record.patient for record in archive.info.slices if record.part == TEST]
     if held_out:
         raise UserError(
-            f"{archive.path}: {len(held_out)} of its {len(archive)} slices ({len(set(held_out))} of its "
-            f"{len(archive.info.patients)} patients) are of the test part, on which nothing may be trained; "
+            f"{archive.path}: {len(held_out)} of its {count(len(archive), 'slice')} ({len(set(held_out))} of its "
+            f"{count(len(archive.info.patients), 'patient')}) are of the test part, on which nothing may be trained; "
             "give the training part, train.zip of dataset_tool.py convert"
         )
 

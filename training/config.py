@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dnnlib.errors import UserError
+from dnnlib.text import count
 from slices.archive import LARGEST_LABEL, LARGEST_RESOLUTION
 from slices.schema import MOST_CLASSES, MOST_CONTRASTS, Schema
 
@@ -285,5 +286,6 @@ def notes(cfg: str, resolution: int, overrides: Overrides) -> list[str]:
             + ", ".join(f"{name} {value:g}" for name, value in kept.items())
         )
         if overrides.batch < preset.mbstd:
-            lines.append(f"The minibatch standard deviation compares {overrides.batch} slices, not {preset.mbstd}")
+            compared = count(overrides.batch, "slice")
+            lines.append(f"The minibatch standard deviation compares {compared}, not {preset.mbstd}")
     return lines

@@ -15,6 +15,7 @@ import tqdm
 
 from dnnlib.files import sha256
 from dnnlib.runs import Log
+from dnnlib.text import count
 from slices.codec import SliceCodec
 from slices.dataset import SliceDataset
 from torch_utils.loading import minibatches
@@ -191,11 +192,11 @@ class TrainingRun:
             return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} million parameters"
 
         mirrored = f", {len(self.dataset)} with their mirrored copies" if self.config.data.mirror else ""
-        self.log(f"Data       {self.dataset.archive.path}: {self.dataset.num_originals} slices{mirrored}")
+        self.log(f"Data       {self.dataset.archive.path}: {count(self.dataset.num_originals, 'slice')}{mirrored}")
         self.log(f"Channels   {self.dataset.schema.describe()}, {self.dataset.resolution}×{self.dataset.resolution}")
         self.log(f"Generator  {millions(self.generator)}")
         self.log(f"Discrim.   {millions(self.discriminator)}")
-        self.log(f"Device     {self.device}, {torch.get_num_threads()} threads")
+        self.log(f"Device     {self.device}, {count(torch.get_num_threads(), 'thread')}")
         self.log(f"Operators  {'native' if self.native else 'plain PyTorch: python -m torch_utils.ops tells why'}")
         self.log(f"Output     {self.folder}")
         self.log(f"Training for {self.config.kimg:g} kimg; Ctrl-C stops after saving a snapshot")
