@@ -369,8 +369,8 @@ def _describe_archive(reader: ArchiveReader) -> str:
     parts = Counter(record.part for record in info.slices if record.part is not None)
     if parts:
         lines.append("part of the split: " + ", ".join(f"{count(n, 'slice')} {part}" for part, n in parts.items()))
-    if info.volumes:
-        lines.append(_describe_pixels({volume.pixel for volume in info.volumes.values()}, info.resolution))
+    if pixels := {*(volume.pixel for volume in info.volumes.values()), *(info.pixel or ())}:
+        lines.append(_describe_pixels(pixels, info.resolution))
     lines += _describe_made(info.made)
     return "\n".join(lines)
 

@@ -462,12 +462,13 @@ def test_inspect_a_split(release, tmp_path):
 
 def test_inspect_generated_slices(tmp_path):
     schema = Schema(("t1", "t2"))
-    with ArchiveWriter(tmp_path / "fake.zip", schema, 16, {"command": "generate.py"}) as writer:
+    with ArchiveWriter(tmp_path / "fake.zip", schema, 16, {"command": "generate.py"}, pixel=(1.5, 2.0)) as writer:
         for seed in range(100, 103):
             writer.add(np.full((2, 16, 16), 9, np.uint8), patient=f"s{seed}", seed=seed, snapshot="beef")
     code, output = call("inspect", tmp_path / "fake.zip", "--out", tmp_path / "x.png")
     assert code == 0, output
     assert "generated: 3 slices, seeds 100 to 102, snapshot beef" in output
+    assert "1.5 to 2 mm pixels, 32 mm across" in output
     assert "2 contrasts and 0 label maps" in output and "made by: generate.py, version unknown" in output
 
 
