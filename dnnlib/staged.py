@@ -57,7 +57,7 @@ class Staged:
         try:
             yield
         except OSError as error:
-            named = Path(error.filename or self._folder)
+            named = Path(error.filename) if isinstance(error.filename, (str, os.PathLike)) else self._folder
             if self._folder not in (named, *named.parents):
                 raise
             asked = (final for made, final in self._final.items() if made in (named, *named.parents))
@@ -79,8 +79,7 @@ class Staged:
                 elif isinstance(error, OSError):
                     raise error
         finally:
-            _remove(self._folder)
-            os.close(self._lock)
+            _remove(self._folder, self._lock)
 
     def _publish(self) -> None:
         files = [pair for pairs in self._final.items() for pair in (_joining(*pairs) if self.joins else [pairs])]
@@ -96,6 +95,7 @@ class Staged:
             _sync_folder(final.parent)
         elif files:
             with _nobody_else(self._within):
+                _recover(self.path, self._within)  # of those who were killed since this one began
                 self._publish_together(files)
 
     def _publish_together(self, files: list[tuple[Path, Path]]) -> None:
@@ -136,6 +136,12 @@ def recover(path: Path, within: Path | None = None) -> None:
     Raises UserError if something has taken the place of a file that is to be put back.
     """
     within = within or path.parent
+    if any(os.path.lexists(_hidden(path, within, n)) for n in range(_TRIED)):
+        with _nobody_else(within):
+            _recover(path, within)
+
+
+def _recover(path: Path, within: Path) -> None:
     for n in itertools.count():
         folder = _hidden(path, within, n)
         if os.path.lexists(folder):
@@ -159,19 +165,20 @@ def _claim(path: Path, within: Path) -> tuple[Path, int]:
             folder.mkdir(0o700)
         except FileExistsError:
             continue
-        lock = None
         try:
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            try_lock(lock)
-            os.write(lock, _MARK)  # from now on it may be taken for a leftover
-            return folder, lock
-        except FileNotFoundError:  # another process has just removed the folder: it was empty still
+        except (FileNotFoundError, FileExistsError):  # others took the empty folder for a leftover, and made another
             continue
         except OSError:
-            if lock is not None:
-                os.close(lock)
-            _remove(folder)
+            folder.rmdir()
             raise
+        try:
+            wait_for_lock(lock)
+            os.write(lock, _MARK)  # from now on it may be taken for a leftover
+        except OSError:
+            _remove(folder, lock)
+            raise
+        return folder, lock
     raise AssertionError
 
 
@@ -188,35 +195,48 @@ def _clear(folder: Path, within: Path) -> None:
         return
     except OSError:
         return
-    try:
-        locked = try_lock(lock)
-        if os.read(lock, len(_MARK) + 1) == _MARK and (locked or (locked is None and _is_old(folder))):
-            if (folder / _JOURNAL).exists():
-                _roll_back(folder, within)
-            _remove(folder)
-    finally:
+    if not _is_left(folder, lock):
         os.close(lock)
-
-
-def _is_old(folder: Path) -> bool:
+        return
     try:
-        return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*"))) < time.time() - _ABANDONED
+        if (folder / _JOURNAL).exists():
+            _roll_back(folder, within)
+    finally:
+        _remove(folder, lock)
+
+
+def _is_left(folder: Path, lock: int) -> bool:
+    """Whether this process has got the lock of a hidden folder: only who has it changes what is in it."""
+    locked = try_lock(lock)
+    try:
+        return (
+            os.read(lock, len(_MARK) + 1) == _MARK
+            and os.path.samestat(os.fstat(lock), os.lstat(folder / _LOCK))
+            and (locked or (locked is None and _last_change(folder) < time.time() - _ABANDONED))
+        )
     except OSError:  # a file has just gone: somebody is at work
         return False
 
 
-def _remove(folder: Path) -> None:
-    """Remove a hidden folder, the lock last; one that holds what could not be put back stays."""
-    if (folder / _JOURNAL).exists():
-        return
+def _last_change(folder: Path) -> float:
+    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+
+
+def _remove(folder: Path, lock: int) -> None:
+    """Remove a hidden folder, and let go of its lock; one that holds what could not be put back stays."""
+    stays = (folder / _JOURNAL).exists()
     with contextlib.suppress(OSError):
-        for path in folder.iterdir():
+        for path in folder.iterdir() if not stays else ():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             elif path.name != _LOCK:
                 path.unlink()
-        (folder / _LOCK).unlink(missing_ok=True)
-        folder.rmdir()
+        if not stays:
+            (folder / _LOCK).unlink()
+            folder.rmdir()
+    os.close(lock)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # a network's disk keeps a file that is open under another name, until now
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------
@@ -224,13 +244,13 @@ def _remove(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _nobody_else(folder: Path) -> Iterator[None]:
-    """Wait until nobody else publishes several files in a folder: sets of the same names would be mixed."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        wait_for_lock(opened)
+    """Wait until nobody else publishes several files in a folder, or undoes that: names would change under way."""
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, lock)
+            wait_for_lock(lock)
         yield
-    finally:
-        os.close(opened)
 
 
 def _joining(made: Path, final: Path) -> Iterator[tuple[Path, Path]]:
