@@ -21,6 +21,7 @@ from dnnlib.text import count, format_time
 from segmentation import unet as unets
 from segmentation.config import TrainUNetConfig
 from segmentation.data import Draws, UnionOfArchives, describe, describe_pixels, is_one_size, loader, pixels_of
+from slices.leaks import doubts
 
 MODEL, RECORD, LOG = "unet.safetensors", "training.json", "log.txt"
 _POINTS = 200  # of the loss curve
@@ -76,7 +77,9 @@ def train(
     )
     with contextlib.closing(Log(files.make_folder(outdir) / LOG)) as log:  # goes on in a log that is there
         for path in exclude:
-            log(f"no patient is shared with {path}")
+            log(f"no patient is shared with {path}, as far as their names tell")
+        for doubt in doubts(data.archives, exclude):
+            log(doubt)
         return _train(data, draws, info, outdir, log)
 
 

@@ -15,7 +15,7 @@ from dnnlib.text import count, format_table
 from segmentation.data import describe_pixels, is_known_size, pixels_of
 from segmentation.scores import Evaluation, ExaminationDice, Target, of_target, targets_of
 from slices import render
-from slices.leaks import describe_shared
+from slices.leaks import describe_shared, warn_of_alike
 from slices.schema import Schema
 
 
@@ -69,7 +69,7 @@ def arms_table(arms: Mapping[str, Evaluation]) -> Table:
     notes = [
         *about_data(evaluations[0]),
         *_empty_truths(evaluations[0]),
-        *(f"{name}: {note}" for name, e in arms.items() for note in _about_pixels(e)),
+        *(f"{name}: {note}" for name, e in arms.items() for note in (*_about_names(e), *_about_pixels(e))),
         MASK,
         *_differences(arms),
         f"seed of each U-Net: {', '.join(f'{name} {e.model.info.training.seed}' for name, e in arms.items())}. "
@@ -127,10 +127,15 @@ def notes_on(evaluation: Evaluation) -> list[str]:
     seed = evaluation.model.info.training.seed
     return [
         *about_data(evaluation),
+        *_about_names(evaluation),
         *_about_pixels(evaluation),
         MASK,
         f"one training of the U-Net, with seed {seed}, is no measure of chance; it drew {evaluation.model.info.drawn}",
     ]
+
+
+def _about_names(evaluation: Evaluation) -> list[str]:
+    return warn_of_alike(evaluation.model.info.known_patients, evaluation.patients)
 
 
 def _examinations(evaluation: Evaluation) -> str:

@@ -689,6 +689,19 @@ def test_a_share_of_slices_that_are_not_there_is_refused(tmp_path, train_zip):
     assert code == 0 and "slices to draw: 1 with lesion, 1 without, 0 empty" in output
 
 
+def test_names_alike_are_told_in_training_in_results_and_in_tables(tmp_path):
+    train = write_patients(tmp_path / "train.zip", ["TCGA_DU_7294", "a"])
+    test = write_patients(tmp_path / "test.zip", ["tcga-du-07294", "b"])
+    code, output = run("train", "--data", train, "--exclude", test, "--outdir", tmp_path / "unet", *TINY)
+    assert code == 0 and "as far as their names tell" in output
+    assert "warning: names so alike that they may be of one patient: TCGA_DU_7294 and tcga-du-07294\n" in output
+    code, output = run("evaluate", "--model", tmp_path / "unet", "--data", test, "--outdir", tmp_path / "out")
+    assert code == 0 and "TCGA_DU_7294 and tcga-du-07294" in output
+    found = evaluation.load(tmp_path / "out" / "results.json")
+    (note,) = [note for note in found.notes if "names so alike" in note]
+    assert [n for n in report.arms_table({"R": found}).notes if "alike" in n] == [f"R: {note}"]
+
+
 def test_where_results_cannot_be_written_no_network_runs(tmp_path, trained, test_zip, monkeypatch):
     monkeypatch.setattr(unet, "predict", lambda *_: pytest.fail("the network ran"))
     (tmp_path / "file").write_text("")
