@@ -16,7 +16,7 @@ from dnnlib import files
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.processes import default_workers
 from dnnlib.system import run
-from dnnlib.text import count, format_table
+from dnnlib.text import count, format_table, name_some
 from slices.archive import ArchiveReader
 from slices.case_parts import measure
 from slices.convert import CHOICES, ON_ERROR, ConvertOptions, Part, Tally, convert_release
@@ -250,9 +250,9 @@ def _shorten(names: Sequence[str] | dict[str, None], most: int = 3) -> str:
 
 
 def _parse_shape(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int, int]:
-    match = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text)
+    match = re.fullmatch(r"([0-9]{1,9})[x×]([0-9]{1,9})[x×]([0-9]{1,9})", text)
     if not match:
-        raise click.BadParameter(f"{text!r}: expected three whole numbers such as 240x240x155")
+        raise click.BadParameter(f"{name_some([text])}: expected three whole numbers such as 240x240x155")
     return tuple(int(n) for n in match.groups())
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from dnnlib.errors import UserError
+from dnnlib.text import name_some
 from slices.patterns import Pattern
 from slices.schema import BRATS, LesionClass, Region, Schema
 
@@ -194,8 +195,8 @@ def _values(labels: str | None) -> dict[str, tuple[int, ...]]:
         if not all(number.isdecimal() for number in numbers):
             expected = "expected a name and its whole number in the masks, such as lesion=1, or several, as in core=1+4"
             raise UserError(f"--labels: {expected}, not {text!r}")
-        if large := [number for number in numbers if int(number) > _LARGEST_VALUE]:
-            raise UserError(f"--labels: {large[0]} is no label value; expected at most {_LARGEST_VALUE}")
+        if large := [number for number in numbers if len(number) > 30 or int(number) > _LARGEST_VALUE]:
+            raise UserError(f"--labels: {name_some(large, most=1)} is no label value; the most is {_LARGEST_VALUE}")
         if name in found:
             both = "+".join(map(str, (*found[name], *map(int, numbers))))
             raise UserError(

@@ -77,6 +77,8 @@ LIES = [  # which file, what its metadata say instead, words of the refusal
     ("snapshot", {"kimg": -0.5}, "kimg -0.5: expected 0 or more"),
     ("snapshot", {"patients": ["../../x"]}, "can't be a name"),
     ("snapshot", {"label_names": ["HGG", "LGG"]}, "2 names of classes for a generator of 0"),
+    ("snapshot", {"label_counts": [3]}, "(3,) slices of classes, for a generator of 0"),
+    ("snapshot", {"pixel": [0.0, 1.0]}, "pixels of 0 to 1 mm"),
     ("unet", {"network.width": 10**12}, "width 1000000000000: expected a whole number from 1 to 4096"),
     ("unet", {"network.width": 4096}, "the network that it describes has"),
     ("unet", {"network.width": 0}, "width 0"),
@@ -96,6 +98,7 @@ SPOILED = [  # what becomes of a tensor; None: it is left out
     (lambda t: t / 0, "values that are not finite numbers"),
 ]
 OF_NETWORK = {"snapshot": "G_ema.mapping.fc0.weight", "unet": "conv_0.conv_0.conv.weight"}
+_VERSION = re.compile(rb'(\\"version\\": )\d+')
 HEADERS = [  # the 8 bytes of the header's length and the header, as other bytes
     lambda n, text: (HUGE.to_bytes(8, "little"), text),
     lambda n, text: ((n + (1 << 20)).to_bytes(8, "little"), text),
@@ -103,10 +106,12 @@ HEADERS = [  # the 8 bytes of the header's length and the header, as other bytes
     lambda n, text: (bytes(8), text),
     lambda n, text: _of(b"[" * 10000 + b"]" * 10000),
     lambda n, text: _of(text.replace(b"[0,", b"[4,", 1)),
-    lambda n, text: _of(text[:-1] + b',"more":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}'),
+    lambda n, text: _of(text.rstrip()[:-1] + b',"more":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}'),
     lambda n, text: _of(text.replace(b'\\"format\\"', b'\\"x\\":' + b"[" * 5000 + b"]" * 5000 + b',\\"format\\"')),
     lambda n, text: _of(text.replace(b'\\"format\\"', b'\\"format\\":1,\\"format\\"')),
-    lambda n, text: _of(re.sub(rb'(\\"version\\"): \d', rb'\1: NaN', text, count=1)),
+    lambda n, text: _of(_VERSION.sub(rb"\1NaN", text)),
+    lambda n, text: _of(_VERSION.sub(rb"\1[" + b"7" * 10000 + b"]", text)),
+    lambda n, text: _of(text.replace(b'\\"kind\\": \\"', b'\\"kind\\": \\"' + b"x" * 10000)),
 ]  # fmt: skip
 
 

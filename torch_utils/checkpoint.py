@@ -16,6 +16,7 @@ from dnnlib import config, files
 from dnnlib.config import shorten
 from dnnlib.errors import UserError
 from dnnlib.system import plain_text
+from dnnlib.text import name_some
 
 FORMAT, VERSION = "stylegan2-mr", 1
 LONGEST_METADATA = 1 << 24  # characters; a name of every patient is a small part of it
@@ -142,12 +143,13 @@ def _metadata(path: str | os.PathLike, file: Any, kind: str, version: int) -> di
         metadata = document["metadata"]
     except (KeyError, TypeError, ValueError):
         ours = False
-    if not ours or not isinstance(metadata, dict):
+    if not ours or not isinstance(metadata, dict) or not isinstance(found, str):
         raise UserError(f"{path}: a .safetensors file, but not one of this project; expected a {kind}")
     if found != kind:
-        raise UserError(f"{path} is a {found}; expected a {kind}")
+        raise UserError(f"{path} is a {name_some([found])}; expected a {kind}")
     if found_version != version:
         raise UserError(
-            f"{path}: version {found_version} of the {kind} format; this program reads version {version}: make it again"
+            f"{path}: version {shorten(found_version)} of the {kind} format; this program reads version {version}: "
+            "make it again"
         )
     return metadata

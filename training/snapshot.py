@@ -54,8 +54,8 @@ class SnapshotInfo:
             raise UserError(f"kimg {self.kimg:g}: expected 0 or more")
         if self.label_names is not None and len(set(self.label_names)) != generator.c_dim:
             raise UserError(f"{len(set(self.label_names))} names of classes for a generator of {generator.c_dim}")
-        if self.label_counts is not None and (len(self.label_counts) != generator.c_dim or min(self.label_counts) < 0):
-            raise UserError(f"{shorten(self.label_counts)} slices of classes, for a generator of {generator.c_dim}")
+        if (counts := self.label_counts) is not None and (len(counts) != generator.c_dim or min(counts, default=0) < 0):
+            raise UserError(f"{shorten(counts)} slices of classes, for a generator of {generator.c_dim}")
         if self.pixel is not None and not 0 < self.pixel[0] <= self.pixel[1]:
             raise UserError(f"pixels of {self.pixel[0]:g} to {self.pixel[1]:g} mm")
         if odd := [name for name in (*self.patients, *(self.label_names or ())) if not is_plain_name(name)]:
