@@ -16,6 +16,13 @@ from slices.cases import Case, Files, apply_table, cases_of, files_below, requir
 from slices.patterns import Pattern
 from slices.releases import OWN, RELEASES, Release, describe_as_own, other_challenge, release_of_name
 
+# What names end with that tell visits: a word for it, or the number of BraTS's challenges since 2023.
+_VISIT = re.compile(
+    r"(?P<who>BraTS-.+)-\d{3}|(?P<whose>.+?)[-_. ]?(?<=[-_. \d])"
+    r"(ses|session|visit|v|tp|timepoint|scan|day|week|month|year|fu|followup|baseline|pre|post)[-_. ]?\d*",
+    re.IGNORECASE,
+)
+
 
 class Recognised(NamedTuple):
     """A release, its cases ordered by patient, and in words what was found and from what.
@@ -132,6 +139,16 @@ def _strangers(files: Sequence[str], belonging: set[str], release: Release, case
     return sorted(found, key=order.get)
 
 
+def _like_visits(cases: Sequence[Case]) -> tuple[str, str] | None:
+    """Two cases that seem to be visits of one patient, though each counts as a patient of its own."""
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        if case.patient == case.name and (match := _VISIT.fullmatch(case.name)):
+            found.setdefault(match["who"] or match["whose"], []).append(case.name)
+    pairs = [names for names in found.values() if len(names) > 1]
+    return tuple(pairs[0][:2]) if pairs and len(found) > 1 else None  # of one stem alone, they are numbered patients
+
+
 def _describe_found(
     source: Path, release: Release, how: str, cases: list[Case], others: list[Case], left: Files
 ) -> str:
@@ -146,6 +163,10 @@ def _describe_found(
     if left.unread:
         notes += f"; not read, as only .nii.gz and .nii are: {count(len(left.unread), 'file')}"
         notes += f", such as {', '.join(left.unread[:3])}"
+    if pair := _like_visits(cases):
+        notes += (
+            f"; {pair[0]} and {pair[1]} look like visits of one patient, but count as two: see {{visit}} and --cases"
+        )
     cases_of_patients = f"{count(len(cases), 'case')} of {count(patients, 'patient')}"
     return f"{release.title}{how}: {cases_of_patients}, such as {examples}{visits}{notes}"
 

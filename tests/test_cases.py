@@ -203,6 +203,24 @@ def test_a_table_keeps_a_patient_on_one_side_and_tells_grades(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "names, pair",
+    [
+        (["q3_tp1", "q3_tp2", "q4_tp1"], "q3_tp1 and q3_tp2"),
+        (["7pre", "7post", "8pre"], "7post and 7pre"),
+        (["BraTS-PED-00001-000", "BraTS-PED-00001-001", "BraTS-PED-00002-000"], "BraTS-PED-00001-000 and BraTS-PED-"),
+        (["scan_1", "scan_2", "scan_3"], None),  # numbered patients
+        (["dev1", "dev2", "rev1"], None),
+        (["TCGA_DU_7294", "TCGA_DU_5849", "TCGA_CS_4941"], None),
+        (["A_001", "A_002", "B_001"], None),  # of two hospitals
+    ],
+)
+def test_cases_that_look_like_visits_of_one_patient_are_told(tmp_path, names, pair):
+    touch(tmp_path, *(f"{name}.nii" for name in names))
+    words = find_cases(tmp_path, own("{case}.nii")).words
+    assert "visits" not in words if pair is None else f"{pair}" in words and "visits of one patient" in words
+
+
+@pytest.mark.parametrize(
     "rows, words",
     [
         (["case,patient", "a,p"], "has no row for 1 case, b; expected one row for every case"),
