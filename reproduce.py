@@ -18,10 +18,11 @@ from pathlib import Path
 import click
 
 from dnnlib.errors import UserError, reports_user_errors
-from dnnlib.files import make_folder, read_json, sha256, write_bytes, write_json
+from dnnlib.files import json_bytes, make_folder, read_json, sha256, write_json
 from dnnlib.locks import hold
 from dnnlib.processes import run_python
 from dnnlib.sources import sources_sha256
+from dnnlib.staged import Staged
 from dnnlib.system import run
 from dnnlib.text import format_table, format_time
 
@@ -367,21 +368,21 @@ def report(outdir: Path, results: dict[str, Path], real: Path, fake: Path, snaps
     titles = ("Dice on patients whom no network has seen", "Mean area of each class in a training slice")
     print(f"\n=== {titles[0]}\n{describe_data(next(iter(arms.values())))}\n{table.text()}")
     print(f"\n=== {titles[1]}\n{format_table(area_header, areas.rows())}")
-    write_json(
-        outdir / "results.json",
-        {
-            "notes": notes,
-            "dice": {arm: read_json(path) for arm, path in results.items()},
-            "class_areas": {"real": areas.real, "fake": areas.fake},
-            "slices_without_lesion": free,
-            "gan": gan,
-        },
-    )
+    content = {
+        "notes": notes,
+        "dice": {arm: read_json(path) for arm, path in results.items()},
+        "class_areas": {"real": areas.real, "fake": areas.fake},
+        "slices_without_lesion": free,
+        "gan": gan,
+    }
     markdown = [f"{titles[0]}\n", table.markdown(), f"\n{titles[1]}\n"]
     markdown += ["| " + " | ".join(area_header) + " |", "| --- | ---: | ---: | ---: |"]
     markdown += ["| " + " | ".join(row) + " |" for row in areas.rows()]
-    write_bytes(outdir / "results.md", ("\n".join(markdown) + "\n").encode())
-    draw_dice(arms, areas, outdir / "dice.png")
+    values, words, picture = (outdir / name for name in REPORT)
+    with Staged(values, force=True) as staged:
+        staged.write(values, json_bytes(content))
+        staged.write(words, ("\n".join(markdown) + "\n").encode())
+        draw_dice(arms, areas, staged.place(picture))
 
 
 def compare(arms) -> str:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dnnlib import config as configs
 from dnnlib import files
 from dnnlib.errors import UserError
+from dnnlib.staged import Staged
 from dnnlib.text import count
 from segmentation import report, scores
 from segmentation import unet as unets
@@ -89,8 +90,9 @@ def evaluate(
         shown = predict_examinations(
             unet, reader, [(c.examination.patient, c.examination.volume) for c in chosen], batch
         )
-        report.draw_examinations(outdir / PICTURE, chosen, list(shown), reader.schema)
-        files.write_json(outdir / RESULTS, configs.to_json(evaluation))
+        with Staged(outdir / RESULTS, force) as staged:
+            report.draw_examinations(staged.place(outdir / PICTURE), chosen, list(shown), reader.schema)
+            staged.write(outdir / RESULTS, files.json_bytes(evaluation))
     return evaluation
 
 

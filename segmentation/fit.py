@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dnnlib import config as configs
 from dnnlib import files
 from dnnlib.errors import UserError
 from dnnlib.runs import Log
+from dnnlib.staged import Staged
 from dnnlib.text import count, format_time
 from segmentation import unet as unets
 from segmentation.config import TrainUNetConfig
@@ -80,20 +80,23 @@ def train(
             log(f"no patient is shared with {path}, as far as their names tell")
         for doubt in doubts(data.archives, exclude):
             log(doubt)
-        return _train(data, draws, info, outdir, log)
+        return _train(data, draws, info, outdir, force, log)
 
 
-def _train(data: UnionOfArchives, draws: Draws, info: unets.UNetInfo, outdir: Path, log: Log) -> TrainRecord:
+def _train(
+    data: UnionOfArchives, draws: Draws, info: unets.UNetInfo, outdir: Path, force: bool, log: Log
+) -> TrainRecord:
     config, device, start = info.training, unets.default_device(), time.monotonic()
     log(_announce(data, info, device))
     network = unets.build(info.network, config.seed).to(device)
     curve = _optimise(network, data, draws, config, log)
     seconds = time.monotonic() - start
-    log(f"trained in {format_time(seconds)}: {outdir / MODEL}")
 
     record = TrainRecord(str(outdir / MODEL), info, str(device), round(seconds, 2), curve)
-    files.write_json(outdir / RECORD, configs.to_json(record))
-    unets.save(outdir / MODEL, unets.UNet(network.eval(), info))  # last: where it is, the rest is too
+    with Staged(outdir / MODEL, force) as staged:
+        staged.write(outdir / RECORD, files.json_bytes(record))
+        unets.save(staged.place(outdir / MODEL), unets.UNet(network.eval(), info))
+    log(f"trained in {format_time(seconds)}: {outdir / MODEL}")
     return record
 
 

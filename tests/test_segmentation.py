@@ -168,6 +168,18 @@ def test_an_interrupted_training_leaves_no_model_and_keeps_the_old_one(tmp_path,
     assert (tmp_path / "old" / fit.MODEL).read_bytes() == before
 
 
+def test_a_model_that_appears_meanwhile_stays_and_keeps_its_record(tmp_path, train_zip, monkeypatch):
+    def meanwhile(*_):
+        (tmp_path / "unet.safetensors").write_text("another's")
+        return ()
+
+    monkeypatch.setattr(fit, "_optimise", meanwhile)
+    with pytest.raises(UserError, match="unet.safetensors has appeared while its content was made"):
+        fit.train(TrainUNetConfig(steps=1, batch=2, width=2), [train_zip], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "unet.safetensors"]
+    assert (tmp_path / "unet.safetensors").read_text() == "another's"
+
+
 def test_a_loss_that_runs_off_is_reported(tmp_path, train_zip):
     with pytest.raises(UserError, match="smaller --lr"):
         fit.train(TrainUNetConfig(steps=6, batch=4, width=2, lr=1e30), [train_zip], tmp_path)
