@@ -11,48 +11,88 @@ from scipy import ndimage
 from dnnlib.errors import UserError
 from slices.intensity import percentiles
 
-# Foreground differs from the background by more than this share of the intensities' robust range.
+# Foreground differs from a constant background by more than this share of the intensities' robust range.
 TOLERANCE = 0.01
 # The background is constant if this share of the values near it, within five tolerances, is within one.
 CONSTANT = 0.9
+# Tissue is brighter than this share of what is bright, and than so many times the typical dark voxel: 99.8 % of noise
+# without signal, whose magnitudes follow Rayleigh's distribution, is not.
+TISSUE, NOISE = 0.2, 3.0
+# There is air if so large a share of the foreground's outline is farther from tissue than such a share of a picture's
+# edge.
+AIR, NEAR = 0.5, 0.02
+# Parts of less than such a share of the largest are specks.
+SPECK = 0.01
+# The skin is blurred over about such a share of a picture's edge.
+SKIN = 1 / 256
+
+_CROSS = ndimage.generate_binary_structure(3, 1)
+_IN_PICTURES = _CROSS & np.array([False, True, False])[:, None, None]
 
 
 def find_head(contrasts: Sequence[np.ndarray]) -> np.ndarray:
     """Which voxels belong to the head: C intensities [S, P, L] -> bool [S, P, L].
 
-    What is foreground in any contrast, without specks and thin bridges, as one connected part with its holes filled.
-    Raises UserError if every contrast is constant.
+    What is foreground in any contrast, without specks and thin bridges, as one connected part with its holes filled. If
+    that is surrounded by air, its tissue instead, in each picture with its holes filled and a margin for the blurred
+    skin. Raises UserError if every contrast is constant.
     """
-    seen = foreground(contrasts[0])
-    for volume in contrasts[1:]:
-        seen |= foreground(volume)
+    seen = np.zeros(contrasts[0].shape, bool)
+    bright = seen.copy()
+    for volume in contrasts:
+        there = foreground(volume)
+        seen |= there
+        bright |= there & tissue(volume, there)
     if not seen.any():
         raise UserError("no head found: in every contrast all voxels have one value")
     box = _bounding_box(seen)
+    found = _largest_part(np.ascontiguousarray(seen[box]), _CROSS)
+    edge = max(seen.shape[1:])
+    near = max(2, round(NEAR * edge))
+    whole = _filled(_closed(_without_specks(bright[box]), near), _IN_PICTURES)
+    inner = _largest_part(whole, _IN_PICTURES)
+    if _far_share(found, inner, near) > AIR:
+        found = _grown(inner, round(SKIN * edge))
     head = np.zeros_like(seen)
-    head[box] = _largest_part(np.ascontiguousarray(seen[box]))
+    head[box] = found
     return head
 
 
 def foreground(volume: np.ndarray) -> np.ndarray:
-    """Voxels unlike the background: intensities [S, P, L] -> bool of the same shape.
+    """Voxels unlike a constant background, such as 0 or -1000: intensities [S, P, L] -> bool of the same shape.
 
-    The background's value is the most frequent one on the volume's faces, whatever its sign. Where the faces show noise
-    instead of one value, Otsu's threshold divides dark from bright.
+    The background's value is the most frequent one on the volume's faces, whatever its sign. Where the faces show
+    noise, or the inside of a body, instead of one value, every voxel is foreground.
     """
-    sample = volume[::2, ::2, ::2]  # enough for percentiles, which are the slow part
-    low, high = percentiles(sample)
+    low, high = percentiles(volume[::2, ::2, ::2])  # enough for percentiles, which are the slow part
     tolerance = TOLERANCE * (high - low)
-
     faces = np.concatenate([np.take(volume, i, axis).ravel() for axis in range(3) for i in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
     background = float(values[counts.argmax()])
     away = np.abs(faces.astype(np.float64) - background)
-    if (away <= tolerance).sum() >= CONSTANT * (away <= 5 * tolerance).sum():
-        return (volume < _bound(volume, background - tolerance, math.ceil)) | (
-            volume > _bound(volume, background + tolerance, math.floor)
-        )
-    return volume > _bound(volume, otsu_threshold(np.clip(sample, low, high)), math.floor)
+    if (away <= tolerance).sum() < CONSTANT * (away <= 5 * tolerance).sum():
+        return np.ones(volume.shape, bool)
+    return (volume < _bound(volume, background - tolerance, math.ceil)) | (
+        volume > _bound(volume, background + tolerance, math.floor)
+    )
+
+
+def tissue(volume: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Voxels brighter than air, which gives no signal but noise: intensities [S, P, L] -> bool of the same shape.
+
+    there: the foreground. What is bright in it lies above Otsu's threshold. No signal is 0, or the lowest value where
+    some are negative.
+    """
+    values = volume[::2, ::2, ::2][there[::2, ::2, ::2]]
+    if not values.size:
+        return there
+    low, high = percentiles(values)
+    least = min(low, 0.0)
+    signal = np.clip(values.astype(np.float64), low, high) - least
+    bright = signal[signal >= min(otsu_threshold(signal), signal.max())].mean()
+    dark = signal[signal <= TISSUE * bright]
+    noise = NOISE * float(np.median(dark)) if dark.size else 0.0
+    return volume >= _bound(volume, least + max(TISSUE * bright, noise), math.ceil)
 
 
 def _bound(volume: np.ndarray, value: float, rounded: Callable[[float], int]) -> float | int:
@@ -85,20 +125,53 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _largest_part(seen: np.ndarray) -> np.ndarray:
-    cross = ndimage.generate_binary_structure(3, 1)
+def _largest_part(seen: np.ndarray, structure: np.ndarray) -> np.ndarray:
+    """The largest part, without specks and thin bridges, with its holes filled."""
     core = grow(~grow(~seen))  # an opening; a head that the field of view cuts off goes on beyond it
-    parts, count = ndimage.label(core if core.any() else seen, cross)
+    parts, count = ndimage.label(core if core.any() else seen, _CROSS)
     largest = parts == np.bincount(parts.ravel(), minlength=count + 1)[1:].argmax() + 1
-    head = grow(largest, corners=True) & seen  # gives back the corners that opening took
-    outside, _ = ndimage.label(np.pad(~head, 1, constant_values=True), cross)
-    return (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return _filled(grow(largest, corners=True) & seen, structure)  # gives back the corners that opening took
 
 
-def grow(mask: np.ndarray, corners: bool = False) -> np.ndarray:
+def _filled(mask: np.ndarray, structure: np.ndarray) -> np.ndarray:
+    """A mask with the holes that the structure doesn't connect with the outside."""
+    outside, _ = ndimage.label(np.pad(~mask, 1, constant_values=True), structure)
+    return (outside != outside[:, :1, :1])[1:-1, 1:-1, 1:-1]
+
+
+def _without_specks(mask: np.ndarray) -> np.ndarray:
+    """The parts that are not much smaller than the largest; thin ones stay, as skin is."""
+    parts, _ = ndimage.label(mask, _CROSS)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return (sizes >= SPECK * sizes.max())[parts] & mask
+
+
+def _closed(mask: np.ndarray, voxels: int) -> np.ndarray:
+    """Closing within pictures: bone, as dark as air, parts skin from brain. Beyond the edges all goes on as it is."""
+    around = [(0, 0), (voxels, voxels), (voxels, voxels)]
+    grown = _grown(np.pad(mask, around, mode="edge"), voxels)
+    return ~_grown(~grown, voxels)[:, voxels:-voxels, voxels:-voxels]
+
+
+def _far_share(found: np.ndarray, inner: np.ndarray, voxels: int) -> float:
+    """The share of the outline of a mask, in its pictures, that is more than so many voxels away from another mask."""
+    around = np.pad(~found, [(0, 0), (1, 1), (1, 1)], constant_values=True)
+    outline = found & _grown(around, 1)[:, 1:-1, 1:-1]
+    return np.count_nonzero(outline & ~_grown(inner, voxels)) / np.count_nonzero(outline)
+
+
+def _grown(mask: np.ndarray, voxels: int) -> np.ndarray:
+    """Dilation within pictures."""
+    for _ in range(voxels):
+        mask = grow(mask, axes=(1, 2))
+    return mask
+
+
+def grow(mask: np.ndarray, corners: bool = False, axes: Sequence[int] = (0, 1, 2)) -> np.ndarray:
     """Binary dilation by one voxel along the axes, or into the corners as well; many times as fast as SciPy's."""
     grown = mask.copy()
-    for axis in range(mask.ndim):
+    for axis in axes:
         source = grown.copy() if corners else mask
         first = (slice(None),) * axis
         ahead, behind = (*first, slice(1, None)), (*first, slice(None, -1))

@@ -1,0 +1,125 @@
+"""Heads as scanners and registrations leave them, drawn here: air full of noise, frames of zeros, ghosts, crops."""
+
+import numpy as np
+import pytest
+
+from slices.head import find_head
+
+SHAPE = (12, 100, 90)  # S, P, L
+
+
+def ellipsoid(p, l, share=1.0):
+    """Voxels of an ellipsoid in the middle of the volume, with half axes p and l, smaller by a share; flat on top."""
+    s, y, x = np.indices(SHAPE)
+    return ((s - 4) / 14) ** 2 + ((y - 50) / (p * share)) ** 2 + ((x - 45) / (l * share)) ** 2 < 1
+
+
+HEAD, SKULL, BRAIN = ellipsoid(38, 32), ellipsoid(38, 32, 0.93), ellipsoid(38, 32, 0.83)
+LEVELS = ((900, 20, 420), (800, 25, 300), (350, 15, 600))  # of skin, bone and brain in three contrasts
+
+
+def unstripped():
+    """Three contrasts, float [S, P, L]: skin around bone, as dark as air, around brain with dark fluid and a sinus."""
+    texture = np.random.default_rng(0).uniform(0.8, 1.2, SHAPE)
+    contrasts = []
+    for skin, bone, brain in LEVELS:
+        volume = np.where(HEAD, float(skin), 0)
+        volume[SKULL] = bone
+        volume[BRAIN] = brain
+        volume[:, 48:53, 30:60] *= 0.15
+        volume[:6, 22:30, 40:50] *= 0.03  # air inside, open to the lowest slice
+        contrasts.append(volume * texture)
+    return contrasts
+
+
+def noisy(contrasts, share=0.02, seed=1):
+    """Noise as it is in magnitudes, its deviation a share of what is bright."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for volume in contrasts:
+        noise = share * np.percentile(volume, 99.5) * rng.normal(size=(2, *SHAPE))
+        found.append(np.hypot(volume + noise[0], noise[1]))
+    return found
+
+
+def framed(contrasts, degrees=4.0):
+    """Zeros where a turned picture had nothing, in each contrast another turn, and in a slice at either end."""
+    _, y, x = np.indices(SHAPE)
+    for n, volume in enumerate(contrasts):
+        turn = np.deg2rad(degrees * (n - 1))
+        along, across = (
+            (y - 50) * np.cos(turn) + (x - 45) * np.sin(turn),
+            (x - 45) * np.cos(turn) - (y - 50) * np.sin(turn),
+        )
+        volume[(abs(along) > 46) | (abs(across) > 41)] = 0
+        volume[-1] = 0
+    return contrasts
+
+
+def ghosted(contrasts, share=0.05):
+    return [volume + share * np.roll(volume, 40, axis=1) for volume in contrasts]
+
+
+def blank_ends(contrasts):
+    contrasts[1][:2] = contrasts[1][-3:] = 0
+    return contrasts
+
+
+def dice(found, expected):
+    return 2 * (found & expected).sum() / (found.sum() + expected.sum())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: noisy(unstripped()),
+        lambda: noisy(unstripped(), 0.005),
+        lambda: framed(noisy(unstripped())),
+        lambda: framed(noisy(unstripped(), 0.03), 12.0),
+        lambda: framed(noisy(ghosted(unstripped()), 0.01)),
+        lambda: blank_ends(framed(noisy(unstripped()))),
+        lambda: [volume - 1000 for volume in noisy(unstripped())],
+        lambda: noisy(unstripped())[:1],
+    ],
+    ids=["noise", "faint noise", "frame", "much noise", "ghost", "blank slices", "air at -1000", "one contrast"],
+)
+def test_air_is_no_head(made, dtype):
+    contrasts = made()
+    if dtype == np.uint8:
+        contrasts = [np.rint((v - v.min()) * (255 / np.ptp(v))).astype(dtype) for v in contrasts]
+    found = find_head([v.astype(dtype) for v in contrasts])
+    there = HEAD & np.any([v != 0 for v in contrasts], axis=0).any(axis=(1, 2))[:, None, None]
+    assert dice(found, there) > 0.97
+    assert not (BRAIN & there & ~found).any()
+
+
+def test_a_clean_head_stays_whole_with_its_skin():
+    found = find_head(unstripped())
+    assert not (HEAD & ~found).any() and not (found & ~HEAD).any()
+
+
+def test_where_there_is_no_background_all_is_head():
+    whole = noisy(unstripped(), 0.01)
+    crop = (slice(2, 9), slice(36, 66), slice(30, 60))  # of brain, and the dark fluid in it
+    assert find_head([volume[crop] for volume in whole]).all()
+    assert find_head([(volume[crop] / 4).astype(np.uint8) for volume in whole[1:2]]).all()
+    padded = [np.pad(volume[crop], 4) for volume in whole]
+    np.testing.assert_array_equal(find_head(padded), np.pad(np.ones(whole[0][crop].shape, bool), 4))
+
+
+@pytest.mark.parametrize("p, l", [(60, 45), (100, 45), (60, 90)])
+def test_a_crop_with_air_in_it_has_a_background(p, l):
+    """The skin, cut off, hangs on by nothing but bone, which is as dark as air."""
+    crop = (slice(None), slice(0, p), slice(0, l))
+    assert dice(find_head([volume[crop] for volume in noisy(unstripped())]), HEAD[crop]) > 0.97
+
+
+def test_a_stripped_brain_is_what_differs_from_the_background_however_dark():
+    dim = [np.where(BRAIN, 4 + volume * (volume > 150), 0) for volume in unstripped()]  # the fluid at 4 of 600
+    np.testing.assert_array_equal(find_head(dim), find_head([BRAIN.astype(np.float32)]))
+
+
+def test_pictures_of_one_value_on_a_background():
+    for value in (-1.0, 7.0):
+        np.testing.assert_array_equal(find_head([np.where(BRAIN, value, 0)]), BRAIN)
