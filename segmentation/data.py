@@ -164,10 +164,8 @@ class UnionOfArchives(torch.utils.data.Dataset):
 
     def count(self, draws: Draws) -> Drawn:
         """How many slices of each sort are drawn."""
-        total = draws.batch * draws.steps
-        slices = [n for n in draws.numbers() if n is not None]
-        with_lesion = int(np.count_nonzero(self.has_lesion[slices]))
-        return Drawn(with_lesion, len(slices) - with_lesion, total - len(slices))
+        with_lesion = draws.others.count(self.has_lesion, draws.filled - draws.free)
+        return Drawn(with_lesion, draws.filled - with_lesion, draws.blanks)
 
     def _read(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         archive, i = self._where[n]
@@ -203,38 +201,55 @@ class Draws:
         without_lesion: Sequence[int] = (),
     ) -> None:
         self.batch, self.steps, self.seed = batch, steps, seed
-        self.blanks = round(batch * steps * empty)
-        self.free = round(batch * steps * (lesion_free or 0))
-        self._without_lesion = np.array(without_lesion, np.int64)
-        everything = np.arange(slices)
-        self._others = everything if lesion_free is None else np.setdiff1d(everything, self._without_lesion)
+        self.total = batch * steps
+        self.blanks = round(self.total * empty)
+        self.filled = self.total - self.blanks
+        self.free = round(self.total * (lesion_free or 0))  # of the filled ones, those that are to be without lesion
+        without, everything = np.array(without_lesion, np.int64), np.arange(slices)
+        self.others = _Deck(everything if lesion_free is None else np.setdiff1d(everything, without), (seed, 0))
+        self.without = _Deck(without, (seed, 1))
 
     def __len__(self) -> int:
         return self.steps
 
     def numbers(self) -> Iterator[int | None]:
         """The slice of every draw, None for a blank one."""
-        rng = np.random.default_rng(self.seed)
-        others, free = _endless(self._others, rng), _endless(self._without_lesion, rng)
-        total = self.batch * self.steps
-        filled = 0  # draws that aren't blank
-        for k in range(total):
-            if _is_due(k, self.blanks, total):
+        others, without = iter(self.others), iter(self.without)
+        filled = 0
+        for k in range(self.total):
+            if _is_due(k, self.blanks, self.total):
                 yield None
                 continue
-            yield next(free if _is_due(filled, self.free, total - self.blanks) else others)
+            yield next(without if _is_due(filled, self.free, self.filled) else others)
             filled += 1
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        numbers, rng = self.numbers(), np.random.default_rng([self.seed, 1])
+        numbers, rng = self.numbers(), np.random.default_rng((self.seed, 2))
         for _ in range(self.steps):
             flips = (rng.random(self.batch) < 0.5).tolist()
             yield [Draw(*pair) for pair in zip(itertools.islice(numbers, self.batch), flips, strict=True)]
 
 
-def _endless(numbers: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
-    while True:
-        yield from rng.permutation(numbers).tolist()
+class _Deck:
+    """Numbers of slices without end: all of them shuffled, and shuffled again."""
+
+    def __init__(self, slices: np.ndarray, seed: tuple[int, ...]) -> None:
+        self.slices, self.seed = slices, seed
+
+    def __iter__(self) -> Iterator[int]:
+        for n in itertools.count():
+            yield from self._shuffled(n).tolist()
+
+    def count(self, of: np.ndarray, first: int) -> int:
+        """How many of the first ones are in `of`, bool for every slice."""
+        if not first:
+            return 0
+        passes, rest = divmod(first, len(self.slices))
+        return int(passes * of[self.slices].sum() + of[self._shuffled(passes)[:rest]].sum())
+
+    def _shuffled(self, n: int) -> np.ndarray:
+        """The order of pass n."""
+        return np.random.default_rng((*self.seed, n)).permutation(self.slices)
 
 
 def _is_due(k: int, count: int, total: int) -> bool:

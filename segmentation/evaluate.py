@@ -68,8 +68,8 @@ def evaluate(
         _require_writable(outdir)
         unet = unets.load(model_path, unets.default_device())
         reader = ArchiveReader(data_path)
-        facts = describe(reader)
         _require_fit(unet, model_path, reader)
+        facts = describe(reader)
         _require_pixels(unet.info, model_path, reader, facts, allow_other_pixels)
         overlap = find_overlap(unet.info, model_path, reader, allow_overlap)
 

@@ -256,13 +256,23 @@ def test_shares_are_exact_over_a_whole_training_and_even_in_it(train_zip, batch,
         counts = np.array([sum(map(is_of, one)) for one in batches])
         assert counts.sum() == round(share * batch * steps) == getattr(union.count(draws), name)
         assert np.abs(counts - share * batch).max() < 2, "in every batch as nearly as can be"
+    assert sum(union.count(draws).__dict__.values()) == batch * steps
     times = Counter(n for one in batches for n in one if n is not None)
     for lesion in (True, False):  # of a sort, every slice is used equally often
         of_sort = [times[n] for n in np.flatnonzero(union.has_lesion == lesion).tolist()]
         assert max(of_sort) - min(of_sort) <= 1
-    assert batches == [[d.slice for d in one] for one in draws] and sum(union.count(draws).__dict__.values()) == (
-        batch * steps
-    )
+    assert batches == [[d.slice for d in one] for one in draws]
+
+
+@pytest.mark.parametrize("lesion_free, steps", [(None, 1), (None, 35), (0.0, 7), (0.3, 35)])
+def test_what_is_drawn_is_counted_without_drawing_it(train_zip, lesion_free, steps):
+    union = datas.UnionOfArchives([train_zip])
+    draws = union.draws(TrainUNetConfig(steps, batch=7, seed=1, lesion_free=lesion_free))
+    numbers = list(draws.numbers())
+    lesion = [union.has_lesion[n] for n in numbers if n is not None]
+    assert union.count(draws) == datas.Drawn(sum(lesion), len(lesion) - sum(lesion), numbers.count(None))
+    many = union.count(union.draws(TrainUNetConfig(48 * 10**9, batch=20, lesion_free=lesion_free)))
+    assert many.empty == 48 * 10**9 and many.lesion_free == {None: 228, 0.0: 0, 0.3: 288}[lesion_free] * 10**9
 
 
 def test_a_blank_slice_is_background_in_every_contrast_and_in_truth(train_zip):
