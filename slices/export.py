@@ -24,6 +24,7 @@ from dnnlib.staged import Staged, recover
 from dnnlib.text import count
 from slices.archive import TEST, ArchiveReader, SliceRecord, Volume
 from slices.grid import area_weights, is_same_length
+from slices.nifti import GENERATED
 from slices.place import has_axes
 from slices.provenance import CHANNELS_FILE, SLICES_FILE, seen_fields
 from slices.releases import MASK
@@ -313,7 +314,7 @@ def _write_single(reader: ArchiveReader, archive: dict[str, str], i: int, name: 
     """A slice of no known volume: files of one slice each, grey levels as stored."""
     schema, record = reader.schema, reader.info.slices[i]
     contrasts, classes = schema.split(reader.read_checked(i))
-    origin = "generated" if record.seed is not None else "of an unknown volume"
+    origin = GENERATED if record.seed is not None else "of an unknown volume"
     description = f"{origin}; pixel size unknown"
     for contrast, picture in zip(schema.contrasts, contrasts, strict=True):
         filled = picture.T[..., None].astype(np.float32)  # [L, P, 1]

@@ -27,6 +27,7 @@ LONGEST_SIDE = 1 << 13  # voxels along an axis
 _LATEST_START = 1 << 24  # byte at which voxels may start; extensions stand before them
 _BEHIND = 1 << 16  # bytes that may stand behind the voxels, or as many as these have
 _AGAIN = "copy or download it again"
+GENERATED = "generated"  # how the description in the header of an exported fake begins
 _QUIET = logging.Logger("harmless oddities of headers")  # nibabel tells of each; it has no handler
 _QUIET.disabled = True
 
@@ -101,7 +102,11 @@ def _volumes(file: io.BufferedReader, channels: int | None) -> list[Nifti]:
     place = place_of(header, shape)
     volumes = [_checked_numbers(_scaled(_exactly(file, size), header, shape)) for _ in range(number)]
     behind = _count_behind(file, max(_BEHIND, number * size - 1))
-    remarks = (*place.remarks, *([f"{count(behind, 'byte')} behind its end passed over"] if behind else []))
+    remarks = (
+        *place.remarks,
+        *([f"{count(behind, 'byte')} behind its end passed over"] if behind else []),
+        *(["generated, says the header"] if header["descrip"].item().startswith(GENERATED.encode()) else []),
+    )
     return [Nifti(voxels, place, _step(header), remarks) for voxels in volumes]
 
 

@@ -338,6 +338,9 @@ def test_code_that_others_may_have_written_is_not_run(toy, monkeypatch, capfd):
     lock.unlink()
     lock.symlink_to(victim)
     assert str(lock) in told() and not victim.exists()
+    lock.unlink()
+    os.mkfifo(lock)
+    assert str(lock) in told()
 
 
 @needs_compiler

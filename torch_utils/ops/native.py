@@ -358,10 +358,15 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _open_lock(name: str, flags: int) -> int:
+    """Neither through a link that another user left there, nor waiting at a pipe."""
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+
+
 @contextlib.contextmanager
 def _locked(path: Path, awaited: str) -> Iterator[None]:
     """Keep other processes out of the block. The system frees the lock of a process that is killed."""
-    with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o644)) as file:
+    with open(path, "a", opener=_open_lock) as file:
         if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):  # who could keep this process waiting for ever
             raise Unavailable(f"{path} belongs to another user: {_OWN}")
         patience = time.monotonic() + PATIENCE
