@@ -129,10 +129,14 @@ def cases_of(source: Path, files: Sequence[str], release: Release) -> tuple[list
     }
     groups = _grouped(source, files, release, pattern)
     if release.in_one_file:
-        masks = {
-            file for group in groups.values() for finder in finders.values() for file in finder.of(group.way.values)
+        masks = {  # which may be named like images
+            file
+            for group in groups.values()
+            for finder in finders.values()
+            for file in finder.of(group.way.values)
+            if file not in group.files[""]
         }
-        groups = {name: group for name, group in groups.items() if not masks.issuperset(*group.files.values())}
+        groups = {name: group for name, group in groups.items() if not masks.issuperset(group.files[""])}
     cases, belonging, there = [], set(), set(files)
     for name, group in groups.items():
         cases.append(case := _case(source, there, release, pattern, name, group, finders))

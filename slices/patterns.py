@@ -65,8 +65,7 @@ class Pattern:
         if not ENDING.search(text):
             raise UserError(f"{option} {text}: expected a name that ends in .nii.gz or .nii")
         try:
-            whole = re.sub(r"(^|/)\[([^\[\]/]*)\]/", r"\1[\2/]", ENDING.sub("", text))  # a folder takes its slash along
-            variants = tuple(dict.fromkeys(map(_with_named_stars, _variants(_tokens(whole)))))
+            variants = tuple(dict.fromkeys(map(_tidied, _variants(_tokens(ENDING.sub("", text))))))
             rules = _rules({blank for tokens in variants for blank in tokens if isinstance(blank, _Blank)})
         except UserError as error:
             raise UserError(f"{option} {text}: {error}") from None
@@ -109,9 +108,10 @@ class Pattern:
         ]
 
     def fill(self, values: Mapping[str, str], variant: int | None = None) -> str:
-        """The path that the pattern gives; of the variants, this one, or the first whose placeholders are all known."""
+        """The path that the pattern gives, with stars for what is unknown; of the variants, this one, or the first of
+        which all placeholders are known."""
         if variant is None:
-            variant = next(n for n, tokens in enumerate(self.variants) if set(_names(tokens)) <= set(values))
+            variant = next((n for n, names in enumerate(self.names_of_variants) if names <= set(values)), 0)
         pieces = (t if isinstance(t, str) else values.get(t.name, "*") for t in self.variants[variant])
         return "".join(pieces) + self.ending
 
@@ -198,8 +198,17 @@ def _variants(tokens: Iterator[str | _Blank], inside: bool = False) -> list[_Tok
     return found
 
 
-def _with_named_stars(tokens: _Tokens) -> _Tokens:
-    """The same with names for the stars of folders above the first that is named after a case or patient."""
+def _tidied(tokens: _Tokens) -> _Tokens:
+    """A variant without the slash of a folder that is left out, and with names for the stars of folders above the first
+    that is named after a case or patient."""
+    joined: list[str | _Blank] = [""]
+    for token in tokens:
+        if isinstance(token, str) and isinstance(joined[-1], str):
+            joined[-1] = (joined[-1] + token).replace("//", "/")
+        else:
+            joined.append(token)
+    joined[0] = joined[0].lstrip("/")
+    tokens = tuple(token for token in joined if token != "")
     case = next((n for n, t in enumerate(tokens) if isinstance(t, _Blank) and t.name in ("case", "patient")), 0)
     last = max((n for n, t in enumerate(tokens[:case]) if isinstance(t, str) and "/" in t), default=0)
     return tuple(_Blank(f"*{n}") if token == _Blank("") and n < last else token for n, token in enumerate(tokens))

@@ -68,7 +68,11 @@ def find_cases(
     if release.name == "msd":
         _check_decathlon(source)
     left = Files(_strangers(files.read, belonging, wanted, cases), files.unread)
-    counts = {"fit no pattern": len(left.read), "not .nii.gz or .nii": len(left.unread)}
+    counts = {
+        "of other releases": sum(len(case.paths) for case in others),
+        "fit no pattern": len(left.read),
+        "not .nii.gz or .nii": len(left.unread),
+    }
     words = _describe_found(source, release, how, cases, others, left)
     return Recognised(release, cases, words, {why: n for why, n in counts.items() if n}, table and table.name)
 
@@ -88,8 +92,8 @@ def _without_others(source: Path, cases: list[Case], release: Release) -> tuple[
 
     Raises UserError if all that is known of the names is that they are others'.
     """
-    own = [case for case in cases if _bears(case, release)]
-    others = [case for case in cases if case not in own and _whose(case, release)]
+    own = {case.name for case in cases if _bears(case, release)}
+    others = [case for case in cases if case.name not in own and _whose(case, release)]
     if release.name == OWN or not others:
         return cases, []
     if not own:
@@ -98,7 +102,8 @@ def _without_others(source: Path, cases: list[Case], release: Release) -> tuple[
             f"{source}: {others[0].name} is a name of {whose}, not of {release.title}, so its label values may mean "
             f"something else: {remedy}"
         )
-    return [case for case in cases if case not in others], others
+    names = {case.name for case in others}
+    return [case for case in cases if case.name not in names], others
 
 
 def _bears(case: Case, release: Release) -> bool:

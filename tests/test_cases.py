@@ -57,7 +57,7 @@ def named(found):
          [("12", "12"), ("7", "7"), ("7-b", "7")]),
         ("./*/scans_*/{case}_{contrast}.nii.gz", ["siteA/scans_1/x_t1.nii", "siteB/scans_22/y_t1.nii"],
          [("x", "x"), ("y", "y")]),
-        ("[{visit}]/{patient}_{contrast}.nii.gz", ["p_t1.nii", "after/p_t1.nii"], [("p", "p"), ("p-after", "p")]),
+        ("[{visit:[a-z]+}]/{patient}_{contrast}.nii.gz", ["p_t1.nii", "b/p_t1.nii"], [("p", "p"), ("p-b", "p")]),
         ("{case}/*[_run-1]_{contrast}.nii.gz", ["a/z_run-1_t1.nii", "b/z_t1.nii"], [("a", "a"), ("b", "b")]),
     ],
 )  # fmt: skip
@@ -331,6 +331,13 @@ def test_nothing_found_of_a_description(tmp_path, below, pattern, files, words):
     touch(tmp_path / "s", *files)
     with pytest.raises(UserError, match=f"no cases found of your data; expected in it .*{words}"):
         find_cases(tmp_path / "s" / below, own(pattern))
+
+
+def test_a_mask_pattern_that_asks_for_more_than_a_case_has(tmp_path):
+    touch(tmp_path, "P_t1.nii", "P_v2_t1.nii", "P_v2_m.nii")
+    release = own("{patient:[A-Z]}[_{visit}]_{contrast}.nii", labels="x=1", masks="{patient}_{visit}_m.nii")
+    one, other = find_cases(tmp_path, release).cases
+    assert one.mask.name == "P_*_m.nii" and one.missing_file() == one.mask and not other.missing_file()
 
 
 def test_the_words_of_a_case_with_few_of_its_files(tmp_path):
