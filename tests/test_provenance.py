@@ -45,10 +45,8 @@ def exported(archive: Path, form: str = "nifti") -> Path:
 def test_a_conversion_of_exported_fakes_knows_whom_their_generator_saw(fakes, tmp_path):
     (again,) = convert(exported(fakes), tmp_path / "again.zip")
     assert again.info.seen == ("r1", "r2") and len(again.info.patients) == 3
-    assert [remark[:24] for remark in again.info.made["remarks"]] == [
-        "generated slices; the ar",
-        "its header says that it ",
-    ]
+    first, second = again.info.made["remarks"]
+    assert first.startswith("generated slices") and second == "all files: generated, says the header"
     r2 = ArchiveReader(write_archive(tmp_path / "other.zip", seen=["r2"]))
     with pytest.raises(UserError, match="a GAN that learned from r2"):
         leaks.refuse_shared(again, r2)
