@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ class ArchiveFacts:
     """Which archive was used: file name, SHA-256, numbers of slices, patients and examinations, and its pixels' size.
 
     pixel: the least and the most mm that a pixel has, None if that is known of no slice; unmeasured: slices, as
-    generated ones may be, of which it is unknown.
+    generated ones may be, of which it is unknown; voxels: what its conversion says of some, remark -> how many.
     """
 
     file: str
@@ -40,10 +40,12 @@ class ArchiveFacts:
     examinations: int
     pixel: tuple[float, float] | None
     unmeasured: int
+    voxels: dict[str, int] = field(default_factory=dict)
 
 
 def describe(archive: ArchiveReader) -> ArchiveFacts:
     info = archive.info
+    voxels = info.made.get("voxels")  # other programs may write anything there
     return ArchiveFacts(
         file=archive.path.name,
         sha256=sha256(archive.path),
@@ -52,6 +54,7 @@ def describe(archive: ArchiveReader) -> ArchiveFacts:
         examinations=len(archive.by_examination()),
         pixel=info.pixels,
         unmeasured=0 if info.pixel else sum(record.volume is None for record in info.slices),
+        voxels={k: n for k, n in voxels.items() if type(n) is int and k.isprintable()} if type(voxels) is dict else {},
     )
 
 
