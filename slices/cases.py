@@ -122,12 +122,12 @@ class _Group:
 def cases_of(source: Path, files: Sequence[str], release: Release) -> tuple[list[Case], set[str]]:
     """The cases that files of a release make, in order of patient and name, and all files that belong to them."""
     pattern = release.images
+    groups = _grouped(source, files, release, pattern)
     finders = {
-        option: _Finder(files, Pattern.parse(text, option, pattern.meanings))
+        option: _Finder(files, Pattern.parse(text, option, pattern.meanings), groups.values())
         for option, text in (("--mask-pattern", release.mask_pattern), ("--head", release.head_pattern))
         if text is not None
     }
-    groups = _grouped(source, files, release, pattern)
     if release.in_one_file:
         masks = {  # which may be named like images
             file
@@ -177,19 +177,21 @@ def _several_ways(source: Path, pattern: str, file: str, ways: Sequence[Way]) ->
 
 
 class _Finder:
-    """Which files a pattern of masks names for a case."""
+    """Which files a pattern of masks names for some cases."""
 
-    def __init__(self, files: Sequence[str], pattern: Pattern) -> None:
+    def __init__(self, files: Sequence[str], pattern: Pattern, cases: Iterable[_Group]) -> None:
         self.pattern = pattern
-        self._found: dict[frozenset, list[str]] = defaultdict(list)
+        self._found: dict[frozenset, list[str]] = {key: [] for case in cases for key in self._keys(case.way.values)}
         for file in files:
-            for key in {_key(way.values, way.values) for way in pattern.ways(file)}:
+            for key in {_key(way.values, way.values) for way in pattern.ways(file)} & self._found.keys():
                 self._found[key].append(file)
 
     def of(self, values: Mapping[str, str]) -> list[str]:
         """values: of a case. Of the variants of the pattern, the first that files have counts."""
-        keys = (_key(names, values) for names in self.pattern.names_of_variants if names <= set(values))
-        return next((self._found[key] for key in keys if key in self._found), [])
+        return next(filter(None, map(self._found.get, self._keys(values))), [])
+
+    def _keys(self, values: Mapping[str, str]) -> list[frozenset]:
+        return [_key(names, values) for names in self.pattern.names_of_variants if names <= set(values)]
 
 
 def _key(names: Iterable[str], values: Mapping[str, str]) -> frozenset:
