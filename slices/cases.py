@@ -84,14 +84,18 @@ class Files(NamedTuple):
 def files_below(source: Path, depth: int) -> Files:
     """All files, however deep, behind links as well; hidden ones (._BRATS_001.nii.gz) are no data.
 
-    Raises OSError for a folder that can't be read, at most `depth` folders down: it is no empty one.
+    A folder that can't be read counts as such a form; at most `depth` folders down, where cases may lie, it is an
+    OSError.
     """
 
-    def fail(error: OSError) -> None:
-        if len(Path(error.filename).relative_to(source).parts) <= depth:
-            raise error
-
     found = Files([], [])
+
+    def fail(error: OSError) -> None:
+        folder = Path(error.filename).relative_to(source)
+        if len(folder.parts) <= depth:
+            raise error
+        found.unread.append(f"{folder.as_posix()}/")
+
     above: dict[str, frozenset] = {}  # folder -> itself and those above it, against links that lead back up
     for folder, folders, names in os.walk(source, onerror=fail, followlinks=True):
         state = os.stat(folder)
