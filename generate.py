@@ -21,13 +21,14 @@ ON_SHEET = 60  # more slices than this are not legible on one contact sheet
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--network", required=True, metavar="FILE|DIR", help="snapshot, or a run folder for its latest one")
-@click.option("--seeds", required=True, metavar="LIST", help="for example 0-63 or 1,5,20-25")
+@click.option("--seeds", required=True, metavar="LIST", help="for example 0-63 or 1,5,20-25; at most a million")
 @click.option("--outdir", metavar="DIR", help="write a panel per seed and a contact sheet into this folder")
 @click.option("--dest", metavar="ZIP", help="write an archive instead: labels one-hot, every slice its own patient")
 @click.option("--trunc", type=float, default=1, help="truncation psi: 1 full variety, below 1 more typical slices")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const",
               help="const: the network's stored noise; random: drawn from the seed")  # fmt: skip
-@click.option("--class", "wanted_class", metavar="NAME|N", help="class label, for a network trained with --cond")
+@click.option("--class", "wanted_class", metavar="NAME|N", help="class label, for a network trained with --cond; "
+              "an archive keeps it")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=8, help="slices computed at a time")
 @click.option("--force", is_flag=True, help="replace pictures or an archive that exist")
 @reports_user_errors

@@ -98,7 +98,7 @@ def describe_classes(dataset) -> str:
     names = dataset.archive.info.label_names or range(dataset.c_dim)
     counts = dict(zip(names, dataset.label_counts, strict=True))
     missing = [str(name) for name, n in counts.items() if not n]
-    told = ", ".join(f"{name} {count(n, 'slice')}" for name, n in counts.items() if n)
+    told = ", ".join(f"{name} ({count(n, 'slice')})" for name, n in counts.items() if n)
     return told + (f"; none of {', '.join(missing)}, which generate.py will refuse" if missing else "")
 
 

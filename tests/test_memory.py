@@ -27,6 +27,7 @@ def fail(error):
         (lambda: bytearray(1 << 60), "^out of memory: lower --x$"),
         (lambda: fail(OSError(errno.ENOMEM, "Cannot allocate memory")), "^out of memory: lower --x$"),
         (lambda: fail(RuntimeError("std::bad_alloc")), "^out of memory: lower --x$"),
+        (lambda: fail(RuntimeError("could not create a primitive")), "^out of memory: lower --x$"),
         (lambda: fail(torch.OutOfMemoryError(OF_GPU)), r"^out of GPU memory \(2.00 GiB .*; the GPU has 79.11 GiB\): "),
         (lambda: fail(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")), "^out of GPU memory: lower --x$"),
         (

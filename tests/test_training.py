@@ -296,7 +296,7 @@ def test_a_run_leaves_its_files(tmp_path, cfg, cond):
     assert loaded.generator.config.c_dim == (2 if cond else 0)
     assert loaded.info.label_names == (("HGG", "LGG") if cond else None)
     assert loaded.info.label_counts == ((12, 12) if cond else None)
-    assert ("Classes: HGG 12 slices, LGG 12 slices" in (folder / "log.txt").read_text()) == cond
+    assert ("Classes: HGG (12 slices), LGG (12 slices)" in (folder / "log.txt").read_text()) == cond
     assert json.loads((folder / "training_options.json").read_text())["batch"] == 4
 
 

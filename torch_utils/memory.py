@@ -14,7 +14,7 @@ from dnnlib.errors import UserError
 # How PyTorch, its libraries and the system's loader say that no memory is left; Python's own kind says it by type.
 _NONE_LEFT = re.compile(
     "out of memory|(can't|cannot|unable to) allocate memory|not enough memory|bad_alloc|_ALLOC_FAILED|"
-    "failed to map segment",
+    "failed to map segment|could not (create|execute) a (primitive|memory)",  # the last is oneDNN
     re.IGNORECASE,
 )
 _ASKED = re.compile(r"(?:tried to allocate|unable to allocate) ([\d.]+) (bytes|[KMGTP]i?B)", re.IGNORECASE)
