@@ -95,7 +95,7 @@ class Staged:
             _sync_folder(final.parent)
         elif files:
             with _nobody_else(self._within):
-                _recover(self.path, self._within)  # of those who were killed since this one began
+                _recover(self.path, self._within, alone=True)  # of those who were killed since this one began
                 self._publish_together(files)
 
     def _publish_together(self, files: list[tuple[Path, Path]]) -> None:
@@ -136,16 +136,18 @@ def recover(path: Path, within: Path | None = None) -> None:
     Raises UserError if something has taken the place of a file that is to be put back.
     """
     within = within or path.parent
-    if any(os.path.lexists(_hidden(path, within, n)) for n in range(_TRIED)):
+    if any((_hidden(path, within, n) / _JOURNAL).exists() for n in range(_TRIED)):
         with _nobody_else(within):
-            _recover(path, within)
+            _recover(path, within, alone=True)
+    else:
+        _recover(path, within, alone=False)
 
 
-def _recover(path: Path, within: Path) -> None:
+def _recover(path: Path, within: Path, alone: bool) -> None:
     for n in itertools.count():
         folder = _hidden(path, within, n)
         if os.path.lexists(folder):
-            _clear(folder, within)
+            _clear(folder, within, alone)
         elif n >= _TRIED:
             return
 
@@ -182,8 +184,11 @@ def _claim(path: Path, within: Path) -> tuple[Path, int]:
     raise AssertionError
 
 
-def _clear(folder: Path, within: Path) -> None:
-    """Undo and remove what is in a hidden folder, if it is one of this user's, and nobody's at work any more."""
+def _clear(folder: Path, within: Path, alone: bool) -> None:
+    """Undo and remove what is in a hidden folder, if it is one of this user's, and nobody's at work any more.
+
+    alone: nobody else publishes in `within`, so that something may be undone.
+    """
     try:
         state = os.lstat(folder)
         if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():
@@ -195,11 +200,12 @@ def _clear(folder: Path, within: Path) -> None:
         return
     except OSError:
         return
-    if not _is_left(folder, lock):
+    left, published = _is_left(folder, lock), (folder / _JOURNAL).exists()
+    if not left or (published and not alone):
         os.close(lock)
         return
     try:
-        if (folder / _JOURNAL).exists():
+        if published:
             _roll_back(folder, within)
     finally:
         _remove(folder, lock)

@@ -13,6 +13,7 @@ import pytest
 
 from dnnlib import files, staged
 from dnnlib.errors import UserError
+from dnnlib.locks import try_lock
 from dnnlib.staged import Staged, recover
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +66,59 @@ def test_what_killed_processes_left_is_removed_and_what_is_in_use_stays(tmp_path
     assert tree(tmp_path)["x.zip"] == "mine"
     assert run(KILLED, path) == -signal.SIGKILL
     assert files.refuse_existing(path, force=True) == path and tree(tmp_path) == {"x.zip": "mine"}
+
+
+def test_a_leftover_below_a_folder_that_this_process_has_locked(tmp_path):
+    """As that of a conversion's cut cases is."""
+    opened = os.open(tmp_path, os.O_RDONLY)
+    assert try_lock(opened) and run(KILLED, tmp_path / "x.zip") == -signal.SIGKILL
+    files.write_bytes(tmp_path / "x.zip", b"new")
+    os.close(opened)
+    assert tree(tmp_path) == {"x.zip": "new"}
+
+
+CROWD = """
+import os, random, signal, sys, time
+from pathlib import Path
+from dnnlib import files
+from dnnlib.staged import Staged
+folder = Path(sys.argv[1])
+
+def write(k, times):
+    for n in range(times):
+        files.write_bytes(folder / "x", f"{k}".encode() * 5000)
+        with Staged(folder / "a", force=True) as three:
+            for name in "abc":
+                three.write(folder / name, f"{k} {n}".encode())
+
+def begin(k, times):
+    child = os.fork()
+    if not child:
+        try:
+            write(k, times)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return child
+
+children = [begin(k, 25) for k in range(4)]
+for k in range(12):
+    child = begin(9, 1000)
+    time.sleep(random.uniform(0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+
+
+def test_a_crowd_of_writers_of_which_some_are_killed(tmp_path):
+    assert run(CROWD, tmp_path) == 0
+    for name in "xa":
+        recover(tmp_path / name)
+    assert sorted(tree(tmp_path)) == ["a", "b", "c", "x"]
+    assert len({(tmp_path / name).read_text() for name in "abc"}) == 1
+    assert len(set((tmp_path / "x").read_text())) == 1
 
 
 def test_nothing_planted_under_the_hidden_name_is_written_to_or_removed(tmp_path):
