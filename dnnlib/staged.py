@@ -290,7 +290,7 @@ def _appear(made: Path, final: Path, force: bool) -> None:
 def _appear_newly(made: Path, final: Path) -> None:
     """As a rename, but a FileExistsError if there is something of that name."""
     try:
-        os.link(made, final, follow_symlinks=False)
+        os.link(made, final)
     except FileExistsError:
         raise
     except OSError:  # a file system without links, where this leaves a moment between the look and the renaming
