@@ -38,8 +38,9 @@ def read(dataset, workers, log=None):
     return [m.tolist() for m in minibatches(dataset, BATCHES, workers, log)], torch.rand([]).item()
 
 
-@pytest.mark.parametrize("at", [0, 5], ids=["at once", "after some"])
-@pytest.mark.parametrize("failure", ["unable to allocate shared memory(shm)", "Too many open files", "killed"])
+@pytest.mark.parametrize(
+    "failure, at", [("unable to allocate shared memory(shm)", 0), ("Too many open files", 5), ("killed", 5)]
+)
 def test_this_process_goes_on_where_others_fail(failure, at, monkeypatch):
     waiting = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
     monkeypatch.setattr(waiting, "__defaults__", (0.1,))  # seconds until it looks whether the worker is alive,
