@@ -20,6 +20,8 @@ from dnnlib.text import count, format_table, name_some
 from slices.archive import ArchiveReader
 from slices.case_parts import measure
 from slices.convert import CHOICES, ON_ERROR, ConvertOptions, Part, Tally, convert_release
+from slices.head import parse_head
+from slices.patterns import Pattern
 from slices.recognition import find_cases
 from slices.releases import AUTO, GRADES, RELEASE_NAMES, Release, describe_release, release_of_name
 
@@ -88,6 +90,12 @@ def main() -> None:
 )
 @click.option("--fov", type=float, help="Edge of the square cut out of the middle, in mm.  [default: the whole slice]")
 @click.option(
+    "--head",
+    metavar="auto|all|VALUE|PATTERN",
+    help="What is head; the rest becomes background. auto: found in the images; all: every voxel; VALUE: voxels above "
+    "it in any contrast; PATTERN: where masks lie, such as '{case}/{case}_brainmask.nii.gz'.  [default: auto]",
+)
+@click.option(
     "--slices",
     type=click.Choice(CHOICES),
     help="Slices to take: tumor, those with a lesion; brain, or all; with a folder as --dest, for train.zip.  "
@@ -143,6 +151,7 @@ def convert(
     workers: int,
     force: bool,
     split_file: Path | None,
+    head: str | None,
     **options,
 ) -> None:
     """Convert NIfTI volumes of patients to archives of slices.
@@ -160,8 +169,10 @@ def convert(
     interrupted goes on where it stopped when the same command is given again.
     """
     wanted = _wanted_release(release, contrasts, labels, pattern, mask_pattern, regions)
-    options = ConvertOptions(split_file=None if split_file is None else str(split_file), **options)
-    found = find_cases(source, wanted, table=table)
+    split_file = None if split_file is None else str(split_file)
+    options = ConvertOptions(split_file=split_file, head=None if head == AUTO else head, **options)
+    masks = options.head if options.head and isinstance(parse_head(options.head), Pattern) else None
+    found = find_cases(source, wanted, masks, table)
     click.echo(found.words)
     parts = convert_release(source, dest, found, options, workers=workers, force=force, on_error=on_error)
     click.echo(_describe_tallies({part.name: part.tally for part in parts}))
@@ -235,7 +246,11 @@ def _describe_notes(parts: Sequence[Part]) -> str:
     for remark in remarks[:MOST_NOTES]:
         names = [name for part in parts for name in part.remarks.get(remark, [])]
         voxels = sum(part.counted[remark] for part in parts)
+        lost = {case: share for part in parts for case, share in part.lost.get(remark, {}).items()}
         many = count(len(names), "case") + (f", {count(voxels, 'voxel')}" if voxels else "")
+        if lost:
+            many += f", {100 * np.mean(list(lost.values())):.3g} % on average"
+            names = [f"{name} {100 * share:.3g} %" for name, share in lost.items()]
         rows.append((f"note: {remark}", many, _shorten(names)))
     if (more := len(remarks) - MOST_NOTES) > 0:
         rows.append((f"and {count(more, 'note')} more, which `inspect` lists", "", ""))

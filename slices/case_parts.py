@@ -70,7 +70,7 @@ class Areas:
 @dataclass(frozen=True)
 class CaseRecord:
     """What was cut from a case. volume is None if no slice was chosen; skipped: reason -> slices; counted: remark ->
-    voxels."""
+    voxels; lost: remark -> share of the lesion's volume."""
 
     origin: Origin
     volume: Volume | None
@@ -79,6 +79,7 @@ class CaseRecord:
     skipped: dict[str, int]
     remarks: tuple[str, ...]
     counted: dict[str, int]
+    lost: dict[str, float]
 
 
 def origin_of(case: Case) -> Origin:

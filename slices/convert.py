@@ -26,7 +26,7 @@ from slices.archive import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volum
 from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
 from slices.cases import Case
 from slices.grid import SMALLEST_RESOLUTION, Grid, pixel_size
-from slices.head import find_head
+from slices.head import ALL, find_head, head_above, parse_head
 from slices.intensity import GreyLevels, intensity_window
 from slices.leaks import alike
 from slices.provenance import Provenance, read_provenance
@@ -34,13 +34,16 @@ from slices.recognition import Recognised
 from slices.releases import GRADES, OWN
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 from slices.split import SPLIT_FILE, Split, draw_split, read_split
-from slices.volumes import judge_nan, read_case
+from slices.volumes import CaseVolumes, judge_nan, read_case
 
 CHOICES = ("tumor", "brain", "all")
 ON_ERROR = ("fail", "skip")
 # Options that a cut case depends on.
-_CUTTING = ("resolution", "fov", "slices", "test_slices", "min_tumor_pixels", "lesion_free")
+_CUTTING = ("resolution", "fov", "head", "slices", "test_slices", "min_tumor_pixels", "lesion_free")
 UNREADABLE = "could not be read"
+OUT_OF_VIEW = "lesion voxels outside the field of view"
+NOT_IN_HEAD = "lesion voxels outside the head"
+_RIM = 0.01  # share of a case's lesion voxels that may lie outside the head unsaid
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class ConvertOptions:
     """What `dataset_tool.py convert` can be told; the same for every number of workers.
 
     resolution: pixels along an edge, a power of two; fov: mm along an edge, None for the whole slice.
+    head: what is head, as `--head` says; None: it is found.
     slices, test_slices: which slices of a patient are taken, one of CHOICES; 'tumor' takes those with at least
     `min_tumor_pixels` lesion pixels at the output's resolution. None: 'tumor', or 'brain' for data without labels, and
     'all' for testing.
@@ -58,6 +62,7 @@ class ConvertOptions:
 
     resolution: int = 256
     fov: float | None = None
+    head: str | None = None
     slices: str | None = None
     min_tumor_pixels: int = 1
     lesion_free: float | None = None
@@ -79,6 +84,8 @@ class ConvertOptions:
             raise UserError(f"--resolution {self.resolution}: expected at most {LARGEST_RESOLUTION}")
         if self.fov is not None and not 0 < self.fov < float("inf"):
             raise UserError(f"--fov {self.fov:g}: expected a length in mm, such as 200")
+        if self.head is not None:
+            parse_head(self.head)
         if self.min_tumor_pixels < 1:
             raise UserError(f"--min-tumor-pixels {self.min_tumor_pixels}: expected 1 or more")
         if self.lesion_free is not None and not 0 < self.lesion_free < 1:
@@ -95,7 +102,7 @@ class CaseSlices:
     """The chosen slices of a case, and what became of the others.
 
     contrasts: uint8 [N, C, R, R]; classes: class indices, uint8 [N, R, R]; indices: their places along S;
-    skipped: reason -> number of slices; counted: remark -> voxels.
+    skipped: reason -> number of slices; counted: remark -> voxels; lost: remark -> share of the lesion's volume.
     """
 
     case: Case
@@ -106,6 +113,7 @@ class CaseSlices:
     skipped: dict[str, int]
     remarks: tuple[str, ...]
     counted: dict[str, int]
+    lost: dict[str, float]
 
 
 def cut_case(
@@ -117,7 +125,7 @@ def cut_case(
     sides, spacing = volumes.labels.shape[1:], volumes.spacing[1:]
     try:
         pixel = pixel_size(sides, spacing, options.resolution, options.fov)
-        head = find_head(volumes.contrasts)
+        head = _head(volumes, options)
     except UserError as error:
         raise UserError(f"{case.contrasts[0].path.parent}: {error}") from None
     grid = Grid.of(sides, spacing, options.resolution, pixel)
@@ -129,7 +137,9 @@ def cut_case(
         *volumes.remarks,
         *judge_nan(volumes, head),
         *(f"{name} has one value in nearly all of the head" for name in blank),
+        *(["no background found, every voxel is head"] if options.head is None and head.all() else []),
     ]
+    lost = _lost_voxels(volumes.labels, head, grid)
 
     pictures = [grid.majority(labels, max(1, schema.num_maps)) for labels in volumes.labels]
     reasons = [_no_tumour(picture, options.min_tumor_pixels) if choice == "tumor" else None for picture in pictures]
@@ -171,8 +181,29 @@ def cut_case(
         classes=np.array(classes, np.uint8).reshape(-1, edge, edge),
         skipped=dict(skipped),
         remarks=tuple(remarks),
-        counted=dict(volumes.counted),
+        counted={**volumes.counted, **lost},
+        lost={remark: round(n / int(np.count_nonzero(volumes.labels)), 4) for remark, n in lost.items()},
     )
+
+
+def _head(volumes: CaseVolumes, options: ConvertOptions) -> np.ndarray:
+    """Which voxels are head, bool [S, P, L]."""
+    if volumes.head is not None:
+        return volumes.head
+    said = None if options.head is None else parse_head(options.head)
+    if said is None:
+        return find_head(volumes.contrasts)
+    return np.ones(volumes.labels.shape, bool) if said == ALL else head_above(volumes.contrasts, said)
+
+
+def _lost_voxels(labels: np.ndarray, head: np.ndarray, grid: Grid) -> dict[str, int]:
+    """Remark -> lesion voxels that the archive shows no picture of: cut off, or on black."""
+    lesion = labels.astype(bool)
+    cut_off = round(float((lesion.sum(axis=0) * (1 - grid.shown())).sum()))
+    on_black = int(np.count_nonzero(lesion & ~head))
+    few = _RIM * np.count_nonzero(lesion)
+    found = {OUT_OF_VIEW: cut_off, NOT_IN_HEAD: on_black if on_black > few else 0}
+    return {remark: n for remark, n in found.items() if n}
 
 
 def _no_tumour(classes: np.ndarray, min_tumor_pixels: int) -> str | None:
@@ -228,8 +259,9 @@ class Part:
     """One archive of a conversion: its cases, which slices are taken, and what came of it.
 
     side: TRAIN or TEST, None for a single archive. left_out: reason -> patients; skipped: reason -> slices; remarks:
-    remark -> cases; counted: remark -> voxels; errors: what was wrong with cases that could not be read; lesion_free:
-    as in ConvertOptions. known: case -> what exported files tell of it.
+    remark -> cases; counted: remark -> voxels; lost: remark -> case -> share of its lesion's volume; errors: what was
+    wrong with cases that could not be read; lesion_free: as in ConvertOptions. known: case -> what exported files tell
+    of it.
     """
 
     side: str | None
@@ -241,6 +273,7 @@ class Part:
     skipped: Counter = field(default_factory=Counter)
     remarks: dict[str, list[str]] = field(default_factory=dict)
     counted: Counter = field(default_factory=Counter)
+    lost: dict[str, dict[str, float]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     lesion_free: float | None = None
     pixels: set[float] = field(default_factory=set)  # edges of pixels, mm
@@ -484,6 +517,7 @@ def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
         skipped=cut.skipped,
         remarks=cut.remarks,
         counted=cut.counted,
+        lost=cut.lost,
     )
     members = [pack_slice(schema.join(*pair)) for pair in zip(cut.contrasts, cut.classes, strict=True)]
     write_part(job.path, members, record)
@@ -498,11 +532,17 @@ def _describe(part: Part, workplace: Workplace, source: Path, options: ConvertOp
         for remark in (*record.counted, *record.remarks):
             part.remarks.setdefault(remark, []).append(case.name)
         part.counted.update(record.counted)
+        for remark, share in record.lost.items():
+            part.lost.setdefault(remark, {})[case.name] = share
         if record.indices:
             part.tally.add(case.patient, record.areas)
             part.pixels.add(record.volume.pixel)
         else:
-            part.left_out.setdefault(f"no slice chosen by '{part.choice}'", []).append(case.name)
+            unseen = part.choice == "tumor" and record.lost.get(OUT_OF_VIEW) == 1
+            reason = (
+                "the whole lesion lies outside the field of view" if unseen else f"no slice chosen by '{part.choice}'"
+            )
+            part.left_out.setdefault(reason, []).append(case.name)
     if not part.tally.slices:
         workplace.remove()
         raise UserError(_nothing(part, source, options))
@@ -549,9 +589,10 @@ def _nothing(part: Part, source: Path, options: ConvertOptions) -> str:
             return f"{source}: {nobody} can be read{advice}: {part.errors[0]}"
     wanted = f"a lesion of {options.min_tumor_pixels} or more pixels" if part.choice == "tumor" else "a brain"
     option = "--test-slices" if part.side == TEST else "--slices"
+    view, wider = (f" and --fov {options.fov:g}", "a larger --fov, ") if OUT_OF_VIEW in part.lost else ("", "")
     return (
         f"{source}: {nobody} has a slice with {wanted} "
-        f"at --resolution {options.resolution}: choose {option} all, or other patients"
+        f"at --resolution {options.resolution}{view}: choose {option} all, {wider}or other patients"
     )
 
 
@@ -580,4 +621,5 @@ def _made(part: Part, split: Split | None, options: ConvertOptions, found: Recog
         },
         "remarks": part.remarks,
         **({"voxels": dict(part.counted)} if part.counted else {}),
+        **({"lost": part.lost} if part.lost else {}),
     }

@@ -77,6 +77,11 @@ class Grid:
         out[to_rows, to_columns] = picture[from_rows, from_columns]
         return out
 
+    def shown(self) -> np.ndarray:
+        """[P, L]: which share of each voxel lies within the archive's picture."""
+        rows, columns = (np.asarray(w.sum(axis=0)).ravel() for w in (self.rows, self.columns))
+        return np.outer(rows / rows.max(), columns / columns.max())
+
     def mean(self, picture: np.ndarray) -> np.ndarray:
         """Mean of [P, L] over the area of each pixel, [R, R]; what lies outside the volume counts as 0."""
         if self.moves:

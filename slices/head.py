@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,9 @@ from scipy import ndimage
 
 from dnnlib.errors import UserError
 from slices.intensity import percentiles
+from slices.patterns import Pattern
 
+AUTO, ALL = "auto", "all"
 # Foreground differs from a constant background by more than this share of the intensities' robust range.
 TOLERANCE = 0.01
 # The background is constant if this share of the values near it, within five tolerances, is within one.
@@ -28,6 +31,33 @@ SKIN = 1 / 256
 
 _CROSS = ndimage.generate_binary_structure(3, 1)
 _IN_PICTURES = _CROSS & np.array([False, True, False])[:, None, None]
+
+
+def parse_head(text: str) -> str | float | Pattern | None:
+    """What `--head` says: None to find the head, ALL, a number that its voxels exceed, or where masks lie.
+
+    Raises UserError for anything else.
+    """
+    if text in (AUTO, ALL):
+        return None if text == AUTO else ALL
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    if "{" not in text:
+        raise UserError(
+            f"--head {text}: expected {AUTO}, {ALL}, a number that voxels of the head exceed, or a pattern of masks "
+            "such as '{case}/{case}_brainmask.nii.gz'"
+        )
+    return Pattern.parse(text, "--head")
+
+
+def head_above(contrasts: Sequence[np.ndarray], value: float) -> np.ndarray:
+    """Voxels above a value in any contrast, and nothing else: C intensities [S, P, L] -> bool [S, P, L]."""
+    head = np.any([volume > _bound(volume, value, math.floor) for volume in contrasts], axis=0)
+    if not head.any():
+        most = max(float(volume.max()) for volume in contrasts)
+        raise UserError(f"--head {value:g}: no voxel is above that; the highest value is {most:g}")
+    return head
 
 
 def find_head(contrasts: Sequence[np.ndarray]) -> np.ndarray:

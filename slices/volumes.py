@@ -40,7 +40,8 @@ class CaseVolumes:
 
     contrasts: C of [S, P, L], in the files' numbers and intensities; labels: class indices, uint8 [S, P, L], all 0 for
     a schema without classes; spacing: mm between voxels along S, P, L; shape, affine: the files'; remarks: oddities
-    that the user should know of; nan: to be judged once the head is known; counted: remark -> voxels.
+    that the user should know of; nan: to be judged once the head is known; counted: remark -> voxels; head: the given
+    mask of the head, bool [S, P, L].
     """
 
     contrasts: tuple[np.ndarray, ...]
@@ -51,6 +52,7 @@ class CaseVolumes:
     remarks: tuple[str, ...]
     nan: tuple[Nan, ...] = ()
     counted: Mapping[str, int] = field(default_factory=dict)
+    head: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,13 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
             if not file.is_mask or (voxels == 0).any():  # a mask without any 0 has NaN in its place
                 nan.append(Nan(file.path, _pictures(places, grid.place.affine)))
             voxels = np.where(places, np.float32(0) if file.is_mask else _background(voxels), voxels)
-        if file.is_mask:
+        if case.mask is not None and len(volumes) == len(case.contrasts):  # after the contrasts
             voxels, ignored = _class_indices(file, voxels, schema)
         volumes.append(voxels)
         odd += [(remark, file.path.name) for remark in (*file.nifti.remarks, *remarks)]
+    head = volumes.pop() != 0 if case.head is not None else None
+    if head is not None and not head.any():
+        raise UserError(f"{case.head}: expected a mask of the head, but every voxel is 0")
     labels = volumes.pop() if case.mask is not None else np.zeros(grid.shape, np.uint8, order="F")
     affine = grid.place.affine @ nib.orientations.inv_ornt_aff(_turn_to_lps(grid.place.affine), grid.shape)
     return CaseVolumes(
@@ -102,6 +107,7 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
         remarks=(*_remarks_on_grid(case, grid), *_by_files(odd, {file.path.name for file in files})),
         nan=tuple(nan),
         counted={"label values that are ignored, taken as background": ignored} if ignored else {},
+        head=None if head is None else _pictures(head, grid.place.affine),
     )
 
 
@@ -144,14 +150,16 @@ def judge_nan(volumes: CaseVolumes, head: np.ndarray) -> list[str]:
 
 
 def _read_files(case: Case) -> list[_File]:
-    """The contrasts in the order of the schema, from files of their own or out of one 4-D file, and the mask, last."""
+    """The contrasts in the order of the schema, from files of their own or out of one 4-D file, then the masks of
+    lesions and of the head."""
     first = case.contrasts[0]
     if first.channel is None:
         files = [_File(file.path, read_nifti(file.path)) for file in case.contrasts]
     else:
         whole = read_channels(first.path, len(case.contrasts))
         files = [_File(file.path, whole[file.channel]) for file in case.contrasts]
-    return files + ([_File(case.mask, read_nifti(case.mask), is_mask=True)] if case.mask is not None else [])
+    masks = [path for path in (case.mask, case.head) if path is not None]
+    return files + [_File(path, read_nifti(path), is_mask=True) for path in masks]
 
 
 # --- one grid -------------------------------------------------------------------------------------------------------

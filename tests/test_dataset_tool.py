@@ -222,6 +222,35 @@ def test_oddities_end_up_in_the_table(copy, tmp_path):
     assert "the release's volumes have 240×240×155 voxels, these don't: is it another one?" in remarks
 
 
+def test_lost_lesions_are_told_with_their_share(tmp_path):
+    edge, away = draw_head(), draw_head()
+    away["seg"][:] = 0
+    away["seg"][10:20, 2:6, 4] = 2  # cut off, and outside the head
+    edge["seg"][0:8, 20:30, 3:7] = 2  # 320 of 992 voxels outside the head
+    for name, drawn in (("edge", edge), ("away", away)):
+        write_case(tmp_path / "source", name, drawn)
+    options = ("--release", "2018", "--resolution", 32)
+    out = convert(tmp_path / "source", tmp_path / "fov.zip", *options, "--fov", 46)
+    assert "lesion voxels outside the field of view" in out and "edge 28.2 %" in out and "away 100 %" in out
+    assert re.search(r"left out: the whole lesion lies outside the field of view +1 patient +away", out)
+    out = convert(tmp_path / "source", tmp_path / "whole.zip", *options)
+    assert re.search(r"lesion voxels outside the head +2 cases, 360 voxels, 66.1 % on average", out)
+    made = ArchiveReader(tmp_path / "whole.zip").info.made
+    assert made["lost"] == {"lesion voxels outside the head": {"away": 1.0, "edge": 0.3226}}
+    assert made["remarks"]["lesion voxels outside the head"] == ["away", "edge"] and "head" not in made["options"]
+    masked = convert(tmp_path / "source", tmp_path / "all.zip", *options, "--head", "all")
+    assert "outside the head" not in masked
+    assert ArchiveReader(tmp_path / "all.zip").info.made["options"]["head"] == "all"
+    refused(convert(tmp_path / "source", tmp_path / "x.zip", *options, "--head", "skull", expected=2), "--head skull")
+    (tmp_path / "alone").mkdir()
+    shutil.move(tmp_path / "source" / "away", tmp_path / "alone")
+    refused(
+        convert(tmp_path / "alone", tmp_path / "x.zip", *options, "--fov", 46, expected=2),
+        "--fov 46",
+        "choose --slices all, a larger --fov, or",
+    )
+
+
 def test_only_so_many_notes_are_shown():
     remarks = {f"case{n}_t1.nii.gz: odd": [f"case{n}"] for n in range(MOST_NOTES + 7)}
     table = _describe_notes([Part(None, Path("x.zip"), "all", [], Tally(BRATS), remarks=remarks)])

@@ -853,6 +853,58 @@ def test_reduced_slices_are_block_means_rounded_once(tmp_path):
     assert (np.rint(twice) != expected)[covered[:, None].repeat(4, 1)].any()
 
 
+def test_the_head_may_be_said(tmp_path):
+    drawn = draw_head()
+    folder = write_case(tmp_path, "a")
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[10:50, 5:40, 2:8] = 7
+    image = nib.Nifti1Image(*turned(mask, "LPS"))
+    nib.save(image.as_reoriented([[1, -1], [2, 1], [0, -1]]), folder / "a_brain.nii.gz")  # in axes of its own
+
+    def shown(head):
+        (case,) = find_cases(tmp_path, BRATS_2018, head if "{" in head else None).cases
+        cut = cut_case(case, "all", BRATS, ConvertOptions(resolution=64, head=head))
+        return cut, cut.contrasts[:, :, 2:62, 2:62] > 0
+
+    assert shown("all")[1].all()
+    above = np.any([drawn[contrast] > 550 for contrast in BRATS.contrasts], axis=0).T
+    np.testing.assert_array_equal(shown("550")[1], above[:, None].repeat(4, 1))
+    cut, masked = shown("{case}/{case}_brain.nii.gz")
+    np.testing.assert_array_equal(masked, (mask.T > 0)[:, None].repeat(4, 1))
+    low = np.percentile(drawn["t2"][mask > 0].astype(float), 0.5)
+    assert cut.volume.windows["t2"][0] == low
+    outside = np.count_nonzero(drawn["seg"][mask == 0])
+    assert cut.counted == {"lesion voxels outside the head": outside} and outside > 0
+    assert cut.lost == {"lesion voxels outside the head": round(outside / np.count_nonzero(drawn["seg"]), 4)}
+    with pytest.raises(UserError, match="--head 100000: no voxel is above that; the highest value is 1500"):
+        shown("1e5")
+    for wrong in ("brain", "nan", "", "{case", "{contrast}.nii.gz"):
+        with pytest.raises(UserError, match="--head"):
+            ConvertOptions(head=wrong)
+
+
+def test_a_few_lesion_voxels_beyond_the_rim_are_no_news(tmp_path):
+    drawn = draw_head()
+    drawn["seg"][0, :6, 5] = 2  # of 678
+    write_case(tmp_path, "few", drawn)
+    assert cut_only_case(tmp_path, resolution=64).lost == {}
+    drawn["seg"][0, :20, 5] = 2
+    write_case(tmp_path / "more", "more", drawn)
+    assert cut_only_case(tmp_path / "more", resolution=64).counted == {"lesion voxels outside the head": 20}
+
+
+def test_what_the_field_of_view_cuts_off_is_told(tmp_path):
+    drawn = draw_head()
+    drawn["seg"][:] = 0
+    drawn["seg"][20:40, 12:16, 4] = 1  # in voxels along P: the square of 32 mm begins at 14
+    write_case(tmp_path, volumes=drawn)
+    cut = cut_only_case(tmp_path, resolution=32, fov=32.0)
+    assert cut.counted == {"lesion voxels outside the field of view": 40}
+    assert cut.lost == {"lesion voxels outside the field of view": 0.5} and cut.indices == (4,)
+    assert cut_only_case(tmp_path, resolution=16, fov=33.0).counted == {"lesion voxels outside the field of view": 30}
+    assert cut_only_case(tmp_path, resolution=64).lost == {} == cut_only_case(tmp_path, resolution=32).lost
+
+
 # --- areas ----------------------------------------------------------------------------------------------------------
 
 
