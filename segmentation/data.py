@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
+from dnnlib.text import count
 from segmentation.config import TrainUNetConfig
-from slices.archive import ArchiveReader, require_same_kind
+from slices.archive import ArchiveInfo, ArchiveReader, require_same_kind
 from slices.edit import refuse_twice
 from slices.leaks import refuse_leaks
 from slices.schema import OUTSIDE
@@ -30,7 +31,7 @@ class ArchiveFacts:
     """Which archive was used: file name, SHA-256, numbers of slices, patients and examinations, and its pixels' size.
 
     pixel: the least and the most mm that a pixel has, None if that is known of no slice; unmeasured: slices, as
-    generated ones may be, of which it is unknown; voxels: what its conversion says of some, remark -> how many.
+    generated ones may be, of which it is unknown; remarks: what it lacks, as its conversion says.
     """
 
     file: str
@@ -40,12 +41,11 @@ class ArchiveFacts:
     examinations: int
     pixel: tuple[float, float] | None
     unmeasured: int
-    voxels: dict[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def describe(archive: ArchiveReader) -> ArchiveFacts:
     info = archive.info
-    voxels = info.made.get("voxels")  # other programs may write anything there
     return ArchiveFacts(
         file=archive.path.name,
         sha256=sha256(archive.path),
@@ -54,8 +54,18 @@ def describe(archive: ArchiveReader) -> ArchiveFacts:
         examinations=len(archive.by_examination()),
         pixel=info.pixels,
         unmeasured=0 if info.pixel else sum(record.volume is None for record in info.slices),
-        voxels={k: n for k, n in voxels.items() if type(n) is int and k.isprintable()} if type(voxels) is dict else {},
+        remarks=tuple(_remarks(info)),
     )
+
+
+def _remarks(info: ArchiveInfo) -> Iterator[str]:
+    """What an archive lacks, by how it was made; other programs may have written anything there."""
+    split, voxels = (info.made[key] if isinstance(info.made.get(key), dict) else {} for key in ("split", "voxels"))
+    chosen = split.get(split["part"]) if isinstance(split.get("part"), str) else None
+    wanted = {name for name in chosen if isinstance(name, str)} if isinstance(chosen, list) else set()
+    if missing := wanted.difference(info.patients):
+        yield f"{len(missing)} of the {len(wanted)} patients on this side of the split have no slice here"
+    yield from (f"{what}: {count(n, 'voxel')}" for what, n in voxels.items() if type(n) is int and what.isprintable())
 
 
 def pixels_of(archives: Sequence[ArchiveFacts]) -> tuple[float, float] | None:

@@ -164,9 +164,7 @@ def about_data(evaluation: Evaluation) -> list[str]:
             f"{unknown} of {len(examinations)} examinations are slices of no known volume: "
             "this is the Dice of these slices, and whether of a whole volume is unknown"
         )
-    data = evaluation.data
-    notes += [f"{data.file}: {remark}: {count(n, 'voxel')}" for remark, n in data.voxels.items()]
-    return notes
+    return notes + [f"{evaluation.data.file}: {remark}" for remark in evaluation.data.remarks]
 
 
 def is_partial(examination: ExaminationDice) -> bool:

@@ -123,7 +123,7 @@ def test_training_leaves_the_model_its_record_and_its_log(trained, train_zip, fo
     assert record["unet"]["training"]["steps"] == 120
     assert record["unet"]["archives"] == [
         {"file": "train.zip", "sha256": sha256(train_zip), "slices": 48, "patients": 12, "examinations": 12}
-        | {"pixel": None, "unmeasured": 48, "voxels": {}}
+        | {"pixel": None, "unmeasured": 48, "remarks": []}
     ]
     assert record["unet"]["training"]["empty"] == 0.05 and record["unet"]["training"]["lesion_free"] is None
     assert record["unet"]["drawn"] == {"with_lesion": 684, "lesion_free": 228, "empty": 48}, "19 times each of 48"
@@ -405,7 +405,7 @@ def test_the_numbers_of_results_json_add_up(evaluated, trained, test_zip, folder
     content = json.loads((folder / "evaluated" / "results.json").read_text())
     assert content["data"] == (
         {"file": "test.zip", "sha256": sha256(test_zip), "slices": 24, "patients": 4, "examinations": 4}
-        | {"pixel": None, "unmeasured": 24, "voxels": {}}
+        | {"pixel": None, "unmeasured": 24, "remarks": []}
     )
     assert content["model"]["sha256"] == sha256(trained.model)
     assert [p["patient"] for p in content["examinations"]] == ["a", "b", "c", "d"]
@@ -465,7 +465,7 @@ def write_volumes(path, volumes, slices=range(4), of=4, pixel=1.0, made=None, **
 
 
 def test_examinations_of_a_patient_are_evaluated_apart(tmp_path, trained):
-    made = {"voxels": {"labels that are ignored": 7, "odd": "x"}}
+    made = {"voxels": {"labels that are ignored": 7, "odd": "x"}, "split": {"part": "test", "test": ["p", "q", "z"]}}
     visits = write_volumes(tmp_path / "v.zip", {"p-000": "p", "q-000": "q", "p-001": "p"}, made=made)
     result = evaluation.evaluate(trained.model, visits, tmp_path / "out")
     assert [(e.patient, e.volume, e.slices, e.of) for e in result.examinations] == [
@@ -481,7 +481,10 @@ def test_examinations_of_a_patient_are_evaluated_apart(tmp_path, trained):
         "mean ± SD over patients: 3 examinations of 2 patients, 12 slices, whole volumes; "
         "a patient counts once, with the mean of the examinations"
     )
-    assert notes[1] == "v.zip: labels that are ignored: 7 voxels", "as its conversion says"
+    assert notes[1:3] == (
+        "v.zip: 1 of the 3 patients on this side of the split have no slice here",
+        "v.zip: labels that are ignored: 7 voxels",
+    )
     assert not any("lacks" in note or "unknown volume" in note for note in notes)
 
 
