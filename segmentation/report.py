@@ -149,7 +149,7 @@ def about_data(evaluation: Evaluation) -> list[str]:
     whole = all(e.of is not None and not is_partial(e) for e in examinations)
     notes = [
         f"mean ± SD over patients: {_examinations(evaluation)}, {count(sum(e.slices for e in examinations), 'slice')}"
-        + (", whole volumes" if whole else "")
+        + (", all that their volumes have" if whole else "")
         + ("; a patient counts once, with the mean of the examinations" if several else "")
     ]
     if partial := [e for e in examinations if is_partial(e)]:
