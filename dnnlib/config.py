@@ -15,6 +15,7 @@ from dnnlib.system import plain_text
 
 T = TypeVar("T")
 DEEPEST = 50  # levels of lists and objects in JSON
+_PARSED = 20 * DEEPEST  # levels that are parsed, to be refused where their place is known
 _OPTIONAL = "left out of JSON while it has its default"
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 2, 4, 2
@@ -24,9 +25,22 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 40
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON. Raises ValueError also for NaN, infinity, a name that an object has twice, and deep nesting."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        found = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        _follow(found)
     except RecursionError:
         raise ValueError(f"nested more than {DEEPEST} levels deep") from None
+    return found
+
+
+def _follow(level: Any) -> None:
+    """Raise RecursionError for what is nested deeper than Python parsed until 3.11; later ones parse any depth."""
+    level = [level]
+    for _ in range(_PARSED):
+        nested = (one for one in level if isinstance(one, (dict, list)))
+        level = [value for one in nested for value in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return
+    raise RecursionError
 
 
 def _refuse_constant(name: str) -> Any:

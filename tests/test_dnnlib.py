@@ -306,3 +306,11 @@ def test_ctrl_c_between_the_locks_of_a_future_is_a_ctrl_c():
 
     with pytest.raises(RuntimeError, match="own"):
         _result(Failed())
+
+
+@pytest.mark.parametrize("text", ["[" * 9000 + "]" * 9000, '{"a": ' * 3000 + "1" + "}" * 3000])
+def test_deep_nesting_is_refused_by_every_python(text):
+    """Some parse any depth, and then nothing that follows can."""
+    with pytest.raises(ValueError, match="nested more than 50 levels deep"):
+        config.parse_json(text)
+    assert config.parse_json("[" * 60 + "]" * 60)[0] and config.parse_json("null") is None
