@@ -23,7 +23,7 @@ CONSTANT = 0.9
 TISSUE, NOISE = 0.2, 3.0
 # There is air if so large a share of the foreground's outline is farther from tissue than such a share of a picture's
 # edge.
-AIR, NEAR = 0.5, 0.02
+AIR, NEAR = 0.4, 0.02
 # Parts of less than such a share of the largest are specks.
 SPECK = 0.01
 # The skin is blurred over about such a share of a picture's edge.
@@ -80,9 +80,8 @@ def find_head(contrasts: Sequence[np.ndarray]) -> np.ndarray:
     edge = max(seen.shape[1:])
     near = max(2, round(NEAR * edge))
     whole = _filled(_closed(_without_specks(bright[box]), near), _IN_PICTURES)
-    inner = _largest_part(whole, _IN_PICTURES)
-    if _far_share(found, inner, near) > AIR:
-        found = _grown(inner, round(SKIN * edge))
+    if _far_share(found, whole, near) > AIR:
+        found = _grown(_largest_part(whole, _IN_PICTURES), round(SKIN * edge))
     head = np.zeros_like(seen)
     head[box] = found
     return head
