@@ -242,19 +242,32 @@ def _describe_notes(parts: Sequence[Part]) -> str:
         noun = "tumour" if any("tumour" in c.title for c in part.tally.schema.classes) else "lesion"
         for why, n in part.skipped.items():
             rows.append((f"{part.name} left out: {why.replace('tumour', noun)}", count(n, "slice"), ""))
-    remarks = list(dict.fromkeys(remark for part in parts for remark in part.remarks))
-    for remark in remarks[:MOST_NOTES]:
-        names = [name for part in parts for name in part.remarks.get(remark, [])]
-        voxels = sum(part.counted[remark] for part in parts)
-        lost = {case: share for part in parts for case, share in part.lost.get(remark, {}).items()}
+    notes = _kinds_of_remarks(parts)
+    for remarks, names in notes[:MOST_NOTES]:
+        voxels = sum(part.counted[remark] for part in parts for remark in remarks)
+        lost = {case: share for part in parts for case, share in part.lost.get(remarks[0], {}).items()}
         many = count(len(names), "case") + (f", {count(voxels, 'voxel')}" if voxels else "")
         if lost:
             many += f", {100 * np.mean(list(lost.values())):.3g} % on average"
             names = [f"{name} {100 * share:.3g} %" for name, share in lost.items()]
-        rows.append((f"note: {remark}", many, _shorten(names)))
-    if (more := len(remarks) - MOST_NOTES) > 0:
+        alike = f" (the first of {len(remarks)})" if len(remarks) > 1 else ""
+        rows.append((f"note: {remarks[0]}{alike}", many, _shorten(names)))
+    if (more := len(notes) - MOST_NOTES) > 0:
         rows.append((f"and {count(more, 'note')} more, which `inspect` lists", "", ""))
     return format_table(("notes", "how many", "which"), rows) if rows else ""
+
+
+def _kinds_of_remarks(parts: Sequence[Part]) -> list[tuple[list[str], list[str]]]:
+    """Remarks that differ in names of cases and in numbers only, and the cases that they are of."""
+    cases: dict[str, list[str]] = {}
+    for remark, names in (pair for part in parts for pair in part.remarks.items()):
+        cases.setdefault(remark, []).extend(names)
+    kinds: dict[str, list[str]] = {}
+    for remark, names in cases.items():
+        kinds.setdefault(re.sub(r"\d[\d.]*", "0", remark.replace(names[0], "")), []).append(remark)
+    return [
+        (alike, list(dict.fromkeys(name for remark in alike for name in cases[remark]))) for alike in kinds.values()
+    ]
 
 
 def _shorten(names: Sequence[str] | dict[str, None], most: int = 3) -> str:
@@ -400,7 +413,7 @@ def _describe_made(made: dict) -> list[str]:
         return []
     lines = [f"made by: {made.get('command', 'unknown')}, version {made.get('version', 'unknown')}"]
     if isinstance(options := made.get("options"), dict):
-        lines += [f"  {name}: {value}" for name, value in options.items()]
+        lines += [f"  {name}: {_describe_option(value)}" for name, value in options.items()]
     if isinstance(split := made.get("split"), dict):
         sizes = ", ".join(f"{len(names)} {side}" for side, names in split.items() if isinstance(names, list))
         lines.append(f"  split: this is {split.get('part')} of {sizes} patients")
@@ -415,6 +428,10 @@ def _describe_made(made: dict) -> list[str]:
                 f"  {what}: {why}: {_shorten(names)}" for why, names in reasons.items() if isinstance(names, list)
             ]
     return lines
+
+
+def _describe_option(value: object) -> str:
+    return ", ".join(f"{key}={name}" for key, name in value.items()) if isinstance(value, dict) else str(value)
 
 
 # --- export ---------------------------------------------------------------------------------------------------------

@@ -65,10 +65,11 @@ def _guesses(source: Path, files: Sequence[str], release: Release | None) -> Ite
     if own:
         yield _other_contrasts(files, release)
         yield _layout(files)
+    else:
+        yield _another_release(source, files, release)
     yield _elsewhere(source, files, RELEASES if release is None else [release.any_case])
     yield _challenge(files)
     if not own:
-        yield _another_release(source, files, release)
         yield _layout(files)
         yield _unknown_names(source, files)
     for folder, inside in _below(files):
@@ -115,10 +116,11 @@ def _challenge(files: Sequence[str]) -> str:
     for file in files:
         for name in file.split("/"):
             if title := other_challenge(name):
-                like = (row for row in _OF_ANY_NAMES if any(map(row.images.ways, files)))
+                like = (describe_as_own(row) for row in _OF_ANY_NAMES if any(map(row.images.ways, files)))
+                options = next(like, "--contrasts … --labels … --pattern …")
                 return (
                     f"{ENDING.sub('', name)} is a name of {title}, which is none of these releases and whose label "
-                    f"values mean something else: describe the data: {describe_as_own(next(like, RELEASES[0]))}"
+                    f"values mean something else: describe the data: {options}"
                 )
     return ""
 

@@ -62,8 +62,9 @@ class Case:
             return
         if words := describe_missing(missing):
             raise UserError(f"{missing}: {words}")
-        names = ", ".join(path.name for path in self.paths)
-        there = [path.name for path in self.paths if path.is_file()]
+        above = Path(os.path.commonpath([path.parent for path in self.paths]))
+        names = ", ".join(path.relative_to(above).as_posix() for path in self.paths)
+        there = [path.relative_to(above).as_posix() for path in self.paths if path.is_file()]
         few = f", of which there is only {', '.join(there)}" if len(there) < len(self.paths) - 1 and there else ""
         bare = "; for data without masks give --contrasts and --pattern, but no --labels"
         raise UserError(
@@ -84,10 +85,9 @@ class Files(NamedTuple):
 def files_below(source: Path, depth: int) -> Files:
     """All files, however deep, behind links as well; hidden ones (._BRATS_001.nii.gz) are no data.
 
-    A folder that can't be read counts as such a form; at most `depth` folders down, where cases may lie, it is an
-    OSError.
+    A folder that can't be read counts as such a form, and so does a link to nothing, which may have been a folder; at
+    most `depth` folders down, where cases may lie, the first is an OSError.
     """
-
     found = Files([], [])
 
     def fail(error: OSError) -> None:
@@ -109,6 +109,8 @@ def files_below(source: Path, depth: int) -> Files:
         for name in names:
             if name[0] != "." and (ENDING.search(name) or _UNREAD.search(name)):
                 found[not ENDING.search(name)].append((inside / name).as_posix())
+            elif name[0] != "." and not os.path.exists(os.path.join(folder, name)):
+                found.unread.append(f"{(inside / name).as_posix()} (a link to nothing)")
     return Files(sorted(found.read), sorted(found.unread))
 
 

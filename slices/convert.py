@@ -326,9 +326,8 @@ def convert_release(
         workplace.remove_if_done(targets)
     for target in targets:
         files.refuse_existing(target, force)
-    with files.folder_for(dest.parent if single else dest), workplace:
-        with _saying_what_is_kept(workplace, len(cases)):
-            _cut_all(parts, workplace, schema, options, workers, on_error)
+    with files.folder_for(dest.parent if single else dest), workplace, _saying_what_is_kept(workplace, len(cases)):
+        _cut_all(parts, workplace, schema, options, workers, on_error)
         for part in parts:
             _describe(part, workplace, source, options)
         with Staged(targets[0], force) as staged:

@@ -115,9 +115,10 @@ def _facts(a: Schema, b: Schema) -> Iterator[tuple[str, Any, Any]]:
     yield "the contrasts", a.contrasts, b.contrasts
     yield "the classes", a.class_names, b.class_names
     for x, y in zip(a.classes, b.classes, strict=False):
-        yield f"the label value of {x.name}", x.value, y.value
+        yield f"the label value of {x.name}", x.values, y.values
         yield f"the title of {x.name}", x.title, y.title
     yield "the regions", _regions(a), _regions(b)
+    yield "the label values that are ignored", a.ignored, b.ignored
 
 
 def _regions(schema: Schema) -> tuple[str, ...]:
@@ -129,7 +130,7 @@ def _say(value: Any) -> str:
         return "none"
     if value is True:
         return "some"
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def refuse_twice(readers: Sequence[ArchiveReader]) -> None:

@@ -6,6 +6,7 @@ takes no patient out of the test part, and doesn't make generated slices look li
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,8 @@ def read_provenance(cases: Sequence[Case], source: Path) -> dict[str, Provenance
 
 def _beside(file: Path, source: Path) -> Iterator[Path]:
     """Where an export's description of a file may lie; for a link, beside the file behind it as well."""
-    for folder in (*(p for p in file.parents if p == source or source in p.parents), file.resolve().parent):
+    behind = Path(os.path.realpath(file)).parent  # Path.resolve fails on links in a circle
+    for folder in (*(p for p in file.parents if p == source or source in p.parents), behind):
         yield from (folder / SLICES_FILE, folder / CHANNELS_FILE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from slices.cases import Case, Files, apply_table, cases_of, files_below, requir
 from slices.patterns import Pattern
 from slices.releases import OWN, RELEASES, Release, describe_as_own, other_challenge, release_of_name
 
-# What names end with that tell visits: a word for it, or the number of BraTS's challenges since 2023.
+# What names end with that tell visits: a word for it, a date, or the number of BraTS's challenges since 2023.
 _VISIT = re.compile(
-    r"(?P<who>BraTS-.+)-\d{3}|(?P<whose>.+?)[-_. ]?(?<=[-_. \d])"
+    r"(?P<who>BraTS-.+)-\d{3}|(?P<when>.+)[-_. ]\d{4}([-_.]?\d\d){2}|(?P<whose>.+?)[-_. ]?(?<=[-_. \d])"
     r"(ses|session|visit|v|tp|timepoint|scan|day|week|month|year|fu|followup|baseline|pre|post)[-_. ]?\d*",
     re.IGNORECASE,
 )
+_LAST_PART = re.compile(r"(?P<stem>.+)[-_. ](?P<ending>[^-_. ]+)")
 
 
 class Recognised(NamedTuple):
@@ -146,12 +148,19 @@ def _strangers(files: Sequence[str], belonging: set[str], release: Release, case
 
 def _like_visits(cases: Sequence[Case]) -> tuple[str, str] | None:
     """Two cases that seem to be visits of one patient, though each counts as a patient of its own."""
-    found: dict[str, list[str]] = {}
-    for case in cases:
-        if case.patient == case.name and (match := _VISIT.fullmatch(case.name)):
-            found.setdefault(match["who"] or match["whose"], []).append(case.name)
-    pairs = [names for names in found.values() if len(names) > 1]
-    return tuple(pairs[0][:2]) if pairs and len(found) > 1 else None  # of one stem alone, they are numbered patients
+    told, ended, endings = defaultdict(list), defaultdict(list), set()
+    for name in (case.name for case in cases if case.patient == case.name):
+        if match := _VISIT.fullmatch(name):
+            told[match["who"] or match["when"] or match["whose"]].append(name)
+        if match := _LAST_PART.fullmatch(name):
+            ended[match["stem"]].append(name)
+            endings.add(match["ending"])
+    # Patients, if numbered, have as many endings as there are; visits have few that come again and again.
+    for found in (told, ended if 2 * len(endings) <= len(ended) else {}):
+        pairs = [names for names in found.values() if len(names) > 1]
+        if pairs and len(found) > 1:  # of one stem alone, they are numbered patients
+            return tuple(pairs[0][:2])
+    return None
 
 
 def _describe_found(
@@ -210,7 +219,7 @@ def _check_decathlon(source: Path) -> None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if "modality" not in content:  # of another program; nothing to compare
             return
-        modality = [content["modality"][str(i)] for i in range(4)]
+        modality = [content["modality"][str(i)] for i in range(len(content["modality"]))]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not the description of Task01_BrainTumour ({error!r})") from None
     expected = list(release_of_name("msd").names.values())

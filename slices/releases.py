@@ -191,6 +191,7 @@ def _values(labels: str | None) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for text in labels.split(",") if labels is not None else []:
         name, values = _pair(text, "--labels", "lesion=1,edema=2")
+        name = IGNORE if name.lower() == IGNORE else name
         numbers = [value.strip() for value in (values or "").split("+")]
         if not all(number.isdecimal() for number in numbers):
             expected = "expected a name and its whole number in the masks, such as lesion=1, or several, as in core=1+4"

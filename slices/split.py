@@ -50,6 +50,8 @@ def read_split(path: Path, patients: Iterable[str]) -> Split:
 
     Raises UserError if it names a patient who is not in `patients`, or one twice.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}; expected a split")
     split = config.from_json(Split, files.read_json(path), str(path))
     named = Counter([*split.train, *split.test])
     if twice := [name for name, count in named.items() if count > 1]:

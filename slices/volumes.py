@@ -225,7 +225,8 @@ def _on_grid(file: _File, grid: _File, published: bool) -> tuple[np.ndarray, lis
         what = f"its axes run to {axes_of(file.place.affine)}; the header of {name} states no orientation"
     advice = "the files of a case must share one grid"
     if file.shape == grid.shape:
-        advice += f"; if their voxels do, give this file the header of {name}"
+        mended = f"this file the header of {name}" if grid.place.oriented else f"{name} the header of this file"
+        advice += f"; if their voxels do, give {mended}"
     raise UserError("; ".join([f"{file.path}: {what}", *file.nifti.remarks, advice]))
 
 

@@ -157,6 +157,22 @@ def test_what_fits_no_pattern_is_said_and_recorded(tmp_path):
     assert "left out: fit no pattern: 3 files" in call("inspect", tmp_path / "x.zip")
 
 
+def test_a_folder_that_is_a_link_to_nothing_is_told(tmp_path):
+    source = touch(tmp_path / "s", *flat("p1", ["t1"]))
+    os.symlink(tmp_path / "unmounted", source / "p2")
+    os.symlink("c1", source / ".c1")
+    words = find_cases(source, own("{case}/{case}_{contrast}.nii.gz")).words
+    assert words.endswith("1 file, such as p2 (a link to nothing)")
+
+
+def test_links_that_lead_to_themselves(tmp_path):
+    write_flat(tmp_path / "s", "Brats18_X_1_1", draw())
+    (tmp_path / "s" / "Brats18_X_1_1" / "Brats18_X_1_1_t2.nii.gz").unlink()
+    os.symlink("Brats18_X_1_1_t2.nii.gz", tmp_path / "s" / "Brats18_X_1_1" / "Brats18_X_1_1_t2.nii.gz")
+    output = convert(tmp_path / "s", tmp_path / "x.zip", expected=2)
+    assert "Brats18_X_1_1_t2.nii.gz: a link to" in output and os.listdir(tmp_path) == ["s"]
+
+
 def test_masks_that_nobody_asked_for_are_of_their_case(tmp_path):
     touch(tmp_path, "a_t1.nii", "a_seg.nii", "b_seg.nii", "c.nii")
     assert (
@@ -212,6 +228,10 @@ def test_a_table_keeps_a_patient_on_one_side_and_tells_grades(tmp_path):
         (["dev1", "dev2", "rev1"], None),
         (["TCGA_DU_7294", "TCGA_DU_5849", "TCGA_CS_4941"], None),
         (["A_001", "A_002", "B_001"], None),  # of two hospitals
+        (["r7 2011-03-09", "r7 2012-10-30", "r8 2011-03-09"], "r7 2011-03-09 and r7 2012-10-30"),
+        (["TCGA_CS_4941_19960909", "TCGA_CS_4942_19970222"], None),  # one each
+        (["u1-11", "u1-21", "u2-11", "u3-21", "u4-11"], "u1-11 and u1-21"),
+        ([f"{site}.{n}" for site in "ABCD" for n in range(5)], None),  # of four hospitals
     ],
 )
 def test_cases_that_look_like_visits_of_one_patient_are_told(tmp_path, names, pair):
@@ -273,6 +293,7 @@ def test_names_that_no_archive_may_hold_are_refused_before_anything_is_cut(tmp_p
         ("2024-gli", gli("Brats18_CBICA_AAB_1-000"), "is a name of BraTS 2018, .*choose --release 2018"),
         ("2018", flat("BRATS_004"), "Decathlon.*choose --release msd"),
         ("2021", flat("BraTS-GLI-00005-000"), "choose --release 2023-gli or 2024-gli"),
+        ("2021", ["LGG/" + f for f in flat("Brats18_X_1")], "there .*names of other releases: --release 2018"),
     ],
 )
 def test_names_known_to_be_others_are_refused_under_a_named_release(tmp_path, release, files, words):
@@ -292,6 +313,7 @@ BIDS = "'sub-{patient}/[ses-{visit}/]anat/sub-{patient}[_ses-{visit}][_*]_{contr
         (["a/b/c/" + f for f in gli("BraTS-GLI-00005-000")], "5 NIfTI files, .*Its folder a/b/c holds cases"),
         (["u/v/LGG/" + f for f in flat("Brats17_X_1")], "Its folder u/v holds cases: give that as --source"),
         (gli("BraTS-SSA-00008-000"), "BraTS-SSA-00008-000 is a name of .*which is none of these releases"),
+        (["BraTS-MEN-RT-9-1/BraTS-MEN-RT-9-1_t1c.nii.gz"], "meningioma, .*: --contrasts … --labels … --pattern …"),
         (
             flat("BraTS20_Validation_004", FOUR),
             "no masks such as BraTS20_Validation_004_seg.nii.gz: is it a validation",
@@ -384,6 +406,7 @@ def test_several_values_of_a_class_and_values_to_ignore(tmp_path):
         ("a=7+7", "7 stands twice"),
         ("ignore=0,a=1", "0 stands for the background and for ignore"),
         ("ignore=3", "names no class"),
+        ("Ignore=3", "names no class"),
         ("a=1+", "such as lesion=1, or several, as in core=1\\+4"),
         ("a=1,ignore", "or several"),
     ],

@@ -216,7 +216,9 @@ def test_oddities_end_up_in_the_table(copy, tmp_path):
     for name in ("P0", "P1"):
         write_nifti(copy / "HGG" / name / f"{name}_seg.nii.gz", draw_head()["seg"], np.diag((-1.0, -1, 1, 1)))
     output = convert(copy, tmp_path / "x.zip")
-    assert re.search(r"note: P1_seg.nii.gz: its header knows no place .* 1 case +P1\n", output), output
+    assert re.search(
+        r"note: P0_seg.nii.gz: its header knows no place .* \(the first of 2\) +2 cases +P0, P1\n", output
+    ), output
     remarks = ArchiveReader(tmp_path / "x.zip").info.made["remarks"]
     assert [cases for remark, cases in remarks.items() if "knows no place" in remark] == [["P0"], ["P1"]]
     assert "the release's volumes have 240×240×155 voxels, these don't: is it another one?" in remarks
@@ -252,9 +254,27 @@ def test_lost_lesions_are_told_with_their_share(tmp_path):
 
 
 def test_only_so_many_notes_are_shown():
-    remarks = {f"case{n}_t1.nii.gz: odd": [f"case{n}"] for n in range(MOST_NOTES + 7)}
+    remarks = {f"{'odd ' * n}": [f"case{n}"] for n in range(1, MOST_NOTES + 8)}
     table = _describe_notes([Part(None, Path("x.zip"), "all", [], Tally(BRATS), remarks=remarks)])
     assert table.count("note: ") == MOST_NOTES and "and 7 notes more, which `inspect` lists" in table
+
+
+def test_notes_that_differ_in_names_and_numbers_are_one():
+    """However many files are odd in one way, what is odd in another isn't lost among them."""
+    parts = []
+    for cases in (range(60), range(60, 100)):
+        remarks = {f"q{n}_t1.nii.gz: {n + 7} voxels of NaN at 0.{n} mm": [f"q{n}"] for n in cases}
+        remarks |= {
+            "all files: no orientation": [f"q{n}" for n in cases],
+            f"q{cases[0]}_seg.nii.gz: odd": [f"q{cases[0]}"],
+        }
+        parts.append(Part(None, Path("x.zip"), "all", [], Tally(BRATS), remarks=remarks))
+    table = _describe_notes(parts).splitlines()[2:]
+    assert [re.sub(" {2,}", "|", line) for line in table] == [
+        "note: q0_t1.nii.gz: 7 voxels of NaN at 0.0 mm (the first of 100)|100 cases|q0, q1, q2, …",
+        "note: all files: no orientation|100 cases|q0, q1, q2, …",
+        "note: q0_seg.nii.gz: odd (the first of 2)|2 cases|q0, q60",
+    ]
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
@@ -323,6 +343,7 @@ def test_sources_without_cases(tmp_path):
         (("--min-tumor-pixels", 100_000), "choose --slices all"),
         (("--test-fraction", 1.5), "between 0 and 1"),
         (("--split-file", "x.json", "--split-seed", 1), "--split-seed draws a split"),
+        (("--split-file", "nowhere.json"), "nowhere.json: no such file; expected a split"),
         (("--lesion-free", 1.0), "--lesion-free 1: expected a share between 0 and 1"),
         (("--lesion-free", 0.2, "--slices", "all"), "but --slices all takes others as well"),
     ],

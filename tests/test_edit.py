@@ -119,6 +119,7 @@ def _with(**changes):
 
 
 OTHER_VALUE = _with(classes=(*BRATS.classes[:2], LesionClass("ET", "enhancing tumour", 3)))
+MORE_VALUES = _with(classes=(*BRATS.classes[:2], LesionClass("ET", "enhancing tumour", 4, (5,))))
 OTHER_TITLE = _with(classes=(*BRATS.classes[:2], LesionClass("ET", "ring", 4)))
 
 
@@ -128,6 +129,8 @@ OTHER_TITLE = _with(classes=(*BRATS.classes[:2], LesionClass("ET", "ring", 4)))
         (cut("B"), dict(schema=_with(contrasts=("t1", "t2"))), ["the contrasts: t1, t1ce, t2, flair in", "t1, t2 in"]),
         (cut("B"), dict(schema=Schema(BRATS.contrasts)), ["the classes: NCR, ED, ET in the first, none in the other"]),
         (cut("B"), dict(schema=OTHER_VALUE), ["the label value of ET: 4 in the first, 3 in the other"]),
+        (cut("B"), dict(schema=MORE_VALUES), ["the label value of ET: 4 in the first, 4, 5 in the other"]),
+        (cut("B"), dict(schema=_with(ignored=(7, 9))), ["that are ignored: none in the first, 7, 9 in the other"]),
         (cut("B"), dict(schema=OTHER_TITLE), ["the title of ET: enhancing tumour in the first, ring"]),
         (
             cut("B"),

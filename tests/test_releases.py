@@ -179,6 +179,9 @@ def test_a_decathlon_of_another_order_is_refused(tmp_path):
     write_decathlon(tmp_path, order=("t1", "flair", "t1ce", "t2"))
     with pytest.raises(UserError, match=r"dataset.json: the channels are \['T1w', 'FLAIR', 't1gd', 'T2w'\]"):
         find_cases(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"modality": {"0": "MRI"}}')  # another task of the Decathlon
+    with pytest.raises(UserError, match=r"dataset.json: the channels are \['MRI'\], those of Task01_BrainTumour are"):
+        find_cases(tmp_path)
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(UserError, match="not the description of Task01_BrainTumour"):
         find_cases(tmp_path)

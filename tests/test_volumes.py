@@ -544,6 +544,12 @@ def test_the_odd_one_out_is_blamed(tmp_path):
             with pytest.raises(UserError, match=f"{bare}: ") as caught:
                 read_only_case(tmp_path / kind)
             assert words in str(caught.value)
+    folder = write_case(tmp_path / "most")  # here it is most files that lack what one has
+    for kind in ("t1", "t1ce", "t2"):
+        write_header(folder / f"case1_{kind}.nii.gz", drawn[kind])
+    with pytest.raises(UserError, match="give case1_t1.nii.gz the header of this file") as caught:
+        read_only_case(tmp_path / "most")
+    assert "case1_flair.nii.gz: its axes run to LPS" in str(caught.value)
     write_case(tmp_path / "mask")
     write_header(tmp_path / "mask" / "case1" / "case1_seg.nii.gz", drawn["seg"])
     assert read_only_case(tmp_path / "mask").remarks == (
