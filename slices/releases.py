@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -169,6 +170,10 @@ def describe_release(
     if mask_pattern is not None and not schema.classes:
         raise UserError("--mask-pattern is of use with --labels only, which says what the masks' values mean")
     release = Release(OWN, "your data", schema, pattern, names, mask_pattern)
+    claimed = Counter([*names.values(), *([MASK] if schema.classes and mask_pattern is None else [])])
+    if not release.in_one_file and (twice := [name for name, n in claimed.items() if n > 1]):
+        masks = " (where masks lie, unless --mask-pattern says otherwise)" if twice[0] == MASK else ""
+        raise UserError(f"--contrasts {contrasts}: {twice[0]}{masks} would be read as two channels: each needs its own")
     known = {*release.images.names, "case"} - {"contrast"}
     if mask_pattern and (unknown := sorted(Pattern.parse(mask_pattern, "--mask-pattern").names - known)):
         raise UserError(f"--mask-pattern {mask_pattern}: {{{unknown[0]}}} is not known from --pattern {pattern}")
