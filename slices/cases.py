@@ -53,6 +53,12 @@ class Case:
         others = [path for path in (self.mask, self.head) if path is not None]
         return list(dict.fromkeys([file.path for file in self.contrasts] + others))
 
+    @property
+    def short_names(self) -> dict[Path, str]:
+        """What words call each file: its path below the folder that holds them all, mostly its name."""
+        above = os.path.commonpath([path.parent for path in self.paths])
+        return {path: path.relative_to(above).as_posix() for path in self.paths}
+
     def missing_file(self) -> Path | None:
         return next((path for path in self.paths if not path.is_file()), None)
 
@@ -62,9 +68,8 @@ class Case:
             return
         if words := describe_missing(missing):
             raise UserError(f"{missing}: {words}")
-        above = Path(os.path.commonpath([path.parent for path in self.paths]))
-        names = ", ".join(path.relative_to(above).as_posix() for path in self.paths)
-        there = [path.relative_to(above).as_posix() for path in self.paths if path.is_file()]
+        names = ", ".join(self.short_names.values())
+        there = [name for path, name in self.short_names.items() if path.is_file()]
         few = f", of which there is only {', '.join(there)}" if len(there) < len(self.paths) - 1 and there else ""
         bare = "; for data without masks give --contrasts and --pattern, but no --labels"
         raise UserError(

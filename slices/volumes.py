@@ -31,6 +31,7 @@ class Nan(NamedTuple):
     """The voxels of a file that are NaN, bool [S, P, L]; the background's value stands in their place."""
 
     path: Path
+    name: str
     voxels: np.ndarray
 
 
@@ -57,9 +58,10 @@ class CaseVolumes:
 
 @dataclass(frozen=True)
 class _File:
-    """A contrast or the label map, as it is read, and where from."""
+    """A contrast or the label map, as it is read, where from, and what words call it."""
 
     path: Path
+    name: str
     nifti: Nifti
     is_mask: bool = False
 
@@ -87,12 +89,12 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
         if voxels.dtype.kind == "f" and (places := np.isnan(voxels)).any():
             remarks.append(f"{count(np.count_nonzero(places), 'voxel')} of NaN taken as background")
             if not file.is_mask or (voxels == 0).any():  # a mask without any 0 has NaN in its place
-                nan.append(Nan(file.path, _pictures(places, grid.place.affine)))
+                nan.append(Nan(file.path, file.name, _pictures(places, grid.place.affine)))
             voxels = np.where(places, np.float32(0) if file.is_mask else _background(voxels), voxels)
         if case.mask is not None and len(volumes) == len(case.contrasts):  # after the contrasts
             voxels, ignored = _class_indices(file, voxels, schema)
         volumes.append(voxels)
-        odd += [(remark, file.path.name) for remark in (*file.nifti.remarks, *remarks)]
+        odd += [(remark, file.name) for remark in (*file.nifti.remarks, *remarks)]
     head = volumes.pop() != 0 if case.head is not None else None
     if head is not None and not head.any():
         raise UserError(f"{case.head}: expected a mask of the head, but every voxel is 0")
@@ -104,7 +106,7 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
         spacing=tuple(float(mm) for mm in nib.affines.voxel_sizes(affine)[::-1]),
         shape=grid.shape,
         affine=grid.place.affine,
-        remarks=(*_remarks_on_grid(case, grid), *_by_files(odd, {file.path.name for file in files})),
+        remarks=(*_remarks_on_grid(case, grid), *_by_files(odd, {file.name for file in files})),
         nan=tuple(nan),
         counted={"label values that are ignored, taken as background": ignored} if ignored else {},
         head=None if head is None else _pictures(head, grid.place.affine),
@@ -135,7 +137,7 @@ def judge_nan(volumes: CaseVolumes, head: np.ndarray) -> list[str]:
     Raises UserError naming the file if NaN is enclosed by the head, or deeper in it than EDGE.
     """
     remarks = []
-    for path, places in volumes.nan:
+    for path, name, places in volumes.nan:
         if not (inside := places & head).any():
             continue
         parts, _ = ndimage.label(places)
@@ -145,21 +147,21 @@ def judge_nan(volumes: CaseVolumes, head: np.ndarray) -> list[str]:
         if wrong.any():
             where = f"in {count(np.count_nonzero(wrong), 'voxel')}"
             raise UserError(f"{path}: NaN in the head, {where}; repair the file or leave the case out")
-        remarks.append(f"{path.name}: {count(np.count_nonzero(inside), 'voxel')} of NaN at the edge of the head")
+        remarks.append(f"{name}: {count(np.count_nonzero(inside), 'voxel')} of NaN at the edge of the head")
     return remarks
 
 
 def _read_files(case: Case) -> list[_File]:
     """The contrasts in the order of the schema, from files of their own or out of one 4-D file, then the masks of
     lesions and of the head."""
-    first = case.contrasts[0]
+    first, names = case.contrasts[0], case.short_names
     if first.channel is None:
-        files = [_File(file.path, read_nifti(file.path)) for file in case.contrasts]
+        files = [_File(path, names[path], read_nifti(path)) for path, _ in case.contrasts]
     else:
         whole = read_channels(first.path, len(case.contrasts))
-        files = [_File(file.path, whole[file.channel]) for file in case.contrasts]
+        files = [_File(path, names[path], whole[channel]) for path, channel in case.contrasts]
     masks = [path for path in (case.mask, case.head) if path is not None]
-    return files + [_File(path, read_nifti(path), is_mask=True) for path in masks]
+    return files + [_File(path, names[path], read_nifti(path), is_mask=True) for path in masks]
 
 
 # --- one grid -------------------------------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ def _on_grid(file: _File, grid: _File, published: bool) -> tuple[np.ndarray, lis
     published: the files are a release's, as many voxels say; all of those are stored on one grid.
     Raises UserError if they don't lie on the grid.
     """
-    name, voxels = grid.path.name, file.nifti.voxels
+    name, voxels = grid.name, file.nifti.voxels
     found = fit(file.place.affine, file.shape, grid.place.affine)
     alike = file.place.oriented == grid.place.oriented
     if alike and found.shape == grid.shape and found.off <= SAME:

@@ -187,6 +187,21 @@ def test_a_decathlon_of_another_order_is_refused(tmp_path):
         find_cases(tmp_path)
 
 
+def test_images_and_masks_of_one_name_are_told_apart(tmp_path):
+    write_decathlon(tmp_path, count=1)
+    path = tmp_path / "labelsTr" / "BRATS_001.nii.gz"
+    image = nib.load(path)
+    image.affine[0, 3] += 0.25
+    voxels = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image(voxels, image.affine), path)
+    found = find_cases(tmp_path)
+    remark = "labelsTr/BRATS_001.nii.gz: lies 0.25 mm off imagesTr/BRATS_001.nii.gz, voxels taken as on its grid"
+    assert remark in read_case(found.cases[0], found.release.schema).remarks
+    path.unlink()
+    with pytest.raises(UserError, match="consists of imagesTr/BRATS_001.nii.gz, labelsTr/BRATS_001.nii.gz"):
+        found.cases[0].require_files()
+
+
 # --- traps ----------------------------------------------------------------------------------------------------------
 
 
