@@ -165,8 +165,8 @@ def convert(
     or your own data, described with --contrasts, --labels and --pattern:
       --contrasts t1,flair --labels lesion=1 --pattern '{case}/{case}_{contrast}.nii.gz'
 
-    How many other images are there is said. The split is by patient: no one is in both archives. A conversion that was
-    interrupted goes on where it stopped when the same command is given again.
+    Images that belong to no case are counted. The split is by patient: no one is in both archives. A conversion that
+    was interrupted goes on where it stopped when the same command is given again.
     """
     wanted = _wanted_release(release, contrasts, labels, pattern, mask_pattern, regions)
     split_file = None if split_file is None else str(split_file)

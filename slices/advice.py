@@ -102,7 +102,9 @@ def _elsewhere(source: Path, files: Sequence[str], rows: Sequence[Release]) -> s
         depth = first.count("/") + 1
         if (second := next(right, None)) is None or second.count("/") >= depth:
             return f"Its folder {first} holds cases: give that as --source"
-        own = f", or write --pattern '{'*/' * depth}{rows[0].pattern}'" if rows[0].name == OWN else ""
+        pattern = f"{'*/' * depth}{rows[0].pattern}"
+        own = f", or write --pattern '{pattern}' (of patients with visits, '{{patient}}/{{visit}}/…')"
+        own *= rows[0].name == OWN
         return f"Its folders {first} and {second} hold cases: give one as --source{own}"
     above = source.absolute().parts[1:]
     for depth in range(1, min(3, len(above)) + 1):

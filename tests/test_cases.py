@@ -345,6 +345,7 @@ def test_nothing_recognised_says_what_is_there_and_what_would_do(tmp_path, files
             "call their contrasts T1w, FLAIR: say with --contrasts",
         ),
         ("", "{case}_{contrast}.nii", ["x/a_t1.nii", "y/a_t1.nii"], r"write --pattern '\*/{case}_{contrast}.nii'"),
+        ("", "{patient}/{contrast}.nii", ["x/1/t1.nii", "y/2/t1.nii"], "patients with visits, '{patient}/{visit}/…'"),
         ("img", "img/{case}_{contrast}.nii", ["img/a_t1.nii"], "inside the right folder: give .*/s as --source"),
         ("", "{case}/{contrast}.nii", ["sub-1/ses-2/anat/sub-1_ses-2_T1w.nii.gz"], "by BIDS, with T1w"),
     ],
