@@ -5,6 +5,7 @@ python train.py --outdir=runs --data=data/train.zip --cfg=stylegan2 --mirror=1
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -87,17 +88,28 @@ def main(outdir, data, exclude, cfg, mirror, subset, cond, snap, seed, workers, 
     outcome = TrainingRun(config, dataset, folder, log).run()
     log()
     log(f"Saved {outcome.snapshot} after {outcome.kimg:g} kimg")
-    log(f"Next: python generate.py --network={folder} --seeds=0-15 --outdir=out")
+    one = f" --class={shlex.quote(most_frequent_class(dataset))}" if cond else ""
+    log(f"Next: python generate.py --network={folder} --seeds=0-15{one} --outdir=out")
     log.close()
     if outcome.interrupted:
         sys.exit(130)
 
 
+def count_classes(dataset) -> dict[str, int]:
+    """Class -> slices to learn from."""
+    names = dataset.archive.info.label_names or map(str, range(dataset.c_dim))
+    return dict(zip(names, dataset.label_counts, strict=True))
+
+
+def most_frequent_class(dataset) -> str:
+    counts = count_classes(dataset)
+    return max(counts, key=counts.get)
+
+
 def describe_classes(dataset) -> str:
     """How many slices of each class there are to learn from, and which can't be generated for want of any."""
-    names = dataset.archive.info.label_names or range(dataset.c_dim)
-    counts = dict(zip(names, dataset.label_counts, strict=True))
-    missing = [str(name) for name, n in counts.items() if not n]
+    counts = count_classes(dataset)
+    missing = [name for name, n in counts.items() if not n]
     told = ", ".join(f"{name} ({count(n, 'slice')})" for name, n in counts.items() if n)
     return told + (f"; none of {', '.join(missing)}, which generate.py will refuse" if missing else "")
 

@@ -10,6 +10,7 @@ import platform
 import stat
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 
 PLAIN = "plain-signs"  # handler of encoding errors: a sign that can't be written becomes others that can
@@ -23,6 +24,8 @@ def run(command: Callable, **options) -> None:
     """Call a click command as a program: all of them begin here."""
     _write_anything()
     _name_user()
+    # joblib, which MONAI imports and nobody uses here, says at its import that /dev/shm is full or read-only.
+    warnings.filterwarnings("ignore", "(?s).*joblib will operate in serial mode")
     command(**options)
 
 

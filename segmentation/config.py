@@ -10,6 +10,7 @@ from slices.schema import MOST_CLASSES, MOST_CONTRASTS
 
 EVALUATED_AT_ONCE = 64  # slices
 WIDEST = 4096  # channels at full size
+MOST_STEPS, LARGEST_BATCH, MOST_WORKERS = 1 << 40, 1 << 20, 1 << 10
 SMALLEST = 32  # pixels; four halvings leave 2×2, the least that instance normalisation can normalise
 
 
@@ -57,9 +58,10 @@ class TrainUNetConfig:
     lesion_free: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("seed", 0), ("width", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)}: expected a whole number from {least} up")
+        bounds = {"steps": (1, MOST_STEPS), "batch": (1, LARGEST_BATCH), "seed": (0, 2**32 - 1), "width": (1, WIDEST)}
+        for name, (least, most) in {**bounds, "workers": (0, MOST_WORKERS)}.items():
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"--{name} {getattr(self, name)}: expected a whole number from {least} to {most}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UserError(f"--lr {self.lr:g}: expected a number above 0, for example 0.001")
         for name, share in (("--empty", self.empty), ("--lesion-free", self.lesion_free or 0)):

@@ -169,8 +169,8 @@ def _require_fit(unet: unets.UNet, model_path: Path, reader: ArchiveReader) -> N
     info = unet.info
     if reader.schema.channels != info.schema.channels:
         raise UserError(
-            f"{reader.path} has the channels {reader.schema.describe()}, but {model_path} was trained on "
-            f"{info.schema.describe()}; evaluate it on slices of that schema"
+            f"{reader.path} has the channels {reader.schema.describe_channels()}, but {model_path} was trained on "
+            f"{info.schema.describe_channels()}; evaluate it on slices of that schema"
         )
     if reader.resolution != info.resolution:
         raise UserError(

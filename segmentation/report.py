@@ -11,7 +11,7 @@ import numpy as np
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path
-from dnnlib.text import count, format_table
+from dnnlib.text import count, format_table, name_some
 from segmentation.data import describe_pixels, is_known_size, pixels_of
 from segmentation.scores import Evaluation, ExaminationDice, Target, of_target, targets_of
 from slices import render
@@ -183,7 +183,7 @@ def _about_pixels(evaluation: Evaluation) -> list[str]:
             f"{describe_pixels(data.pixel)}: its Dice says nothing about pixels that it knows"
         )
     if unknown := [a for a in (*archives, data) if a.unmeasured]:
-        files = ", ".join(f"{count(a.unmeasured, 'slice')} of {a.file}" for a in unknown)
+        files = ", ".join(f"{count(a.unmeasured, 'slice')} of {name_some([a.file])}" for a in unknown)
         notes.append(f"pixel size unknown and not compared: {files}")
     return notes
 

@@ -98,11 +98,17 @@ def to_input(contrasts: torch.Tensor, schema: Schema) -> torch.Tensor:
 
 @torch.inference_mode()
 def predict(unet: UNet, contrasts: np.ndarray) -> np.ndarray:
-    """Segment stored contrasts, uint8 [N, C, H, W], as one batch. Returns class indices, uint8 [N, H, W]."""
+    """Segment stored contrasts, uint8 [N, C, H, W], as one batch. Returns class indices, uint8 [N, H, W].
+
+    Raises UserError where the network has no answer.
+    """
     unet.network.eval()
     device = next(unet.network.parameters()).device
     pixels = torch.from_numpy(np.ascontiguousarray(contrasts)).to(device)
-    return unet.network(to_input(pixels, unet.info.schema)).argmax(dim=1).to(torch.uint8).cpu().numpy()
+    logits = unet.network(to_input(pixels, unet.info.schema))
+    if not logits.isfinite().all():
+        raise UserError("the U-Net's answers are not finite numbers, so its Dice would mean nothing: train it again")
+    return logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
 
 
 def save(path: str | os.PathLike, unet: UNet) -> None:

@@ -427,8 +427,8 @@ def require_same_kind(first: ArchiveReader, other: ArchiveReader) -> None:
     """Raise UserError unless two archives have the same channels and resolution."""
     if first.schema.channels != other.schema.channels:
         raise UserError(
-            f"{other.path} has the channels {other.schema.describe()}, but {first.path} has {first.schema.describe()}; "
-            "use archives of one schema"
+            f"{other.path} has the channels {other.schema.describe_channels()}, but {first.path} has "
+            f"{first.schema.describe_channels()}; use archives of one schema"
         )
     if first.resolution != other.resolution:
         raise UserError(

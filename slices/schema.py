@@ -160,6 +160,11 @@ class Schema:
         classes = ", ".join(self.class_names) or "no classes"
         return f"{', '.join(self.contrasts)} | {classes}"
 
+    def describe_channels(self) -> str:
+        """All of `channels` in words: what slices that can't be mixed differ in is among it."""
+        regions = ", ".join(f"{region.name} = {' + '.join(region.classes)}" for region in self.regions)
+        return f"{self.describe()} | {regions or 'no regions'}"
+
 
 BRATS = Schema(
     contrasts=("t1", "t1ce", "t2", "flair"),

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
+import train
 from conftest import write_archive
 from dnnlib.errors import UserError
 from dnnlib.runs import Log
@@ -148,6 +149,8 @@ def test_a_class_that_was_never_seen_is_refused(tmp_path):
     result = invoke("--network", folder, "--seeds", "0", "--class", unseen, "--outdir", tmp_path / "out")
     assert result.exit_code == 2 and f"--class {unseen}" in result.output and "saw no slice of this" in result.output
     assert f"({seen})" in result.output and f"({unseen})" not in result.output
+    dataset = SliceDataset(folder / "data.zip", use_labels=True, subset=2)
+    assert train.most_frequent_class(dataset) == seen, "what a training proposes to generate next"
     unknown = replace(network, info=replace(network.info, label_counts=None))
     assert torch.equal(sampling.class_vector(unknown, unseen), 1 - sampling.class_vector(network, seen))
 

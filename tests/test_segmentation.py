@@ -282,6 +282,21 @@ def test_a_blank_slice_is_background_in_every_contrast_and_in_truth(train_zip):
     assert not blank.contrasts.any() and not blank.indices.any()
 
 
+def test_answers_that_are_no_numbers_are_refused():
+    schema, contrasts = RING, np.zeros((1, 2, SIZE, SIZE), np.uint8)
+    network = unet.build(unet.configure(schema, SIZE, width=1))
+    torch.nn.init.constant_(network.final_conv.weight, 3e38)
+    model = unet.UNet(network, SimpleNamespace(schema=schema))
+    with pytest.raises(UserError, match="not finite numbers"):
+        unet.predict(model, contrasts + np.arange(SIZE, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("name, value", [("seed", 10**20), ("steps", 10**23), ("batch", 10**12), ("workers", 10**5)])
+def test_numbers_that_nothing_can_hold_are_refused(name, value):
+    with pytest.raises(UserError, match=f"--{name} {value}: expected a whole number from"):
+        TrainUNetConfig(**{"steps": 1, name: value})
+
+
 def test_a_network_leaves_empty_slices_alone(trained):
     """It has seen some, though no archive has any."""
     assert not unet.predict(unet.load(trained.model), np.zeros((1, 2, SIZE, SIZE), np.uint8)).any()
@@ -790,6 +805,9 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path, trained, train_zip, test_
 
     assert "convert the archive at --resolution 32" in evaluate(trained.model, large)
     assert "was trained on t1, flair | core, rim" in evaluate(trained.model, brats)
+    halves = dataclasses.replace(RING, regions=(Region("half", ("rim",)),))
+    other = write_archive(tmp_path / "halves.zip", [("p", draw_slice(rng))], halves)
+    assert "| core, rim | half = rim, but" in evaluate(trained.model, other), "says in what they differ"
     assert "is a snapshot; expected a unet" in evaluate(tmp_path / "snapshot.safetensors", test_zip)
     assert "a zip file" in evaluate(test_zip, test_zip)
     assert "holds no unet.safetensors" in evaluate(tmp_path / "empty", test_zip)
