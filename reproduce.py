@@ -66,6 +66,7 @@ SOURCES = {
     "segmentation": ("dnnlib", "slices", "torch_utils"),
 }
 ENDED = (129, 130, 143)  # statuses of what was ended by SIGHUP, Ctrl-C or SIGTERM
+KILLED = 137  # by SIGKILL, of the system or of a user
 REPORT = ("results.json", "results.md", "dice.png")
 ARMS = {"100 % R": ("real",), "100 % F": ("fake",), "100 % F + 100 % R": ("fake", "real")}
 
@@ -258,8 +259,9 @@ class Stages:
         status = run_python([script, *options], env=environment(), pass_fds=self._locks)
         if status:
             ended = status in ENDED
-            advice = "; the same command skips what is done and begins it anew" if ended else ""
-            print(f"\n{name} ended early{advice}", file=sys.stderr)
+            killed = " (killed, most likely for want of memory)" if status == KILLED else ""
+            advice = "; the same command skips what is done and begins it anew" if ended or killed else ""
+            print(f"\n{name} ended early{killed}{advice}", file=sys.stderr)
             sys.exit(status if ended or status == 2 else 1)
         print(f"    took {format_time(time.time() - start)}", flush=True)
 
@@ -391,7 +393,7 @@ def compare(arms) -> str:
     name = next(iter(real.regions or real.labels))
     real, fake = ((e.regions or e.labels)[name] for e in (real, fake))
     own, masked = share_of(fake.mean, real.mean), share_of(fake.masked_mean, real.masked_mean)
-    return f"{name}: the Dice of 100 % F is {own} that of 100 % R; masked, {masked}"
+    return f"{name}: the Dice of 100 % F is {own} that of 100 % R; masked, {masked} it"
 
 
 def share_of(part: float, whole: float) -> str:

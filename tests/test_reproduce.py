@@ -65,6 +65,9 @@ def test_a_stage_that_failed_is_not_done(stages, capfd):
         assert stopped.value.code == expected
         assert not json.loads((stages.records / "half.json").read_text())["complete"]
     assert "half ended early" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        stages.run("half", "be killed", ["-c", "import os; os.kill(os.getpid(), 9)"], [], ["out.txt"])
+    assert "half ended early (killed, most likely for want of memory); the same" in capfd.readouterr().err
     stages.run("half", "succeed", [*command, "0"], [], ["out.txt"])
     assert json.loads((stages.records / "half.json").read_text())["complete"]
 
@@ -355,7 +358,7 @@ def test_the_report_says_what_its_numbers_are(tmp_path, capsys):
         "seed of each U-Net: 100 % R 5, 100 % F 6",
         "one GAN, with seed 77, of 22 kimg",
         "training slices without lesion: 0.0% of the real ones, 0.0% of the fakes",
-        "WT: the Dice of 100 % F is 80% of that of 100 % R; masked, 50% of",
+        "WT: the Dice of 100 % F is 80% of that of 100 % R; masked, 50% of it",
         "masked: with background wherever every contrast is 0",
     ):
         assert words in printed and f"- {words}" in markdown.replace("mean ± SD over patients: ", "")
