@@ -176,11 +176,13 @@ def _claim(path: Path, within: Path) -> tuple[Path, int]:
             raise
         try:
             wait_for_lock(lock)
-            os.write(lock, _MARK)  # from now on it may be taken for a leftover
+            os.write(lock, _MARK)
+            if _is_there(folder, lock):
+                return folder, lock
         except OSError:
             _remove(folder, lock)
             raise
-        return folder, lock
+        os.close(lock)  # others took it for a leftover before it was locked
     raise AssertionError
 
 
@@ -215,12 +217,22 @@ def _is_left(folder: Path, lock: int) -> bool:
     """Whether this process has got the lock of a hidden folder: only who has it changes what is in it."""
     locked = try_lock(lock)
     try:
+        mark = os.read(lock, len(_MARK) + 1)
         return (
-            os.read(lock, len(_MARK) + 1) == _MARK
-            and os.path.samestat(os.fstat(lock), os.lstat(folder / _LOCK))
+            # A process that was killed before it could write the mark left an empty lock and nothing else.
+            (mark == _MARK or (not mark and os.listdir(folder) == [_LOCK]))
+            and _is_there(folder, lock)
             and (locked or (locked is None and _last_change(folder) < time.time() - _ABANDONED))
         )
     except OSError:  # a file has just gone: somebody is at work
+        return False
+
+
+def _is_there(folder: Path, lock: int) -> bool:
+    """Whether an open file is the lock of a hidden folder still."""
+    try:
+        return os.path.samestat(os.fstat(lock), os.lstat(folder / _LOCK))
+    except FileNotFoundError:
         return False
 
 

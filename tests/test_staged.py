@@ -68,6 +68,20 @@ def test_what_killed_processes_left_is_removed_and_what_is_in_use_stays(tmp_path
     assert files.refuse_existing(path, force=True) == path and tree(tmp_path) == {"x.zip": "mine"}
 
 
+def test_what_was_left_before_it_was_marked_is_removed(tmp_path):
+    """A kill may come between the making of the hidden folder's lock and what is written into it."""
+    left, path = tmp_path / ".x.zip.0.part", tmp_path / "x.zip"
+    left.mkdir()
+    (left / "lock").touch()
+    files.write_bytes(path, b"new")
+    assert tree(tmp_path) == {"x.zip": "new"}
+    left.mkdir()
+    (left / "lock").touch()
+    (left / "thesis.txt").write_text("mine")
+    files.write_bytes(path, b"newer")
+    assert tree(left) == {"lock": "", "thesis.txt": "mine"}
+
+
 def test_a_leftover_below_a_folder_that_this_process_has_locked(tmp_path):
     """As that of a conversion's cut cases is."""
     opened = os.open(tmp_path, os.O_RDONLY)
