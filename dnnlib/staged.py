@@ -202,6 +202,8 @@ def _clear(folder: Path, within: Path, alone: bool) -> None:
         return
     except OSError:
         return
+    if alone and (folder / _JOURNAL).exists():  # its process is gone: others have the lock only while they look
+        wait_for_lock(lock)
     left, published = _is_left(folder, lock), (folder / _JOURNAL).exists()
     if not left or (published and not alone):
         os.close(lock)
