@@ -238,7 +238,9 @@ def test_make_takes_any_path_of_a_python_and_tells_what_an_environment_is_of(tmp
     stamp.write_text(f"{project.resolve()}\n")
 
     def make(*arguments: str) -> tuple[int, str]:
-        run = subprocess.run(["make", "setup", *arguments], cwd=project, capture_output=True, text=True)
+        # `make test` passes its own options on to a make below it.
+        outer = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+        run = subprocess.run(["make", "setup", *arguments], cwd=project, capture_output=True, text=True, env=outer)
         return run.returncode, run.stdout + run.stderr
 
     other = tmp_path / "another Python" / "python3"
