@@ -25,10 +25,18 @@ ON_SHEET = 60  # more slices than this are not legible on one contact sheet
 @click.option("--outdir", metavar="DIR", help="write a panel per seed and a contact sheet into this folder")
 @click.option("--dest", metavar="ZIP", help="write an archive instead: labels one-hot, every slice its own patient")
 @click.option("--trunc", type=float, default=1, help="truncation psi: 1 full variety, below 1 more typical slices")
-@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const",
-              help="const: the network's stored noise; random: drawn from the seed")  # fmt: skip
-@click.option("--class", "wanted_class", metavar="NAME|N", help="class label, for a network trained with --cond; "
-              "an archive keeps it")  # fmt: skip
+@click.option(
+    "--noise-mode",
+    type=click.Choice(["const", "random", "none"]),
+    default="const",
+    help="const: the network's stored noise; random: drawn from the seed",
+)
+@click.option(
+    "--class",
+    "wanted_class",
+    metavar="NAME|N",
+    help="class label, for a network trained with --cond; an archive keeps it",
+)
 @click.option("--batch", type=click.IntRange(1), default=8, help="slices computed at a time")
 @click.option("--force", is_flag=True, help="replace pictures or an archive that exist")
 @reports_user_errors

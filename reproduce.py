@@ -1,7 +1,7 @@
 """The whole experiment, stage by stage: convert, train a GAN, generate, train U-Nets, compare their Dice.
 
-    python reproduce.py --preset=demo --outdir=runs/demo
-    python reproduce.py --preset=paper --outdir=runs/paper --source=BraTS18
+python reproduce.py --preset=demo --outdir=runs/demo
+python reproduce.py --preset=paper --outdir=runs/paper --source=BraTS18
 """
 
 import contextlib
@@ -47,8 +47,21 @@ PRESETS = {
     "demo": Preset(
         phantom=("--patients=90", "--seed=0", "--shape=96x96x62"),
         convert=("--resolution=64", "--fov=200", "--min-tumor-pixels=16", LESION_FREE, "--test-fraction=0.15"),
-        train=("--cfg=auto", "--mirror=1", "--batch=8", "--lrate=0.005", "--gamma=5", "--mixing=0", "--pl-weight=0",
-               "--z-dim=128", "--cbase=1024", "--cmax=64", "--fp32=1", "--kimg=22", "--snap=2"),  # fmt: skip
+        train=(
+            "--cfg=auto",
+            "--mirror=1",
+            "--batch=8",
+            "--lrate=0.005",
+            "--gamma=5",
+            "--mixing=0",
+            "--pl-weight=0",
+            "--z-dim=128",
+            "--cbase=1024",
+            "--cmax=64",
+            "--fp32=1",
+            "--kimg=22",
+            "--snap=2",
+        ),
         unet=("--steps=700", "--width=8", "--batch=8", "--lr=0.01", "--empty=0.05", LESION_FREE),
     ),
     # The abstract leaves open what --slices, --min-tumor-pixels and the U-Net's options say; see the README.
@@ -72,8 +85,12 @@ ARMS = {"100 % R": ("real",), "100 % F": ("fake",), "100 % F + 100 % R": ("fake"
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option("--preset", type=click.Choice(list(PRESETS)), required=True, help="demo: phantoms at 64×64 on a laptop; "
-              "paper: BraTS 2018 at 256×256 on GPUs")  # fmt: skip
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    required=True,
+    help="demo: phantoms at 64×64 on a laptop; paper: BraTS 2018 at 256×256 on GPUs",
+)
 @click.option("--outdir", required=True, metavar="DIR", help="where all results go; a second call goes on from there")
 @click.option("--source", metavar="DIR", help="BraTS 2018 training data, for --preset=paper")
 @click.option("--kimg", type=click.FloatRange(0, min_open=True), help="train the GAN for as many kimg instead")
@@ -118,29 +135,41 @@ def reproduce(preset: Preset, source: str | None, stages: "Stages") -> None:
     if source is None:
         folder = "phantoms-" + fingerprint(preset.phantom)[:8]  # other patients go elsewhere, never among these
         (source,) = stages.run(
-            "phantom", "make synthetic patients",
-            ["dataset_tool.py", "phantom", f"--dest={{out}}/{folder}", *preset.phantom], [], [folder],
-        )  # fmt: skip
+            "phantom",
+            "make synthetic patients",
+            ["dataset_tool.py", "phantom", f"--dest={{out}}/{folder}", *preset.phantom],
+            [],
+            [folder],
+        )
     real, test, _ = stages.run(
-        "convert", "cut the patients' volumes into joint slices, split by patient",
+        "convert",
+        "cut the patients' volumes into joint slices, split by patient",
         ["dataset_tool.py", "convert", f"--source={source}", "--dest={out}/real", *preset.convert],
-        [source], ["real/train.zip", "real/test.zip", "real/split.json"],
-    )  # fmt: skip
+        [source],
+        ["real/train.zip", "real/test.zip", "real/split.json"],
+    )
     (snapshot,) = stages.run(
-        "train", "train the GAN on the real training slices",
+        "train",
+        "train the GAN on the real training slices",
         ["train.py", "--outdir={out}/gan", f"--data={real}", f"--exclude={test}", *preset.train],
-        [real, test], ["gan/*/network-snapshot-*.safetensors"], replaces=False,
-    )  # fmt: skip
+        [real, test],
+        ["gan/*/network-snapshot-*.safetensors"],
+        replaces=False,
+    )
     (fake,) = stages.run(
-        "generate", "as many fake slices as there are real ones",
+        "generate",
+        "as many fake slices as there are real ones",
         ["generate.py", f"--network={snapshot}", f"--seeds=0-{count_slices(real) - 1}", "--dest={out}/fake/fake.zip"],
-        [snapshot, real], ["fake/fake.zip"],
-    )  # fmt: skip
+        [snapshot, real],
+        ["fake/fake.zip"],
+    )
     sheet, _ = stages.run(
-        "panels", "pictures of the first fakes",
+        "panels",
+        "pictures of the first fakes",
         ["generate.py", f"--network={snapshot}", "--seeds=0-23", "--outdir={out}/panels"],
-        [snapshot], ["panels/contact_sheet.png", "panels/seed*.png"],
-    )  # fmt: skip
+        [snapshot],
+        ["panels/contact_sheet.png", "panels/seed*.png"],
+    )
     archives = {"real": real, "fake": fake}
     unet_options = preset.unet
     if not (count_slices(fake, True) and count_slices(fake, False)):
@@ -152,15 +181,19 @@ def reproduce(preset: Preset, source: str | None, stages: "Stages") -> None:
         data = [archives[name] for name in names]
         options = [*(f"--data={d}" for d in data), f"--exclude={test}", *unet_options]
         unet, _ = stages.run(
-            short, f"train a U-Net on {arm}",
+            short,
+            f"train a U-Net on {arm}",
             ["-m", "segmentation", "train", *options, f"--outdir={{out}}/{short}"],
-            [*data, test], [f"{short}/unet.safetensors", f"{short}/training.json"],
-        )  # fmt: skip
+            [*data, test],
+            [f"{short}/unet.safetensors", f"{short}/training.json"],
+        )
         results[arm], _ = stages.run(
-            f"{short}-test", f"Dice of that U-Net ({arm}) on the test patients",
+            f"{short}-test",
+            f"Dice of that U-Net ({arm}) on the test patients",
             ["-m", "segmentation", "evaluate", f"--model={unet}", f"--data={test}", f"--outdir={{out}}/{short}-test"],
-            [unet, test], [f"{short}-test/results.json", f"{short}-test/patients.png"],
-        )  # fmt: skip
+            [unet, test],
+            [f"{short}-test/results.json", f"{short}-test/patients.png"],
+        )
     report(stages.outdir, results, real, fake, snapshot)
     print(f"\nPictures\n  {sheet}   fakes: contrasts and labels\n  {snapshot.parent / 'reals.png'}   real slices")
     for arm in results:

@@ -24,31 +24,51 @@ from training.config import CFG_NAMES, DataConfig, Overrides, notes, resolve
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--outdir", required=True, metavar="DIR", help="where run folders such as 00000-train-auto are made")
 @click.option("--data", required=True, metavar="ZIP", help="archive made by dataset_tool.py")
-@click.option("--exclude", multiple=True, metavar="ZIP", help="archive whose patients must not be in --data, such as "
-              "test.zip; may be repeated")  # fmt: skip
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="ZIP",
+    help="archive whose patients must not be in --data, such as test.zip; may be repeated",
+)
 @click.option("--cfg", type=click.Choice(CFG_NAMES), default="auto", help="preset; the paper used stylegan2")
 @click.option("--gamma", type=click.FloatRange(0), help="R1 weight  [default: the preset's]")
-@click.option("--lrate", type=click.FloatRange(0, min_open=True), help="learning rate of both networks  "
-              "[default: the preset's]")  # fmt: skip
-@click.option("--kimg", type=click.FloatRange(0, min_open=True), help="length in thousands of real images shown  "
-              "[default: the preset's]")  # fmt: skip
+@click.option(
+    "--lrate", type=click.FloatRange(0, min_open=True), help="learning rate of both networks  [default: the preset's]"
+)
+@click.option(
+    "--kimg",
+    type=click.FloatRange(0, min_open=True),
+    help="length in thousands of real images shown  [default: the preset's]",
+)
 @click.option("--batch", type=click.IntRange(1), help="images of one step  [default: the preset's]")
 @click.option("--batch-gpu", type=click.IntRange(1), help="images at a time, to save memory  [default: --batch]")
 @click.option("--mirror", type=bool, default=False, metavar="BOOL", help="double the data by left-right flips")
 @click.option("--subset", type=click.IntRange(1), metavar="N", help="train on N slices only, drawn with --seed")
 @click.option("--cond", type=bool, default=False, metavar="BOOL", help="condition on the archive's class labels")
-@click.option("--snap", type=click.IntRange(0), default=50, help="save a snapshot every so many ticks of 4 kimg; "
-              "0: at the end only")  # fmt: skip
+@click.option(
+    "--snap",
+    type=click.IntRange(0),
+    default=50,
+    help="save a snapshot every so many ticks of 4 kimg; 0: at the end only",
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="of weights, latents and data order")
 @click.option("--workers", type=click.IntRange(0), default=2, help="processes that read data too large for memory")
 @click.option("--mixing", type=click.FloatRange(0, 1), help="probability of style mixing  [default: the preset's]")
 @click.option("--pl-weight", type=click.FloatRange(0), help="path length weight; 0: off  [default: the preset's]")
 @click.option("--map-depth", type=click.IntRange(1), help="layers of the mapping network  [default: the preset's]")
-@click.option("--cbase", type=click.IntRange(1), help="feature maps at a resolution: cbase / resolution, …  "
-              "[default: the preset's]")  # fmt: skip
+@click.option(
+    "--cbase",
+    type=click.IntRange(1),
+    help="feature maps at a resolution: cbase / resolution, …  [default: the preset's]",
+)
 @click.option("--cmax", type=click.IntRange(1), help="… but at most cmax  [default: 512]")
-@click.option("--fp32", type=bool, default=False, metavar="BOOL", help="no half precision on a GPU, and no clamp of "
-              "activations, which only that needs")  # fmt: skip
+@click.option(
+    "--fp32",
+    type=bool,
+    default=False,
+    metavar="BOOL",
+    help="no half precision on a GPU, and no clamp of activations, which only that needs",
+)
 @click.option("--z-dim", type=click.IntRange(1), help="size of the latent z  [default: 512]")
 @click.option("--w-dim", type=click.IntRange(1), help="size of the style w  [default: --z-dim]")
 @click.option("-n", "--dry-run", is_flag=True, help="print the resolved configuration and stop")

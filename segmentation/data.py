@@ -171,9 +171,7 @@ class UnionOfArchives(torch.utils.data.Dataset):
             )
         if config.lesion_free is not None and len(lesion_free) == len(self):
             raise UserError(f"{names}: none of the {len(self)} slices has a lesion, so there is nothing to learn")
-        return Draws(
-            len(self), config.batch, config.steps, config.seed, config.empty, config.lesion_free, lesion_free
-        )  # fmt: skip
+        return Draws(len(self), config.batch, config.steps, config.seed, config.empty, config.lesion_free, lesion_free)
 
     def count(self, draws: Draws) -> Drawn:
         """How many slices of each sort are drawn."""

@@ -62,9 +62,7 @@ def arms_table(arms: Mapping[str, Evaluation]) -> Table:
         names = ", ".join(sorted({e.data.file for e in evaluations}))
         raise UserError(f"a table compares U-Nets on one test archive; these were evaluated on different ones: {names}")
     targets = targets_of(evaluations[0].model.info.schema)
-    own = [
-        (name + _remark(e), *(str(of_target(e, t)) for t in targets), f"{e.removed:,}") for name, e in arms.items()
-    ]  # fmt: skip
+    own = [(name + _remark(e), *(str(of_target(e, t)) for t in targets), f"{e.removed:,}") for name, e in arms.items()]
     masked = [(f"{name}, masked", *(of_target(e, t).masked for t in targets), "removed") for name, e in arms.items()]
     notes = [
         *about_data(evaluations[0]),

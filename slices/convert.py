@@ -162,10 +162,12 @@ def cut_case(
             continue
         indices.append(k)
         classes.append(labels)
-        contrasts.append([
-            _grey_levels(grid, contrast[k], head[k], inside, scale)
-            for contrast, scale in zip(volumes.contrasts, scales, strict=True)
-        ])  # fmt: skip
+        contrasts.append(
+            [
+                _grey_levels(grid, contrast[k], head[k], inside, scale)
+                for contrast, scale in zip(volumes.contrasts, scales, strict=True)
+            ]
+        )
     edge = options.resolution
     return CaseSlices(
         case=case,

@@ -278,7 +278,7 @@ def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, 
                 _writer(path, reader, made | {"split": {"part": side, **config.to_json(drawn)}}, staged=staged)
             )
             for side, path in paths.items()
-        }  # fmt: skip
+        }
         for i, record in enumerate(tqdm(reader.info.slices, desc="splitting", unit="slice")):
             side = sides[record.patient]
             _copy(reader, i, writers[side], part=side)

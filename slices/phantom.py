@@ -33,12 +33,15 @@ SMALLEST_SIDE = 16
 
 # Typical brightness relative to the contrast's brightest healthy tissue. Rows as CONTRASTS.
 #             GM    WM    CSF   oedema  enhancing  necrosis  non-enhancing
-_BRIGHTNESS = np.array([
-    [0.74, 1.00, 0.30, 0.70, 0.74, 0.42, 0.56],  # t1
-    [0.74, 0.97, 0.32, 0.70, 1.55, 0.42, 0.58],  # t1ce
-    [0.55, 0.40, 1.00, 0.80, 0.62, 0.95, 0.88],  # t2
-    [0.74, 0.60, 0.20, 1.18, 0.92, 0.50, 0.98],  # flair
-], np.float32)  # fmt: skip
+_BRIGHTNESS = np.array(
+    [
+        [0.74, 1.00, 0.30, 0.70, 0.74, 0.42, 0.56],  # t1
+        [0.74, 0.97, 0.32, 0.70, 1.55, 0.42, 0.58],  # t1ce
+        [0.55, 0.40, 1.00, 0.80, 0.62, 0.95, 0.88],  # t2
+        [0.74, 0.60, 0.20, 1.18, 0.92, 0.50, 0.98],  # flair
+    ],
+    np.float32,
+)
 
 # MNI heads are tall: as they are, they would fill the field of view from its lowest to its highest slice.
 _HEAD_SCALE = np.array([0.98, 0.97, 0.86])

@@ -100,18 +100,41 @@ RELEASES = (
     Release("2017", "BraTS 2017", BRATS, _GRADED, _BY_NAME, known={"case": r"Brats17_\w+"}, grid=_GRID),
     Release("2018", "BraTS 2018", BRATS, _GRADED, _BY_NAME, known={"case": r"Brats18_\w+"}, grid=_GRID),
     Release("2019", "BraTS 2019", BRATS, _GRADED, _BY_NAME, known={"case": r"BraTS19_\w+"}, grid=_GRID),
-    Release("2020", "BraTS 2020", BRATS, _FLAT, _BY_NAME, known={"case": r"BraTS20_Training_\d{3}"}, grid=_GRID,
-            odd_masks={"BraTS20_Training_355": "W39_1998.09.19_Segm.nii"}),  # fmt: skip
+    Release(
+        "2020",
+        "BraTS 2020",
+        BRATS,
+        _FLAT,
+        _BY_NAME,
+        known={"case": r"BraTS20_Training_\d{3}"},
+        grid=_GRID,
+        odd_masks={"BraTS20_Training_355": "W39_1998.09.19_Segm.nii"},
+    ),
     Release("2021", "BraTS 2021", BRATS, _FLAT, _BY_NAME, known={"case": r"BraTS2021_\d{5}"}, grid=_GRID),
-    Release("2023-gli", "BraTS 2023 GLI", _with_values(NCR=1, ED=2, ET=3), _VISITS, _GLI,
-            known=_VISIT_NAMES, grid=_GRID),  # fmt: skip
-    Release("2024-gli", "BraTS 2024 GLI (post-treatment)", POST_TREATMENT, _VISITS, _GLI,
-            known=_VISIT_NAMES, grid=(182, 218, 182)),  # fmt: skip
-    Release("msd", "Medical Segmentation Decathlon, Task01_BrainTumour", _with_values(NCR=2, ED=1, ET=3),
-            "imagesTr/{case}.nii.gz", {"flair": "FLAIR", "t1": "T1w", "t1ce": "t1gd", "t2": "T2w"},
-            mask_pattern="labelsTr/{case}.nii.gz", known={"case": r"BRATS_\d{3}"}, grid=_GRID),  # fmt: skip
+    Release(
+        "2023-gli", "BraTS 2023 GLI", _with_values(NCR=1, ED=2, ET=3), _VISITS, _GLI, known=_VISIT_NAMES, grid=_GRID
+    ),
+    Release(
+        "2024-gli",
+        "BraTS 2024 GLI (post-treatment)",
+        POST_TREATMENT,
+        _VISITS,
+        _GLI,
+        known=_VISIT_NAMES,
+        grid=(182, 218, 182),
+    ),
+    Release(
+        "msd",
+        "Medical Segmentation Decathlon, Task01_BrainTumour",
+        _with_values(NCR=2, ED=1, ET=3),
+        "imagesTr/{case}.nii.gz",
+        {"flair": "FLAIR", "t1": "T1w", "t1ce": "t1gd", "t2": "T2w"},
+        mask_pattern="labelsTr/{case}.nii.gz",
+        known={"case": r"BRATS_\d{3}"},
+        grid=_GRID,
+    ),
     Release("phantom", "phantoms of dataset_tool.py", BRATS, _GRADED, _BY_NAME, known={"case": r"Phantom\d+_\d+_1"}),
-)  # fmt: skip
+)
 RELEASE_NAMES = tuple(release.name for release in RELEASES)
 
 

@@ -51,16 +51,25 @@ def named(found):
     "pattern, files, cases",
     [
         ("{patient:3}{visit:1}_{contrast}.nii", ["ab12_t1.nii", "ab1x_t1.nii"], [("ab1-2", "ab1"), ("ab1-x", "ab1")]),
-        (r"{patient:[A-Z]+\d{2}}{visit}_{contrast}.nii", ["QX01b_t1.nii", "QX01c_t1.nii"],
-         [("QX01-b", "QX01"), ("QX01-c", "QX01")]),
-        (r"MR{patient:\d+}[{visit:[a-z]}].nii.gz", ["MR7.nii", "MR7b.nii", "MR12.nii"],
-         [("12", "12"), ("7", "7"), ("7-b", "7")]),
-        ("./*/scans_*/{case}_{contrast}.nii.gz", ["siteA/scans_1/x_t1.nii", "siteB/scans_22/y_t1.nii"],
-         [("x", "x"), ("y", "y")]),
+        (
+            r"{patient:[A-Z]+\d{2}}{visit}_{contrast}.nii",
+            ["QX01b_t1.nii", "QX01c_t1.nii"],
+            [("QX01-b", "QX01"), ("QX01-c", "QX01")],
+        ),
+        (
+            r"MR{patient:\d+}[{visit:[a-z]}].nii.gz",
+            ["MR7.nii", "MR7b.nii", "MR12.nii"],
+            [("12", "12"), ("7", "7"), ("7-b", "7")],
+        ),
+        (
+            "./*/scans_*/{case}_{contrast}.nii.gz",
+            ["siteA/scans_1/x_t1.nii", "siteB/scans_22/y_t1.nii"],
+            [("x", "x"), ("y", "y")],
+        ),
         ("[{visit:[a-z]+}]/{patient}_{contrast}.nii.gz", ["p_t1.nii", "b/p_t1.nii"], [("p", "p"), ("p-b", "p")]),
         ("{case}/*[_run-1]_{contrast}.nii.gz", ["a/z_run-1_t1.nii", "b/z_t1.nii"], [("a", "a"), ("b", "b")]),
     ],
-)  # fmt: skip
+)
 def test_patterns_say_whose_case_it_is(tmp_path, pattern, files, cases):
     assert named(find_cases(touch(tmp_path, *files), own(pattern))) == cases
 
@@ -143,9 +152,17 @@ def test_what_fits_no_pattern_is_said_and_recorded(tmp_path):
     write_flat(source, "Brats18_X_1_1", draw())
     convert(source, tmp_path / "clean.zip")
     assert "files" not in ArchiveReader(tmp_path / "clean.zip").info.made["skipped"]
-    touch(source, "Brats18_X_1_1/Brats18_X_1_1_dwi.nii.gz", "late/year2/Brats18_X_2_1/Brats18_X_2_1_t1.nii.gz",
-          "Brats18_X_3_1 (copy)/Brats18_X_3_1_t1.nii.gz", "._Brats18_X_4_1_t1.nii.gz", ".trash/x.nii.gz",
-          "derivatives/x_mask.nii.gz", "Brats18_X_5_1/Brats18_X_5_1_T1.NII", "q.mgz")  # fmt: skip
+    touch(
+        source,
+        "Brats18_X_1_1/Brats18_X_1_1_dwi.nii.gz",
+        "late/year2/Brats18_X_2_1/Brats18_X_2_1_t1.nii.gz",
+        "Brats18_X_3_1 (copy)/Brats18_X_3_1_t1.nii.gz",
+        "._Brats18_X_4_1_t1.nii.gz",
+        ".trash/x.nii.gz",
+        "derivatives/x_mask.nii.gz",
+        "Brats18_X_5_1/Brats18_X_5_1_T1.NII",
+        "q.mgz",
+    )
     os.symlink("..", source / "late" / "again")  # a way back up
     output = convert(source, tmp_path / "x.zip")
     assert "3 NIfTI files fit no pattern, such as Brats18_X_3_1 (copy)/Brats18_X_3_1_t1.nii.gz, late/year2/" in output
@@ -203,8 +220,20 @@ def test_a_table_keeps_a_patient_on_one_side_and_tells_grades(tmp_path):
     table = write_table(tmp_path / "who.csv", "Case;Patient;Visit;Grade", *rows, encoding="utf-8-sig")
     described = ("--contrasts", "t1", "--labels", "core=1+4,edema=2", "--pattern", "{case}/{case}_{contrast}.nii.gz")
     for seed in range(3):
-        output = convert(tmp_path / "s", tmp_path / "out", *described, "--cases", table, "--test-fraction", 0.4,
-                         "--split-seed", seed, "--class-by", "grade", "--force")  # fmt: skip
+        output = convert(
+            tmp_path / "s",
+            tmp_path / "out",
+            *described,
+            "--cases",
+            table,
+            "--test-fraction",
+            0.4,
+            "--split-seed",
+            seed,
+            "--class-by",
+            "grade",
+            "--force",
+        )
         assert "your data, told by who.csv: 7 cases of 3 patients" in output
         train, test = (ArchiveReader(tmp_path / "out" / f"{side}.zip") for side in ("train", "test"))
         assert not set(train.info.patients) & set(test.info.patients)

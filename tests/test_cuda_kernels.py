@@ -61,8 +61,21 @@ def close(found, expected, tolerance):
 # ---- References, in double precision -------------------------------------------------------------------------
 
 
-def tail_reference(order, x, act, alpha=0.2, gain=1.0, limit=math.inf, scale=None, noise=None, strength=None,
-                   bias=None, dy=None, v=None, w=None):  # fmt: skip
+def tail_reference(
+    order,
+    x,
+    act,
+    alpha=0.2,
+    gain=1.0,
+    limit=math.inf,
+    scale=None,
+    noise=None,
+    strength=None,
+    bias=None,
+    dy=None,
+    v=None,
+    w=None,
+):
     """The equations of operators.h; orders 1 and 2 by differentiating orders 0 and 1."""
     n, c, p = x.shape
     x = x.double().requires_grad_()
@@ -158,10 +171,16 @@ def test_tail_meets_golden_values_and_derivatives(emulator, case):
     }
     for channels_last in False, True:
         runs = [
-            emulator.run_tail(x, order=order, dy=dy if order else None, v=v if order == 2 else None,
-                              channels_last=channels_last, **keywords)[0]
+            emulator.run_tail(
+                x,
+                order=order,
+                dy=dy if order else None,
+                v=v if order == 2 else None,
+                channels_last=channels_last,
+                **keywords,
+            )[0]
             for order in range(3)
-        ]  # fmt: skip
+        ]
         found = {"y": runs[0]["out"], "dx": runs[1]["out"], "d2dy": runs[2]["out"], "d2x": runs[2]["out_x"]}
         for name, tensor in found.items():
             close(tensor.reshape(shape), want[name], 1e-5)
@@ -195,8 +214,21 @@ def test_every_operand_may_be_left_out(emulator, operands, channels_last):
         assert list(part) == ["out"] and part["out"].equal(whole["out"])
 
 
-SHAPES = [(1, 1, 1), (2, 3, 1), (1, 1, 7), (3, 1, 65), (2, 33, 9), (1, 257, 3), (2, 7, 1023), (1, 3, 4099), (5, 64, 16),
-          (1, 512, 16), (2, 40, 130), (0, 3, 5), (2, 3, 0)]  # fmt: skip
+SHAPES = [
+    (1, 1, 1),
+    (2, 3, 1),
+    (1, 1, 7),
+    (3, 1, 65),
+    (2, 33, 9),
+    (1, 257, 3),
+    (2, 7, 1023),
+    (1, 3, 4099),
+    (5, 64, 16),
+    (1, 512, 16),
+    (2, 40, 130),
+    (0, 3, 5),
+    (2, 3, 0),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
@@ -377,9 +409,14 @@ def test_tail_beyond_two_to_the_31(fast, channels_last):
     last, bias = 1 << 16, torch.randn(c, generator=random)
     x = torch.randn(1, c, last // c, generator=random).half() if channels_last else torch.randn(1, 1, last).half()
     found, traffic = fast.run_tail(
-        x, activation=NAMES.index("lrelu"), bias=bias, shape=shape, channels_last=channels_last, first_block=-64,
+        x,
+        activation=NAMES.index("lrelu"),
+        bias=bias,
+        shape=shape,
+        channels_last=channels_last,
+        first_block=-64,
         rooms={"x": 2 * total, "out": 2 * total},
-    )  # fmt: skip
+    )
     expected = F.leaky_relu(x.double() + (bias[:, None] if channels_last else bias[-1]).double(), 0.2)
     close(found["out"][..., -512:], expected[..., -512:], 2e-3)
 
@@ -393,9 +430,13 @@ def test_upfirdn2d_beyond_two_to_the_31(fast, channels_last):
     x = torch.randn(pictures, generator=random).half()
     case = {"f": torch.rand(4, 4), "out_size": (256, 256), "up": (1, 1), "down": (1, 1), "padding": (2, 2)}
     found, _ = fast.run_upfirdn2d(
-        x, **case, shape=shape, channels_last=channels_last, first_block=-256,
+        x,
+        **case,
+        shape=shape,
+        channels_last=channels_last,
+        first_block=-256,
         rooms={"x": 2 * math.prod(shape), "y": 2 * math.prod(shape)},
-    )  # fmt: skip
+    )
     expected = upfirdn2d_reference(x, **case, flip=False, gain=1)
     close(found[:, :, -8:, -8:], expected[:, :, -8:, -8:], 2e-3)
 

@@ -452,8 +452,17 @@ def test_ctrl_c(release, tmp_path):
         case.mkdir(parents=True)
         for file in (release / "HGG" / "P0").iterdir():
             (case / file.name.replace("P0", case.name)).symlink_to(file)
-    command = [sys.executable, "dataset_tool.py", "convert", "--source", tmp_path / "many", "--dest", tmp_path / "out",
-               "--release", "2018"]  # fmt: skip
+    command = [
+        sys.executable,
+        "dataset_tool.py",
+        "convert",
+        "--source",
+        tmp_path / "many",
+        "--dest",
+        tmp_path / "out",
+        "--release",
+        "2018",
+    ]
     process = subprocess.Popen(
         [*command, "--workers", "2"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )

@@ -19,10 +19,8 @@ from slices.schema import BRATS, LesionClass, Schema
 
 # All 48 ways in which the axes of a file can run.
 ALL_AXES = [
-    "".join(letters)
-    for order in itertools.permutations(("LR", "PA", "SI"))
-    for letters in itertools.product(*order)
-]  # fmt: skip
+    "".join(letters) for order in itertools.permutations(("LR", "PA", "SI")) for letters in itertools.product(*order)
+]
 NO_CLASSES = Schema(contrasts=("t1", "t2"))
 
 

@@ -101,11 +101,21 @@ def draw_volumes() -> dict[str, np.ndarray]:
 
 # Of a NIfTI-1 header: where each field lies, and what it holds.
 FIELDS = {
-    "sizeof_hdr": (0, "i"), "dim": (40, "8h"), "datatype": (70, "h"), "bitpix": (72, "h"), "pixdim": (76, "8f"),
-    "vox_offset": (108, "f"), "scl_slope": (112, "f"), "scl_inter": (116, "f"), "qform_code": (252, "h"),
-    "sform_code": (254, "h"), "quatern": (256, "6f"), "srow": (280, "12f"), "magic": (344, "4s"),
+    "sizeof_hdr": (0, "i"),
+    "dim": (40, "8h"),
+    "datatype": (70, "h"),
+    "bitpix": (72, "h"),
+    "pixdim": (76, "8f"),
+    "vox_offset": (108, "f"),
+    "scl_slope": (112, "f"),
+    "scl_inter": (116, "f"),
+    "qform_code": (252, "h"),
+    "sform_code": (254, "h"),
+    "quatern": (256, "6f"),
+    "srow": (280, "12f"),
+    "magic": (344, "4s"),
     "extension": (348, "4s"),
-}  # fmt: skip
+}
 NAN, INF = float("nan"), float("inf")
 
 
@@ -172,8 +182,28 @@ def build_zip(entries: Sequence[Entry], **end: int) -> bytes:
         file.write(
             struct.pack("<4s5H3I2H", b"PK\3\4", 20, e.flags, e.method, 0, 33, *sizes, len(name), 0) + name + e.raw
         )
-        directory.write(struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, e.flags, e.method, 0, 33, *sizes, len(e.name),
-                                    len(e.extra), 0, 0, 0, 0, place & 0xFFFFFFFF) + e.name + e.extra)  # fmt: skip
+        directory.write(
+            struct.pack(
+                "<4s6H3I5H2I",
+                b"PK\1\2",
+                20,
+                20,
+                e.flags,
+                e.method,
+                0,
+                33,
+                *sizes,
+                len(e.name),
+                len(e.extra),
+                0,
+                0,
+                0,
+                0,
+                place & 0xFFFFFFFF,
+            )
+            + e.name
+            + e.extra
+        )
     values = {"count": len(entries) & 0xFFFF, "size": directory.tell(), "offset": file.tell()} | end
     count, size, offset = values["count"], values["size"], values["offset"]
     return (
@@ -490,10 +520,43 @@ def flipped_bytes_of_nifti_headers(n: int, random: random.Random, bench: Bench) 
 
 
 HOSTILE_VALUES: list[Any] = [
-    None, True, 0, -1, 2**31, 2**63, 10**400, -(10**18), 0.5, -0.0, 1e308, NAN, INF, -INF, "", "x", "../x", "/x",
-    "x" * 200_000, "a\0b", "a\nb", "\x1b[2J", "\ud800", "\u202e", [], [[]], [None], {}, {"": 0}, {"a": {"b": []}},
-    [0] * 50_000, ["x"] * 5, [1e999], 16, 65536, 10**9,
-]  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    2**31,
+    2**63,
+    10**400,
+    -(10**18),
+    0.5,
+    -0.0,
+    1e308,
+    NAN,
+    INF,
+    -INF,
+    "",
+    "x",
+    "../x",
+    "/x",
+    "x" * 200_000,
+    "a\0b",
+    "a\nb",
+    "\x1b[2J",
+    "\ud800",
+    "\u202e",
+    [],
+    [[]],
+    [None],
+    {},
+    {"": 0},
+    {"a": {"b": []}},
+    [0] * 50_000,
+    ["x"] * 5,
+    [1e999],
+    16,
+    65536,
+    10**9,
+]
 
 
 def nodes(tree: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -619,11 +682,31 @@ def duplicate_names(n: int, random: random.Random, bench: Bench) -> None:
 
 
 BAD_NAMES = [
-    "../x", "../../etc/passwd", "/etc/passwd", "/tmp/x", "..", ".", "C:\\x", "..\\x", "\\\\server\\x", "a/../../x",
-    "~root/x", "file:///etc/passwd", "slices/00000/../../../x.npy", "/slices/00000/00000000.npy",
-    "slices//00000000.npy", "x\0y", "x\ny", "\x1b]0;x\x07", "\u202ex", ".hidden", " x", "x" * 300,
-    "slices/00000/00000000.npy/", "./slices/00000/00000000.npy",
-]  # fmt: skip
+    "../x",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "/tmp/x",
+    "..",
+    ".",
+    "C:\\x",
+    "..\\x",
+    "\\\\server\\x",
+    "a/../../x",
+    "~root/x",
+    "file:///etc/passwd",
+    "slices/00000/../../../x.npy",
+    "/slices/00000/00000000.npy",
+    "slices//00000000.npy",
+    "x\0y",
+    "x\ny",
+    "\x1b]0;x\x07",
+    "\u202ex",
+    ".hidden",
+    " x",
+    "x" * 300,
+    "slices/00000/00000000.npy/",
+    "./slices/00000/00000000.npy",
+]
 
 
 @kind(100)
@@ -642,10 +725,18 @@ def names_that_lead_elsewhere(n: int, random: random.Random, bench: Bench) -> No
         bench.try_archive(build_zip([*bench.entries(), extra]), SAME_OR_REFUSED)
     elif way in (2, 3):
         places = [
-            ("slices", 0, "patient"), ("slices", 0, "volume"), ("seen", 0), ("schema", "contrasts", 0),
-            ("label_names", 0), ("schema", "classes", 0, "name"), ("schema", "regions", 0, "name"),
-            ("volumes", "patient0", "patient"), ("slices", 0, "part"), ("slices", 0, "file"), ("labels", 0, 0),
-        ]  # fmt: skip
+            ("slices", 0, "patient"),
+            ("slices", 0, "volume"),
+            ("seen", 0),
+            ("schema", "contrasts", 0),
+            ("label_names", 0),
+            ("schema", "classes", 0, "name"),
+            ("schema", "regions", 0, "name"),
+            ("volumes", "patient0", "patient"),
+            ("slices", 0, "part"),
+            ("slices", 0, "file"),
+            ("labels", 0, 0),
+        ]
         put(index, random.choice(places), bad)
         bench.try_archive(bench.with_index(index), REFUSED)
     else:
@@ -774,9 +865,23 @@ def gzip_bombs(n: int, random: random.Random, bench: Bench) -> None:
 
 
 SHAPES: list[tuple[int, ...]] = [
-    (), (0,), (8,), (16, 16), (8, 16), (7, 16, 16), (9, 16, 16), (16, 16, 8), (8, 16, 15), (1, 8, 16, 16),
-    (8, 16, 16, 1), (0, 16, 16), (8, 0, 16), (2048,), (8, 256), (4, 32, 16),
-]  # fmt: skip
+    (),
+    (0,),
+    (8,),
+    (16, 16),
+    (8, 16),
+    (7, 16, 16),
+    (9, 16, 16),
+    (16, 16, 8),
+    (8, 16, 15),
+    (1, 8, 16, 16),
+    (8, 16, 16, 1),
+    (0, 16, 16),
+    (8, 0, 16),
+    (2048,),
+    (8, 256),
+    (4, 32, 16),
+]
 TYPES = [
     "i1",
     "<i2",
@@ -813,9 +918,21 @@ HEADERS = [
     "{'descr': '|O', 'fortran_order': False, 'shape': (8, 16, 16)}",
     "{'descr': '|V1000000000', 'fortran_order': False, 'shape': (8, 16, 16)}",
     "{'descr': '|S0', 'fortran_order': False, 'shape': (8, 16, 16)}",
-    "__import__('os').mkdir('x')", "(" * 9000, "-" * 9000 + "1", "[" * 150 + "]" * 150, "1+" * 4500 + "1", "[1]" * 3000,
-    "'" * 9001, "{", "", "\0", "x" * 60_000, "{'descr': '|u1'," * 100, "\x1b[2J", "'''\n\n\nx",
-]  # fmt: skip
+    "__import__('os').mkdir('x')",
+    "(" * 9000,
+    "-" * 9000 + "1",
+    "[" * 150 + "]" * 150,
+    "1+" * 4500 + "1",
+    "[1]" * 3000,
+    "'" * 9001,
+    "{",
+    "",
+    "\0",
+    "x" * 60_000,
+    "{'descr': '|u1'," * 100,
+    "\x1b[2J",
+    "'''\n\n\nx",
+]
 
 
 @kind(110)
@@ -886,8 +1003,13 @@ def pickled_arrays(n: int, random: random.Random, bench: Bench) -> None:
     npz = io.BytesIO()
     np.savez(npz, bench.stored[0])
     fields = "{'descr': [('a', 'O')], 'fortran_order': False, 'shape': (1,)}"
-    member = [npy_header(header, trap), trap, npz.getvalue(), npy_header(fields, trap),
-              as_npy(np.array([{"a": 1}], object))][n % 5]  # fmt: skip
+    member = [
+        npy_header(header, trap),
+        trap,
+        npz.getvalue(),
+        npy_header(fields, trap),
+        as_npy(np.array([{"a": 1}], object)),
+    ][n % 5]
     way, name = n // 5 % 9, random.choice(list(bench.files))
     if way < 4:
         bench.try_archive(bench.with_slice(member, random), REFUSED)
@@ -981,22 +1103,37 @@ def zero_sized_and_5_D_volumes(n: int, random: random.Random, bench: Bench) -> N
     elif way == 7:  # no orientation: directions that are one, or of no length, or of a length beyond all measure
         rows = [-1.0, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1, 0]
         rows = {
-            0: [0.0] * 12, 1: [1.0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0], 2: [1e6, 1e6, 0, 0, 0, 1e-9, 0, 0, 0, 0, 1, 0],
-            3: [v * 1e30 for v in rows], 4: [v * 1e-30 for v in rows], 5: [v * 1e38 for v in rows],
+            0: [0.0] * 12,
+            1: [1.0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0],
+            2: [1e6, 1e6, 0, 0, 0, 1e-9, 0, 0, 0, 0, 1, 0],
+            3: [v * 1e30 for v in rows],
+            4: [v * 1e-30 for v in rows],
+            5: [v * 1e38 for v in rows],
             6: [1e12, 1e12, 0, 0, 1e12, 1e12 * (1 + 2e-7), 0, 0, 0, 0, 1e12, 0],
             7: [1e-3, 0, 0, 0, 0, 1e4, 0, 0, 0, 0, 1, 0],
-            8: [1e15, 1e15, 1e15, 0, 0, 1e-6, 0, 0, 0, 0, 1e-6, 0], 9: [v * 0.9 + 0.1 for v in rows],
-        }[n // 9]  # fmt: skip
+            8: [1e15, 1e15, 1e15, 0, 0, 1e-6, 0, 0, 0, 0, 1e-6, 0],
+            9: [v * 0.9 + 0.1 for v in rows],
+        }[n // 9]
         files = {kind: nifti(volume, srow=tuple(rows)) for kind, volume in bench.volumes.items()}
         bench.try_case(files if n % 2 else {name: files[name]}, VALID_OR_REFUSED)
     else:  # in an archive
         index = bench.index()
         volume = index["volumes"]["patient0"]
-        change = random.choice([
-            {"shape": [0, 20, 16]}, {"shape": [24, -20, 16]}, {"shape": [24, 20, 16, 1]}, {"shape": []}, {"affine": []},
-            {"affine": [[]]}, {"affine": [[1.0] * 3] * 4}, {"pixel": 0.0}, {"pixel": -1}, {"windows": {}},
-            {"windows": {name: [2.0, 1.0] for name in BRATS.contrasts}},
-        ])  # fmt: skip
+        change = random.choice(
+            [
+                {"shape": [0, 20, 16]},
+                {"shape": [24, -20, 16]},
+                {"shape": [24, 20, 16, 1]},
+                {"shape": []},
+                {"affine": []},
+                {"affine": [[]]},
+                {"affine": [[1.0] * 3] * 4},
+                {"pixel": 0.0},
+                {"pixel": -1},
+                {"windows": {}},
+                {"windows": {name: [2.0, 1.0] for name in BRATS.contrasts}},
+            ]
+        )
         volume.update(change)
         bench.try_archive(bench.with_index(index), REFUSED)
 
@@ -1008,11 +1145,24 @@ def broken_split_files(n: int, random: random.Random, bench: Bench) -> None:
     text = json.dumps(good)
     deep = (900, 960, 990, 10_000, 100_000)[n % 5]
     if n < 16:
-        texts = ["", "[]", "null", "{}", text[:-1], text + "]", "\0", "\ufeff" + text, '{"train": NaN, "test": []}',
-                 "[" * deep,
-                 f'{{"train": {"[" * deep}{"]" * deep}, "test": []}}', '{"a":' * deep + "1" + "}" * deep, "9" * 5000,
-                 text.replace(names[0], "\\ud800"), f'{{"train": {10**400}, "test": [1e999]}}',
-                 text[:-1] + ', "test": []}'][n]  # fmt: skip
+        texts = [
+            "",
+            "[]",
+            "null",
+            "{}",
+            text[:-1],
+            text + "]",
+            "\0",
+            "\ufeff" + text,
+            '{"train": NaN, "test": []}',
+            "[" * deep,
+            f'{{"train": {"[" * deep}{"]" * deep}, "test": []}}',
+            '{"a":' * deep + "1" + "}" * deep,
+            "9" * 5000,
+            text.replace(names[0], "\\ud800"),
+            f'{{"train": {10**400}, "test": [1e999]}}',
+            text[:-1] + ', "test": []}',
+        ][n]
     elif n < 36:
         value = random.choice([v for v in HOSTILE_VALUES if v not in ([], {})])
         put(good, random.choice([path for path in nodes(good) if len(path) == 1 + n % 2]), value)

@@ -112,7 +112,7 @@ HEADERS = [  # the 8 bytes of the header's length and the header, as other bytes
     lambda n, text: _of(_VERSION.sub(rb"\1NaN", text)),
     lambda n, text: _of(_VERSION.sub(rb"\1[" + b"7" * 10000 + b"]", text)),
     lambda n, text: _of(text.replace(b'\\"kind\\": \\"', b'\\"kind\\": \\"' + b"x" * 10000)),
-]  # fmt: skip
+]
 
 
 def _of(text: bytes) -> tuple[bytes, bytes]:

@@ -35,8 +35,9 @@ def call(*arguments, expected=0):
 
 
 def convert(source, dest, *arguments, expected=0):
-    return call("convert", "--source", source, "--dest", dest, "--resolution", 64, "--workers", 1, *arguments,
-                expected=expected)  # fmt: skip
+    return call(
+        "convert", "--source", source, "--dest", dest, "--resolution", 64, "--workers", 1, *arguments, expected=expected
+    )
 
 
 def draw(seed=0, values=None):
@@ -134,8 +135,11 @@ def test_the_table():
     post = release_of_name("2024-gli")
     assert values["2024-gli"] == {"NETC": 1, "SNFH": 2, "ET": 3, "RC": 4} and post.schema.num_channels == 9
     assert {region.name: region.classes for region in post.schema.regions} == {
-        "WT": ("NETC", "SNFH", "ET"), "TC": ("NETC", "ET"), "ET": ("ET",), "RC": ("RC",),
-    }  # fmt: skip
+        "WT": ("NETC", "SNFH", "ET"),
+        "TC": ("NETC", "ET"),
+        "ET": ("ET",),
+        "RC": ("RC",),
+    }
     assert post.grid == (182, 218, 182) and release_of_name("2018").grid == (240, 240, 155)
 
 
@@ -225,8 +229,16 @@ def test_visits_of_a_patient_stay_on_one_side_of_the_split(tmp_path):
                 tmp_path / "s", f"BraTS-GLI-0000{patient}-00{visit}", volumes | {"seg": volumes["seg"] // 2}, "-", GLI
             )
     for seed in range(4):
-        convert(tmp_path / "s", tmp_path / f"out{seed}", "--release", "2023-gli", "--test-fraction", 0.5,
-                "--split-seed", seed)  # fmt: skip
+        convert(
+            tmp_path / "s",
+            tmp_path / f"out{seed}",
+            "--release",
+            "2023-gli",
+            "--test-fraction",
+            0.5,
+            "--split-seed",
+            seed,
+        )
         train, test = (ArchiveReader(tmp_path / f"out{seed}" / f"{side}.zip") for side in ("train", "test"))
         assert len(train.info.patients) == len(test.info.patients) == 3
         assert not set(train.info.patients) & set(test.info.patients)
@@ -294,8 +306,12 @@ def test_any_schema(tmp_path, contrasts, classes):
         put(tmp_path / "s" / "masks" / f"{case}.nii.gz", mask)
     options = ["--contrasts", ",".join(names), "--pattern", "{contrast}/{case}.nii.gz"]
     if classes:
-        options += ["--labels", ",".join(f"l{k}={10 + 3 * k}" for k in range(classes)),
-                    "--mask-pattern", "masks/{case}.nii.gz"]  # fmt: skip
+        options += [
+            "--labels",
+            ",".join(f"l{k}={10 + 3 * k}" for k in range(classes)),
+            "--mask-pattern",
+            "masks/{case}.nii.gz",
+        ]
     output = convert(tmp_path / "s", tmp_path / "x.zip", *options)
     reader = ArchiveReader(tmp_path / "x.zip")
     assert (reader.schema.num_contrasts, reader.schema.num_maps) == (contrasts, classes + 1 if classes else 0)
@@ -310,9 +326,20 @@ def test_four_dimensions_with_an_order(tmp_path):
     """The Decathlon described by hand gives the slices that the table gives."""
     write_decathlon(tmp_path / "s")
     convert(tmp_path / "s", tmp_path / "a.zip")
-    convert(tmp_path / "s", tmp_path / "b.zip", "--contrasts", "flair,t1,t1ce,t2", "--labels", "ED=1,NCR=2,ET=3",
-            "--pattern", "imagesTr/{case}.nii.gz", "--mask-pattern", "labelsTr/{case}.nii.gz",
-            "--regions", "WT=NCR+ED+ET,ET=ET")  # fmt: skip
+    convert(
+        tmp_path / "s",
+        tmp_path / "b.zip",
+        "--contrasts",
+        "flair,t1,t1ce,t2",
+        "--labels",
+        "ED=1,NCR=2,ET=3",
+        "--pattern",
+        "imagesTr/{case}.nii.gz",
+        "--mask-pattern",
+        "labelsTr/{case}.nii.gz",
+        "--regions",
+        "WT=NCR+ED+ET,ET=ET",
+    )
     a, b = ArchiveReader(tmp_path / "a.zip"), ArchiveReader(tmp_path / "b.zip")
     assert [region.name for region in b.schema.regions] == ["WT", "ET"]
     for i in range(len(a)):
@@ -343,12 +370,36 @@ def test_patients_and_visits_in_a_pattern(tmp_path):
         (["--contrasts", "t1", "--pattern", "../{case}.nii.gz"], "without .."),
         (["--contrasts", "t1,t1", "--pattern", "{case}_{contrast}.nii.gz"], "stands there twice"),
         (["--contrasts", "a=T1,b=T1", "--pattern", "{case}_{contrast}.nii"], "T1 would be read as two channels"),
-        (["--contrasts", "t1,x=seg", "--pattern", "{case}_{contrast}.nii", "--labels", "a=1"],
-         "seg (where masks lie, unless --mask-pattern says otherwise) would be read as two channels"),
-        (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii", "--labels", "a=1", "--mask-pattern",
-          "{patient}_m.nii"], "{patient} is not known from --pattern"),
-        (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii", "--labels", "a=1", "--mask-pattern",
-          "{case}_{contrast}.nii"], "{contrast} is not known"),
+        (
+            ["--contrasts", "t1,x=seg", "--pattern", "{case}_{contrast}.nii", "--labels", "a=1"],
+            "seg (where masks lie, unless --mask-pattern says otherwise) would be read as two channels",
+        ),
+        (
+            [
+                "--contrasts",
+                "t1",
+                "--pattern",
+                "{case}_{contrast}.nii",
+                "--labels",
+                "a=1",
+                "--mask-pattern",
+                "{patient}_m.nii",
+            ],
+            "{patient} is not known from --pattern",
+        ),
+        (
+            [
+                "--contrasts",
+                "t1",
+                "--pattern",
+                "{case}_{contrast}.nii",
+                "--labels",
+                "a=1",
+                "--mask-pattern",
+                "{case}_{contrast}.nii",
+            ],
+            "{contrast} is not known",
+        ),
         (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii", "--labels", "a=4294967296"], "no label value"),
         (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii", "--resolution", "8192"], "at most 4096"),
         (["--contrasts", "t1,", "--pattern", "{case}_{contrast}.nii.gz"], "expected names such as"),
@@ -359,13 +410,15 @@ def test_patients_and_visits_in_a_pattern(tmp_path):
         (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii.gz", "--labels", "t1=1"], "must differ"),
         (["--contrasts", "t1", "--pattern", "{case}.nii.gz", "--labels", "a=1"], "say with --mask-pattern"),
         (["--contrasts", "t1", "--pattern", "{case}.nii.gz", "--mask-pattern", "{case}.nii"], "with --labels only"),
-        (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii.gz", "--labels", "a=1", "--regions", "w=a+b"],
-         "region w names an unknown class: b"),
+        (
+            ["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii.gz", "--labels", "a=1", "--regions", "w=a+b"],
+            "region w names an unknown class: b",
+        ),
         (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii.gz", "--slices", "tumor"], "choose brain or all"),
         (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii.gz"], "no cases found of your data; expected in it"),
         (["--contrasts", ",".join(f"c{n}" for n in range(17)), "--pattern", "{case}_{contrast}.nii.gz"], "1 to 16"),
     ],
-)  # fmt: skip
+)
 def test_descriptions_that_make_no_sense(tmp_path, options, words):
     if "tumor" in options:
         put(tmp_path / "s" / "a_t1.nii.gz", draw()["t1"])

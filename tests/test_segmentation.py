@@ -484,8 +484,10 @@ def test_examinations_of_a_patient_are_evaluated_apart(tmp_path, trained):
     visits = write_volumes(tmp_path / "v.zip", {"p-000": "p", "q-000": "q", "p-001": "p"}, made=made)
     result = evaluation.evaluate(trained.model, visits, tmp_path / "out")
     assert [(e.patient, e.volume, e.slices, e.of) for e in result.examinations] == [
-        ("p", "p-000", 4, 4), ("q", "q-000", 4, 4), ("p", "p-001", 4, 4)
-    ]  # fmt: skip
+        ("p", "p-000", 4, 4),
+        ("q", "q-000", 4, 4),
+        ("p", "p-001", 4, 4),
+    ]
     dice = [e.regions["whole"].dice for e in result.examinations]
     assert len(set(dice)) == 3
     assert result.regions["whole"].mean == pytest.approx(((dice[0] + dice[2]) / 2 + dice[1]) / 2)

@@ -996,9 +996,9 @@ def test_majority_is_the_class_of_largest_area():
         canvas = np.zeros((edge, edge), np.uint8)
         put, take = zip(*(_centred(edge, n * 16) for n in (48, 50)), strict=True)
         canvas[put] = fine[take]
-        counts = np.stack([
-            (canvas == c).reshape(resolution, cells, resolution, cells).sum(axis=(1, 3)) for c in range(4)
-        ])  # fmt: skip
+        counts = np.stack(
+            [(canvas == c).reshape(resolution, cells, resolution, cells).sum(axis=(1, 3)) for c in range(4)]
+        )
         np.testing.assert_array_equal(grid.majority(classes, 4), counts.argmax(axis=0))  # equal areas: lower class
 
 

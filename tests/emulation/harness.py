@@ -75,9 +75,28 @@ class Emulator:
         self.folder, self.flags = folder, flags
         self.program = build(units, flags, folder, sources)
 
-    def run_tail(self, x, order=0, activation=0, alpha=0.2, gain=1.0, limit=float("inf"), channels_last=False,
-                 scale=None, noise=None, strength=None, bias=None, dy=None, v=None, w=None, x_is_output=False,
-                 sums=None, out_x=True, rooms=(), **launch):  # fmt: skip
+    def run_tail(
+        self,
+        x,
+        order=0,
+        activation=0,
+        alpha=0.2,
+        gain=1.0,
+        limit=float("inf"),
+        channels_last=False,
+        scale=None,
+        noise=None,
+        strength=None,
+        bias=None,
+        dy=None,
+        v=None,
+        w=None,
+        x_is_output=False,
+        sums=None,
+        out_x=True,
+        rooms=(),
+        **launch,
+    ):
         """x, dy, v: [n, c, p]; returns {"out", "out_x", "sums"} as tensors of the same layout, and Traffic.
 
         sums: whether to ask for them; by default in orders 1 and 2. rooms: {"x": bytes, …} of sparse arrays.
@@ -85,8 +104,15 @@ class Emulator:
         n, c, p = launch.pop("shape", x.shape)
         operand = compute_type(x.dtype)
         inputs = {
-            "x": x, "scale": scale, "noise": noise, "strength": strength, "bias": bias, "dy": dy, "v": v, "w": w,
-        }  # fmt: skip
+            "x": x,
+            "scale": scale,
+            "noise": noise,
+            "strength": strength,
+            "bias": bias,
+            "dy": dy,
+            "v": v,
+            "w": w,
+        }
         prepared = {}
         for name, tensor in inputs.items():
             if tensor is not None:
@@ -100,10 +126,21 @@ class Emulator:
         if order and sums is not False:
             outputs["sums"] = 0
         header = dict(
-            operator="tail", order=order, dtype=DTYPES.index(x.dtype), activation=activation, alpha=alpha, gain=gain,
-            limit=limit, n=n, c=c, p=p, channels_last=int(channels_last), x_is_output=int(x_is_output),
-            noise_stride=p if noise is not None and noise.ndim == 2 else 0, **launch,
-        )  # fmt: skip
+            operator="tail",
+            order=order,
+            dtype=DTYPES.index(x.dtype),
+            activation=activation,
+            alpha=alpha,
+            gain=gain,
+            limit=limit,
+            n=n,
+            c=c,
+            p=p,
+            channels_last=int(channels_last),
+            x_is_output=int(x_is_output),
+            noise_stride=p if noise is not None and noise.ndim == 2 else 0,
+            **launch,
+        )
         raw, traffic = self._run(header, prepared, outputs, dict(rooms))
         found, start = {}, 0
         for name in ("out", "out_x"):
@@ -117,8 +154,20 @@ class Emulator:
             found["sums"] = partial.to(operand).reshape(3, -1, n, c).sum(1) if n * c else torch.zeros(3, n, c)
         return found, traffic
 
-    def run_upfirdn2d(self, x, f, out_size, up=(1, 1), down=(1, 1), padding=(0, 0), flip=False, gain=1.0,
-                      channels_last=False, rooms=(), **launch):  # fmt: skip
+    def run_upfirdn2d(
+        self,
+        x,
+        f,
+        out_size,
+        up=(1, 1),
+        down=(1, 1),
+        padding=(0, 0),
+        flip=False,
+        gain=1.0,
+        channels_last=False,
+        rooms=(),
+        **launch,
+    ):
         """x: [n, c, h, w]; f: [fh, fw]; up, down, padding (before): (x, y). Returns [n, c, *out_size], Traffic."""
         n, c, h, w = launch.pop("shape", x.shape)
         pictures = x.shape[:2]
@@ -126,10 +175,27 @@ class Emulator:
         arrays["f"] = arrays["f"].contiguous()
         out_h, out_w = launch.pop("out_shape", out_size)
         header = dict(
-            operator="upfirdn2d", dtype=DTYPES.index(x.dtype), n=n, c=c, in_h=h, in_w=w, out_h=out_h, out_w=out_w,
-            channels_last=int(channels_last), filter_h=f.shape[0], filter_w=f.shape[1], up_x=up[0], up_y=up[1],
-            down_x=down[0], down_y=down[1], pad_x=padding[0], pad_y=padding[1], flip=int(flip), gain=gain, **launch,
-        )  # fmt: skip
+            operator="upfirdn2d",
+            dtype=DTYPES.index(x.dtype),
+            n=n,
+            c=c,
+            in_h=h,
+            in_w=w,
+            out_h=out_h,
+            out_w=out_w,
+            channels_last=int(channels_last),
+            filter_h=f.shape[0],
+            filter_w=f.shape[1],
+            up_x=up[0],
+            up_y=up[1],
+            down_x=down[0],
+            down_y=down[1],
+            pad_x=padding[0],
+            pad_y=padding[1],
+            flip=int(flip),
+            gain=gain,
+            **launch,
+        )
         count = pictures.numel() * out_size[0] * out_size[1]
         raw, traffic = self._run(header, arrays, {"y": count * x.element_size()}, dict(rooms))
         y = torch.frombuffer(raw, dtype=x.dtype) if count else x.new_zeros(0)
