@@ -17,13 +17,13 @@ from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.processes import default_workers
 from dnnlib.system import run
 from dnnlib.text import count, format_table, name_some
-from slices.archive import ArchiveReader
-from slices.case_parts import measure
-from slices.convert import CHOICES, ON_ERROR, ConvertOptions, Part, Tally, convert_release
-from slices.head import parse_head
-from slices.patterns import Pattern
-from slices.recognition import find_cases
-from slices.releases import AUTO, GRADES, RELEASE_NAMES, Release, describe_release, release_of_name
+from slices.archive.format import ArchiveReader
+from slices.convert.conversion import CHOICES, ON_ERROR, ConvertOptions, Part, Tally, convert_release
+from slices.convert.cut_cases import measure
+from slices.convert.head import parse_head
+from slices.convert.patterns import Pattern
+from slices.convert.recognition import find_cases
+from slices.convert.releases import AUTO, GRADES, RELEASE_NAMES, Release, describe_release, release_of_name
 
 PICTURED = 8  # slices in the picture of `inspect`
 MOST_NOTES = 20  # of `convert`; many name a file
@@ -480,7 +480,7 @@ def export(archive: Path, dest: Path, form: str, force: bool) -> None:
 @reports_user_errors
 def merge(archives: Sequence[Path], dest: Path, force: bool) -> None:
     """Join ARCHIVES of one schema and one resolution into one, slice after slice."""
-    from slices import edit
+    from slices.archive import edit
 
     click.echo(_describe_written(edit.merge(archives, dest, force)))
 
@@ -495,7 +495,7 @@ def merge(archives: Sequence[Path], dest: Path, force: bool) -> None:
 @reports_user_errors
 def subset(archive: Path, dest: Path, slices: int | None, patients: int | None, seed: int, force: bool) -> None:
     """Take slices or patients out of ARCHIVE by chance; they stay in its order."""
-    from slices import edit
+    from slices.archive import edit
 
     click.echo(_describe_written(edit.subset(archive, dest, slices, patients, seed, force)))
 
@@ -509,7 +509,7 @@ def subset(archive: Path, dest: Path, slices: int | None, patients: int | None, 
 @reports_user_errors
 def split(archive: Path, dest: Path, test_fraction: float, seed: int, force: bool) -> None:
     """Divide ARCHIVE by patient into one for training and one for testing."""
-    from slices import edit
+    from slices.archive import edit
 
     for written in edit.split(archive, dest, test_fraction, seed, force):
         click.echo(_describe_written(written))

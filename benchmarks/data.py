@@ -33,11 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dnnlib.processes import map_in_order
 from dnnlib.system import run
 from dnnlib.text import format_table
-from slices.archive import ArchiveReader
-from slices.convert import ConvertOptions, convert_release
+from slices.archive.format import ArchiveReader
+from slices.convert.conversion import ConvertOptions, convert_release
+from slices.convert.recognition import Recognised, find_cases
+from slices.convert.releases import AUTO, RELEASE_NAMES, release_of_name
 from slices.phantom import write_patients
-from slices.recognition import Recognised, find_cases
-from slices.releases import AUTO, RELEASE_NAMES, release_of_name
 
 
 @click.command()

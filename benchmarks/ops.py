@@ -32,7 +32,7 @@ from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.conv2d_gradfix import conv2d
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d
-from training.layers import ModulationForm, modulated_conv2d
+from training.networks.layers import ModulationForm, modulated_conv2d
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 SIZES = {

@@ -27,15 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dnnlib.runs import Log
 from dnnlib.system import run
 from dnnlib.text import format_table
-from slices.archive import ArchiveWriter
+from slices.archive.format import ArchiveWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.registered import OPERATORS
 from training.config import DataConfig, Overrides, resolve
-from training.generator import Generator
 from training.loss import Minibatch
+from training.networks.generator import Generator
 from training.training_loop import TrainingRun
 
 PERIOD = 16  # steps after which every phase has been due

@@ -15,7 +15,7 @@ from dnnlib import config as configs
 from dnnlib.errors import UserError
 from segmentation.config import SMALLEST, TrainUNetConfig, UNetConfig
 from segmentation.data import ArchiveFacts, Drawn
-from slices.archive import LARGEST_RESOLUTION
+from slices.archive.format import LARGEST_RESOLUTION
 from slices.codec import SliceCodec
 from slices.schema import Schema
 from torch_utils import checkpoint

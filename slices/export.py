@@ -22,12 +22,12 @@ from dnnlib import files
 from dnnlib.errors import UserError
 from dnnlib.staged import Staged, recover
 from dnnlib.text import count
-from slices.archive import TEST, ArchiveReader, SliceRecord, Volume
-from slices.grid import area_weights, is_same_length
+from slices.archive.format import TEST, ArchiveReader, SliceRecord, Volume
+from slices.convert.releases import MASK
+from slices.geometry import area_weights, is_same_length
 from slices.nifti import GENERATED
 from slices.place import has_axes
 from slices.provenance import CHANNELS_FILE, SLICES_FILE, seen_fields
-from slices.releases import MASK
 from slices.render import class_colour
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from dnnlib.errors import UserError
 from dnnlib.files import read_json
-from slices.archive import TEST, TRAIN, ArchiveInfo
-from slices.cases import Case
+from slices.archive.format import TEST, TRAIN, ArchiveInfo
+from slices.convert.cases import Case
 from slices.schema import is_plain_name
 
 SLICES_FILE, CHANNELS_FILE = "slices.json", "channels.json"

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
-from slices.archive import INDEX, ArchiveReader, ArchiveWriter, Volume, pack_slice, require_same_kind
+from slices.archive.format import INDEX, ArchiveReader, ArchiveWriter, Volume, pack_slice, require_same_kind
+from slices.archive.zips import ZipReader, ZipWriter, pack
 from slices.codec import SliceCodec
 from slices.schema import BRATS, LABEL_ON, LesionClass, Region, Schema
-from slices.zips import ZipReader, ZipWriter, pack
 
 RESOLUTION = 8
 OPPOSITE = str.maketrans("LPI", "RAS")

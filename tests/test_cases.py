@@ -11,10 +11,10 @@ from test_releases import call, convert, draw, put, write_flat
 from conftest import draw_slice
 from dnnlib import config
 from dnnlib.errors import UserError
-from slices.archive import ArchiveReader, ArchiveWriter
-from slices.patterns import Pattern
-from slices.recognition import find_cases
-from slices.releases import describe_release, release_of_name
+from slices.archive.format import ArchiveReader, ArchiveWriter
+from slices.convert.patterns import Pattern
+from slices.convert.recognition import find_cases
+from slices.convert.releases import describe_release, release_of_name
 from slices.schema import BRATS
 
 FOUR = ("t1", "t1ce", "t2", "flair")

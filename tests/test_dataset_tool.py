@@ -20,8 +20,8 @@ from PIL import Image
 from test_volumes import SHAPE, draw_head, turned, write_case, write_nifti
 
 from dataset_tool import MOST_NOTES, PICTURED, _describe_notes, choose_slices, main
-from slices.archive import ArchiveReader, ArchiveWriter
-from slices.convert import Part, Tally
+from slices.archive.format import ArchiveReader, ArchiveWriter
+from slices.convert.conversion import Part, Tally
 from slices.schema import BRATS, Schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -421,7 +421,7 @@ def test_a_folder_of_cut_cases_that_is_none_is_left_alone(release, tmp_path, how
 def test_a_conversion_killed_at_its_end_leaves_nothing(release, tmp_path, monkeypatch):
     """All archives are there, and the cut cases as well: the same command refuses to replace them, and tidies up."""
     with monkeypatch.context() as killed:
-        killed.setattr("slices.case_parts.Workplace.remove", lambda self: None)
+        killed.setattr("slices.convert.cut_cases.Workplace.remove", lambda self: None)
         convert(release, tmp_path / "x.zip")
     assert len(list((tmp_path / ".x.zip.converting").iterdir())) == 6
     refused(convert(release, tmp_path / "x.zip", expected=2), "x.zip exists already")
@@ -436,7 +436,7 @@ def test_cut_cases_of_another_state_of_the_program_are_cut_again(release, tmp_pa
     _truncate(broken / "LGG" / "P4" / "P4_t2.nii.gz")
     went_on = "going on: 4 of 5 cases were cut by an earlier call"
     for sources, expected in (("a", False), ("a", True), ("b", False)):
-        monkeypatch.setattr("slices.convert.sources_sha256", lambda *names, sources=sources: sources)
+        monkeypatch.setattr("slices.convert.conversion.sources_sha256", lambda *names, sources=sources: sources)
         assert (went_on in convert(broken, tmp_path / "out", *given, expected=2)) == expected, sources
     file = broken / "HGG" / "P0" / "P0_t1.nii.gz"
     state = file.stat()

@@ -8,8 +8,8 @@ from test_export import call, refused
 
 from dataset_tool import main
 from dnnlib.files import sha256
-from slices import edit
-from slices.archive import ArchiveReader, ArchiveWriter, Volume
+from slices.archive import edit
+from slices.archive.format import ArchiveReader, ArchiveWriter, Volume
 from slices.schema import BRATS, LesionClass, Region, Schema
 from slices.split import draw_split
 

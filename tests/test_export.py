@@ -12,8 +12,8 @@ from PIL import Image
 from test_volumes import draw_head, turned, write_case
 
 from dataset_tool import main
-from slices.archive import ArchiveReader, ArchiveWriter, Volume
-from slices.grid import area_weights
+from slices.archive.format import ArchiveReader, ArchiveWriter, Volume
+from slices.geometry import area_weights
 from slices.render import PALETTE
 from slices.schema import BRATS, LesionClass, Schema
 

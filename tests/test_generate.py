@@ -13,11 +13,11 @@ import train
 from conftest import write_archive
 from dnnlib.errors import UserError
 from dnnlib.runs import Log
-from slices import edit
-from slices.archive import ArchiveReader
+from slices.archive import edit
+from slices.archive.format import ArchiveReader
+from slices.archive.zips import ZipWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
-from slices.zips import ZipWriter
 from torch_utils import checkpoint
 from training import sampling
 from training.config import DataConfig, Overrides, resolve

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from slices.head import find_head
+from slices.convert.head import find_head
 
 SHAPE = (12, 100, 90)  # S, P, L
 

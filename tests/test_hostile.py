@@ -37,7 +37,7 @@ from click.testing import CliRunner
 
 from dataset_tool import main
 from dnnlib.errors import UserError
-from slices.archive import INDEX, ArchiveReader, ArchiveWriter, Volume
+from slices.archive.format import INDEX, ArchiveReader, ArchiveWriter, Volume
 from slices.nifti import read_nifti
 from slices.schema import BRATS
 

@@ -10,8 +10,9 @@ import pytest
 
 from conftest import draw_slice, write_archive
 from dnnlib.errors import UserError
-from slices import edit, leaks
-from slices.archive import TEST, TRAIN, ArchiveReader, ArchiveWriter
+from slices import leaks
+from slices.archive import edit
+from slices.archive.format import TEST, TRAIN, ArchiveReader, ArchiveWriter
 from slices.schema import BRATS
 
 NAMES = [f"p{i:02d}" for i in range(12)]

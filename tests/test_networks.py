@@ -9,9 +9,9 @@ from slices.schema import BRATS
 from torch_utils.stats import Statistics
 from training import loss
 from training.config import DiscriminatorConfig, GeneratorConfig, LossConfig
-from training.discriminator import Discriminator, minibatch_std
-from training.generator import Generator, runs_in_half
-from training.head import JointHead
+from training.networks.discriminator import Discriminator, minibatch_std
+from training.networks.generator import Generator, runs_in_half
+from training.networks.joint_head import JointHead
 
 pytestmark = pytest.mark.usefixtures("face")
 TOLERANCE = 1e-4

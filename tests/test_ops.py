@@ -13,7 +13,7 @@ from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
-from training.layers import ModulationForm, modulated_conv2d
+from training.networks.layers import ModulationForm, modulated_conv2d
 
 pytestmark = pytest.mark.usefixtures("face")
 RESAMPLE_CASES = [c for c in golden_cases("convolution") if c["kind"] == "conv2d_resample"]

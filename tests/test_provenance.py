@@ -9,11 +9,11 @@ import pytest
 from conftest import draw_slice, write_archive
 from dnnlib.errors import UserError
 from slices import leaks
-from slices.archive import TEST, TRAIN, ArchiveReader, ArchiveWriter
-from slices.convert import ConvertOptions, convert_release
+from slices.archive.format import TEST, TRAIN, ArchiveReader, ArchiveWriter
+from slices.convert.conversion import ConvertOptions, convert_release
+from slices.convert.recognition import find_cases
+from slices.convert.releases import describe_release
 from slices.export import export_archive
-from slices.recognition import find_cases
-from slices.releases import describe_release
 from slices.schema import BRATS
 
 OWN = ("t1,t1ce,t2,flair", "{case}/{case}_{contrast}.nii.gz", "NCR=1,ED=2,ET=4")

@@ -13,12 +13,12 @@ from test_volumes import BRIGHT, MARKER, draw_head, turned, write_nifti
 
 from dataset_tool import main
 from dnnlib.errors import UserError
-from slices.archive import ArchiveReader
-from slices.case_parts import Workplace
-from slices.recognition import find_cases
-from slices.releases import RELEASES, describe_release, release_of_name
+from slices.archive.format import ArchiveReader
+from slices.convert.cut_cases import Workplace
+from slices.convert.recognition import find_cases
+from slices.convert.releases import RELEASES, describe_release, release_of_name
+from slices.convert.volumes import read_case
 from slices.schema import BRATS
-from slices.volumes import read_case
 
 CONTRASTS = BRATS.contrasts
 GLI = dict(zip(CONTRASTS, ("t1n", "t1c", "t2w", "t2f"), strict=True))
@@ -456,7 +456,7 @@ def test_cases_that_cannot_be_read_are_left_out_if_asked(tmp_path):
 
 def test_a_conversion_goes_on_where_it_stopped(tmp_path, monkeypatch):
     """Cut again are the cases that failed, those whose files changed, and all of them for other options."""
-    import slices.convert
+    import slices.convert.conversion
 
     for n in range(5):
         write_flat(tmp_path / "s", f"Brats18_X_{n}_1", draw(n))

@@ -24,7 +24,7 @@ from segmentation import evaluate as evaluation
 from segmentation import fit, report, scores, unet
 from segmentation.__main__ import main
 from segmentation.config import TrainUNetConfig
-from slices.archive import ArchiveReader, ArchiveWriter, Volume
+from slices.archive.format import ArchiveReader, ArchiveWriter, Volume
 from slices.schema import BRATS, LesionClass, Region, Schema
 from torch_utils import checkpoint
 

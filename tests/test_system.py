@@ -16,11 +16,11 @@ from test_volumes import draw_head, write_case
 import reproduce
 from conftest import write_archive
 from dnnlib import config, files, runs, system
-from slices.archive import ArchiveReader
-from slices.case_parts import Origin, origin_of
-from slices.edit import merge
-from slices.recognition import find_cases
-from slices.releases import release_of_name
+from slices.archive.edit import merge
+from slices.archive.format import ArchiveReader
+from slices.convert.cut_cases import Origin, origin_of
+from slices.convert.recognition import find_cases
+from slices.convert.releases import release_of_name
 from torch_utils import checkpoint
 
 ROOT = Path(__file__).parent.parent

@@ -24,7 +24,7 @@ from conftest import draw_slice, write_archive
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from dnnlib.runs import Log
-from slices.archive import ArchiveReader, ArchiveWriter
+from slices.archive.format import ArchiveReader, ArchiveWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS, Schema
 from torch_utils import checkpoint
@@ -32,9 +32,9 @@ from torch_utils.sampler import EndlessSampler
 from torch_utils.stats import Statistics
 from training import loss as losses
 from training.config import CFG_NAMES, DataConfig, Overrides, auto_preset, resolve
-from training.discriminator import Discriminator
 from training.ema import ema_beta, update_ema
 from training.loss import Minibatch
+from training.networks.discriminator import Discriminator
 from training.snapshot import KIND, VERSION, find_snapshot, load_generator
 from training.training_loop import TrainingRun
 

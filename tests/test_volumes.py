@@ -12,16 +12,16 @@ from scipy import ndimage
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
-from slices.convert import ConvertOptions, cut_case
-from slices.grid import Grid, area_weights, pixel_size
-from slices.head import find_head, foreground, grow, otsu_threshold
+from slices.convert.conversion import ConvertOptions, cut_case
+from slices.convert.head import find_head, foreground, grow, otsu_threshold
+from slices.convert.recognition import find_cases
+from slices.convert.releases import describe_release, release_of_name
+from slices.convert.volumes import read_case
+from slices.geometry import Grid, area_weights, pixel_size
 from slices.intensity import GreyLevels, apply_window, intensity_window, percentiles
 from slices.nifti import read_channels, read_nifti
-from slices.recognition import find_cases
-from slices.releases import describe_release, release_of_name
 from slices.schema import BRATS
 from slices.split import draw_split, read_split
-from slices.volumes import read_case
 
 BRATS_2018 = replace(release_of_name("2018"), grid=None)  # drawn volumes are small
 SHAPE = (60, 60, 10)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
-from slices.archive import LARGEST_LABEL, LARGEST_RESOLUTION
+from slices.archive.format import LARGEST_LABEL, LARGEST_RESOLUTION
 from slices.schema import MOST_CLASSES, MOST_CONTRASTS, Schema
 
 NUM_FP16_RES, CONV_CLAMP = 4, 256  # the four highest resolutions in half precision, on a GPU; its range needs a clamp

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from torch_utils.stats import Statistics
 from training.config import LossConfig
-from training.discriminator import Discriminator
-from training.generator import Generator
+from training.networks.discriminator import Discriminator
+from training.networks.generator import Generator
 
 
 def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:

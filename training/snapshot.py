@@ -16,7 +16,7 @@ from dnnlib.files import sha256
 from slices.schema import Schema, is_plain_name
 from torch_utils import checkpoint
 from training.config import TrainingConfig
-from training.generator import Generator
+from training.networks.generator import Generator
 
 KIND, VERSION = "network snapshot", 2
 _NAME = re.compile(r"network-snapshot-(\d{6,})\.safetensors")

@@ -22,12 +22,12 @@ from torch_utils.loading import minibatches
 from torch_utils.ops import native
 from torch_utils.sampler import EndlessSampler
 from torch_utils.stats import Statistics
-from training import progress
+from training import reporter
 from training.config import TrainingConfig
-from training.discriminator import Discriminator
 from training.ema import ema_beta, update_ema
-from training.generator import Generator
 from training.loss import Loss, Minibatch
+from training.networks.discriminator import Discriminator
+from training.networks.generator import Generator
 from training.snapshot import SnapshotInfo, save_snapshot, snapshot_name
 
 
@@ -71,7 +71,7 @@ class TrainingRun:
         self.phases = self._make_phases()
         self.reals = self._endless_reals()
         self.labels = self._all_labels()
-        count = progress.grid_size(dataset.resolution)
+        count = reporter.grid_size(dataset.resolution)
         self.grid_z = torch.randn([count, config.generator.z_dim], device=self.device)
         self.grid_c = self._random_labels(count)
 
@@ -79,7 +79,7 @@ class TrainingRun:
         """Train until the configured length, or until Ctrl-C; either way the last snapshot is saved."""
         with _ctrl_c_sets_flag(self.log) as interrupted, self._progress_bar() as bar:
             self._describe()
-            progress.save_reals(self.folder / "reals.png", self.dataset, self.config.seed)
+            reporter.save_reals(self.folder / "reals.png", self.dataset, self.config.seed)
             self._save_fakes("fakesinit.png")
             tick, start = 0, time.time()
             tick_start, tick_nimg, maintenance = start, 0, 0.0
@@ -212,7 +212,7 @@ class TrainingRun:
         )
 
     def _report(self, tick: int, total: float, seconds: float, images: int, maintenance: float) -> None:
-        cpu_memory, gpu_memory = progress.memory_in_use(self.device)
+        cpu_memory, gpu_memory = reporter.memory_in_use(self.device)
         for name, value in {
             "Progress/tick": tick,
             "Progress/kimg": self.nimg / 1000,
@@ -225,13 +225,13 @@ class TrainingRun:
         }.items():
             self.statistics.report(name, value)
         stats = self.statistics.collect()
-        self.log(progress.status_line(stats))
+        self.log(reporter.status_line(stats))
         for name, moments in stats.items():
             if name.startswith("Health/") and moments.mean > 0:
                 self.log(
                     f"warning: {moments.mean * moments.num:.0f} gradients of {name.split('/')[-1]} were not finite"
                 )
-        progress.append_stats(self.folder / "stats.jsonl", stats)
+        reporter.append_stats(self.folder / "stats.jsonl", stats)
 
     def _save(self) -> Path:
         kimg = self.nimg / 1000
@@ -260,7 +260,7 @@ class TrainingRun:
                 self.grid_z.split(self.config.batch_gpu), self.grid_c.split(self.config.batch_gpu), strict=True
             )
         ]
-        progress.save_images(self.folder / name, torch.cat(images), self.dataset.schema)
+        reporter.save_images(self.folder / name, torch.cat(images), self.dataset.schema)
 
 
 @contextlib.contextmanager

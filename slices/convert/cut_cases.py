@@ -24,10 +24,10 @@ from dnnlib.errors import UserError
 from dnnlib.locks import try_lock
 from dnnlib.staged import recover
 from dnnlib.system import plain_text
-from slices.archive import Volume
-from slices.cases import Case
+from slices.archive.format import Volume
+from slices.archive.zips import Packed, ZipReader, ZipWriter, pack
+from slices.convert.cases import Case
 from slices.schema import Schema
-from slices.zips import Packed, ZipReader, ZipWriter, pack
 
 _JOB, _RECORD = "job.json", "case.json"
 _OURS = re.compile(r"job\.json|(all|train|test)-[0-9a-f]{24}\.zip")

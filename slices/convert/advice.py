@@ -11,9 +11,9 @@ from pathlib import Path
 
 from dnnlib.errors import UserError
 from dnnlib.text import count, name_some
-from slices.cases import Case, Files, cases_of
-from slices.patterns import ENDING
-from slices.releases import MASK, OWN, RELEASE_NAMES, RELEASES, Release, describe_as_own, other_challenge
+from slices.convert.cases import Case, Files, cases_of
+from slices.convert.patterns import ENDING
+from slices.convert.releases import MASK, OWN, RELEASE_NAMES, RELEASES, Release, describe_as_own, other_challenge
 
 _NNUNET = re.compile(r"(?P<images>images\w+)/[^/]+_(?P<channel>\d{4})\.nii(\.gz)?")
 _BIDS = re.compile(r"sub-[^/]+/(ses-[^/]+/)?(?P<kind>\w+)/sub-[^/]*_(?P<suffix>[A-Za-z0-9]+)\.nii(\.gz)?")

@@ -21,8 +21,8 @@ from dnnlib.config import shorten
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from dnnlib.staged import Staged
+from slices.archive.zips import Packed, ZipReader, ZipWriter, pack
 from slices.schema import LABEL_ON, Schema, is_plain_name
-from slices.zips import Packed, ZipReader, ZipWriter, pack
 
 FORMAT, VERSION = "joint-slices", 2
 INDEX = "dataset.json"

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
-from slices.advice import explain
-from slices.cases import Case, Files, apply_table, cases_of, files_below, require_plain_names
-from slices.patterns import Pattern
-from slices.releases import OWN, RELEASES, Release, describe_as_own, other_challenge, release_of_name
+from slices.convert.advice import explain
+from slices.convert.cases import Case, Files, apply_table, cases_of, files_below, require_plain_names
+from slices.convert.patterns import Pattern
+from slices.convert.releases import OWN, RELEASES, Release, describe_as_own, other_challenge, release_of_name
 
 # What names end with that tell visits: a word for it, a date, or the number of BraTS's challenges since 2023.
 _VISIT = re.compile(

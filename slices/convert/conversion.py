@@ -22,19 +22,19 @@ from dnnlib.processes import map_in_order
 from dnnlib.sources import sources_sha256
 from dnnlib.staged import Staged
 from dnnlib.text import count, name_some, tool_version
-from slices.archive import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
-from slices.case_parts import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
-from slices.cases import Case
-from slices.grid import SMALLEST_RESOLUTION, Grid, pixel_size
-from slices.head import ALL, find_head, head_above, parse_head
+from slices.archive.format import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
+from slices.convert.cases import Case
+from slices.convert.cut_cases import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
+from slices.convert.head import ALL, find_head, head_above, parse_head
+from slices.convert.recognition import Recognised
+from slices.convert.releases import GRADES, OWN
+from slices.convert.volumes import CaseVolumes, judge_nan, read_case
+from slices.geometry import SMALLEST_RESOLUTION, Grid, pixel_size
 from slices.intensity import GreyLevels, intensity_window
 from slices.leaks import alike
 from slices.provenance import Provenance, read_provenance
-from slices.recognition import Recognised
-from slices.releases import GRADES, OWN
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 from slices.split import SPLIT_FILE, Split, draw_split, read_split
-from slices.volumes import CaseVolumes, judge_nan, read_case
 
 CHOICES = ("tumor", "brain", "all")
 ON_ERROR = ("fail", "skip")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from dnnlib.errors import UserError
 from dnnlib.text import name_some
-from slices.patterns import Pattern
+from slices.convert.patterns import Pattern
 from slices.schema import BRATS, LesionClass, Region, Schema
 
 GRADES = ("HGG", "LGG")

@@ -16,7 +16,7 @@ from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.staged import Staged
 from dnnlib.text import count, name_some, tool_version
-from slices.archive import TEST, TRAIN, ArchiveReader, ArchiveWriter, SliceRecord, Volume
+from slices.archive.format import TEST, TRAIN, ArchiveReader, ArchiveWriter, SliceRecord, Volume
 from slices.leaks import warn_of_alike
 from slices.schema import Schema
 from slices.split import SPLIT_FILE, draw_split, shuffle_names

@@ -11,8 +11,8 @@ from torch import nn
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
 from training.config import GeneratorConfig
-from training.head import JointHead
-from training.layers import LOWPASS, FullyConnectedLayer, MappingNetwork, modulated_conv2d, scaled_bias_act
+from training.networks.joint_head import JointHead
+from training.networks.layers import LOWPASS, FullyConnectedLayer, MappingNetwork, modulated_conv2d, scaled_bias_act
 
 NOISE_MODES = ("random", "const", "none")
 

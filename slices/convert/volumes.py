@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
-from slices.cases import Case
+from slices.convert.cases import Case
 from slices.nifti import Nifti, format_shape, read_channels, read_nifti
 from slices.place import ROUNDING, SAME, Fit, Place, axes_of, differences, fit, is_nowhere
 from slices.schema import Schema

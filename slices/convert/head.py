@@ -10,8 +10,8 @@ import numpy as np
 from scipy import ndimage
 
 from dnnlib.errors import UserError
+from slices.convert.patterns import Pattern
 from slices.intensity import percentiles
-from slices.patterns import Pattern
 
 AUTO, ALL = "auto", "all"
 # Foreground differs from a constant background by more than this share of the intensities' robust range.

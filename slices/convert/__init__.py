@@ -1,0 +1,1 @@
+"""The way in: from NIfTI files of patients to archives of joint slices."""
