@@ -17,7 +17,7 @@ from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.processes import default_workers
 from dnnlib.system import run
 from dnnlib.text import count, format_table, name_some
-from slices.archive.format import ArchiveReader
+from slices.archive.reader import ArchiveReader
 from slices.convert.conversion import CHOICES, ON_ERROR, ConvertOptions, Part, Tally, convert_release
 from slices.convert.cut_cases import measure
 from slices.convert.head import parse_head

@@ -108,7 +108,7 @@ def write_archive(samples, total: int, loaded, label: int | None, dest: Path, op
     """
     import tqdm
 
-    from slices.archive.format import ArchiveWriter
+    from slices.archive.writer import ArchiveWriter
 
     made = {
         "version": tool_version(),

@@ -342,7 +342,7 @@ def describe_input(path: Path):
 
 def count_slices(path: Path, lesion: bool | None = None) -> int:
     """How many slices an archive has: all, or those with a lesion, or without."""
-    from slices.archive.format import ArchiveReader
+    from slices.archive.reader import ArchiveReader
 
     archive = ArchiveReader(path)
     if lesion is None:
@@ -371,7 +371,7 @@ def mean_areas(path: Path) -> dict[str, float]:
     """Class name -> mean share of a slice's pixels over all slices of an archive."""
     import numpy as np
 
-    from slices.archive.format import ArchiveReader
+    from slices.archive.reader import ArchiveReader
 
     archive = ArchiveReader(path)
     counts = np.zeros(archive.schema.num_maps)

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dnnlib.processes import map_in_order
 from dnnlib.system import run
 from dnnlib.text import format_table
-from slices.archive.format import ArchiveReader
+from slices.archive.reader import ArchiveReader
 from slices.convert.conversion import ConvertOptions, convert_release
 from slices.convert.recognition import Recognised, find_cases
 from slices.convert.releases import AUTO, RELEASE_NAMES, release_of_name

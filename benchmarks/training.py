@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dnnlib.runs import Log
 from dnnlib.system import run
 from dnnlib.text import format_table
-from slices.archive.format import ArchiveWriter
+from slices.archive.writer import ArchiveWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from torch_utils.memory import keep_freed_memory

@@ -16,8 +16,9 @@ from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from dnnlib.text import count
 from segmentation.config import TrainUNetConfig
-from slices.archive.edit import refuse_twice
-from slices.archive.format import ArchiveInfo, ArchiveReader, require_same_kind
+from slices.archive.format import ArchiveInfo
+from slices.archive.reader import ArchiveReader
+from slices.archive.together import refuse_twice, require_same_kind
 from slices.leaks import refuse_leaks
 from slices.schema import OUTSIDE
 from torch_utils.loading import minibatches

@@ -23,7 +23,7 @@ from segmentation.config import EVALUATED_AT_ONCE
 from segmentation.data import ArchiveFacts, describe, describe_pixels, is_known_size, pixels_of
 from segmentation.fit import MODEL
 from segmentation.scores import Evaluation, ExaminationDice
-from slices.archive.format import ArchiveReader
+from slices.archive.reader import ArchiveReader
 from slices.leaks import describe_shared, shared_patients
 from slices.schema import OUTSIDE
 

@@ -9,7 +9,7 @@ import torch
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
-from slices.archive.format import ArchiveReader
+from slices.archive.reader import ArchiveReader
 
 MEMORY = 2 << 30  # bytes of slices that are kept in memory once they are read
 

@@ -22,7 +22,8 @@ from dnnlib import files
 from dnnlib.errors import UserError
 from dnnlib.staged import Staged, recover
 from dnnlib.text import count
-from slices.archive.format import TEST, ArchiveReader, SliceRecord, Volume
+from slices.archive.format import TEST, SliceRecord, Volume
+from slices.archive.reader import ArchiveReader
 from slices.convert.releases import MASK
 from slices.geometry import area_weights, is_same_length
 from slices.nifti import GENERATED

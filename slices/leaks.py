@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from dnnlib.errors import UserError
 from dnnlib.text import count, name_some
-from slices.archive.format import TEST, ArchiveReader
+from slices.archive.format import TEST
+from slices.archive.reader import ArchiveReader
 
 
 def refuse_leaks(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.PathLike]) -> None:

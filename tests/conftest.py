@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from slices.archive.format import ArchiveWriter
+from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS, Schema
 from torch_utils.ops import native
 

@@ -13,7 +13,7 @@ import dataset_tool
 import generate
 import segmentation.__main__
 import train
-from slices.archive.format import ArchiveReader
+from slices.archive.reader import ArchiveReader
 
 SMALL = ("--kimg", 0.016, "--batch", 4, "--cbase", 256, "--cmax", 8, "--z-dim", 8, "--snap", 0, "--fp32", 1)
 

@@ -15,7 +15,10 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
-from slices.archive.format import INDEX, ArchiveReader, ArchiveWriter, Volume, pack_slice, require_same_kind
+from slices.archive.format import INDEX, Volume, pack_slice
+from slices.archive.reader import ArchiveReader
+from slices.archive.together import require_same_kind
+from slices.archive.writer import ArchiveWriter
 from slices.archive.zips import ZipReader, ZipWriter, pack
 from slices.codec import SliceCodec
 from slices.schema import BRATS, LABEL_ON, LesionClass, Region, Schema

@@ -11,7 +11,8 @@ from test_releases import call, convert, draw, put, write_flat
 from conftest import draw_slice
 from dnnlib import config
 from dnnlib.errors import UserError
-from slices.archive.format import ArchiveReader, ArchiveWriter
+from slices.archive.reader import ArchiveReader
+from slices.archive.writer import ArchiveWriter
 from slices.convert.patterns import Pattern
 from slices.convert.recognition import find_cases
 from slices.convert.releases import describe_release, release_of_name

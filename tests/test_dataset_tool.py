@@ -20,7 +20,8 @@ from PIL import Image
 from test_volumes import SHAPE, draw_head, turned, write_case, write_nifti
 
 from dataset_tool import MOST_NOTES, PICTURED, _describe_notes, choose_slices, main
-from slices.archive.format import ArchiveReader, ArchiveWriter
+from slices.archive.reader import ArchiveReader
+from slices.archive.writer import ArchiveWriter
 from slices.convert.conversion import Part, Tally
 from slices.schema import BRATS, Schema
 

@@ -9,7 +9,9 @@ from test_export import call, refused
 from dataset_tool import main
 from dnnlib.files import sha256
 from slices.archive import edit
-from slices.archive.format import ArchiveReader, ArchiveWriter, Volume
+from slices.archive.format import Volume
+from slices.archive.reader import ArchiveReader
+from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS, LesionClass, Region, Schema
 from slices.split import draw_split
 

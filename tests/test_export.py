@@ -12,7 +12,9 @@ from PIL import Image
 from test_volumes import draw_head, turned, write_case
 
 from dataset_tool import main
-from slices.archive.format import ArchiveReader, ArchiveWriter, Volume
+from slices.archive.format import Volume
+from slices.archive.reader import ArchiveReader
+from slices.archive.writer import ArchiveWriter
 from slices.geometry import area_weights
 from slices.render import PALETTE
 from slices.schema import BRATS, LesionClass, Schema

@@ -14,7 +14,7 @@ from conftest import write_archive
 from dnnlib.errors import UserError
 from dnnlib.runs import Log
 from slices.archive import edit
-from slices.archive.format import ArchiveReader
+from slices.archive.reader import ArchiveReader
 from slices.archive.zips import ZipWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS

@@ -37,7 +37,9 @@ from click.testing import CliRunner
 
 from dataset_tool import main
 from dnnlib.errors import UserError
-from slices.archive.format import INDEX, ArchiveReader, ArchiveWriter, Volume
+from slices.archive.format import INDEX, Volume
+from slices.archive.reader import ArchiveReader
+from slices.archive.writer import ArchiveWriter
 from slices.nifti import read_nifti
 from slices.schema import BRATS
 

@@ -12,7 +12,9 @@ from conftest import draw_slice, write_archive
 from dnnlib.errors import UserError
 from slices import leaks
 from slices.archive import edit
-from slices.archive.format import TEST, TRAIN, ArchiveReader, ArchiveWriter
+from slices.archive.format import TEST, TRAIN
+from slices.archive.reader import ArchiveReader
+from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS
 
 NAMES = [f"p{i:02d}" for i in range(12)]

@@ -9,7 +9,9 @@ import pytest
 from conftest import draw_slice, write_archive
 from dnnlib.errors import UserError
 from slices import leaks
-from slices.archive.format import TEST, TRAIN, ArchiveReader, ArchiveWriter
+from slices.archive.format import TEST, TRAIN
+from slices.archive.reader import ArchiveReader
+from slices.archive.writer import ArchiveWriter
 from slices.convert.conversion import ConvertOptions, convert_release
 from slices.convert.recognition import find_cases
 from slices.convert.releases import describe_release

@@ -13,7 +13,7 @@ from test_volumes import BRIGHT, MARKER, draw_head, turned, write_nifti
 
 from dataset_tool import main
 from dnnlib.errors import UserError
-from slices.archive.format import ArchiveReader
+from slices.archive.reader import ArchiveReader
 from slices.convert.cut_cases import Workplace
 from slices.convert.recognition import find_cases
 from slices.convert.releases import RELEASES, describe_release, release_of_name
@@ -468,8 +468,8 @@ def test_a_conversion_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert re.search(r"3 of 5 cases are kept in .*\.x\.zip\.converting", output), output
     bad.write_bytes(good)
 
-    cut, original = [], slices.convert.cut_case
-    monkeypatch.setattr(slices.convert, "cut_case", lambda case, *rest: cut.append(case.name) or original(case, *rest))
+    cut, original = [], slices.convert.conversion.cut_case
+    monkeypatch.setattr(slices.convert.conversion, "cut_case", lambda case, *rest: cut.append(case.name) or original(case, *rest))
     other = tmp_path / "s" / "Brats18_X_0_1" / "Brats18_X_0_1_seg.nii.gz"
     other.touch()
     output = convert(tmp_path / "s", tmp_path / "x.zip")

@@ -22,7 +22,8 @@ from segmentation.config import TrainUNetConfig, UNetConfig
 from segmentation.data import ArchiveFacts, Drawn
 from segmentation.scores import Evaluation, ExaminationDice, ModelFacts, Summary, TargetDice, targets_of
 from segmentation.unet import UNetInfo
-from slices.archive.format import ArchiveReader, ArchiveWriter
+from slices.archive.reader import ArchiveReader
+from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS
 
 ROOT = Path(__file__).parent.parent

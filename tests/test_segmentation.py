@@ -24,7 +24,9 @@ from segmentation import evaluate as evaluation
 from segmentation import fit, report, scores, unet
 from segmentation.__main__ import main
 from segmentation.config import TrainUNetConfig
-from slices.archive.format import ArchiveReader, ArchiveWriter, Volume
+from slices.archive.format import Volume
+from slices.archive.reader import ArchiveReader
+from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS, LesionClass, Region, Schema
 from torch_utils import checkpoint
 

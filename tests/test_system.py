@@ -17,7 +17,7 @@ import reproduce
 from conftest import write_archive
 from dnnlib import config, files, runs, system
 from slices.archive.edit import merge
-from slices.archive.format import ArchiveReader
+from slices.archive.reader import ArchiveReader
 from slices.convert.cut_cases import Origin, origin_of
 from slices.convert.recognition import find_cases
 from slices.convert.releases import release_of_name

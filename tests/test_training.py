@@ -24,7 +24,8 @@ from conftest import draw_slice, write_archive
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from dnnlib.runs import Log
-from slices.archive.format import ArchiveReader, ArchiveWriter
+from slices.archive.reader import ArchiveReader
+from slices.archive.writer import ArchiveWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS, Schema
 from torch_utils import checkpoint

@@ -16,7 +16,10 @@ from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.staged import Staged
 from dnnlib.text import count, name_some, tool_version
-from slices.archive.format import TEST, TRAIN, ArchiveReader, ArchiveWriter, SliceRecord, Volume
+from slices.archive.format import TEST, TRAIN, SliceRecord, Volume
+from slices.archive.reader import ArchiveReader
+from slices.archive.together import refuse_twice
+from slices.archive.writer import ArchiveWriter
 from slices.leaks import warn_of_alike
 from slices.schema import Schema
 from slices.split import SPLIT_FILE, draw_split, shuffle_names
@@ -131,44 +134,6 @@ def _say(value: Any) -> str:
     if value is True:
         return "some"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def refuse_twice(readers: Sequence[ArchiveReader]) -> None:
-    """Raise UserError if two slices are one: of the same place in a volume, or of the same seed, class and snapshot.
-
-    Whatever --trunc and --noise-mode were: what one seed makes at two settings is alike, and no second patient.
-    """
-    first: dict[tuple, Path] = {}
-    for reader in readers:
-        for i, record in enumerate(reader.info.slices):
-            if (identity := _identity(record, reader.label_name(i))) is None:
-                continue
-            if identity in first:
-                name = _name(record, reader.label_name(i))
-                raise UserError(
-                    f"{name} is in {first[identity]} and in {reader.path}; together they would hold it "
-                    f"twice: leave one of them out{'' if record.seed is None else ', or generate other seeds'}"
-                    if first[identity] != reader.path
-                    else f"{name} is in {reader.path} twice: give each archive once"
-                )
-            first[identity] = reader.path
-
-
-def _identity(record: SliceRecord, label: str | None) -> tuple | None:
-    """What two records of one slice have in common; None if a record doesn't say which slice it is."""
-    if record.seed is not None:
-        return "generated", record.seed, record.snapshot or record.patient, label
-    if record.index is not None:
-        return "cut", record.patient, record.volume, record.index
-    return None
-
-
-def _name(record: SliceRecord, label: str | None) -> str:
-    if record.seed is not None:
-        of_class = "" if label is None else f"class {label} of "
-        return f"seed {record.seed} of {of_class}the snapshot {(record.snapshot or 'unnamed')[:12]} ({record.patient})"
-    volume = "" if record.volume in (None, record.patient) else f" of the volume {record.volume}"
-    return f"slice {record.index}{volume} of the patient {record.patient}"
 
 
 def _refuse_other_volumes(readers: Sequence[ArchiveReader]) -> None:

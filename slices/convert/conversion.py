@@ -22,7 +22,8 @@ from dnnlib.processes import map_in_order
 from dnnlib.sources import sources_sha256
 from dnnlib.staged import Staged
 from dnnlib.text import count, name_some, tool_version
-from slices.archive.format import LARGEST_RESOLUTION, TEST, TRAIN, ArchiveWriter, Volume, pack_slice
+from slices.archive.format import LARGEST_RESOLUTION, TEST, TRAIN, Volume, pack_slice
+from slices.archive.writer import ArchiveWriter
 from slices.convert.cases import Case
 from slices.convert.cut_cases import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
 from slices.convert.head import ALL, find_head, head_above, parse_head
