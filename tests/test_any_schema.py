@@ -5,25 +5,21 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
-from test_volumes import draw_head, turned, write_nifti
 
 import dataset_tool
 import generate
 import segmentation.__main__
 import train
+from commands import call as call_command
+from drawn import draw_head, turned, write_nifti
 from slices.archive.reader import ArchiveReader
 
 SMALL = ("--kimg", 0.016, "--batch", 4, "--cbase", 256, "--cmax", 8, "--z-dim", 8, "--snap", 0, "--fp32", 1)
 
 
 def call(command, *arguments, expected=0):
-    result = CliRunner().invoke(command, [str(a) for a in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == expected, result.output
-    return result.output
+    return call_command(*arguments, expected=expected, command=command)
 
 
 @pytest.mark.slow

@@ -17,15 +17,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from test_volumes import SHAPE, draw_head, turned, write_case, write_nifti
 
+from commands import ROOT
 from dataset_tool import MOST_NOTES, PICTURED, _describe_notes, choose_slices, main
+from drawn import SHAPE, draw_head, turned, write_case, write_nifti
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.convert.conversion import Part, Tally
 from slices.schema import BRATS, Schema
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def call(*arguments):

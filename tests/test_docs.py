@@ -13,8 +13,8 @@ import reproduce
 import segmentation.__main__
 import torch_utils.ops.__main__
 import train
+from commands import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = ("-m pytest",)  # not ours
 PROGRAMS = {

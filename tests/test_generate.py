@@ -10,9 +10,9 @@ from PIL import Image
 
 import generate
 import train
-from conftest import write_archive
 from dnnlib.errors import UserError
 from dnnlib.runs import Log
+from drawn import write_archive
 from slices.archive import edit
 from slices.archive.reader import ArchiveReader
 from slices.archive.zips import ZipWriter

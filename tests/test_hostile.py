@@ -35,6 +35,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from commands import ROOT
 from dataset_tool import main
 from dnnlib.errors import UserError
 from slices.archive.format import INDEX, Volume
@@ -43,7 +44,6 @@ from slices.archive.writer import ArchiveWriter
 from slices.nifti import read_nifti
 from slices.schema import BRATS
 
-ROOT = Path(__file__).resolve().parent.parent
 MEMORY = 300 << 20  # bytes that reading may take, besides what the program itself takes
 SECONDS = 5  # that a case may take, of the processor's time
 HANGS = 40  # seconds after which a case hangs

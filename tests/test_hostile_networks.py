@@ -15,8 +15,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from conftest import write_archive
+from commands import ROOT
 from dnnlib.errors import UserError
+from drawn import write_archive
 from segmentation import unet as unets
 from segmentation.config import TrainUNetConfig
 from segmentation.data import Drawn
@@ -26,7 +27,6 @@ from training.config import DataConfig, Overrides, resolve
 from training.networks.generator import Generator
 from training.snapshot import SnapshotInfo, load_generator, save_snapshot
 
-ROOT = Path(__file__).resolve().parent.parent
 MEMORY = 300 << 20  # bytes that all of them may take, besides what the program itself takes
 HUGE, NAN = 1 << 62, float("nan")
 

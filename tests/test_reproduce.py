@@ -14,10 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 import reproduce
-from conftest import write_archive
+from commands import ROOT
 from dnnlib.errors import UserError
 from dnnlib.files import write_json
 from dnnlib.sources import sources_sha256
+from drawn import write_archive
 from segmentation.config import TrainUNetConfig, UNetConfig
 from segmentation.data import ArchiveFacts, Drawn
 from segmentation.scores import Evaluation, ExaminationDice, ModelFacts, Summary, TargetDice, targets_of
@@ -26,7 +27,6 @@ from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS
 
-ROOT = Path(__file__).parent.parent
 COPY = "import sys; from pathlib import Path; Path(sys.argv[2]).write_text(Path(sys.argv[1]).read_text() + sys.argv[3])"
 
 

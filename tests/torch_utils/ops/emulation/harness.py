@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-SOURCES = HERE.parents[1] / "torch_utils" / "ops" / "csrc"
+SOURCES = HERE.parents[3] / "torch_utils" / "ops" / "csrc"
 COMMON = ["-std=c++17", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 CHECKED = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FAST = ["-O2"]

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from conftest import draw_slice, write_archive
 from dnnlib.errors import UserError
+from drawn import draw_slice, write_archive
 from slices import leaks
 from slices.archive import edit
 from slices.archive.format import TEST, TRAIN

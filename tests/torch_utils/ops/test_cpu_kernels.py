@@ -1,4 +1,4 @@
-"""The CPU kernels as built for several kinds of processor, and with sanitizers: tests/cpu_kernels/fuzz.cpp."""
+"""The CPU kernels as built for several kinds of processor, and with sanitizers: cpu_kernels/fuzz.cpp."""
 
 import platform
 import subprocess
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulation.harness import CHECKED, ENVIRONMENT, SOURCES, has_sanitizer
 
+from emulation.harness import CHECKED, ENVIRONMENT, SOURCES, has_sanitizer
 from torch_utils.ops import native
 
 HERE = Path(__file__).parent / "cpu_kernels"

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import draw_slice, write_archive
 from dnnlib.errors import UserError
+from drawn import draw_slice, write_archive
 from slices import leaks
 from slices.archive.format import TEST, TRAIN
 from slices.archive.reader import ArchiveReader

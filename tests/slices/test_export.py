@@ -7,11 +7,10 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
-from test_volumes import draw_head, turned, write_case
 
-from dataset_tool import main
+from commands import call, refused
+from drawn import draw_head, turned, write_case
 from slices.archive.format import Volume
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
@@ -24,20 +23,6 @@ ALL_AXES = [
     "".join(letters) for order in itertools.permutations(("LR", "PA", "SI")) for letters in itertools.product(*order)
 ]
 NO_CLASSES = Schema(contrasts=("t1", "t2"))
-
-
-def call(*arguments, expected=0):
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == expected, result.output
-    return result.output.replace("\r", "\n")
-
-
-def refused(output, *words):
-    errors = re.findall(r"^error: .*", output, re.MULTILINE)
-    assert len(errors) == 1 and "Traceback" not in output, output
-    assert all(str(word) in errors[0] for word in words), errors[0]
 
 
 def draw(seed=0):

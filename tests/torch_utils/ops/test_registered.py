@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import native_operators
+from faces import native_operators
 from torch_utils.ops import conv2d_gradfix, native
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.registered import NUMBERS, OPERATORS

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from conftest import golden_arrays, golden_cases
+from goldens import golden_arrays, golden_cases
 from slices.codec import SliceCodec
 from slices.schema import BRATS
 from torch_utils.stats import Statistics

@@ -20,10 +20,11 @@ from PIL import Image
 
 import slices.dataset
 import train
-from conftest import draw_slice, write_archive
+from commands import ROOT
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from dnnlib.runs import Log
+from drawn import draw_slice, write_archive
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.dataset import SliceDataset
@@ -39,7 +40,6 @@ from training.networks.discriminator import Discriminator
 from training.snapshot import KIND, VERSION, find_snapshot, load_generator
 from training.training_loop import TrainingRun
 
-ROOT = Path(__file__).parent.parent
 TINY = Overrides(kimg=0.016, batch=4, cbase=64, cmax=8, z_dim=8, map_depth=2)
 TINY_OPTIONS = ["--kimg=0.016", "--batch=4", "--cbase=64", "--cmax=8", "--z-dim=8", "--map-depth=2", "--workers=0"]
 

@@ -9,17 +9,15 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from commands import ROOT
 from dnnlib import config, files, runs, text
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.processes import _interrupts_held, _result, map_in_order
-
-ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -276,12 +274,11 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        globals()['n'] = n\n"
     )
-    root = Path(__file__).resolve().parent.parent
     process = subprocess.Popen(
         [sys.executable, script],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     out, _ = process.communicate(timeout=60)  # ends when the last one that holds the pipe does
     assert process.returncode == -signal.SIGKILL and len(out.split()) == 3

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_volumes import draw_head, write_case
 
 import reproduce
-from conftest import write_archive
+from commands import ROOT
 from dnnlib import config, files, runs, system
+from drawn import draw_head, write_archive, write_case
 from slices.archive.edit import merge
 from slices.archive.reader import ArchiveReader
 from slices.convert.cut_cases import Origin, origin_of
@@ -23,7 +23,6 @@ from slices.convert.recognition import find_cases
 from slices.convert.releases import release_of_name
 from torch_utils import checkpoint
 
-ROOT = Path(__file__).parent.parent
 ENTRIES = ("dataset_tool.py", "train.py", "generate.py", "reproduce.py", "segmentation/__main__.py")
 
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from test_export import call, refused
 
+from commands import call, refused
 from dataset_tool import main
 from dnnlib.files import sha256
 from slices.archive import edit

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
+from drawn import BRIGHT, DIRECTIONS, SHAPE, draw_head, turned, write_case, write_nifti
 from slices.convert.conversion import ConvertOptions, cut_case
 from slices.convert.head import find_head, foreground, grow, otsu_threshold
 from slices.convert.recognition import find_cases
@@ -24,68 +25,9 @@ from slices.schema import BRATS
 from slices.split import draw_split, read_split
 
 BRATS_2018 = replace(release_of_name("2018"), grid=None)  # drawn volumes are small
-SHAPE = (60, 60, 10)
-MARKER = (slice(42, 46), slice(12, 16), slice(3, 7))  # in voxels along L, P, S: the patient's left, in front
-BRIGHT = 1500  # the marker's intensity, far above the rest
 
 
 # --- drawn data -----------------------------------------------------------------------------------------------------
-
-
-def draw_head(seed=0):
-    """Four contrasts int16 and a label map uint8 [L, P, S], in voxel axes to L, P, S: {contrast or 'seg': volume}."""
-    rng = np.random.default_rng(seed)
-    l, p, s = np.indices(SHAPE)
-    inside = ((l - 30) / 22) ** 2 + ((p - 30) / 26) ** 2 + ((s - 4.5) / 6) ** 2 < 1
-    inside &= ~((l < 16) & (p > 40))  # as no head is symmetric
-    volumes = {}
-    for n, contrast in enumerate(BRATS.contrasts):
-        texture = rng.integers(0, 40, SHAPE)
-        volumes[contrast] = np.where(inside, 200 + 100 * n + 3 * l + p + 5 * s + texture, 0).astype(np.int16)
-        volumes[contrast][MARKER] = BRIGHT
-    labels = np.zeros(SHAPE, np.uint8)
-    labels[20:32, 30:44, 3:7] = 2
-    labels[23:29, 33:41, 3:6] = 4
-    labels[25:27, 35:38, 4:5] = 1
-    return volumes | {"seg": labels}
-
-
-# A letter is the direction in which an axis of the file runs: which of L, P, S it lies along, backwards or not, and
-# the direction in the world of NIfTI, whose axes run to R, A, S.
-DIRECTIONS = {
-    "L": (0, 1, (-1, 0, 0)),
-    "R": (0, -1, (1, 0, 0)),
-    "P": (1, 1, (0, -1, 0)),
-    "A": (1, -1, (0, 1, 0)),
-    "S": (2, 1, (0, 0, 1)),
-    "I": (2, -1, (0, 0, -1)),
-}
-
-
-def turned(volume, axes, spacing=(1.0, 1.0, 1.0)):
-    """A volume [L, P, S] as a file with other axes holds it, and that file's affine; spacing along L, P, S in mm."""
-    affine = np.eye(4)
-    for column, letter in enumerate(axes):
-        along, step, world = DIRECTIONS[letter]
-        volume = volume[tuple(slice(None, None, step) if a == along else slice(None) for a in range(3))]
-        affine[:3, column] = np.array(world) * spacing[along]
-    affine[:3, 3] = (11.0, -7.0, 3.5)  # where the volume lies is of no importance
-    return volume.transpose([DIRECTIONS[letter][0] for letter in axes]), affine
-
-
-def write_nifti(path, volume, affine=None, dtype=None):
-    image = nib.Nifti1Image(np.asarray(volume, dtype), np.diag((-1.0, -1, 1, 1)) if affine is None else affine)
-    image.header.set_slope_inter(1, 0)
-    nib.save(image, path)
-
-
-def write_case(parent, name="case1", volumes=None, axes="LPS", spacing=(1.0, 1.0, 1.0), suffix=".nii.gz"):
-    """Write the files of a case below `parent`; the volumes are given in axes to L, P, S."""
-    folder = parent / name
-    folder.mkdir(parents=True)
-    for kind, volume in (draw_head() if volumes is None else volumes).items():
-        write_nifti(folder / f"{name}_{kind}{suffix}", *turned(volume, axes, spacing))
-    return folder
 
 
 def described(contrasts, labels=None):

@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: their source runs on the emulated device of tests/emulation, checked and counted."""
+"""The CUDA kernels without a GPU: their source runs on the emulated device in emulation/, checked and counted."""
 
 import itertools
 import math
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from emulation.harness import (
     CHECKED,
     DTYPES,
@@ -25,8 +26,7 @@ from emulation.harness import (
     compute_type,
     has_sanitizer,
 )
-
-from conftest import golden_arrays, golden_cases, golden_filter
+from goldens import golden_arrays, golden_cases, golden_filter
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import ACTIVATIONS
 

@@ -8,11 +8,10 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from test_volumes import BRIGHT, MARKER, draw_head, turned, write_nifti
 
-from dataset_tool import main
+from commands import call
 from dnnlib.errors import UserError
+from drawn import BRIGHT, MARKER, draw_head, turned, write_nifti
 from slices.archive.reader import ArchiveReader
 from slices.convert.cut_cases import Workplace
 from slices.convert.recognition import find_cases
@@ -24,14 +23,6 @@ CONTRASTS = BRATS.contrasts
 GLI = dict(zip(CONTRASTS, ("t1n", "t1c", "t2w", "t2f"), strict=True))
 # Classes of the drawn label map, whose values are BraTS's of 2018: 1 necrosis, 2 oedema, 4 enhancing tumour.
 VALUES_OF = {"2023-gli": {1: 1, 2: 2, 4: 3}, "2024-gli": {1: 1, 2: 2, 4: 3}, "msd": {1: 2, 2: 1, 4: 3}}
-
-
-def call(*arguments, expected=0):
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == expected, result.output
-    return result.output.replace("\r", "\n")
 
 
 def convert(source, dest, *arguments, expected=0):
@@ -469,7 +460,9 @@ def test_a_conversion_goes_on_where_it_stopped(tmp_path, monkeypatch):
     bad.write_bytes(good)
 
     cut, original = [], slices.convert.conversion.cut_case
-    monkeypatch.setattr(slices.convert.conversion, "cut_case", lambda case, *rest: cut.append(case.name) or original(case, *rest))
+    monkeypatch.setattr(
+        slices.convert.conversion, "cut_case", lambda case, *rest: cut.append(case.name) or original(case, *rest)
+    )
     other = tmp_path / "s" / "Brats18_X_0_1" / "Brats18_X_0_1_seg.nii.gz"
     other.touch()
     output = convert(tmp_path / "s", tmp_path / "x.zip")

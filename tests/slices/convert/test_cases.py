@@ -6,17 +6,18 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-from test_releases import call, convert, draw, put, write_flat
 
-from conftest import draw_slice
+from commands import call
 from dnnlib import config
 from dnnlib.errors import UserError
+from drawn import draw_slice
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.convert.patterns import Pattern
 from slices.convert.recognition import find_cases
 from slices.convert.releases import describe_release, release_of_name
 from slices.schema import BRATS
+from test_releases import convert, draw, put, write_flat
 
 FOUR = ("t1", "t1ce", "t2", "flair")
 

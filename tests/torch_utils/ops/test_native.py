@@ -16,10 +16,10 @@ import torch
 from click.testing import CliRunner
 
 import torch_utils.ops.__main__ as self_check
+from commands import ROOT
 from dnnlib.errors import UserError
 from torch_utils.ops import native
 
-ROOT = Path(__file__).parent.parent
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler named c++")
 
 

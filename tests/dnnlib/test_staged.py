@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from commands import ROOT
 from dnnlib import files, staged
 from dnnlib.errors import UserError
 from dnnlib.locks import try_lock
 from dnnlib.staged import Staged, recover
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def tree(folder):

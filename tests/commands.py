@@ -1,0 +1,26 @@
+"""Calls of dataset_tool.py as a user makes them, and what must come of them."""
+
+import re
+from pathlib import Path
+
+from click.testing import CliRunner
+
+import dataset_tool
+
+ROOT = Path(__file__).resolve().parent.parent  # of the checkout
+
+
+def call(*arguments, expected=0, command=dataset_tool.main):
+    """Run a program in this process; all its words, if its exit code is the expected one."""
+    result = CliRunner().invoke(command, [str(a) for a in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == expected, result.output
+    return result.output.replace("\r", "\n")  # progress bars go back to the start of the line
+
+
+def refused(output, *words):
+    """One message, without a traceback, that contains the words."""
+    errors = re.findall(r"^error: .*", output, re.MULTILINE)
+    assert len(errors) == 1 and "Traceback" not in output, output
+    assert all(str(word) in errors[0] for word in words), errors[0]
