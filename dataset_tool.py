@@ -18,8 +18,8 @@ from dnnlib.processes import default_workers
 from dnnlib.system import run
 from dnnlib.text import count, format_table, name_some
 from slices.archive.reader import ArchiveReader
+from slices.areas import ClassAreas
 from slices.convert.conversion import CHOICES, ON_ERROR, ConvertOptions, Part, Tally, convert_release
-from slices.convert.cut_cases import measure
 from slices.convert.head import parse_head
 from slices.convert.patterns import Pattern
 from slices.convert.recognition import find_cases
@@ -213,19 +213,23 @@ def _wanted_release(
 
 def _describe_tallies(tallies: dict[str, Tally]) -> str:
     """Tables of slices and patients, and of class areas, per archive."""
-    rows = [(name, len(tally.patients), tally.slices) for name, tally in tallies.items()]
+    rows = [(name, len(tally.patients), tally.areas.num_slices) for name, tally in tallies.items()]
     tables = [format_table(("archive", "patients", "slices"), rows)]
     rows = [
         (
             f"{name}  {class_name}",
-            tally.class_slices[class_name],
-            f"{tally.class_pixels[class_name] / max(1, tally.class_slices[class_name]):.0f}",
-            f"{100 * tally.class_pixels[class_name] / tally.pixels:.3f} %",
+            areas.class_slices[class_name],
+            f"{pixels / max(1, areas.class_slices[class_name]):.0f}",
+            f"{100 * pixels / areas.num_pixels:.3f} %",
         )
-        for name, tally in tallies.items()
-        for class_name in tally.schema.class_names
+        for name, areas in ((name, tally.areas) for name, tally in tallies.items())
+        for class_name, pixels in areas.class_pixels.items()
     ]
-    rows += [(f"{name}  none", tally.lesion_free, "", "") for name, tally in tallies.items() if tally.schema.classes]
+    rows += [
+        (f"{name}  none", tally.areas.num_lesion_free, "", "")
+        for name, tally in tallies.items()
+        if tally.schema.classes
+    ]
     if rows:
         tables.append(format_table(("class", "slices with it", "mean pixels in those", "of all pixels"), rows))
     return "\n\n".join(tables)
@@ -325,7 +329,7 @@ def inspect(archive: Path, out: Path | None, force: bool) -> None:
     tally, sizes = Tally(reader.schema), []
     for i, record in enumerate(tqdm(reader.info.slices, desc="checking", unit="slice", leave=False)):
         stored = reader.read_checked(i)
-        tally.add(record.patient, measure(reader.schema.split(stored)[1][None], reader.schema))
+        tally.add(record.patient, ClassAreas.of(reader.schema.split(stored)[1][None], reader.schema))
         sizes.append(_importance(stored, reader))
     click.echo(_describe_archive(reader))
     click.echo(f"\n{_describe_tallies({archive.name: tally})}")

@@ -24,8 +24,9 @@ from dnnlib.staged import Staged
 from dnnlib.text import count, name_some, tool_version
 from slices.archive.format import LARGEST_RESOLUTION, TEST, TRAIN, Volume, pack_slice
 from slices.archive.writer import ArchiveWriter
+from slices.areas import ClassAreas
 from slices.convert.cases import Case
-from slices.convert.cut_cases import Areas, CaseRecord, PartReader, Workplace, measure, origin_of, write_part
+from slices.convert.cut_cases import CaseRecord, PartReader, Workplace, origin_of, write_part
 from slices.convert.head import ALL, find_head, head_above, parse_head
 from slices.convert.recognition import Recognised
 from slices.convert.releases import GRADES, OWN
@@ -237,24 +238,19 @@ def _grey_levels(
 
 @dataclass
 class Tally:
-    """Slices, patients and class areas of an archive."""
+    """The patients of an archive, and the class areas of its slices."""
 
     schema: Schema
-    slices: int = 0
-    lesion_free: int = 0
+    areas: ClassAreas = field(init=False)
     patients: set[str] = field(default_factory=set)
-    pixels: int = 0
-    class_pixels: Counter = field(default_factory=Counter)  # class name -> pixels
-    class_slices: Counter = field(default_factory=Counter)  # class name -> slices with any
 
-    def add(self, patient: str, areas: Areas) -> None:
+    def __post_init__(self) -> None:
+        self.areas = ClassAreas.none(self.schema)
+
+    def add(self, patient: str, areas: ClassAreas) -> None:
         """Count slices of a patient."""
-        self.slices += areas.slices
-        self.lesion_free += areas.lesion_free
         self.patients.add(patient)
-        self.pixels += areas.pixels
-        self.class_pixels.update(areas.class_pixels)
-        self.class_slices.update(areas.class_slices)
+        self.areas += areas
 
 
 @dataclass
@@ -515,7 +511,7 @@ def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
         origin=origin,
         volume=cut.volume if cut.indices else None,
         indices=cut.indices,
-        areas=measure(cut.classes, schema),
+        areas=ClassAreas.of(cut.classes, schema),
         skipped=cut.skipped,
         remarks=cut.remarks,
         counted=cut.counted,
@@ -545,7 +541,7 @@ def _describe(part: Part, workplace: Workplace, source: Path, options: ConvertOp
                 "the whole lesion lies outside the field of view" if unseen else f"no slice chosen by '{part.choice}'"
             )
             part.left_out.setdefault(reason, []).append(case.name)
-    if not part.tally.slices:
+    if not part.tally.areas.num_slices:
         workplace.remove()
         raise UserError(_nothing(part, source, options))
 

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.locks import try_lock
@@ -26,8 +24,8 @@ from dnnlib.staged import recover
 from dnnlib.system import plain_text
 from slices.archive.format import Volume
 from slices.archive.zips import Packed, ZipReader, ZipWriter, pack
+from slices.areas import ClassAreas
 from slices.convert.cases import Case
-from slices.schema import Schema
 
 _JOB, _RECORD = "job.json", "case.json"
 _OURS = re.compile(r"job\.json|(all|train|test)-[0-9a-f]{24}\.zip")
@@ -57,17 +55,6 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Areas:
-    """Slices, how many have no lesion, their pixels, and per class the pixels and the slices with any."""
-
-    slices: int
-    lesion_free: int
-    pixels: int
-    class_pixels: dict[str, int]
-    class_slices: dict[str, int]
-
-
-@dataclass(frozen=True)
 class CaseRecord:
     """What was cut from a case. volume is None if no slice was chosen; skipped: reason -> slices; counted: remark ->
     voxels; lost: remark -> share of the lesion's volume."""
@@ -75,7 +62,7 @@ class CaseRecord:
     origin: Origin
     volume: Volume | None
     indices: tuple[int, ...]
-    areas: Areas
+    areas: ClassAreas
     skipped: dict[str, int]
     remarks: tuple[str, ...]
     counted: dict[str, int]
@@ -88,15 +75,6 @@ def origin_of(case: Case) -> Origin:
     states = {plain_text(str(path.resolve())): path.stat() for path in case.paths}
     found = [InputFile(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in states.items()]
     return Origin(case.name, case.patient, case.grid, tuple(file.channel for file in case.contrasts), tuple(found))
-
-
-def measure(classes: np.ndarray, schema: Schema) -> Areas:
-    """The areas of slices given as class indices, [N, H, W]."""
-    counts = np.array([np.bincount(one.ravel(), minlength=len(schema.classes) + 1)[1:] for one in classes], np.int64)
-    counts = counts.reshape(len(classes), len(schema.classes))
-    pixels = dict(zip(schema.class_names, counts.sum(axis=0).tolist(), strict=True))
-    slices = dict(zip(schema.class_names, (counts > 0).sum(axis=0).tolist(), strict=True))
-    return Areas(len(classes), int((counts.sum(axis=1) == 0).sum()), classes.size, pixels, slices)
 
 
 def write_part(path: Path, members: list[Packed], record: CaseRecord) -> None:
