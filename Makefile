@@ -4,12 +4,12 @@ VENV   := .venv
 STAMP  := $(VENV)/.complete
 DEMO   := runs/demo
 
-.PHONY: help setup demo test test-all lint clean-venv
+.PHONY: help setup demo test test-all lint types clean-venv
 help:
 	@echo 'make demo      phantom patients -> GAN -> U-Nets -> Dice table in $(DEMO) (14 to 16 minutes on two busy cores)'
 	@echo 'make test      the tests; make test-all also runs the slow ones'
 	@echo 'make setup     only make or update $(VENV); PYTHON=/path/to/python3 chooses of which Python'
-	@echo 'make lint      ruff'
+	@echo 'make lint      ruff: rules and format; make types: mypy'
 
 # What an environment is of; and whether it shall be of PYTHON: where nobody names one, the one that is there will do.
 IDENTITY := import os, sys; print(sys.version.split()[0], "in", os.path.realpath(sys.base_prefix))
@@ -53,6 +53,10 @@ test-all: setup
 
 lint: setup
 	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+types: setup
+	$(VENV)/bin/python -m mypy
 
 clean-venv:
 	rm -rf $(VENV)
