@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import reproduce
 from commands import ROOT
 from dnnlib import config, files, runs, system
+from dnnlib.stages import Stages
 from drawn import draw_head, write_archive, write_case
 from slices.archive.edit import merge
 from slices.archive.reader import ArchiveReader
@@ -216,10 +216,10 @@ def test_modules_of_the_working_folder_are_not_taken_for_the_projects(strangers,
     assert done.returncode == 0 and done.stdout.startswith("Usage: "), done.stderr
 
 
-def test_reproduce_runs_its_own_segmentation(strangers):
+def test_stages_run_the_projects_own_segmentation(strangers):
     (strangers / "segmentation.py").write_text("raise SystemExit('a stranger runs')")
     (strangers / "record.txt").write_text("of an earlier run")
-    stages = reproduce.Stages(strangers)
+    stages = Stages(strangers, ROOT, {})
     stages.run("unet", "", ["-m", "segmentation", "train", "--help"], [], ["record.txt"], replaces=False)
 
 

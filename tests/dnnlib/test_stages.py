@@ -1,0 +1,240 @@
+"""The runner: stages are skipped exactly when nothing changed, and end as they are told to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import dnnlib.stages
+from commands import ROOT
+from dnnlib.errors import UserError
+from dnnlib.sources import sources_sha256
+from dnnlib.stages import Stages, describe_input, fingerprint
+
+COPY = "import sys; from pathlib import Path; Path(sys.argv[2]).write_text(Path(sys.argv[1]).read_text() + sys.argv[3])"
+
+
+@pytest.fixture
+def stages(tmp_path):
+    (tmp_path / "in.txt").write_text("input ")
+    return Stages(tmp_path, ROOT, {})
+
+
+def copy(stages, suffix="done"):
+    """A stage that copies in.txt to out.txt with something behind it; returns whether it ran."""
+    before = (stages.outdir / "out.txt").stat().st_mtime_ns if (stages.outdir / "out.txt").exists() else None
+    command = ["-c", COPY, "{out}/in.txt", "{out}/out.txt", suffix]
+    (result,) = stages.run("copy", "copy", command, [stages.outdir / "in.txt"], ["out.txt"], replaces=False)
+    assert result.read_text() == (stages.outdir / "in.txt").read_text() + suffix
+    return result.stat().st_mtime_ns != before
+
+
+def test_a_stage_runs_again_only_if_options_inputs_or_results_changed(stages):
+    assert copy(stages)
+    assert not copy(stages)
+    assert copy(stages, suffix="other options")
+    (stages.outdir / "in.txt").write_text("another input ")
+    assert copy(stages, suffix="other options")
+    (stages.outdir / "out.txt").write_text("damaged")
+    assert copy(stages, suffix="other options")
+    (stages.outdir / "out.txt").unlink()
+    assert copy(stages, suffix="other options")
+    assert not copy(stages, suffix="other options")
+
+
+def test_a_stage_that_failed_is_not_done(stages, capfd):
+    command = ["-c", "import sys; open(sys.argv[1], 'w').write('half'); sys.exit(int(sys.argv[2]))", "{out}/out.txt"]
+    for code, expected in ((2, 2), (1, 1), (130, 130)):
+        with pytest.raises(SystemExit) as stopped:
+            stages.run("half", "fail", [*command, str(code)], [], ["out.txt"])
+        assert stopped.value.code == expected
+        assert not json.loads((stages.records / "half.json").read_text())["complete"]
+    assert "half ended early" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        stages.run("half", "be killed", ["-c", "import os; os.kill(os.getpid(), 9)"], [], ["out.txt"])
+    assert "half ended early (killed, most likely for want of memory); the same" in capfd.readouterr().err
+    stages.run("half", "succeed", [*command, "0"], [], ["out.txt"])
+    assert json.loads((stages.records / "half.json").read_text())["complete"]
+
+
+def test_ctrl_c_lets_the_stage_end_in_its_own_time(tmp_path):
+    """As in a terminal, where Ctrl-C reaches the pipeline and the stage at once: training then saves a snapshot."""
+    stage = (
+        "import signal, sys, time; signal.signal(signal.SIGINT, lambda *a: None); print('ready', flush=True);"
+        "time.sleep(2); time.sleep(1); open(sys.argv[1], 'w').write('saved'); sys.exit(130)"
+    )
+    script = (
+        "from dnnlib.stages import Stages; from pathlib import Path;"
+        f"stages = Stages(Path({str(tmp_path)!r}), Path(), {{}});"
+        f"stages.run('slow', '', ['-c', {stage!r}, '{{out}}/out.txt'], [], ['out.txt'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stdout:
+        if line.startswith("ready"):
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert (tmp_path / "out.txt").read_text() == "saved"
+    assert not json.loads((tmp_path / "stages" / "slow.json").read_text())["complete"]
+
+
+# A stage that says who it is, takes note of SIGTERM if asked to, and would go on for long.
+LONG = """
+import os, signal, sys, time
+def end(*_):
+    print("ended", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end if sys.argv[1] == "heeds" else signal.SIG_IGN)
+print("ready", os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def begin(outdir, how="heeds", prefix=""):
+    """A pipeline of one long stage, in a process of its own, and the stage's process id."""
+    script = (
+        f"{prefix}\nfrom dnnlib.stages import Stages; from pathlib import Path\n"
+        f"stages = Stages(Path({str(outdir)!r}), Path(), {{}})\n"
+        f"with stages.held(): stages.run('long', '', ['-c', {LONG!r}, {how!r}], [], [])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("ready"):
+            return process, int(line.split()[1])
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_pipeline_ends_its_stage(tmp_path, sent):
+    """As batch systems and container runtimes send it: to the parent alone."""
+    process, stage = begin(tmp_path)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=30)  # the stage holds the pipe, too
+    assert process.returncode == 128 + sent and "ended" in out
+    assert "long ended early; the same command skips what is done" in err and "Traceback" not in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(stage, 0)
+
+
+@pytest.mark.parametrize("grace, signals", [(0.2, 1), (100, 2)], ids=["in time", "at a second signal"])
+def test_a_stage_that_does_not_heed_a_signal_is_killed(tmp_path, grace, signals):
+    process, stage = begin(tmp_path, "ignores", f"import dnnlib.processes; dnnlib.processes.GRACE = {grace}")
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system ends a process with its parent")
+def test_a_stage_ends_with_a_pipeline_that_is_killed(tmp_path):
+    process, stage = begin(tmp_path)
+    process.kill()
+    out, _ = process.communicate(timeout=30)
+    assert "ended" in out
+
+
+def test_a_second_call_waits_for_its_turn(tmp_path):
+    process, stage = begin(tmp_path)
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"is at work there; wait for it \(process {process.pid} on "):
+            with Stages(tmp_path, ROOT, {}).held():
+                pass
+    process.terminate()
+    process.communicate(timeout=30)
+    with Stages(tmp_path, ROOT, {}).held():
+        pass
+
+
+def test_force_is_passed_only_for_what_the_stage_itself_left(stages):
+    command = ["-c", "import sys; open(sys.argv[1], 'w').write(' '.join(sys.argv[2:]))", "{out}/out.txt"]
+    (out,) = stages.run("write", "", [*command, "one"], [], ["out.txt"])
+    assert out.read_text() == "one"
+    stages.run("write", "", [*command, "two"], [], ["out.txt"])
+    assert out.read_text() == "two --force"
+
+
+def test_what_a_stage_did_not_make_is_not_replaced(stages):
+    (stages.outdir / "out.txt").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(UserError, match="out.txt is there already, but not from this stage"):
+            stages.run("write", "", ["-c", "import sys; open(sys.argv[1], 'w')", "{out}/out.txt"], [], ["out.txt"])
+    assert (stages.outdir / "out.txt").read_text() == "mine"
+
+
+def test_a_moved_output_folder_is_still_done(stages, tmp_path, monkeypatch):
+    command = ["-c", "import sys; open(sys.argv[1], 'w').write('x')", "{out}/out.txt"]
+    stages.run("write", "", command, [], ["out.txt"])
+    moved = tmp_path.rename(tmp_path.parent / "moved [1]")
+    before = (moved / "out.txt").stat().st_mtime_ns
+    Stages(moved, ROOT, {}).run("write", "", command, [], ["out.txt"])
+    monkeypatch.chdir(moved.parent)
+    Stages(Path("moved [1]"), ROOT, {}).run("write", "", command, [], ["out.txt"])
+    assert (moved / "out.txt").stat().st_mtime_ns == before
+
+
+def test_a_changed_program_makes_its_results_again(stages, monkeypatch):
+    assert copy(stages) and not copy(stages)
+    monkeypatch.setattr(dnnlib.stages, "sources_sha256", lambda *names, root: "changed")
+    assert copy(stages) and not copy(stages)
+
+
+def test_a_program_depends_on_the_sources_below_its_folder(tmp_path):
+    for folder in ("slices", "torch_utils/ops/csrc"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "train.py").write_text("1")
+    for name in ("train.py", "slices/new.py", "torch_utils/ops/csrc/tail.cu"):
+        before = sources_sha256(name.partition("/")[0], root=tmp_path)
+        (tmp_path / name).write_text("2")
+        sources_sha256.cache_clear()
+        assert sources_sha256(name.partition("/")[0], root=tmp_path) != before, name
+
+
+def described(folder):
+    return fingerprint(describe_input(folder))
+
+
+def test_changes_behind_links_are_seen(tmp_path):
+    """Links to folders and files, several to one, in each other, and to nowhere."""
+    store = tmp_path / "store"
+    (store / "deep").mkdir(parents=True)
+    for name in ("a.nii", "b.nii", "deep/c.nii"):
+        (store / name).write_text(name[-5])
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "HGG").symlink_to("../store")
+    (source / "again").symlink_to(store / "deep")
+    (source / "one.nii").symlink_to("../store/b.nii")
+    (store / "deep" / "loop").symlink_to("..")
+    (source / "nowhere").symlink_to("none")
+    for file in store.rglob("*.nii"):
+        os.utime(file, (1, 1))
+    states = [described(source)]
+
+    def change(what):
+        what()
+        states.append(described(source))
+        assert states[-1] not in states[:-1] and described(source) == states[-1]
+
+    change(lambda: (store / "deep" / "d.nii").write_text("new"))
+    change(lambda: (store / "deep" / "d.nii").unlink() or (store / "deep" / "table.csv").write_text("new"))
+
+    def exchange():  # names, sizes and dates are those of before
+        time.sleep(0.02)  # a tick of the kernel's clock
+        (store / "a.nii").rename(store / "x")
+        (store / "b.nii").rename(store / "a.nii")
+        (store / "x").rename(store / "b.nii")
+
+    change(exchange)
+    change(lambda: (source / "again").unlink())
+    change(lambda: (source / "again").symlink_to(tmp_path))
+    (store / ".hidden").write_text("no data")
+    assert described(source) == states[-1]
