@@ -16,7 +16,7 @@ from dnnlib.system import plain_text
 T = TypeVar("T")
 DEEPEST = 50  # levels of lists and objects in JSON
 _PARSED = 20 * DEEPEST  # levels that are parsed, to be refused where their place is known
-_OPTIONAL = "left out of JSON while it has its default"
+OPTIONAL = "left out of JSON while it has its default"
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 2, 4, 2
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 40
@@ -57,7 +57,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def optional(default: Any) -> Any:
     """A dataclass's field that JSON leaves out while it has its default: files without it stay as they were."""
-    return dataclasses.field(default=default, metadata={_OPTIONAL: True})
+    return dataclasses.field(default=default, metadata={OPTIONAL: True})
 
 
 def to_json(config: Any) -> Any:
@@ -77,7 +77,7 @@ def to_json(config: Any) -> Any:
 
 
 def _left_out(config: Any, f: dataclasses.Field) -> bool:
-    return _OPTIONAL in f.metadata and getattr(config, f.name) == f.default
+    return OPTIONAL in f.metadata and getattr(config, f.name) == f.default
 
 
 def from_json(cls: type[T], data: Any, where: str = "") -> T:
