@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from dnnlib.text import count
 from segmentation.config import TrainUNetConfig
+from segmentation.draws import Draw, Drawn, Draws
 from slices.archive.format import ArchiveInfo
 from slices.archive.reader import ArchiveReader
 from slices.archive.together import refuse_twice, require_same_kind
@@ -87,25 +87,6 @@ def is_known_size(pixel: tuple[float, float], learned: tuple[float, float]) -> b
 
 def describe_pixels(pixel: tuple[float, float]) -> str:
     return f"{pixel[0]:.3g} mm" if is_one_size(pixel) else f"{pixel[0]:.3g} to {pixel[1]:.3g} mm"
-
-
-class Draw(NamedTuple):
-    """One training example to come: which slice of the union, None for a blank one, and whether it is flipped."""
-
-    slice: int | None
-    flip: bool
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """How many slices a training draws: with lesion, without, and blank ones, which are of no archive."""
-
-    with_lesion: int
-    lesion_free: int
-    empty: int
-
-    def __str__(self) -> str:
-        return f"{self.with_lesion} with lesion, {self.lesion_free} without, {self.empty} empty"
 
 
 class Pair(NamedTuple):
@@ -192,81 +173,6 @@ class UnionOfArchives(torch.utils.data.Dataset):
             if hold:  # a copy, so that the label maps, of which only the indices are needed, don't stay in memory too
                 held.append((contrasts.copy(), indices))
         return held if hold else None
-
-
-class Draws:
-    """Batches of draws: slices shuffled again and again, so that each is used as often as others; half are flipped.
-
-    empty: share of the draws that are blank. lesion_free: share that are slices of `without_lesion`, while the rest are
-    others; None: the rest are slices as they come. Shares are exact for the whole, and spread evenly over it.
-    All of it follows from the seed, whatever the number of processes that read.
-    """
-
-    def __init__(
-        self,
-        slices: int,
-        batch: int,
-        steps: int,
-        seed: int,
-        empty: float = 0,
-        lesion_free: float | None = None,
-        without_lesion: Sequence[int] = (),
-    ) -> None:
-        self.batch, self.steps, self.seed = batch, steps, seed
-        self.total = batch * steps
-        self.blanks = round(self.total * empty)
-        self.filled = self.total - self.blanks
-        self.free = round(self.total * (lesion_free or 0))  # of the filled ones, those that are to be without lesion
-        without, everything = np.array(without_lesion, np.int64), np.arange(slices)
-        self.others = _Deck(everything if lesion_free is None else np.setdiff1d(everything, without), (seed, 0))
-        self.without = _Deck(without, (seed, 1))
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def numbers(self) -> Iterator[int | None]:
-        """The slice of every draw, None for a blank one."""
-        others, without = iter(self.others), iter(self.without)
-        filled = 0
-        for k in range(self.total):
-            if _is_due(k, self.blanks, self.total):
-                yield None
-                continue
-            yield next(without if _is_due(filled, self.free, self.filled) else others)
-            filled += 1
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        numbers, rng = self.numbers(), np.random.default_rng((self.seed, 2))
-        for _ in range(self.steps):
-            flips = (rng.random(self.batch) < 0.5).tolist()
-            yield [Draw(*pair) for pair in zip(itertools.islice(numbers, self.batch), flips, strict=True)]
-
-
-class _Deck:
-    """Numbers of slices without end: all of them shuffled, and shuffled again."""
-
-    def __init__(self, slices: np.ndarray, seed: tuple[int, ...]) -> None:
-        self.slices, self.seed = slices, seed
-
-    def __iter__(self) -> Iterator[int]:
-        for n in itertools.count():
-            yield from self._shuffled(n).tolist()
-
-    def count(self, of: np.ndarray, first: int) -> int:
-        """How many of the first ones are in `of`, bool for every slice."""
-        if not first:
-            return 0
-        passes, rest = divmod(first, len(self.slices))
-        return int(passes * of[self.slices].sum() + of[self._shuffled(passes)[:rest]].sum())
-
-    def _shuffled(self, n: int) -> np.ndarray:
-        """The order of pass n."""
-        return np.random.default_rng((*self.seed, n)).permutation(self.slices)
-
-
-def _is_due(k: int, count: int, total: int) -> bool:
-    """Whether draw k of `total` is one of `count` that are spread evenly over them."""
-    return (k + 1) * count // total > k * count // total
 
 
 def loader(

@@ -20,7 +20,8 @@ from dnnlib.staged import Staged
 from dnnlib.text import count, format_time
 from segmentation import unet as unets
 from segmentation.config import TrainUNetConfig
-from segmentation.data import Draws, UnionOfArchives, describe, describe_pixels, is_one_size, loader, pixels_of
+from segmentation.data import UnionOfArchives, describe, describe_pixels, is_one_size, loader, pixels_of
+from segmentation.draws import Draws
 from slices.leaks import doubts
 
 MODEL, RECORD, LOG = "unet.safetensors", "training.json", "log.txt"

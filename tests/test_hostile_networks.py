@@ -20,7 +20,7 @@ from dnnlib.errors import UserError
 from drawn import write_archive
 from segmentation import unet as unets
 from segmentation.config import TrainUNetConfig
-from segmentation.data import Drawn
+from segmentation.draws import Drawn
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from training.config import DataConfig, Overrides, resolve

@@ -17,7 +17,8 @@ from dnnlib.files import write_json
 from dnnlib.stages import Stages
 from drawn import write_archive
 from segmentation.config import TrainUNetConfig, UNetConfig
-from segmentation.data import ArchiveFacts, Drawn
+from segmentation.data import ArchiveFacts
+from segmentation.draws import Drawn
 from segmentation.scores import Evaluation, ExaminationDice, ModelFacts, Summary, TargetDice, targets_of
 from segmentation.unet import UNetInfo
 from slices.archive.reader import ArchiveReader

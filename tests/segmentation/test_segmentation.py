@@ -24,6 +24,8 @@ from segmentation import evaluate as evaluation
 from segmentation import fit, report, scores, unet
 from segmentation.__main__ import main
 from segmentation.config import TrainUNetConfig
+from segmentation.draws import Draw, Drawn, Draws
+from segmentation.predict import predict_examinations
 from slices.archive.format import Volume
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
@@ -219,7 +221,7 @@ def test_flips_move_image_and_labels_together(train_zip):
     union = datas.UnionOfArchives([train_zip])
     stored = union.archives[0].read(3)
     contrasts, indices = RING.split(stored)
-    plain, flipped = union[datas.Draw(3, False)], union[datas.Draw(3, True)]
+    plain, flipped = union[Draw(3, False)], union[Draw(3, True)]
     assert (plain.contrasts.numpy() == contrasts).all() and (plain.indices.numpy() == indices).all()
     assert (flipped.contrasts.numpy() == contrasts[:, :, ::-1]).all()
     assert (flipped.indices.numpy() == indices[:, ::-1]).all() and not (indices == indices[:, ::-1]).all()
@@ -231,9 +233,9 @@ def test_mixing_draws_every_slice_of_the_union_equally_often(tmp_path):
     many = write_archive(tmp_path / "many.zip", (("m", draw_slice(rng)) for _ in range(7)))
     union = datas.UnionOfArchives([few, many])
     assert len(union) == 10
-    assert (union[datas.Draw(2, False)].contrasts.numpy() == union.archives[0].read(2)[:2]).all()
-    assert (union[datas.Draw(3, False)].contrasts.numpy() == union.archives[1].read(0)[:2]).all()
-    draws = [draw for batch in datas.Draws(len(union), batch=4, steps=500, seed=0) for draw in batch]
+    assert (union[Draw(2, False)].contrasts.numpy() == union.archives[0].read(2)[:2]).all()
+    assert (union[Draw(3, False)].contrasts.numpy() == union.archives[1].read(0)[:2]).all()
+    draws = [draw for batch in Draws(len(union), batch=4, steps=500, seed=0) for draw in batch]
     assert Counter(draw.slice for draw in draws) == {n: 200 for n in range(10)}
     assert 850 < sum(draw.flip for draw in draws) < 1150
     assert {draw.slice for draw in draws[:10]} == set(range(10)), "shuffled, not drawn with replacement"
@@ -241,7 +243,7 @@ def test_mixing_draws_every_slice_of_the_union_equally_often(tmp_path):
 
 
 def test_a_batch_may_be_larger_than_the_archive():
-    (batch,) = datas.Draws(3, batch=8, steps=1, seed=0)
+    (batch,) = Draws(3, batch=8, steps=1, seed=0)
     assert len(batch) == 8 and {draw.slice for draw in batch} == {0, 1, 2}
 
 
@@ -272,13 +274,13 @@ def test_what_is_drawn_is_counted_without_drawing_it(train_zip, lesion_free, ste
     draws = union.draws(TrainUNetConfig(steps, batch=7, seed=1, lesion_free=lesion_free))
     numbers = list(draws.numbers())
     lesion = [union.has_lesion[n] for n in numbers if n is not None]
-    assert union.count(draws) == datas.Drawn(sum(lesion), len(lesion) - sum(lesion), numbers.count(None))
+    assert union.count(draws) == Drawn(sum(lesion), len(lesion) - sum(lesion), numbers.count(None))
     many = union.count(union.draws(TrainUNetConfig(48 * 10**9, batch=20, lesion_free=lesion_free)))
     assert many.empty == 48 * 10**9 and many.lesion_free == {None: 228, 0.0: 0, 0.3: 288}[lesion_free] * 10**9
 
 
 def test_a_blank_slice_is_background_in_every_contrast_and_in_truth(train_zip):
-    blank = datas.UnionOfArchives([train_zip])[datas.Draw(None, True)]
+    blank = datas.UnionOfArchives([train_zip])[Draw(None, True)]
     assert blank.contrasts.shape == (2, SIZE, SIZE) and blank.indices.shape == (SIZE, SIZE)
     assert blank.contrasts.dtype == blank.indices.dtype == torch.uint8
     assert not blank.contrasts.any() and not blank.indices.any()
@@ -308,7 +310,7 @@ def test_slices_read_by_workers_are_those_held_in_memory(train_zip):
     def batches(memory):
         union = datas.UnionOfArchives([train_zip], memory)
         assert union.in_memory == bool(memory)
-        return list(datas.loader(union, datas.Draws(len(union), 5, 4, seed=7), workers=2, pin=False))
+        return list(datas.loader(union, Draws(len(union), 5, 4, seed=7), workers=2, pin=False))
 
     held, read = batches(1 << 30), batches(0)
     assert len(held) == len(read) == 4 and held[0].contrasts.shape == (5, 2, SIZE, SIZE)
@@ -442,7 +444,7 @@ def test_the_numbers_of_results_json_add_up(evaluated, trained, test_zip, folder
 def test_patients_are_put_together_from_slices_that_take_turns(evaluated, trained, test_zip):
     reader, net = ArchiveReader(test_zip), unet.load(trained.model)
     names = [("c", None), ("a", None)]
-    for name, one in zip(names, evaluation.predict_examinations(net, reader, names, batch=5), strict=True):
+    for name, one in zip(names, predict_examinations(net, reader, names, batch=5), strict=True):
         stored = np.stack([reader.read(i) for i in reader.by_examination()[name]])
         contrasts, truth = RING.split(stored)
         assert (one.truth == truth).all() and (one.background == contrasts[:, -1]).all()
@@ -521,7 +523,7 @@ def test_incomplete_volumes_are_told(tmp_path, trained):
     table = report.arms_table({"R": result})
     assert words in table.text() and words in table.markdown()
     assert report._extent(result.examinations[0]) == "of 2 of 7 slices"
-    shown = list(evaluation.predict_examinations(unet.load(trained.model), ArchiveReader(some), [("a", "a")]))[0]
+    shown = list(predict_examinations(unet.load(trained.model), ArchiveReader(some), [("a", "a")]))[0]
     assert report._place(shown, 1, result.examinations[0]) == "slice 6 of 7"
 
 
@@ -646,7 +648,7 @@ def test_what_arms_differ_in_is_said(evaluated):
         "the arms differ in --lesion-free: R 0.2, F None",
         "the arms differ in share of slices without lesion: R 23.8%, F 47.5%",
     ]
-    assert differences(arm(), arm(datas.Drawn(912, 0, 48))) == [
+    assert differences(arm(), arm(Drawn(912, 0, 48))) == [
         "the arms differ in share of slices without lesion: R 23.8%, F 0.0%"
     ]
 
