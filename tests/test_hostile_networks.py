@@ -53,7 +53,7 @@ def put(tree: dict, path: str, value: object) -> None:
 
 
 NETWORKS = {"snapshot": (write_snapshot, load_generator), "unet": (write_unet, unets.load)}
-G = "training.networks.generator."
+G = "training.generator."
 LIES = [  # which file, what its metadata say instead, words of the refusal
     ("snapshot", {G + "resolution": 1 << 30}, "power of two from 4 to 4096"),
     ("snapshot", {G + "resolution": 24}, "power of two"),
@@ -72,7 +72,7 @@ LIES = [  # which file, what its metadata say instead, words of the refusal
     ("snapshot", {G + "c_dim": -1}, "--c-dim -1"),
     ("snapshot", {G + "num_fp16_res": HUGE}, "--num-fp16-res"),
     ("snapshot", {G + "conv_clamp": -1.0}, "--conv-clamp -1.0"),
-    ("snapshot", {"training.networks.discriminator.mbstd_group_size": 0}, "--mbstd-group-size 0"),
+    ("snapshot", {"training.discriminator.mbstd_group_size": 0}, "--mbstd-group-size 0"),
     ("snapshot", {"training.batch": HUGE, "training.batch_gpu": HUGE - 1}, "--batch"),
     ("snapshot", {"kimg": -0.5}, "kimg -0.5: expected 0 or more"),
     ("snapshot", {"patients": ["../../x"]}, "can't be a name"),
