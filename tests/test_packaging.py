@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from commands import ROOT
 
 
@@ -26,7 +27,11 @@ def test_another_projects_dnnlib_is_named(tmp_path, call):
 
 @pytest.mark.parametrize(
     ("call", "usage"),
-    [(("-m", "slices"), "python -m slices"), (("-m", "training"), "python -m training"), ((ROOT / "slices",), "python")],
+    [
+        (("-m", "slices"), "python -m slices"),
+        (("-m", "training"), "python -m training"),
+        ((ROOT / "slices",), "python"),
+    ],
 )
 def test_packages_run_as_their_programs_do(tmp_path, call, usage):
     found = run(*call, "--help", cwd=tmp_path)
