@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from isal import igzip
 from PIL import Image
 from tqdm import tqdm
 
@@ -25,19 +23,18 @@ from dnnlib.text import count
 from slices.archive.format import TEST, SliceRecord, Volume
 from slices.archive.reader import ArchiveReader
 from slices.convert.releases import MASK
-from slices.geometry import area_weights, is_same_length
-from slices.nifti import GENERATED
+from slices.geometry import FileGrid, file_grid
+from slices.intensity import intensities
+from slices.nifti import GENERATED, nifti_bytes
 from slices.place import has_axes
 from slices.provenance import CHANNELS_FILE, SLICES_FILE, seen_fields
 from slices.render import class_colour
-from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
+from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema, label_values
 
 NIFTI, PNG = FORMATS = ("nifti", "png")
 LONGEST_AXIS, MOST_VOXELS = 32767, 1 << 28  # what NIfTI-1 can say; of all contrasts of a case, what fits into memory
 # Where nothing is known of a slice's place, its file gets 1 mm voxels with axes to L, P, S, as pictures have them.
 NOWHERE = np.diag((-1.0, -1.0, 1.0, 1.0))
-_UNTURNED = np.array([(0, 1), (1, 1), (2, 1)], float)  # nibabel's orientation that leaves axes as they are
-_LABEL_TYPES = (np.uint8, np.int16, np.int32, np.int64)
 
 Write = Callable[[str, bytes], None]  # (name below the destination, content)
 
@@ -136,90 +133,6 @@ def _check(volume: Volume) -> None:
         raise UserError(f"its shape is {list(volume.shape)}; expected at most {LONGEST_AXIS} voxels along each axis")
 
 
-def _distinct(wanted: dict[int, str]) -> dict[int, str]:
-    """Number of a slice -> its name; those that would share one get their numbers in the archive behind it."""
-    count = Counter(wanted.values())
-    return {i: name if count[name] == 1 else f"{name}-{i:08d}" for i, name in wanted.items()}
-
-
-# --- where pixels lie -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FileGrid:
-    """The voxels of an exported volume, and which pixels of the archive they are.
-
-    shape: voxels along L, P, S; affine: the file's, whatever its axes; turn: nibabel's orientation that takes axes to
-    L, P, S to the file's; columns, rows: (pixels, voxels) along L and P, which pixel is which voxel; all others are
-    0; words: whose voxels these are.
-    """
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-    turn: np.ndarray
-    columns: tuple[np.ndarray, np.ndarray]
-    rows: tuple[np.ndarray, np.ndarray]
-    words: str
-
-    def place(self, picture: np.ndarray, volume: np.ndarray, index: int) -> None:
-        """Put a picture of the archive, [R, R] with rows along P, into a volume [L, P, S]."""
-        (pixels_l, voxels_l), (pixels_p, voxels_p) = self.columns, self.rows
-        volume[np.ix_(voxels_l, voxels_p, [index])] = picture.T[np.ix_(pixels_l, pixels_p)][..., None]
-
-    def to_file(self, volume: np.ndarray) -> np.ndarray:
-        """A volume [L, P, S] in the axes of the file."""
-        return nib.orientations.apply_orientation(volume, self.turn)
-
-    def planes(self, indices: list[int]) -> tuple[int, list[int]]:
-        """The axis of the file along which slices lie, and the places on it of the slices with these indices."""
-        axis, step = (int(v) for v in self.turn[2])
-        return axis, [i if step > 0 else self.shape[2] - 1 - i for i in indices]
-
-
-def file_grid(volume: Volume, resolution: int) -> FileGrid:
-    """The grid to write a volume's slices on: the source's where pixels are its voxels, else the archive's own.
-
-    The archive's own has voxel axes to L, P, S and R×R×S voxels, each pixel where it lies in the patient.
-    """
-    source = np.array(volume.affine)
-    axes, lps = nib.io_orientation(source), nib.orientations.axcodes2ornt("LPS")
-    to_lps = nib.orientations.ornt_transform(axes, lps)
-    shape = [0, 0, 0]
-    for n, (axis, _) in zip(volume.shape, to_lps, strict=True):
-        shape[int(axis)] = int(n)
-    affine = source @ nib.orientations.inv_ornt_aff(to_lps, volume.shape)  # of the source's voxels in L, P, S
-    spacing = [float(mm) for mm in nib.affines.voxel_sizes(affine)]
-    plane = list(zip(shape[:2], spacing[:2], strict=True))
-
-    if all(is_same_length(volume.pixel, mm) for _, mm in plane):
-        # Each pixel has the weight 1 for one voxel, and none for others.
-        columns, rows = (area_weights(n, mm, resolution, volume.pixel).nonzero() for n, mm in plane)
-        kept = (len(columns[1]), len(rows[1]))
-        some = "" if kept == tuple(shape[:2]) else f", middle {kept[0]}×{kept[1]} of {shape[0]}×{shape[1]}"
-        grid = FileGrid(
-            shape=tuple(shape),
-            affine=source,
-            turn=nib.orientations.ornt_transform(lps, axes),
-            columns=columns,
-            rows=rows,
-            words=f"source voxels{some}",
-        )
-    else:
-        steps, starts = np.array([_pixel_centres(n, mm, resolution, volume.pixel) for n, mm in plane]).T
-        pixels = np.diag((*steps, 1, 1))
-        pixels[:2, 3] = starts
-        every = (np.arange(resolution),) * 2
-        grid = FileGrid(
-            shape=(resolution, resolution, shape[2]),
-            affine=affine @ pixels,
-            turn=_UNTURNED,
-            columns=every,
-            rows=every,
-            words=f"resampled to {volume.pixel:g} mm pixels",
-        )
-    return grid
-
-
 def _check_size(grid: FileGrid, schema: Schema) -> None:
     if math.prod((*grid.shape, schema.num_contrasts)) > MOST_VOXELS:
         raise UserError(
@@ -228,32 +141,13 @@ def _check_size(grid: FileGrid, schema: Schema) -> None:
         )
 
 
-def _pixel_centres(n: int, spacing: float, resolution: int, pixel: float) -> tuple[float, float]:
-    """(step, start): the centre of pixel i lies at start + step·i, counted in `n` voxels; as `area_weights` has it."""
-    if is_same_length(pixel, spacing):  # moved by whole pixels, so an odd difference is not centred
-        return 1, -((resolution - n) // 2)
-    step = pixel / spacing
-    return step, (0.5 - resolution / 2) * step + (n - 1) / 2
+def _distinct(wanted: dict[int, str]) -> dict[int, str]:
+    """Number of a slice -> its name; those that would share one get their numbers in the archive behind it."""
+    count = Counter(wanted.values())
+    return {i: name if count[name] == 1 else f"{name}-{i:08d}" for i, name in wanted.items()}
 
 
 # --- NIfTI ----------------------------------------------------------------------------------------------------------
-
-
-def intensities(levels: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Stored grey levels, uint8 -> float32 of the same shape: DARKEST to BRIGHTEST over the window, background 0."""
-    low, high = window
-    table = low + (np.arange(BRIGHTEST + 1) - DARKEST) / (BRIGHTEST - DARKEST) * (high - low)
-    table[OUTSIDE] = 0
-    return table.astype(np.float32)[levels]
-
-
-def label_values(indices: np.ndarray, schema: Schema) -> np.ndarray:
-    """Class indices -> the label values of the schema, of the same shape; uint8 if they fit."""
-    values = [0, *(c.value for c in schema.classes)]
-    for kind in _LABEL_TYPES:
-        if np.iinfo(kind).min <= min(values) and max(values) <= np.iinfo(kind).max:
-            return np.array(values, kind)[indices]
-    raise UserError(f"the label values {', '.join(map(str, values))} don't fit into a NIfTI file")
 
 
 def _write_volumes(reader: ArchiveReader, cases: dict[str, _Case], write: Write, bar: tqdm) -> list[Folder]:
@@ -337,14 +231,6 @@ def _write_single(reader: ArchiveReader, archive: dict[str, str], i: int, name: 
     }
     write(f"{name}/{SLICES_FILE}", files.json_bytes(content))
     return Folder(name, 1, None, description)
-
-
-def nifti_bytes(volume: np.ndarray, affine: np.ndarray, description: str) -> bytes:
-    """A compressed NIfTI-1 file; a function of what it holds, without the time."""
-    image = nib.Nifti1Image(volume, affine, dtype=volume.dtype)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description.replace("×", "x").encode("ascii", "replace")  # 80 bytes at most
-    return igzip.compress(image.to_bytes(), mtime=0)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

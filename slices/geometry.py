@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 from scipy import sparse
 
 from dnnlib.errors import UserError
+from slices.archive.format import Volume
 
 SMALLEST_RESOLUTION = 16
 SAME = 1e-4  # lengths that differ by less than this share are one length: affines are stored as float32
+_UNTURNED = np.array([(0, 1), (1, 1), (2, 1)], float)  # nibabel's orientation that leaves axes as they are
 
 
 def pixel_size(
@@ -106,6 +109,89 @@ class Grid:
             areas[index] = self.mean(classes == index)
         areas[0] = 1 - areas.sum(axis=0)
         return areas.round(9).argmax(axis=0).astype(np.uint8)  # rounded: equal areas must compare as equal
+
+
+@dataclass(frozen=True)
+class FileGrid:
+    """The voxels of an exported volume, and which pixels of the archive they are.
+
+    shape: voxels along L, P, S; affine: the file's, whatever its axes; turn: nibabel's orientation that takes axes to
+    L, P, S to the file's; columns, rows: (pixels, voxels) along L and P, which pixel is which voxel; all others are
+    0; words: whose voxels these are.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    turn: np.ndarray
+    columns: tuple[np.ndarray, np.ndarray]
+    rows: tuple[np.ndarray, np.ndarray]
+    words: str
+
+    def place(self, picture: np.ndarray, volume: np.ndarray, index: int) -> None:
+        """Put a picture of the archive, [R, R] with rows along P, into a volume [L, P, S]."""
+        (pixels_l, voxels_l), (pixels_p, voxels_p) = self.columns, self.rows
+        volume[np.ix_(voxels_l, voxels_p, [index])] = picture.T[np.ix_(pixels_l, pixels_p)][..., None]
+
+    def to_file(self, volume: np.ndarray) -> np.ndarray:
+        """A volume [L, P, S] in the axes of the file."""
+        return nib.orientations.apply_orientation(volume, self.turn)
+
+    def planes(self, indices: list[int]) -> tuple[int, list[int]]:
+        """The axis of the file along which slices lie, and the places on it of the slices with these indices."""
+        axis, step = (int(v) for v in self.turn[2])
+        return axis, [i if step > 0 else self.shape[2] - 1 - i for i in indices]
+
+
+def file_grid(volume: Volume, resolution: int) -> FileGrid:
+    """The grid to write a volume's slices on: the source's where pixels are its voxels, else the archive's own.
+
+    The archive's own has voxel axes to L, P, S and R×R×S voxels, each pixel where it lies in the patient.
+    """
+    source = np.array(volume.affine)
+    axes, lps = nib.io_orientation(source), nib.orientations.axcodes2ornt("LPS")
+    to_lps = nib.orientations.ornt_transform(axes, lps)
+    shape = [0, 0, 0]
+    for n, (axis, _) in zip(volume.shape, to_lps, strict=True):
+        shape[int(axis)] = int(n)
+    affine = source @ nib.orientations.inv_ornt_aff(to_lps, volume.shape)  # of the source's voxels in L, P, S
+    spacing = [float(mm) for mm in nib.affines.voxel_sizes(affine)]
+    plane = list(zip(shape[:2], spacing[:2], strict=True))
+
+    if all(is_same_length(volume.pixel, mm) for _, mm in plane):
+        # Each pixel has the weight 1 for one voxel, and none for others.
+        columns, rows = (area_weights(n, mm, resolution, volume.pixel).nonzero() for n, mm in plane)
+        kept = (len(columns[1]), len(rows[1]))
+        some = "" if kept == tuple(shape[:2]) else f", middle {kept[0]}×{kept[1]} of {shape[0]}×{shape[1]}"
+        grid = FileGrid(
+            shape=tuple(shape),
+            affine=source,
+            turn=nib.orientations.ornt_transform(lps, axes),
+            columns=columns,
+            rows=rows,
+            words=f"source voxels{some}",
+        )
+    else:
+        steps, starts = np.array([_pixel_centres(n, mm, resolution, volume.pixel) for n, mm in plane]).T
+        pixels = np.diag((*steps, 1, 1))
+        pixels[:2, 3] = starts
+        every = (np.arange(resolution),) * 2
+        grid = FileGrid(
+            shape=(resolution, resolution, shape[2]),
+            affine=affine @ pixels,
+            turn=_UNTURNED,
+            columns=every,
+            rows=every,
+            words=f"resampled to {volume.pixel:g} mm pixels",
+        )
+    return grid
+
+
+def _pixel_centres(n: int, spacing: float, resolution: int, pixel: float) -> tuple[float, float]:
+    """(step, start): the centre of pixel i lies at start + step·i, counted in `n` voxels; as `area_weights` has it."""
+    if is_same_length(pixel, spacing):  # moved by whole pixels, so an odd difference is not centred
+        return 1, -((resolution - n) // 2)
+    step = pixel / spacing
+    return step, (0.5 - resolution / 2) * step + (n - 1) / 2
 
 
 def is_same_length(a: float, b: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from slices.schema import BRIGHTEST, DARKEST
+from slices.schema import BRIGHTEST, DARKEST, OUTSIDE
 
 WINDOW = (0.5, 99.5)  # percentiles of the head's voxels that become the darkest and the brightest grey level
 _TABLE = 1 << 16  # integers in a window for which a table of grey levels is made
@@ -39,6 +39,14 @@ def apply_window(intensities: np.ndarray, window: tuple[float, float]) -> np.nda
     low, high = window
     share = np.clip(intensities.astype(np.float64) - low, 0, high - low) / (high - low if high > low else 1)
     return DARKEST + (BRIGHTEST - DARKEST) * share
+
+
+def intensities(levels: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Stored grey levels, uint8 -> float32 of the same shape: DARKEST to BRIGHTEST over the window, background 0."""
+    low, high = window
+    table = low + (np.arange(BRIGHTEST + 1) - DARKEST) / (BRIGHTEST - DARKEST) * (high - low)
+    table[OUTSIDE] = 0
+    return table.astype(np.float32)[levels]
 
 
 class GreyLevels:

@@ -18,6 +18,7 @@ OUTSIDE, DARKEST, BRIGHTEST = 0, 1, 255
 LABEL_OFF, LABEL_ON = 0, 255
 MOST_CONTRASTS, MOST_CLASSES, MOST_REGIONS = 16, 15, 50
 LONGEST_NAME = 255  # of a file, on most file systems
+_LABEL_TYPES = (np.uint8, np.int16, np.int32, np.int64)
 
 
 def is_plain_name(name: str) -> bool:
@@ -164,6 +165,15 @@ class Schema:
         """All of `channels` in words: what slices that can't be mixed differ in is among it."""
         regions = ", ".join(f"{region.name} = {' + '.join(region.classes)}" for region in self.regions)
         return f"{self.describe()} | {regions or 'no regions'}"
+
+
+def label_values(indices: np.ndarray, schema: Schema) -> np.ndarray:
+    """Class indices -> the label values of the schema, of the same shape; uint8 if they fit."""
+    values = [0, *(c.value for c in schema.classes)]
+    for kind in _LABEL_TYPES:
+        if np.iinfo(kind).min <= min(values) and max(values) <= np.iinfo(kind).max:
+            return np.array(values, kind)[indices]
+    raise UserError(f"the label values {', '.join(map(str, values))} don't fit into a NIfTI file")
 
 
 BRATS = Schema(
