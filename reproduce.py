@@ -236,10 +236,10 @@ def mean_areas(path: Path) -> dict[str, float]:
 
 def report(outdir: Path, results: dict[str, Path], real: Path, fake: Path, snapshot: Path) -> None:
     """Print the Dice table and the class areas; write them as results.json, results.md and dice.png."""
-    from segmentation.evaluate import load
+    from segmentation.evaluate import load_evaluation
     from segmentation.report import arms_table, describe_data
 
-    arms = {arm: load(path) for arm, path in results.items()}
+    arms = {arm: load_evaluation(path) for arm, path in results.items()}
     areas = ClassAreas(mean_areas(real), mean_areas(fake))
     free = {name: count_slices(path, False) / count_slices(path) for name, path in (("real", real), ("fake", fake))}
     gan = {"kimg": int(snapshot.stem[-6:]), "seed": read_json(snapshot.parent / "training_options.json")["seed"]}

@@ -66,9 +66,10 @@ def train(archives: tuple[str, ...], exclude: tuple[str, ...], outdir: str, forc
     """Train a U-Net: contrasts in, lesion classes out. Slices are flipped left to right at random."""
     config = TrainUNetConfig(**options)
     keep_freed_memory()
-    from segmentation import fit  # after the options are known to be good: torch and MONAI take seconds to import
+    # after the options are known to be good: torch and MONAI take seconds to import
+    from segmentation.fit import train_unet
 
-    fit.train(config, archives, outdir, force, exclude)
+    train_unet(config, archives, outdir, force, exclude)
 
 
 @main.command()
@@ -93,13 +94,13 @@ def train(archives: tuple[str, ...], exclude: tuple[str, ...], outdir: str, forc
 @naming_what_to_lower("--batch")
 def evaluate(model: str, data: str, outdir: str, force: bool, **options) -> None:
     """Dice of each examination's stacked slices, per region and label class; mean and SD over the patients."""
-    from segmentation import evaluate as evaluation
-    from segmentation import report
+    from segmentation.evaluate import PICTURE, RESULTS, evaluate_archive
+    from segmentation.report import describe_data, evaluation_table
 
-    result = evaluation.evaluate(model, data, outdir, force, **options)
-    click.echo(report.describe_data(result))
-    click.echo(report.evaluation_table(result).text())
-    click.echo(f"written to {outdir}: {evaluation.RESULTS}, {evaluation.PICTURE}")
+    evaluation = evaluate_archive(model, data, outdir, force, **options)
+    click.echo(describe_data(evaluation))
+    click.echo(evaluation_table(evaluation).text())
+    click.echo(f"written to {outdir}: {RESULTS}, {PICTURE}")
 
 
 if __name__ == "__main__":

@@ -14,20 +14,30 @@ from dnnlib import files
 from dnnlib.errors import UserError
 from dnnlib.staged import Staged
 from dnnlib.text import count
-from segmentation import report, scores
-from segmentation import unet as unets
 from segmentation.config import EVALUATED_AT_ONCE
 from segmentation.data import ArchiveFacts, describe, describe_pixels, is_known_size, pixels_of
 from segmentation.fit import MODEL
 from segmentation.predict import predict_examinations
-from segmentation.scores import Evaluation, ExaminationDice
+from segmentation.report import draw_examinations, notes_on, worst_median_best
+from segmentation.scores import (
+    FORMAT,
+    MEASURE,
+    VERSION,
+    Evaluation,
+    ExaminationDice,
+    ModelFacts,
+    score_examination,
+    summarize,
+    targets_of,
+)
+from segmentation.unet import TrainedUNet, UNetInfo, default_device, load_unet
 from slices.archive.reader import ArchiveReader
 from slices.leaks import describe_shared, shared_patients
 
 RESULTS, PICTURE = "results.json", "patients.png"
 
 
-def evaluate(
+def evaluate_archive(
     model_path: str | os.PathLike,
     data_path: str | os.PathLike,
     outdir: str | os.PathLike,
@@ -48,7 +58,7 @@ def evaluate(
         files.refuse_existing(outdir / name, force)
     with files.folder_for(outdir):
         _require_writable(outdir)
-        unet = unets.load(model_path, unets.default_device())
+        unet = load_unet(model_path, default_device())
         reader = ArchiveReader(data_path)
         _require_fit(unet, model_path, reader)
         facts = describe(reader)
@@ -56,29 +66,29 @@ def evaluate(
         overlap = find_overlap(unet.info, model_path, reader, allow_overlap)
 
         evaluation = Evaluation(
-            format=scores.FORMAT,
-            version=scores.VERSION,
-            measure=scores.MEASURE,
+            format=FORMAT,
+            version=VERSION,
+            measure=MEASURE,
             notes=(),
             data=facts,
             overlap=overlap,
             regions={},
             labels={},
             examinations=_score(unet, reader, batch),
-            model=scores.ModelFacts(model_path.name, files.sha256(model_path), unet.info),
+            model=ModelFacts(model_path.name, files.sha256(model_path), unet.info),
         )
-        evaluation = _summarise(evaluation)
-        chosen = report.worst_median_best(evaluation)
+        evaluation = _summarize(evaluation)
+        chosen = worst_median_best(evaluation)
         shown = predict_examinations(
             unet, reader, [(c.examination.patient, c.examination.volume) for c in chosen], batch
         )
         with Staged(outdir / RESULTS, force) as staged:
-            report.draw_examinations(staged.place(outdir / PICTURE), chosen, list(shown), reader.schema)
+            draw_examinations(staged.place(outdir / PICTURE), chosen, list(shown), reader.schema)
             staged.write(outdir / RESULTS, files.json_bytes(evaluation))
     return evaluation
 
 
-def _score(unet: unets.UNet, reader: ArchiveReader, batch: int) -> tuple[ExaminationDice, ...]:
+def _score(unet: TrainedUNet, reader: ArchiveReader, batch: int) -> tuple[ExaminationDice, ...]:
     examinations = list(reader.by_examination())
     results = []
     with tqdm(total=len(examinations), desc="evaluating", unit="examination", disable=None, leave=False) as bar:
@@ -86,33 +96,31 @@ def _score(unet: unets.UNet, reader: ArchiveReader, batch: int) -> tuple[Examina
             examinations, predict_examinations(unet, reader, examinations, batch), strict=True
         ):
             of = None if volume is None else reader.info.volumes[volume].slices
-            results.append(
-                scores.score_examination(patient, one.prediction, one.truth, one.inside, reader.schema, volume, of)
-            )
+            results.append(score_examination(patient, one.prediction, one.truth, one.inside, reader.schema, volume, of))
             bar.update()
     return tuple(results)
 
 
-def _summarise(evaluation: Evaluation) -> Evaluation:
+def _summarize(evaluation: Evaluation) -> Evaluation:
     """The evaluation with means and notes."""
-    targets = scores.targets_of(evaluation.model.info.schema)
-    summaries = [(t, scores.summarise(evaluation.examinations, t)) for t in targets]
+    targets = targets_of(evaluation.model.info.schema)
+    summaries = [(t, summarize(evaluation.examinations, t)) for t in targets]
     evaluation = replace(
         evaluation,
         regions={t.name: s for t, s in summaries if t.kind == "region"},
         labels={t.name: s for t, s in summaries if t.kind == "label"},
     )
-    return replace(evaluation, notes=tuple(report.notes_on(evaluation)))
+    return replace(evaluation, notes=tuple(notes_on(evaluation)))
 
 
-def load(path: str | os.PathLike) -> Evaluation:
+def load_evaluation(path: str | os.PathLike) -> Evaluation:
     """Read a results.json. Raises UserError naming the file when it is something else."""
     content = files.read_json(path)
-    if not isinstance(content, dict) or content.get("format") != scores.FORMAT:
-        raise UserError(f"{path}: not the results of an evaluation (its format should be {scores.FORMAT!r})")
-    if content.get("version") != scores.VERSION:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: not the results of an evaluation (its format should be {FORMAT!r})")
+    if content.get("version") != VERSION:
         raise UserError(
-            f"{path}: version {content.get('version')!r}; this program reads version {scores.VERSION}: evaluate again"
+            f"{path}: version {content.get('version')!r}; this program reads version {VERSION}: evaluate again"
         )
     return configs.from_json(Evaluation, content, str(path))
 
@@ -124,7 +132,7 @@ def _model_file(path: str | os.PathLike) -> Path:
     return path / MODEL if path.is_dir() else path
 
 
-def _require_fit(unet: unets.UNet, model_path: Path, reader: ArchiveReader) -> None:
+def _require_fit(unet: TrainedUNet, model_path: Path, reader: ArchiveReader) -> None:
     info = unet.info
     if reader.schema.channels != info.schema.channels:
         raise UserError(
@@ -138,9 +146,7 @@ def _require_fit(unet: unets.UNet, model_path: Path, reader: ArchiveReader) -> N
         )
 
 
-def _require_pixels(
-    info: unets.UNetInfo, model_path: Path, reader: ArchiveReader, facts: ArchiveFacts, allow: bool
-) -> None:
+def _require_pixels(info: UNetInfo, model_path: Path, reader: ArchiveReader, facts: ArchiveFacts, allow: bool) -> None:
     """Raise UserError if slices have other pixels than those that the U-Net learned from, unless that is allowed."""
     learned = pixels_of(info.archives)
     if not allow and learned and facts.pixel and not is_known_size(facts.pixel, learned):
@@ -157,7 +163,7 @@ def _require_writable(folder: Path) -> None:
         pass
 
 
-def find_overlap(info: unets.UNetInfo, model_path: Path, reader: ArchiveReader, allow: bool) -> tuple[str, ...]:
+def find_overlap(info: UNetInfo, model_path: Path, reader: ArchiveReader, allow: bool) -> tuple[str, ...]:
     """Patients of the archive whom the U-Net knows, sorted. Raises UserError if there are any, unless that is allowed.
 
     Only the names in the archive count, not whom a GAN behind it saw: how a U-Net of real slices does on the fakes that

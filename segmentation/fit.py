@@ -18,10 +18,10 @@ from dnnlib.errors import UserError
 from dnnlib.runs import Log
 from dnnlib.staged import Staged
 from dnnlib.text import count, format_time
-from segmentation import unet as unets
 from segmentation.config import TrainUNetConfig
 from segmentation.data import UnionOfArchives, describe, describe_pixels, is_one_size, loader, pixels_of
 from segmentation.draws import Draws
+from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, default_device, save_unet, to_input
 from slices.leaks import doubts
 
 MODEL, RECORD, LOG = "unet.safetensors", "training.json", "log.txt"
@@ -42,13 +42,13 @@ class TrainRecord:
     """What a training left: the content of training.json. Paths are as the user gave them."""
 
     model: str
-    unet: unets.UNetInfo
+    unet: UNetInfo
     device: str
     seconds: float
     curve: tuple[LossPoint, ...]
 
 
-def train(
+def train_unet(
     config: TrainUNetConfig,
     archives: Sequence[str | os.PathLike],
     outdir: str | os.PathLike,
@@ -66,10 +66,10 @@ def train(
         files.refuse_existing(outdir / name, force)
     data = UnionOfArchives(archives, exclude=exclude)
     draws = data.draws(config)
-    info = unets.UNetInfo(
+    info = UNetInfo(
         schema=data.schema,
         resolution=data.resolution,
-        network=unets.configure(data.schema, data.resolution, config.width),
+        network=configure_unet(data.schema, data.resolution, config.width),
         training=config,
         archives=tuple(describe(archive) for archive in data.archives),
         patients=tuple(sorted({p for archive in data.archives for p in archive.info.patients})),
@@ -84,19 +84,17 @@ def train(
         return _train(data, draws, info, outdir, force, log)
 
 
-def _train(
-    data: UnionOfArchives, draws: Draws, info: unets.UNetInfo, outdir: Path, force: bool, log: Log
-) -> TrainRecord:
-    config, device, start = info.training, unets.default_device(), time.monotonic()
+def _train(data: UnionOfArchives, draws: Draws, info: UNetInfo, outdir: Path, force: bool, log: Log) -> TrainRecord:
+    config, device, start = info.training, default_device(), time.monotonic()
     log(_announce(data, info, device))
-    network = unets.build(info.network, config.seed).to(device)
-    curve = _optimise(network, data, draws, config, log)
+    network = build_unet(info.network, config.seed).to(device)
+    curve = _optimize(network, data, draws, config, log)
     seconds = time.monotonic() - start
 
     record = TrainRecord(str(outdir / MODEL), info, str(device), round(seconds, 2), curve)
     with Staged(outdir / MODEL, force) as staged:
         staged.write(outdir / RECORD, files.json_bytes(record))
-        unets.save(staged.place(outdir / MODEL), unets.UNet(network.eval(), info))
+        save_unet(staged.place(outdir / MODEL), TrainedUNet(network.eval(), info))
     log(f"trained in {format_time(seconds)}: {outdir / MODEL}")
     return record
 
@@ -111,14 +109,14 @@ def segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
 
-def _optimise(
+def _optimize(
     network: torch.nn.Module, data: UnionOfArchives, draws: Draws, config: TrainUNetConfig, log: Log
 ) -> tuple[LossPoint, ...]:
     """Take config.steps steps of Adam; the network is changed in place. Returns the loss curve."""
     device = next(network.parameters()).device
     loss_of = segmentation_loss()
-    optimiser = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)  # one pass over all parameters
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.steps)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)  # one pass over all parameters
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.steps)
     batches = loader(data, draws, config.workers, pin=device.type == "cuda", log=log)
 
     interval, line = max(1, config.steps // _POINTS), max(1, config.steps // _LINES)
@@ -127,12 +125,12 @@ def _optimise(
     network.train()
     with tqdm(batches, desc="U-Net", total=config.steps, unit="step", disable=None, leave=False) as progress:
         for step, pair in enumerate(progress, start=1):
-            images = unets.to_input(pair.contrasts.to(device, non_blocking=True), data.schema)  # [N, C, H, W]
+            images = to_input(pair.contrasts.to(device, non_blocking=True), data.schema)  # [N, C, H, W]
             truth = pair.indices.to(device, non_blocking=True)[:, None]  # [N, 1, H, W]
             loss = loss_of(network(images), truth)
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             total, steps_since = total + loss.detach(), steps_since + 1
 
@@ -151,7 +149,7 @@ def _finite(loss: float, step: int, config: TrainUNetConfig) -> float:
     return loss
 
 
-def _announce(data: UnionOfArchives, info: unets.UNetInfo, device: torch.device) -> str:
+def _announce(data: UnionOfArchives, info: UNetInfo, device: torch.device) -> str:
     c = info.training
     sources = " + ".join(
         f"{a.file} ({count(a.slices, 'slice')}, {count(a.patients, 'patient')})" for a in info.archives

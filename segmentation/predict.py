@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from segmentation import unet as unets
+from dnnlib.errors import UserError
 from segmentation.config import EVALUATED_AT_ONCE
+from segmentation.unet import TrainedUNet, to_input
 from slices.archive.reader import ArchiveReader
 from slices.schema import OUTSIDE
 
@@ -29,8 +31,23 @@ class Segmented(NamedTuple):
     places: tuple[int | None, ...]
 
 
+@torch.inference_mode()
+def predict_slices(unet: TrainedUNet, contrasts: np.ndarray) -> np.ndarray:
+    """Segment stored contrasts, uint8 [N, C, H, W], as one batch. Returns class indices, uint8 [N, H, W].
+
+    Raises UserError where the network has no answer.
+    """
+    unet.network.eval()
+    device = next(unet.network.parameters()).device
+    pixels = torch.from_numpy(np.ascontiguousarray(contrasts)).to(device)
+    logits = unet.network(to_input(pixels, unet.info.schema))
+    if not logits.isfinite().all():
+        raise UserError("the U-Net's answers are not finite numbers, so its Dice would mean nothing: train it again")
+    return logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+
+
 def predict_examinations(
-    unet: unets.UNet, reader: ArchiveReader, examinations: Sequence[Examination], batch: int = EVALUATED_AT_ONCE
+    unet: TrainedUNet, reader: ArchiveReader, examinations: Sequence[Examination], batch: int = EVALUATED_AT_ONCE
 ) -> Iterator[Segmented]:
     """Segment all slices of these, in their order. Batches run across examinations: a fake has one slice."""
     groups, schema = reader.by_examination(), reader.schema
@@ -43,7 +60,7 @@ def predict_examinations(
         contrasts, truth = schema.split(np.stack([reader.read_checked(i) for i in numbers]))
         inside = (contrasts != OUTSIDE).any(axis=1)
         places = [reader.info.slices[i].index for i in numbers]
-        answers = unets.predict(unet, contrasts)
+        answers = predict_slices(unet, contrasts)
         waiting += zip(contrasts[:, schema.shown], truth, answers, inside, places, strict=True)
         while examination is not None and len(waiting) >= len(groups[examination]):
             complete, waiting = waiting[: len(groups[examination])], waiting[len(groups[examination]) :]

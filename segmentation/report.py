@@ -13,7 +13,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_path
 from dnnlib.text import count, format_table, name_some
 from segmentation.data import describe_pixels, is_known_size, pixels_of
-from segmentation.scores import Evaluation, ExaminationDice, Target, of_target, targets_of
+from segmentation.scores import Evaluation, ExaminationDice, Target, targets_of
 from slices import render
 from slices.leaks import describe_shared, warn_of_alike
 from slices.schema import Schema
@@ -44,7 +44,7 @@ class Choice(NamedTuple):
 
     @property
     def dice(self) -> float:
-        return of_target(self.examination, self.target).dice
+        return self.examination.result(self.target).dice
 
 
 OUTSIDE_HEAD = "voxels outside the head"
@@ -62,8 +62,8 @@ def arms_table(arms: Mapping[str, Evaluation]) -> Table:
         names = ", ".join(sorted({e.data.file for e in evaluations}))
         raise UserError(f"a table compares U-Nets on one test archive; these were evaluated on different ones: {names}")
     targets = targets_of(evaluations[0].model.info.schema)
-    own = [(name + _remark(e), *(str(of_target(e, t)) for t in targets), f"{e.removed:,}") for name, e in arms.items()]
-    masked = [(f"{name}, masked", *(of_target(e, t).masked for t in targets), "removed") for name, e in arms.items()]
+    own = [(name + _remark(e), *(str(e.summary(t)) for t in targets), f"{e.removed:,}") for name, e in arms.items()]
+    masked = [(f"{name}, masked", *(e.summary(t).masked for t in targets), "removed") for name, e in arms.items()]
     notes = [
         *about_data(evaluations[0]),
         *_empty_truths(evaluations[0]),
@@ -85,8 +85,8 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     """Rows: regions and labels; columns: mean ± SD over patients, worst and best examination, those without, masked."""
     rows = []
     for target in targets_of(evaluation.model.info.schema):
-        summary = of_target(evaluation, target)
-        dice = [of_target(e, target).dice for e in evaluation.examinations]
+        summary = evaluation.summary(target)
+        dice = [e.result(target).dice for e in evaluation.examinations]
         worst_best = (f"{min(dice):.3f}", f"{max(dice):.3f}")
         rows.append(
             (target.title, str(summary), *worst_best, str(summary.empty_truth), summary.masked, f"{summary.removed:,}")
@@ -188,7 +188,7 @@ def _about_pixels(evaluation: Evaluation) -> list[str]:
 
 def _empty_truths(evaluation: Evaluation) -> list[str]:
     """What some examinations don't have: there a Dice is 1 or 0, and finding nothing scores 1."""
-    summaries = [(t.title, of_target(evaluation, t).empty_truth) for t in targets_of(evaluation.model.info.schema)]
+    summaries = [(t.title, evaluation.summary(t).empty_truth) for t in targets_of(evaluation.model.info.schema)]
     some = ", ".join(f"{title} {empty}" for title, empty in summaries if empty)
     text = (
         f"examinations, of {len(evaluation.examinations)}, without any in the truth: {some}; there the Dice is 1 or 0"
@@ -219,7 +219,7 @@ def _differences(arms: Mapping[str, Evaluation]) -> list[str]:
 def worst_median_best(evaluation: Evaluation) -> list[Choice]:
     """Three examinations by the first region, or by the first label without regions; fewer where there are fewer."""
     target = targets_of(evaluation.model.info.schema)[0]
-    ranked = sorted(evaluation.examinations, key=lambda e: of_target(e, target).dice)
+    ranked = sorted(evaluation.examinations, key=lambda e: e.result(target).dice)
     places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
     if len(ranked) == 1:
         places = {"only patient": 0}

@@ -62,6 +62,10 @@ class ExaminationDice:
     regions: dict[str, TargetDice]
     labels: dict[str, TargetDice]
 
+    def result(self, target: Target) -> TargetDice:
+        """The entry of a region or a label."""
+        return (self.regions if target.kind == "region" else self.labels)[target.name]
+
     @property
     def removed(self) -> int:
         """Voxels of any class that the network predicted outside the head."""
@@ -119,6 +123,10 @@ class Evaluation:
     examinations: tuple[ExaminationDice, ...]
     model: ModelFacts  # last: it names every slice's patient, and a reader of the file looks for Dice
 
+    def summary(self, target: Target) -> Summary:
+        """The entry of a region or a label."""
+        return (self.regions if target.kind == "region" else self.labels)[target.name]
+
     @property
     def patients(self) -> list[str]:
         return list(dict.fromkeys(e.patient for e in self.examinations))
@@ -134,11 +142,6 @@ def targets_of(schema: Schema) -> tuple[Target, ...]:
     regions = (Target("region", r.name, tuple(schema.region_indices(r))) for r in schema.regions)
     labels = (Target("label", name, (i,)) for i, name in enumerate(schema.class_names, start=1))
     return (*regions, *labels)
-
-
-def of_target(record: Evaluation | ExaminationDice, target: Target) -> Summary | TargetDice:
-    """The entry of a region or a label."""
-    return (record.regions if target.kind == "region" else record.labels)[target.name]
 
 
 def score_examination(
@@ -166,9 +169,9 @@ def score_examination(
     return ExaminationDice(patient, volume, len(truth), of, by_kind["region"], by_kind["label"])
 
 
-def summarise(examinations: Sequence[ExaminationDice], target: Target) -> Summary:
+def summarize(examinations: Sequence[ExaminationDice], target: Target) -> Summary:
     """Mean and SD over the patients, each of whom counts once."""
-    results = [of_target(examination, target) for examination in examinations]
+    results = [examination.result(target) for examination in examinations]
     patients = [examination.patient for examination in examinations]
     mean, sd = _over_patients(patients, [r.dice for r in results])
     masked_mean, masked_sd = _over_patients(patients, [r.masked_dice for r in results])

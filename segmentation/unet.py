@@ -8,7 +8,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from dnnlib import config as configs
@@ -57,14 +56,14 @@ class UNetInfo:
 
 
 @dataclass(frozen=True)
-class UNet:
+class TrainedUNet:
     """A network, [N, C, H, W] in [−1, 1] -> logits [N, K, H, W], with what it was made for."""
 
     network: torch.nn.Module
     info: UNetInfo
 
 
-def configure(schema: Schema, resolution: int, width: int) -> UNetConfig:
+def configure_unet(schema: Schema, resolution: int, width: int) -> UNetConfig:
     """The network for slices of a schema. Raises UserError where there is nothing to segment, or too few pixels."""
     if not schema.num_maps:
         raise UserError(f"the slices have no lesion classes ({schema.describe()}), so there is nothing to segment")
@@ -75,7 +74,7 @@ def configure(schema: Schema, resolution: int, width: int) -> UNetConfig:
     return UNetConfig(schema.num_contrasts, schema.num_maps, width)
 
 
-def build(network: UNetConfig, seed: int = 0) -> torch.nn.Module:
+def build_unet(network: UNetConfig, seed: int = 0) -> torch.nn.Module:
     """A new network on the CPU; its weights depend on the seed alone, and torch's global generator stays as it was."""
     from monai.networks.nets import BasicUNet  # takes seconds to import
 
@@ -97,31 +96,16 @@ def to_input(contrasts: torch.Tensor, schema: Schema) -> torch.Tensor:
     return SliceCodec(schema).to_network(contrasts)
 
 
-@torch.inference_mode()
-def predict(unet: UNet, contrasts: np.ndarray) -> np.ndarray:
-    """Segment stored contrasts, uint8 [N, C, H, W], as one batch. Returns class indices, uint8 [N, H, W].
-
-    Raises UserError where the network has no answer.
-    """
-    unet.network.eval()
-    device = next(unet.network.parameters()).device
-    pixels = torch.from_numpy(np.ascontiguousarray(contrasts)).to(device)
-    logits = unet.network(to_input(pixels, unet.info.schema))
-    if not logits.isfinite().all():
-        raise UserError("the U-Net's answers are not finite numbers, so its Dice would mean nothing: train it again")
-    return logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
-
-
-def save(path: str | os.PathLike, unet: UNet) -> None:
+def save_unet(path: str | os.PathLike, unet: TrainedUNet) -> None:
     metadata: dict[str, Any] = configs.to_json(unet.info)
     checkpoint.save(path, unet.network.state_dict(), metadata, kind=KIND, version=VERSION)
 
 
-def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> UNet:
-    """Read what `save` wrote, ready to predict. Raises UserError naming the file when it is something else."""
+def load_unet(path: str | os.PathLike, device: torch.device | str = "cpu") -> TrainedUNet:
+    """Read what `save_unet` wrote, ready to predict. Raises UserError naming the file when it is something else."""
     info = configs.from_json(UNetInfo, checkpoint.read_metadata(path, KIND, VERSION), str(path))
-    network = checkpoint.load_network(path, lambda: build(info.network))
-    return UNet(network.to(device).eval(), info)
+    network = checkpoint.load_network(path, lambda: build_unet(info.network))
+    return TrainedUNet(network.to(device).eval(), info)
 
 
 def default_device() -> torch.device:

@@ -18,9 +18,9 @@ import torch
 from commands import ROOT
 from dnnlib.errors import UserError
 from drawn import write_archive
-from segmentation import unet as unets
 from segmentation.config import TrainUNetConfig
 from segmentation.draws import Drawn
+from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, load_unet, save_unet
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from training.config import DataConfig, Overrides, resolve
@@ -40,9 +40,9 @@ def write_snapshot(path: Path) -> None:
 
 
 def write_unet(path: Path) -> None:
-    network = unets.configure(BRATS, 32, 2)
-    info = unets.UNetInfo(BRATS, 32, network, TrainUNetConfig(1, width=2), (), ("a",), (), Drawn(1, 0, 0))
-    unets.save(path, unets.UNet(unets.build(network), info))
+    network = configure_unet(BRATS, 32, 2)
+    info = UNetInfo(BRATS, 32, network, TrainUNetConfig(1, width=2), (), ("a",), (), Drawn(1, 0, 0))
+    save_unet(path, TrainedUNet(build_unet(network), info))
 
 
 def put(tree: dict, path: str, value: object) -> None:
@@ -52,7 +52,7 @@ def put(tree: dict, path: str, value: object) -> None:
     tree[last] = value
 
 
-NETWORKS = {"snapshot": (write_snapshot, load_generator), "unet": (write_unet, unets.load)}
+NETWORKS = {"snapshot": (write_snapshot, load_generator), "unet": (write_unet, load_unet)}
 G = "training.generator."
 LIES = [  # which file, what its metadata say instead, words of the refusal
     ("snapshot", {G + "resolution": 1 << 30}, "power of two from 4 to 4096"),

@@ -19,13 +19,13 @@ import generate
 import train as gan
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
-from segmentation import data as datas
-from segmentation import evaluate as evaluation
-from segmentation import fit, report, scores, unet
+from segmentation import evaluate, fit, predict, report, scores, unet
 from segmentation.__main__ import main
 from segmentation.config import TrainUNetConfig
+from segmentation.data import UnionOfArchives, loader
 from segmentation.draws import Draw, Drawn, Draws
-from segmentation.predict import predict_examinations
+from segmentation.evaluate import evaluate_archive, load_evaluation
+from segmentation.predict import predict_examinations, predict_slices
 from slices.archive.format import Volume
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
@@ -98,12 +98,12 @@ def test_zip(folder):
 @pytest.fixture(scope="module")
 def trained(folder, train_zip):
     config = TrainUNetConfig(steps=120, batch=8, lr=0.02, width=4)
-    return fit.train(config, [train_zip], folder / "trained")
+    return fit.train_unet(config, [train_zip], folder / "trained")
 
 
 @pytest.fixture(scope="module")
 def evaluated(folder, trained, test_zip):
-    return evaluation.evaluate(trained.model, test_zip, folder / "evaluated")
+    return evaluate_archive(trained.model, test_zip, folder / "evaluated")
 
 
 def plain_dice(prediction, truth, classes):
@@ -139,7 +139,7 @@ def test_training_leaves_the_model_its_record_and_its_log(trained, train_zip, fo
 def test_the_seed_alone_decides_the_result(tmp_path, train_zip):
     def run(name, seed, before):
         torch.manual_seed(before)
-        fit.train(TrainUNetConfig(steps=3, batch=4, width=2, seed=seed), [train_zip], tmp_path / name)
+        fit.train_unet(TrainUNetConfig(steps=3, batch=4, width=2, seed=seed), [train_zip], tmp_path / name)
         return checkpoint.load(tmp_path / name / fit.MODEL, unet.KIND, unet.VERSION).tensors
 
     first, again, other = run("first", 5, before=0), run("again", 5, before=1), run("other", 6, before=0)
@@ -152,22 +152,22 @@ def test_training_does_not_disturb_the_callers_random_numbers(tmp_path, train_zi
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    fit.train(TrainUNetConfig(steps=1, batch=2, width=2), [train_zip], tmp_path)
+    fit.train_unet(TrainUNetConfig(steps=1, batch=2, width=2), [train_zip], tmp_path)
     assert torch.equal(torch.rand(4), expected)
 
 
 def test_an_interrupted_training_leaves_no_model_and_keeps_the_old_one(tmp_path, train_zip, monkeypatch):
     config = TrainUNetConfig(steps=1, batch=2, width=2)
-    fit.train(config, [train_zip], tmp_path / "old")
+    fit.train_unet(config, [train_zip], tmp_path / "old")
     before = (tmp_path / "old" / fit.MODEL).read_bytes()
 
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fit, "_optimise", interrupted)
+    monkeypatch.setattr(fit, "_optimize", interrupted)
     for name in ("new", "old"):
         with pytest.raises(KeyboardInterrupt):
-            fit.train(config, [train_zip], tmp_path / name, force=True)
+            fit.train_unet(config, [train_zip], tmp_path / name, force=True)
     assert not (tmp_path / "new" / fit.MODEL).exists() and not (tmp_path / "new" / fit.RECORD).exists()
     assert (tmp_path / "old" / fit.MODEL).read_bytes() == before
 
@@ -177,16 +177,16 @@ def test_a_model_that_appears_meanwhile_stays_and_keeps_its_record(tmp_path, tra
         (tmp_path / "unet.safetensors").write_text("another's")
         return ()
 
-    monkeypatch.setattr(fit, "_optimise", meanwhile)
+    monkeypatch.setattr(fit, "_optimize", meanwhile)
     with pytest.raises(UserError, match="unet.safetensors has appeared while its content was made"):
-        fit.train(TrainUNetConfig(steps=1, batch=2, width=2), [train_zip], tmp_path)
+        fit.train_unet(TrainUNetConfig(steps=1, batch=2, width=2), [train_zip], tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "unet.safetensors"]
     assert (tmp_path / "unet.safetensors").read_text() == "another's"
 
 
 def test_a_loss_that_runs_off_is_reported(tmp_path, train_zip):
     with pytest.raises(UserError, match="smaller --lr"):
-        fit.train(TrainUNetConfig(steps=6, batch=4, width=2, lr=1e30), [train_zip], tmp_path)
+        fit.train_unet(TrainUNetConfig(steps=6, batch=4, width=2, lr=1e30), [train_zip], tmp_path)
     assert not (tmp_path / fit.MODEL).exists()
 
 
@@ -198,7 +198,7 @@ def test_the_learning_rate_falls_along_a_cosine(tmp_path, train_zip, monkeypatch
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.Adam, "step", recorded)
-    fit.train(TrainUNetConfig(steps=5, batch=2, width=2, lr=0.01), [train_zip], tmp_path)
+    fit.train_unet(TrainUNetConfig(steps=5, batch=2, width=2, lr=0.01), [train_zip], tmp_path)
     assert rates == pytest.approx([0.005 * (1 + np.cos(np.pi * k / 5)) for k in range(5)])
 
 
@@ -218,7 +218,7 @@ def test_the_loss_is_dice_of_the_lesions_plus_cross_entropy_of_all_classes():
 
 
 def test_flips_move_image_and_labels_together(train_zip):
-    union = datas.UnionOfArchives([train_zip])
+    union = UnionOfArchives([train_zip])
     stored = union.archives[0].read(3)
     contrasts, indices = RING.split(stored)
     plain, flipped = union[Draw(3, False)], union[Draw(3, True)]
@@ -231,7 +231,7 @@ def test_mixing_draws_every_slice_of_the_union_equally_often(tmp_path):
     rng = np.random.default_rng(0)
     few = write_archive(tmp_path / "few.zip", (("f", draw_slice(rng)) for _ in range(3)))
     many = write_archive(tmp_path / "many.zip", (("m", draw_slice(rng)) for _ in range(7)))
-    union = datas.UnionOfArchives([few, many])
+    union = UnionOfArchives([few, many])
     assert len(union) == 10
     assert (union[Draw(2, False)].contrasts.numpy() == union.archives[0].read(2)[:2]).all()
     assert (union[Draw(3, False)].contrasts.numpy() == union.archives[1].read(0)[:2]).all()
@@ -249,7 +249,7 @@ def test_a_batch_may_be_larger_than_the_archive():
 
 @pytest.mark.parametrize("batch, steps, empty, lesion_free", [(8, 40, 0.05, 0.2), (7, 29, 0.29, 0.31), (3, 5, 0, 0.9)])
 def test_shares_are_exact_over_a_whole_training_and_even_in_it(train_zip, batch, steps, empty, lesion_free):
-    union = datas.UnionOfArchives([train_zip])  # 36 of 48 slices have a lesion
+    union = UnionOfArchives([train_zip])  # 36 of 48 slices have a lesion
     assert np.flatnonzero(~union.has_lesion).tolist() == list(range(0, 48, 4))
     draws = union.draws(TrainUNetConfig(steps, batch, seed=3, empty=empty, lesion_free=lesion_free))
     batches = [[d.slice for d in one] for one in draws]
@@ -270,7 +270,7 @@ def test_shares_are_exact_over_a_whole_training_and_even_in_it(train_zip, batch,
 
 @pytest.mark.parametrize("lesion_free, steps", [(None, 1), (None, 35), (0.0, 7), (0.3, 35)])
 def test_what_is_drawn_is_counted_without_drawing_it(train_zip, lesion_free, steps):
-    union = datas.UnionOfArchives([train_zip])
+    union = UnionOfArchives([train_zip])
     draws = union.draws(TrainUNetConfig(steps, batch=7, seed=1, lesion_free=lesion_free))
     numbers = list(draws.numbers())
     lesion = [union.has_lesion[n] for n in numbers if n is not None]
@@ -280,7 +280,7 @@ def test_what_is_drawn_is_counted_without_drawing_it(train_zip, lesion_free, ste
 
 
 def test_a_blank_slice_is_background_in_every_contrast_and_in_truth(train_zip):
-    blank = datas.UnionOfArchives([train_zip])[Draw(None, True)]
+    blank = UnionOfArchives([train_zip])[Draw(None, True)]
     assert blank.contrasts.shape == (2, SIZE, SIZE) and blank.indices.shape == (SIZE, SIZE)
     assert blank.contrasts.dtype == blank.indices.dtype == torch.uint8
     assert not blank.contrasts.any() and not blank.indices.any()
@@ -288,11 +288,11 @@ def test_a_blank_slice_is_background_in_every_contrast_and_in_truth(train_zip):
 
 def test_answers_that_are_no_numbers_are_refused():
     schema, contrasts = RING, np.zeros((1, 2, SIZE, SIZE), np.uint8)
-    network = unet.build(unet.configure(schema, SIZE, width=1))
+    network = unet.build_unet(unet.configure_unet(schema, SIZE, width=1))
     torch.nn.init.constant_(network.final_conv.weight, 3e38)
-    model = unet.UNet(network, SimpleNamespace(schema=schema))
+    model = unet.TrainedUNet(network, SimpleNamespace(schema=schema))
     with pytest.raises(UserError, match="not finite numbers"):
-        unet.predict(model, contrasts + np.arange(SIZE, dtype=np.uint8))
+        predict_slices(model, contrasts + np.arange(SIZE, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("name, value", [("seed", 10**20), ("steps", 10**23), ("batch", 10**12), ("workers", 10**5)])
@@ -303,14 +303,14 @@ def test_numbers_that_nothing_can_hold_are_refused(name, value):
 
 def test_a_network_leaves_empty_slices_alone(trained):
     """It has seen some, though no archive has any."""
-    assert not unet.predict(unet.load(trained.model), np.zeros((1, 2, SIZE, SIZE), np.uint8)).any()
+    assert not predict_slices(unet.load_unet(trained.model), np.zeros((1, 2, SIZE, SIZE), np.uint8)).any()
 
 
 def test_slices_read_by_workers_are_those_held_in_memory(train_zip):
     def batches(memory):
-        union = datas.UnionOfArchives([train_zip], memory)
+        union = UnionOfArchives([train_zip], memory)
         assert union.in_memory == bool(memory)
-        return list(datas.loader(union, Draws(len(union), 5, 4, seed=7), workers=2, pin=False))
+        return list(loader(union, Draws(len(union), 5, 4, seed=7), workers=2, pin=False))
 
     held, read = batches(1 << 30), batches(0)
     assert len(held) == len(read) == 4 and held[0].contrasts.shape == (5, 2, SIZE, SIZE)
@@ -323,9 +323,9 @@ def test_slices_read_by_workers_are_those_held_in_memory(train_zip):
 
 
 def test_a_loaded_unet_gives_the_same_logits(trained, tmp_path):
-    first = unet.load(trained.model)
-    unet.save(tmp_path / "again.safetensors", first)
-    again = unet.load(tmp_path / "again.safetensors")
+    first = unet.load_unet(trained.model)
+    unet.save_unet(tmp_path / "again.safetensors", first)
+    again = unet.load_unet(tmp_path / "again.safetensors")
     assert again.info == first.info == trained.unet
     x = torch.rand(2, 2, SIZE, SIZE) * 2 - 1
     with torch.no_grad():
@@ -334,22 +334,22 @@ def test_a_loaded_unet_gives_the_same_logits(trained, tmp_path):
 
 
 def test_width_scales_every_level():
-    config = unet.configure(BRATS, 256, 32)
+    config = unet.configure_unet(BRATS, 256, 32)
     assert (config.in_channels, config.out_channels) == (4, 4)
     assert config.features == (32, 32, 64, 128, 256, 32)
     small, large = (
-        sum(p.numel() for p in unet.build(dataclasses.replace(config, width=w)).parameters()) for w in (4, 8)
+        sum(p.numel() for p in unet.build_unet(dataclasses.replace(config, width=w)).parameters()) for w in (4, 8)
     )
     assert 3 < large / small < 4.2
 
 
 def test_the_prediction_is_the_networks_own_answer_everywhere(trained):
     rng = np.random.default_rng(0)
-    net = unet.load(trained.model)
+    net = unet.load_unet(trained.model)
     for p in net.network.final_conv.parameters():
         torch.nn.init.zeros_(p)
     net.network.final_conv.bias.data[2] = 5.0  # class 2 everywhere
-    found = unet.predict(net, np.stack([RING.split(draw_slice(rng, empty=e))[0] for e in (False, True)]))
+    found = predict_slices(net, np.stack([RING.split(draw_slice(rng, empty=e))[0] for e in (False, True)]))
     assert found.dtype == np.uint8 and (found == 2).all(), "nothing is hidden"
 
 
@@ -363,7 +363,7 @@ def test_dice_is_that_of_the_stacked_volume():
     truth[3:], prediction[3:] = 0, 0  # half of the slices are empty, as in a real volume
     result = scores.score_examination("p", prediction, truth, np.ones(truth.shape, bool), BRATS)
     for target in scores.targets_of(BRATS):
-        overlap = scores.of_target(result, target)
+        overlap = result.result(target)
         assert overlap.dice == pytest.approx(plain_dice(prediction, truth, target.classes), abs=1e-6)
         assert overlap.truth == np.isin(truth, target.classes).sum()
         assert overlap.predicted == np.isin(prediction, target.classes).sum()
@@ -407,12 +407,12 @@ def test_summaries_are_over_patients():
         return scores.ExaminationDice(patient, None, 1, None, {"whole": scores.TargetDice(dice, truth, 5, 1, 7)}, {})
 
     three = [examination(0.5, 9, "p"), examination(1.0, 0, "q"), examination(0.9, 3, "r")]
-    summary = scores.summarise(three, target)
+    summary = scores.summarize(three, target)
     assert summary.mean == pytest.approx(0.8) and summary.empty_truth == 1
     assert summary.sd == pytest.approx(np.std([0.5, 1.0, 0.9], ddof=1))
     assert str(summary) == "0.800 ± 0.265" and summary.masked == "1.000 ± 0.000" and summary.removed == 21
-    assert str(scores.summarise([examination(0.5, 9, "p")], target)) == "0.500"
-    twice = scores.summarise([*three, examination(0.1, 0, "r"), examination(0.2, 0, "r")], target)
+    assert str(scores.summarize([examination(0.5, 9, "p")], target)) == "0.500"
+    twice = scores.summarize([*three, examination(0.1, 0, "r"), examination(0.2, 0, "r")], target)
     assert twice.mean == pytest.approx((0.5 + 1.0 + (0.9 + 0.1 + 0.2) / 3) / 3) and twice.empty_truth == 3
     assert twice.sd == pytest.approx(np.std([0.5, 1.0, 0.4], ddof=1)), "n is the number of patients"
 
@@ -438,11 +438,11 @@ def test_the_numbers_of_results_json_add_up(evaluated, trained, test_zip, folder
                 assert content[kind][name][sd] == pytest.approx(np.std(values, ddof=1))
             assert content[kind][name]["removed"] == sum(p[kind][name]["removed"] for p in content["examinations"])
             assert content[kind][name]["empty_truth"] == 1
-    assert evaluation.load(folder / "evaluated" / "results.json") == evaluated
+    assert load_evaluation(folder / "evaluated" / "results.json") == evaluated
 
 
 def test_patients_are_put_together_from_slices_that_take_turns(evaluated, trained, test_zip):
-    reader, net = ArchiveReader(test_zip), unet.load(trained.model)
+    reader, net = ArchiveReader(test_zip), unet.load_unet(trained.model)
     names = [("c", None), ("a", None)]
     for name, one in zip(names, predict_examinations(net, reader, names, batch=5), strict=True):
         stored = np.stack([reader.read(i) for i in reader.by_examination()[name]])
@@ -450,7 +450,7 @@ def test_patients_are_put_together_from_slices_that_take_turns(evaluated, traine
         assert (one.truth == truth).all() and (one.background == contrasts[:, -1]).all()
         assert (one.inside == (contrasts > 0).any(axis=1)).all()
         (found,) = (e for e in evaluated.examinations if e.patient == name[0])
-        answer = unet.predict(net, contrasts)
+        answer = predict_slices(net, contrasts)
         assert found.regions["whole"].dice == pytest.approx(plain_dice(answer, truth, (1, 2)), abs=1e-3)
         masked = np.where(one.inside, answer, 0)
         assert found.regions["whole"].masked_dice == pytest.approx(plain_dice(masked, truth, (1, 2)), abs=1e-3)
@@ -463,7 +463,7 @@ def test_generated_slices_are_patients_of_their_own(tmp_path, trained):
     with ArchiveWriter(fakes, RING, SIZE, {"tool": "test"}) as writer:
         for seed in range(70):
             writer.add(draw_slice(rng), patient=f"seed{seed:04d}", seed=seed)
-    result = evaluation.evaluate(Path(trained.model).parent, fakes, tmp_path / "out")
+    result = evaluate_archive(Path(trained.model).parent, fakes, tmp_path / "out")
     assert len(result.patients) == 70 and result.regions["whole"].mean > 0.8
     assert report.describe_data(result) == "fake.zip: 70 patients, 70 slices (1 per patient)"
 
@@ -486,7 +486,7 @@ def write_volumes(path, volumes, slices=range(4), of=4, pixel=1.0, made=None, **
 def test_examinations_of_a_patient_are_evaluated_apart(tmp_path, trained):
     made = {"voxels": {"labels that are ignored": 7, "odd": "x"}, "split": {"part": "test", "test": ["p", "q", "z"]}}
     visits = write_volumes(tmp_path / "v.zip", {"p-000": "p", "q-000": "q", "p-001": "p"}, made=made)
-    result = evaluation.evaluate(trained.model, visits, tmp_path / "out")
+    result = evaluate_archive(trained.model, visits, tmp_path / "out")
     assert [(e.patient, e.volume, e.slices, e.of) for e in result.examinations] == [
         ("p", "p-000", 4, 4),
         ("q", "q-000", 4, 4),
@@ -519,11 +519,11 @@ def test_incomplete_volumes_are_told(tmp_path, trained):
     assert code == 0 and words in output, output
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert words in content["notes"] and [(e["slices"], e["of"]) for e in content["examinations"]] == [(2, 7)] * 2
-    result = evaluation.load(tmp_path / "out" / "results.json")
+    result = load_evaluation(tmp_path / "out" / "results.json")
     table = report.arms_table({"R": result})
     assert words in table.text() and words in table.markdown()
     assert report._extent(result.examinations[0]) == "of 2 of 7 slices"
-    shown = list(predict_examinations(unet.load(trained.model), ArchiveReader(some), [("a", "a")]))[0]
+    shown = list(predict_examinations(unet.load_unet(trained.model), ArchiveReader(some), [("a", "a")]))[0]
     assert report._place(shown, 1, result.examinations[0]) == "slice 6 of 7"
 
 
@@ -539,7 +539,7 @@ def test_pixels_of_another_size_are_refused_unless_one_insists(tmp_path):
         code, output = run("train", *(w for d in data for w in ("--data", d)), "--outdir", tmp_path / name, *TINY)
         assert code == 0 and ("pixels of 3.12 to 3.75 mm: was it meant" in output) == (name == "both"), output
         assert ("pixel size unknown: 1 slice of fakes.zip" in output) == (name == "fake")
-    assert unet.load(tmp_path / "both" / fit.MODEL).info.archives[1].pixel == (3.75, 3.75)
+    assert unet.load_unet(tmp_path / "both" / fit.MODEL).info.archives[1].pixel == (3.75, 3.75)
 
     def evaluate(model, data, *options):
         return ("evaluate", "--model", tmp_path / model, "--data", data, "--outdir", tmp_path / "out", *options)
@@ -555,7 +555,7 @@ def test_pixels_of_another_size_are_refused_unless_one_insists(tmp_path):
     code, output = run(*evaluate("real", coarse, "--force", "--allow-other-pixels"))
     words = "the U-Net learned from pixels of 3.12 mm and was tested on pixels of 3.75 mm"
     assert code == 0 and words in output, output
-    result = evaluation.load(tmp_path / "out" / "results.json")
+    result = load_evaluation(tmp_path / "out" / "results.json")
     assert any(words in note for note in result.notes) and f"R: {words}" in report.arms_table({"R": result}).text()
 
 
@@ -599,8 +599,8 @@ def test_a_schema_without_regions_is_evaluated_by_its_labels(tmp_path):
     one = Schema(("t1", "t2", "flair"), (LesionClass("MS", "", 1),))
     rng = np.random.default_rng(0)
     archive = write_archive(tmp_path / "ms.zip", (("p", draw_slice(rng, one)) for _ in range(2)), one)
-    record = fit.train(TrainUNetConfig(steps=1, batch=2, width=2), [archive], tmp_path)
-    result = evaluation.evaluate(record.model, archive, tmp_path, allow_overlap=True)
+    record = fit.train_unet(TrainUNetConfig(steps=1, batch=2, width=2), [archive], tmp_path)
+    result = evaluate_archive(record.model, archive, tmp_path, allow_overlap=True)
     assert result.regions == {} and result.labels["MS"].sd is None
     assert (tmp_path / "patients.png").exists()
 
@@ -745,13 +745,13 @@ def test_names_alike_are_told_in_training_in_results_and_in_tables(tmp_path):
     assert "warning: names so alike that they may be of one patient: TCGA_DU_7294 and tcga-du-07294\n" in output
     code, output = run("evaluate", "--model", tmp_path / "unet", "--data", test, "--outdir", tmp_path / "out")
     assert code == 0 and "TCGA_DU_7294 and tcga-du-07294" in output
-    found = evaluation.load(tmp_path / "out" / "results.json")
+    found = load_evaluation(tmp_path / "out" / "results.json")
     (note,) = [note for note in found.notes if "names so alike" in note]
     assert [n for n in report.arms_table({"R": found}).notes if "alike" in n] == [f"R: {note}"]
 
 
 def test_where_results_cannot_be_written_no_network_runs(tmp_path, trained, test_zip, monkeypatch):
-    monkeypatch.setattr(unet, "predict", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(predict, "predict_slices", lambda *_: pytest.fail("the network ran"))
     (tmp_path / "file").write_text("")
     command = ("evaluate", "--model", trained.model, "--data", test_zip, "--outdir")
     assert "a file is where a folder is needed" in refused(*command, tmp_path / "file")
@@ -762,7 +762,7 @@ def test_where_results_cannot_be_written_no_network_runs(tmp_path, trained, test
     def read_only(dir):
         raise OSError(errno.EROFS, "Read-only file system", str(dir))
 
-    monkeypatch.setattr(evaluation.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(evaluate.tempfile, "TemporaryFile", read_only)
     assert "Read-only file system" in refused(*command, tmp_path / "new") and not (tmp_path / "new").exists()
 
 
@@ -770,7 +770,8 @@ def test_want_of_memory_names_what_to_lower(tmp_path, trained, train_zip, test_z
     def out_of_memory(*_):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(unet, "to_input", out_of_memory)
+    monkeypatch.setattr(fit, "to_input", out_of_memory)
+    monkeypatch.setattr(predict, "to_input", out_of_memory)
     code, output = run("train", "--data", train_zip, "--outdir", tmp_path / "a", *TINY)
     assert code == 2 and re.search(r"^error: out of memory .*: lower --batch or --width$", output, re.MULTILINE)
     output = refused("evaluate", "--model", trained.model, "--data", test_zip, "--outdir", tmp_path / "b")
@@ -824,12 +825,12 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path, trained, train_zip, test_
 
 def test_results_of_another_kind_are_refused(tmp_path, folder, evaluated):
     with pytest.raises(UserError, match="training.json: not the results of an evaluation"):
-        evaluation.load(folder / "trained" / "training.json")
+        load_evaluation(folder / "trained" / "training.json")
     content = json.loads((folder / "evaluated" / "results.json").read_text())
     for version in (99, 1, 2):
         (tmp_path / "new.json").write_text(json.dumps({**content, "version": version}))
         with pytest.raises(UserError, match=f"version {version}; .* evaluate again"):
-            evaluation.load(tmp_path / "new.json")
+            load_evaluation(tmp_path / "new.json")
 
 
 # --- no leaks ---------------------------------------------------------------------------------------------------------
@@ -862,7 +863,7 @@ def fake_zip(folder):
 def test_a_unet_of_fakes_is_not_tested_on_whom_the_gan_saw(tmp_path, fake_zip, test_zip):
     code, output = run("train", "--data", fake_zip, "--outdir", tmp_path, *TINY)
     assert code == 0, output
-    info = unet.load(tmp_path / fit.MODEL).info
+    info = unet.load_unet(tmp_path / fit.MODEL).info
     assert info.seen == ("r0", "r1", "r2", "r3", "r4") and info.patients == tuple(ArchiveReader(fake_zip).info.patients)
     some = write_patients(tmp_path / "some.zip", ["new", "r3", "r1"])
     evaluate = ("evaluate", "--model", tmp_path, "--outdir", tmp_path / "out", "--data")
@@ -875,7 +876,7 @@ def test_a_unet_of_fakes_is_not_tested_on_whom_the_gan_saw(tmp_path, fake_zip, t
     code, output = run(*evaluate, some, "--allow-overlap")
     assert code == 0 and "note: the U-Net was trained on generated slices of a GAN that learned from r1, r3" in output
     assert json.loads((tmp_path / "out" / "results.json").read_text())["overlap"] == ["r1", "r3"]
-    assert evaluation.load(tmp_path / "out" / "results.json").overlap == ("r1", "r3")
+    assert load_evaluation(tmp_path / "out" / "results.json").overlap == ("r1", "r3")
     for strangers in (test_zip, fake_zip.with_name("o.zip")):  # other patients; other fakes of the same GAN
         code, output = run(*evaluate, strangers, "--force")
         assert code == 0 and "note:" not in output, output
@@ -913,7 +914,7 @@ def test_training_on_held_out_patients_is_refused(tmp_path, fake_zip, train_zip)
     assert not (tmp_path / "unet").exists()
     code, output = run("train", "--data", train_zip, "--exclude", new, "--outdir", tmp_path / "unet", *TINY)
     assert code == 0 and f"no patient is shared with {new}" in output
-    assert unet.load(tmp_path / "unet" / fit.MODEL).info.patients == tuple(sorted(f"p{i}" for i in range(12)))
+    assert unet.load_unet(tmp_path / "unet" / fit.MODEL).info.patients == tuple(sorted(f"p{i}" for i in range(12)))
 
 
 def test_evaluation_is_refused_if_and_only_if_a_patient_is_known(trained):
@@ -924,9 +925,9 @@ def test_evaluation_is_refused_if_and_only_if_a_patient_is_known(trained):
         info = dataclasses.replace(trained.unet, patients=tuple(patients), seen=tuple(seen))
         reader = SimpleNamespace(path="test.zip", info=SimpleNamespace(patients=tested, seen=tuple(names)))
         common = tuple(sorted({*patients, *seen} & set(tested)))
-        assert evaluation.find_overlap(info, "unet", reader, allow=True) == common
+        assert evaluate.find_overlap(info, "unet", reader, allow=True) == common
         try:
-            assert evaluation.find_overlap(info, "unet", reader, allow=False) == ()
+            assert evaluate.find_overlap(info, "unet", reader, allow=False) == ()
         except UserError as error:
             assert common and all(name in str(error) for name in common[:1])
             refusals += 1
