@@ -10,8 +10,9 @@ from torch_utils.stats import Statistics
 from training import loss
 from training.config import DiscriminatorConfig, GeneratorConfig, LossConfig
 from training.networks.discriminator import Discriminator, minibatch_std
-from training.networks.generator import Generator, runs_in_half
+from training.networks.generator import Generator
 from training.networks.joint_head import JointHead
+from training.networks.shapes import runs_in_half
 
 pytestmark = pytest.mark.usefixtures("face")
 TOLERANCE = 1e-4

@@ -9,8 +9,8 @@ from torch import nn
 
 from torch_utils.ops.upfirdn2d import setup_filter
 from training.config import DiscriminatorConfig
-from training.networks.generator import channels_at, compute_dtype, resolutions_up_to, runs_in_half
 from training.networks.layers import LOWPASS, Conv2dLayer, FullyConnectedLayer, MappingNetwork
+from training.networks.shapes import channels_at, compute_dtype, resolutions_up_to, runs_in_half
 
 
 def minibatch_std(x: torch.Tensor, group_size: int, minibatches: int = 1) -> torch.Tensor:

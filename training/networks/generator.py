@@ -13,29 +13,9 @@ from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
 from training.config import GeneratorConfig
 from training.networks.joint_head import JointHead
 from training.networks.layers import LOWPASS, FullyConnectedLayer, MappingNetwork, modulated_conv2d, scaled_bias_act
+from training.networks.shapes import channels_at, compute_dtype, resolutions_up_to, runs_in_half
 
 NOISE_MODES = ("random", "const", "none")
-
-
-def resolutions_up_to(resolution: int) -> list[int]:
-    """[4, 8, …, resolution]."""
-    assert resolution >= 4 and resolution & (resolution - 1) == 0, resolution
-    return [2**i for i in range(2, int(math.log2(resolution)) + 1)]
-
-
-def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
-    """Number of feature maps at a resolution, in both networks."""
-    return min(channel_base // resolution, channel_max)
-
-
-def runs_in_half(resolution: int, full_resolution: int, num_fp16_res: int) -> bool:
-    """Whether a block is one of the `num_fp16_res` highest resolutions, which run in half precision on a GPU."""
-    return resolution > 4 and resolution * 2**num_fp16_res > full_resolution
-
-
-def compute_dtype(use_fp16: bool, device: torch.device) -> torch.dtype:
-    """Half precision only where it is fast: on a GPU."""
-    return torch.float16 if use_fp16 and device.type == "cuda" else torch.float32
 
 
 class SynthesisLayer(nn.Module):
