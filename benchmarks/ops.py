@@ -6,8 +6,8 @@ Ratios of medians, forward, and forward + backward (f+b). "PyTorch" is how a goo
 operator: in place where autograd allows it, filters as two depthwise convolutions; "best" is the fastest other way
 known, torch_utils/ops/reference.py among them. "copy" is the time to copy as many bytes as the operator has to read and
 write; with gradients, autograd's copy of such a tensor and of each operand that takes one, since autograd needs some
-microseconds for every tensor, however small. Convolutions: both forms of the modulated convolution on this device, and
-on a CPU native 3×3 convolutions against PyTorch's. Take figures on an idle machine.
+microseconds for every tensor, however small. On a CPU also native 3×3 convolutions against PyTorch's. Take figures on
+an idle machine.
 """
 
 import itertools
@@ -32,18 +32,14 @@ from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.conv2d_gradfix import conv2d
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d
-from training.networks.layers import ModulationForm, modulated_conv2d
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 SIZES = {
     "cpu": {"demo": [(16, 16, 64, 64), (16, 32, 32, 32)], "256×256": [(4, 64, 256, 256), (4, 128, 128, 128)]},
     "cuda": {"demo": [(16, 16, 64, 64)], "256×256": [(32, 512, 32, 32), (32, 128, 256, 256)]},
 }
-CONVOLUTIONS = {  # batches, channels, resolutions
-    "cpu": ([1, 4, 16], [16, 64, 128], [64, 128]),
-    "cuda": ([1, 8, 32], [64, 128, 512], [32, 128]),
-}
-NATIVE_CONVOLUTIONS = [(16, 16, 64), (16, 32, 32), (16, 64, 32), (16, 64, 8), (1, 64, 256), (1, 128, 128)]
+# Batch, channels, resolution.
+CONVOLUTIONS = [(16, 16, 64), (16, 32, 32), (16, 64, 32), (16, 64, 8), (1, 64, 256), (1, 128, 128)]
 CLAMP = 256.0
 SQRT2 = 2**0.5
 
@@ -67,17 +63,10 @@ def main(seconds: float, dtype: str) -> None:
                 rows[-1] += compare(operator, x, seconds, backward=True)
     columns = ["ms", "PyTorch ÷", "best ÷", "÷ copy"]
     print(format_table(["operator", "for", "shape", "layout", *columns, *[f"{c} f+b" for c in columns]], rows))
-    print()
-    print(
-        format_table(
-            ["modulated convolution", "batch", *[f"{f.value}, ms" for f in ModulationForm]],
-            convolutions(device, getattr(torch, dtype), seconds),
-        )
-    )
     if device.type == "cpu" and dtype == "float32":
         print()
         columns = ["3×3 convolution", "batch", "ms", "PyTorch ÷", "ms f+b", "PyTorch ÷ f+b"]
-        print(format_table(columns, native_convolutions(seconds)))
+        print(format_table(columns, convolutions(seconds)))
 
 
 class Operator(NamedTuple):
@@ -204,31 +193,10 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def convolutions(device: torch.device, dtype: torch.dtype, seconds: float) -> list[list[str]]:
-    """Layers of the demo and of the 256×256 networks, in both forms, forward."""
-    f = setup_filter([1, 3, 3, 1]).to(device)
-    rows = []
-    for batch, c, resolution, up in itertools.product(*CONVOLUTIONS[device.type], [1, 2]):
-        x = torch.randn(batch, c, resolution // up, resolution // up, device=device, dtype=dtype)
-        x = x.to(memory_format=torch.channels_last)
-        weight = torch.randn(c, c, 3, 3, device=device).to(memory_format=torch.channels_last)
-        styles = torch.randn(batch, c, device=device)
-
-        def call(form: ModulationForm, x=x, weight=weight, styles=styles, up=up) -> Callable:
-            keywords = {"up": up, "padding": 1, "resample_filter": f, "form": form}
-            return lambda: modulated_conv2d(x, weight, styles, **keywords)
-
-        with torch.no_grad():
-            found = medians([call(form) for form in ModulationForm], seconds, device)
-        name = f"{c} channels, {resolution}×{resolution}" + (", ×2" if up == 2 else "")
-        rows.append([name, str(batch), *[f"{s * 1e3:.2f}" for s in found]])
-    return rows
-
-
-def native_convolutions(seconds: float) -> list[list[str]]:
+def convolutions(seconds: float) -> list[list[str]]:
     """Forward, and forward with the gradients of input and weight."""
     rows = []
-    for batch, c, resolution in NATIVE_CONVOLUTIONS:
+    for batch, c, resolution in CONVOLUTIONS:
         x, weight = torch.randn(batch, c, resolution, resolution), torch.randn(c, c, 3, 3)
         x, weight = (t.to(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
         dy = torch.randn_like(x)

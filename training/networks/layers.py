@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import math
 from typing import NamedTuple
 
@@ -22,19 +21,6 @@ def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()
 
 
-class ModulationForm(enum.Enum):
-    """Two ways to compute the same modulated convolution.
-
-    `benchmarks/ops.py` times both on the device at hand. On CPUs the shared one was as fast or up to three times
-    faster at every size tried, a single sample included; a grouped one would also have to gather the channels of all
-    samples side by side, a copy of every activation in channels-last layout. On an H100, too, it was faster at every
-    size of the paper's networks, forward and backward.
-    """
-
-    SHARED = "shared weights, scaled input"
-    PER_SAMPLE = "weights per sample, grouped"
-
-
 class Modulated(NamedTuple):
     """What a modulated convolution leaves to the layer's tail: x [N, C', H', W'], to be scaled by scale [N, C']."""
 
@@ -52,13 +38,12 @@ def modulated_conv2d(
     resample_filter: torch.Tensor | None = None,
     demodulate: bool = True,
     flip_weight: bool = True,
-    form: ModulationForm = ModulationForm.SHARED,
 ) -> Modulated:
     """Convolution whose input channels are scaled per sample, and whose output is scaled back to unit variance.
 
     x: [N, C, H, W]. weight: [C', C, kh, kw]. styles: [N, C]. Scaling the output back, the demodulation, is left to
-    `synthesis_tail`, which does it in passing (StyleGAN2, equations 1 and 3). A 1×1 kernel is scaled itself, in either
-    form: with weights of its own, a sample is one matrix product.
+    `synthesis_tail`, which does it in passing (StyleGAN2, equations 1 and 3). All samples share the weights; their
+    input is scaled instead. One grouped convolution with weights per sample was nowhere faster, on CPUs and on an H100.
     """
     if x.dtype == torch.float16 and demodulate:
         # Demodulation cancels any factor, so take those that keep half precision from overflowing.
@@ -70,19 +55,14 @@ def modulated_conv2d(
         power = styles.square() @ weight.square().sum(dim=[2, 3]).T  # [N, C']
         scale = (power + 1e-8).rsqrt()
 
-    n = len(x)
     if weight.shape[2:] == (1, 1) and up == down == 1 and padding == 0:
+        # A 1×1 kernel is scaled itself: with weights of its own, a sample is one matrix product.
         return Modulated(_conv1x1_per_sample(x, weight.flatten(1) * styles[:, None, :]), scale)
-    resampling = {"f": resample_filter, "up": up, "down": down, "padding": padding, "flip_weight": flip_weight}
-    if form is ModulationForm.SHARED:
-        x = synthesis_tail(x, scale=styles)
-        return Modulated(conv2d_resample(x, weight.to(x.dtype), **resampling), scale)
-    weights = weight[None] * styles[:, None, :, None, None]  # [N, C', C, kh, kw]
-    if scale is not None:
-        weights = weights * scale[:, :, None, None, None]
-    x = x.reshape(1, -1, *x.shape[2:])
-    x = conv2d_resample(x, weights.flatten(0, 1).to(x.dtype), groups=n, **resampling)
-    return Modulated(x.reshape(n, -1, *x.shape[2:]), None)
+    x = synthesis_tail(x, scale=styles)
+    x = conv2d_resample(
+        x, weight.to(x.dtype), f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight
+    )  # [N, C', H·up / down, W·up / down]
+    return Modulated(x, scale)
 
 
 def _conv1x1_per_sample(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

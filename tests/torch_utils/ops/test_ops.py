@@ -13,7 +13,7 @@ from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
-from training.networks.layers import ModulationForm, modulated_conv2d
+from training.networks.layers import modulated_conv2d
 
 pytestmark = pytest.mark.usefixtures("face")
 RESAMPLE_CASES = [c for c in golden_cases("convolution") if c["kind"] == "conv2d_resample"]
@@ -374,28 +374,26 @@ def test_conv2d_resample_is_its_slow_definition(up, down, kernel, padding, flip_
     close(fast, slow, 1e-5)
 
 
-@pytest.mark.parametrize("form", ModulationForm, ids=lambda form: form.name)
 @pytest.mark.parametrize("case", MODULATED_CASES, ids=lambda c: str(c["case"]))
-def test_modulated_conv2d_meets_golden_values_and_gradients(case, form):
+def test_modulated_conv2d_meets_golden_values_and_gradients(case):
     want = golden_arrays("convolution", f"modconv{case['case']}_")
     x, w, s = (want[k].requires_grad_() for k in "xws")
     keywords = {k: case[k] for k in ("up", "down", "padding", "demodulate", "flip_weight")}
     f = golden_filter(case)
-    y = synthesis_tail(*modulated_conv2d(x, w, s, resample_filter=f, form=form, **keywords), want.get("noise"))
+    y = synthesis_tail(*modulated_conv2d(x, w, s, resample_filter=f, **keywords), want.get("noise"))
     dx, dw, ds = torch.autograd.grad(y, [x, w, s], want["dy"])
     for name, found in {"y": y, "dx": dx, "dw": dw, "ds": ds}.items():
         close(found, want[name], 1e-4)
 
 
-@pytest.mark.parametrize("form", ModulationForm, ids=lambda form: form.name)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_modulated_1x1_convolutions_scale_each_sample_and_keep_the_layout(layout, form):
+def test_modulated_1x1_convolutions_scale_each_sample_and_keep_the_layout(layout):
     x, w, s = torch.randn(3, 5, 4, 6).contiguous(memory_format=layout), torch.randn(7, 5, 1, 1), torch.randn(3, 5)
     weights = torch.einsum("oc,nc->noc", w[:, :, 0, 0], s)
-    y, scale = modulated_conv2d(x, w, s, demodulate=False, form=form)
+    y, scale = modulated_conv2d(x, w, s, demodulate=False)
     close(y, torch.einsum("nchw,noc->nohw", x, weights), 1e-5)
     assert scale is None and y.is_contiguous(memory_format=layout)
-    demodulated = synthesis_tail(*modulated_conv2d(x, w, s, form=form))
+    demodulated = synthesis_tail(*modulated_conv2d(x, w, s))
     close(demodulated, torch.einsum("nchw,noc->nohw", x, weights / weights.norm(dim=2, keepdim=True)), 1e-5)
 
 
