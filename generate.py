@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from dnnlib.errors import UserError, reports_user_errors
-from dnnlib.files import make_folder, refuse_existing
+from dnnlib.files import atomic_path, make_folder, refuse_existing
 from dnnlib.system import run
 from dnnlib.text import count, parse_integers, tool_version
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
@@ -120,7 +120,7 @@ def write_archive(samples, total: int, loaded, label: int | None, dest: Path, op
     info, resolution = loaded.info, loaded.generator.config.resolution
     known = {"label_names": info.label_names, "seen": info.patients, "pixel": info.pixel}
     name = f"generated-{loaded.sha256[:8]}" + ("" if label is None else f"-{info.label_name(label)[:LONGEST_CLASS]}")
-    with ArchiveWriter(dest, info.schema, resolution, made, **known, force=force) as archive:
+    with atomic_path(dest, force) as place, ArchiveWriter(place, info.schema, resolution, made, **known) as archive:
         for sample in tqdm.tqdm(samples, total=total, unit="slice"):
             patient = f"{name}-seed{sample.seed}"
             archive.add(sample.stored, patient=patient, label=label, seed=sample.seed, snapshot=loaded.sha256)

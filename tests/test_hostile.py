@@ -38,6 +38,7 @@ from click.testing import CliRunner
 from commands import ROOT
 from dataset_tool import main
 from dnnlib.errors import UserError
+from dnnlib.files import atomic_path
 from slices.archive.format import INDEX, Volume
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
@@ -79,7 +80,10 @@ def write_archive(path: Path, count: int = 6) -> Path:
     affine = ((-1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 7.5), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
     made = {"version": "0", "command": "test", "options": {"fov": 200.0, "slices": "all"}, "split": None}
     windows = {name: (0.0, 100.5) for name in BRATS.contrasts}
-    with ArchiveWriter(path, BRATS, RESOLUTION, made, ("HGG", "LGG"), seen=("x", "y")) as writer:
+    with (
+        atomic_path(path) as place,
+        ArchiveWriter(place, BRATS, RESOLUTION, made, ("HGG", "LGG"), seen=("x", "y")) as writer,
+    ):
         for n, stored in enumerate(draw_slices(count)):
             name = f"patient{n % 2}"
             writer.volumes[name] = Volume(name, SHAPE, affine, 1.0, windows)

@@ -64,7 +64,8 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     pixel = (min(generated)[0], max(p[1] for p in generated)) if generated and None not in generated else None
     with (
         files.folder_for(dest.parent),
-        ArchiveWriter(dest, first.schema, first.resolution, made, label_names, seen, pixel, force=force) as writer,
+        files.atomic_path(dest, force) as place,
+        ArchiveWriter(place, first.schema, first.resolution, made, label_names, seen, pixel) as writer,
         tqdm(desc="merging", total=sum(map(len, readers)), unit="slice") as bar,
     ):
         for reader in readers:
@@ -189,7 +190,11 @@ def subset(
         numbers, options = _draw_patients(reader, patients, seed), {"patients": patients}
 
     made = _made("subset", options | {"seed": seed}, [reader])
-    with files.folder_for(dest.parent), _writer(dest, reader, made, force=force) as writer:
+    with (
+        files.folder_for(dest.parent),
+        files.atomic_path(dest, force) as place,
+        _writer(place, reader, made) as writer,
+    ):
         for i in tqdm(numbers, desc="copying", unit="slice"):
             _copy(reader, i, writer)
     return Written(dest, len(numbers), len({reader.info.slices[i].patient for i in numbers}))
@@ -236,14 +241,12 @@ def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, 
     with (
         files.folder_for(dest),
         Staged(paths[TRAIN], force) as staged,
-        contextlib.ExitStack() as stack,
+        contextlib.ExitStack() as opened,
     ):
-        writers = {
-            side: stack.enter_context(
-                _writer(path, reader, made | {"split": {"part": side, **config.to_json(drawn)}}, staged=staged)
-            )
-            for side, path in paths.items()
-        }
+        writers = {}
+        for side, path in paths.items():
+            of_side = made | {"split": {"part": side, **config.to_json(drawn)}}
+            writers[side] = opened.enter_context(_writer(staged.place(path), reader, of_side))
         for i, record in enumerate(tqdm(reader.info.slices, desc="splitting", unit="slice")):
             side = sides[record.patient]
             _copy(reader, i, writers[side], part=side)
@@ -282,10 +285,10 @@ def _archive_name(dest: Path, force: bool) -> Path:
     return files.refuse_existing(dest, force)
 
 
-def _writer(path: Path, like: ArchiveReader, made: dict[str, Any], **how) -> ArchiveWriter:
+def _writer(path: Path, like: ArchiveReader, made: dict[str, Any]) -> ArchiveWriter:
     """A writer for slices of one archive."""
     info = like.info
-    return ArchiveWriter(path, info.schema, info.resolution, made, info.label_names, info.seen, info.pixel, **how)
+    return ArchiveWriter(path, info.schema, info.resolution, made, info.label_names, info.seen, info.pixel)
 
 
 def _copy(reader: ArchiveReader, i: int, writer: ArchiveWriter, part: str | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -14,19 +13,16 @@ import numpy as np
 from dnnlib import config
 from dnnlib.config import shorten
 from dnnlib.errors import UserError
-from dnnlib.staged import Staged
 from slices.archive.format import FORMAT, INDEX, VERSION, ArchiveInfo, SliceRecord, Volume, pack_slice
 from slices.archive.zips import Packed, ZipWriter, pack
 from slices.schema import Schema, is_plain_name
 
 
 class ArchiveWriter:
-    """Write an archive; it appears at `path` only when the `with` block ends without an exception.
+    """Write an archive into a file, which is complete when the `with` block ends without an exception.
 
-    made: how the archive came to be (tool version, command, options, split); stored as it is.
-    label_names: the names of the class labels, if `add` will be given any.
-    seen: for generated slices, the real patients whom their generator learned from; pixel: mm, as in ArchiveInfo.
-    staged: the files that it appears with; without them it appears by itself, and replaces another only with `force`.
+    It writes where it is told. Who publishes is outside: give it a place of `Staged`, and the archive appears under its
+    name when all that is staged with it is complete.
     """
 
     def __init__(
@@ -34,39 +30,29 @@ class ArchiveWriter:
         path: str | os.PathLike,
         schema: Schema,
         resolution: int,
-        made: dict[str, Any],
-        label_names: tuple[str, ...] | None = None,
-        seen: Iterable[str] = (),
-        pixel: tuple[float, float] | None = None,
-        staged: Staged | None = None,
-        force: bool = True,
+        made: dict[str, Any],  # how the archive came to be (version, command, options, …); stored as it is
+        label_names: tuple[str, ...] | None = None,  # of the class labels, if `add` will be given any
+        seen: Iterable[str] = (),  # for generated slices: the real patients that their generator learned from
+        pixel: tuple[float, float] | None = None,  # mm, as in ArchiveInfo
     ) -> None:
-        self._alone = None if staged else Staged(path, force)
-        self._staged = staged or self._alone
         self.path, self.schema, self.resolution = Path(path), schema, resolution
         self.made, self.label_names, self.seen = made, label_names, tuple(sorted(seen))
         self.pixel = pixel
         self.volumes: dict[str, Volume] = {}
         self._records: list[SliceRecord] = []
         self._labels: list[int | None] = []
-        self._finished = False
 
     def __enter__(self) -> ArchiveWriter:
-        self._require_names(*self.seen, *(self.label_names or ()))
-        with contextlib.ExitStack() as opened:
-            if self._alone:
-                opened.enter_context(self._alone)
-            opened.enter_context(self._staged.naming(self.path))
-            self._zip = ZipWriter(self._staged.place(self.path))
-            opened.callback(self._zip.abandon)  # which does nothing where all is written
-            self._opened = opened.pop_all()
+        _require_names(*self.seen, *(self.label_names or ()))
+        self._zip = ZipWriter(self.path)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        with self._opened:
-            if error is not None:
-                raise error
-            self.finish()
+        try:
+            if error is None:
+                self._finish()
+        finally:
+            self._zip.abandon()  # does nothing if all is written
 
     def __len__(self) -> int:
         return len(self._records)
@@ -82,34 +68,24 @@ class ArchiveWriter:
 
     def add_packed(self, member: Packed, *, patient: str, label: int | None = None, **where) -> None:
         """Append a slice that `pack_slice` packed, or that was packed in another archive."""
-        self._require_names(patient, where.get("volume") or patient)
+        _require_names(patient, where.get("volume") or patient)
         n = len(self._records)
         name = f"slices/{n // 1000:05d}/{n:08d}.npy"
         self._zip.add(name, member)
         self._records.append(SliceRecord(file=name, patient=patient, **where))
         self._labels.append(label)
 
-    def _require_names(self, *names: str) -> None:
-        """Raise UserError for what the reader would refuse, before anything of it is written."""
-        if odd := [name for name in names if not is_plain_name(name)]:
-            raise UserError(f"{self.path}: {shorten(odd[0])} can't stand in an archive: names must not look like paths")
-
-    def finish(self) -> None:
-        """Write what is left, so that nothing but the renaming can fail."""
-        if self._finished:
-            return
+    def _finish(self) -> None:
+        """Write the index and the zip's directory."""
         if not self._records:
-            raise UserError(f"{self.path}: no slice to write")
+            raise ValueError("an archive holds one slice at least")
         self._zip.add(INDEX, pack(json.dumps(config.to_json(self._info())).encode()))
         self._zip.close()
-        self._finished = True
 
     def _info(self) -> ArchiveInfo:
-        labelled = [label is not None for label in self._labels]
-        assert all(labelled) or not any(labelled), "either every slice has a class label or none"
-        labels = None
-        if any(labelled):
-            labels = tuple((r.file, label) for r, label in zip(self._records, self._labels, strict=True))
+        pairs = zip(self._records, self._labels, strict=True)
+        labels = tuple((record.file, label) for record, label in pairs if label is not None)
+        assert len(labels) in (0, len(self._records)), "either every slice has a class label or none"
         return ArchiveInfo(
             format=FORMAT,
             version=VERSION,
@@ -119,7 +95,13 @@ class ArchiveWriter:
             volumes=self.volumes,
             seen=self.seen,
             made=self.made,
-            labels=labels,
+            labels=labels or None,
             label_names=self.label_names if labels else None,
             pixel=self.pixel,
         )
+
+
+def _require_names(*names: str) -> None:
+    """Raise UserError for what the reader would refuse, before anything of it is written."""
+    if odd := [name for name in names if not is_plain_name(name)]:
+        raise UserError(f"{shorten(odd[0])} can't stand in an archive: names must not look like paths")

@@ -7,11 +7,13 @@ share; and ISA-L inflates three times as fast. The directory of a zip is left to
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,13 +47,18 @@ def pack(content: bytes) -> Packed:
 
 
 class ZipWriter:
-    """Append packed members to a new zip file; it is complete after `close`."""
+    """Append packed members to a new zip file; it is complete after `close`. An OSError names the file."""
 
     def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
         self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
 
     def add(self, name: str, member: Packed) -> None:
         """Append a member. The bytes of the file depend on names and contents alone."""
+        with self._naming_the_file():
+            self._append(name, member)
+
+    def _append(self, name: str, member: Packed) -> None:
         info = zipfile.ZipInfo(name, _DATE)
         info.compress_type = zipfile.ZIP_DEFLATED
         info.external_attr = (stat.S_IFREG | 0o644) << 16
@@ -68,7 +75,16 @@ class ZipWriter:
         self._zip._didModify = True
 
     def close(self) -> None:
-        self._zip.close()
+        with self._naming_the_file():
+            self._zip.close()
+
+    @contextlib.contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        """A full disk, say, is an error that names no file by itself."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def abandon(self) -> None:
         """Close without a directory: what was written is of no use."""

@@ -561,7 +561,7 @@ def _write_archives(
     for part in parts:
         made = _made(part, split, options, found, source)
         seen = {patient for case in part.readable for patient in part.known[case.name].seen or ()}
-        with ArchiveWriter(part.path, schema, options.resolution, made, names, seen, staged=staged) as writer:
+        with ArchiveWriter(staged.place(part.path), schema, options.resolution, made, names, seen) as writer:
             for case in part.readable:
                 side = part.side or part.known[case.name].part
                 _append(case, PartReader.open(workplace.path(part.side, case)), side, writer, options)

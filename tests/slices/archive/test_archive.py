@@ -1,9 +1,11 @@
 """The archive, the schema and the codec: what is written comes back, and what doesn't fit is refused with a reason."""
 
 import contextlib
+import errno
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import zipfile
 import zlib
@@ -15,6 +17,8 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.files import atomic_path
+from dnnlib.staged import Staged
 from slices.archive.format import INDEX, Volume, pack_slice
 from slices.archive.reader import ArchiveReader
 from slices.archive.together import require_same_kind
@@ -132,26 +136,29 @@ def test_members_lie_a_thousand_to_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_leaves_nothing(tmp_path, error):
+def test_an_exception_leaves_no_archive(tmp_path, error):
     with pytest.raises(error), ArchiveWriter(tmp_path / "x.zip", BRATS, RESOLUTION, {}) as writer:
         writer.add(draw(BRATS)[0], patient="a")
         raise error
-    assert not list(tmp_path.iterdir())
+    refused(tmp_path / "x.zip", "not a complete zip")
 
 
 def test_an_exception_leaves_the_archive_that_was_there(tmp_path):
     before = write(tmp_path / "x.zip").read_bytes()
-    with pytest.raises(RuntimeError), ArchiveWriter(tmp_path / "x.zip", BRATS, RESOLUTION, {}) as writer:
+    with (
+        pytest.raises(RuntimeError),
+        atomic_path(tmp_path / "x.zip") as place,
+        ArchiveWriter(place, BRATS, RESOLUTION, {}) as writer,
+    ):
         writer.add(draw(BRATS, seed=1)[0], patient="a")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
     assert (tmp_path / "x.zip").read_bytes() == before
 
 
-def test_an_archive_without_slices_is_not_written(tmp_path):
-    with pytest.raises(UserError, match="x.zip: no slice to write"), ArchiveWriter(tmp_path / "x.zip", BRATS, 8, {}):
+def test_an_archive_without_slices_is_a_bug(tmp_path):
+    with pytest.raises(ValueError, match="one slice at least"), ArchiveWriter(tmp_path / "x.zip", BRATS, 8, {}):
         pass
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_impossible_destination_is_noticed_at_once(tmp_path):
@@ -167,16 +174,22 @@ def test_a_slice_of_another_shape_or_type_is_a_bug(tmp_path):
             writer.add(wrong, patient="a")
 
 
-def test_archives_finished_together_appear_together(tmp_path):
-    """What fails while the second one is completed leaves both old ones."""
-    paths = [write(tmp_path / name, BRATS, draw(BRATS)) for name in ("train.zip", "test.zip")]
+@pytest.mark.parametrize("complete", [True, False])
+def test_archives_that_are_staged_together_appear_together(tmp_path, complete):
+    """An error before the second one is complete leaves both old ones."""
+    paths = [write(tmp_path / name) for name in ("train.zip", "test.zip")]
     before = [path.read_bytes() for path in paths]
-    with pytest.raises(UserError, match="no slice to write"), contextlib.ExitStack() as stack:
-        full, empty = (stack.enter_context(ArchiveWriter(path, BRATS, RESOLUTION, {"new": 1}, None)) for path in paths)
-        full.add(draw(BRATS)[0], patient="x")
-        for writer in (full, empty):
-            writer.finish()
-    assert [path.read_bytes() for path in paths] == before and len(list(tmp_path.iterdir())) == 2
+    with contextlib.ExitStack() as outside:
+        if not complete:
+            outside.enter_context(pytest.raises(OSError, match="No space left"))
+        with Staged(paths[0], force=True) as staged, contextlib.ExitStack() as opened:
+            for path in paths:
+                writer = opened.enter_context(ArchiveWriter(staged.place(path), BRATS, RESOLUTION, {"new": 1}))
+                writer.add(draw(BRATS)[0], patient="x")
+            if not complete:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert [path.read_bytes() == old for path, old in zip(paths, before, strict=True)] == [not complete] * 2
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
