@@ -13,11 +13,9 @@ import click
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.files import json_bytes, make_folder, read_json
 from dnnlib.staged import Staged
-from dnnlib.stages import Stages, fingerprint
+from dnnlib.stages import Programs, Stage, Stages, fingerprint
 from dnnlib.system import run
 from dnnlib.text import format_table, format_time
-
-HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -62,13 +60,15 @@ PRESETS = {
         unet=("--steps=20000", "--width=32", "--batch=32", "--empty=0.05", LESION_FREE),
     ),
 }
-# What a stage depends on besides its options and inputs: the sources of its command.
-SOURCES = {
-    "dataset_tool.py": ("dnnlib", "slices"),
-    "train.py": ("dnnlib", "slices", "torch_utils", "training"),
-    "generate.py": ("dnnlib", "slices", "torch_utils", "training"),
-    "segmentation": ("dnnlib", "slices", "torch_utils"),
-}
+PROGRAMS = Programs(
+    Path(__file__).resolve().parent,
+    {
+        "dataset_tool.py": ("dnnlib", "slices"),
+        "train.py": ("dnnlib", "slices", "torch_utils", "training"),
+        "generate.py": ("dnnlib", "slices", "torch_utils", "training"),
+        "segmentation": ("dnnlib", "slices", "torch_utils"),
+    },
+)
 REPORT = ("results.json", "results.md", "dice.png")
 ARMS = {"100 % R": ("real",), "100 % F": ("fake",), "100 % F + 100 % R": ("fake", "real")}
 
@@ -106,7 +106,7 @@ def main(preset, outdir, source, kimg, steps, patients):
         unet=with_option(chosen.unet, "steps", steps),
         phantom=with_option(chosen.phantom, "patients", patients),
     )
-    stages = Stages(make_folder(outdir), HERE, SOURCES)
+    stages = Stages(make_folder(outdir), PROGRAMS)
     stages.refuse_strangers(REPORT)
     with stages.held():
         reproduce(chosen, source, stages)
@@ -124,40 +124,55 @@ def reproduce(preset: Preset, source: str | None, stages: Stages) -> None:
     if source is None:
         folder = "phantoms-" + fingerprint(preset.phantom)[:8]  # other patients go elsewhere, never among these
         (source,) = stages.run(
-            "phantom",
-            "make synthetic patients",
-            ["dataset_tool.py", "phantom", f"--dest={{out}}/{folder}", *preset.phantom],
-            [],
-            [folder],
+            Stage(
+                "phantom",
+                "make synthetic patients",
+                ["dataset_tool.py", "phantom", f"--dest={{out}}/{folder}", *preset.phantom],
+                [],
+                [folder],
+            )
         )
     real, test, _ = stages.run(
-        "convert",
-        "cut the patients' volumes into joint slices, split by patient",
-        ["dataset_tool.py", "convert", f"--source={source}", "--dest={out}/real", *preset.convert],
-        [source],
-        ["real/train.zip", "real/test.zip", "real/split.json"],
+        Stage(
+            "convert",
+            "cut the patients' volumes into joint slices, split by patient",
+            ["dataset_tool.py", "convert", f"--source={source}", "--dest={out}/real", *preset.convert],
+            [source],
+            ["real/train.zip", "real/test.zip", "real/split.json"],
+        )
     )
     (snapshot,) = stages.run(
-        "train",
-        "train the GAN on the real training slices",
-        ["train.py", "--outdir={out}/gan", f"--data={real}", f"--exclude={test}", *preset.train],
-        [real, test],
-        ["gan/*/network-snapshot-*.safetensors"],
-        replaces=False,
+        Stage(
+            "train",
+            "train the GAN on the real training slices",
+            ["train.py", "--outdir={out}/gan", f"--data={real}", f"--exclude={test}", *preset.train],
+            [real, test],
+            ["gan/*/network-snapshot-*.safetensors"],
+            replaces=False,
+        )
     )
     (fake,) = stages.run(
-        "generate",
-        "as many fake slices as there are real ones",
-        ["generate.py", f"--network={snapshot}", f"--seeds=0-{count_slices(real) - 1}", "--dest={out}/fake/fake.zip"],
-        [snapshot, real],
-        ["fake/fake.zip"],
+        Stage(
+            "generate",
+            "as many fake slices as there are real ones",
+            [
+                "generate.py",
+                f"--network={snapshot}",
+                f"--seeds=0-{count_slices(real) - 1}",
+                "--dest={out}/fake/fake.zip",
+            ],
+            [snapshot, real],
+            ["fake/fake.zip"],
+        )
     )
     sheet, _ = stages.run(
-        "panels",
-        "pictures of the first fakes",
-        ["generate.py", f"--network={snapshot}", "--seeds=0-23", "--outdir={out}/panels"],
-        [snapshot],
-        ["panels/contact_sheet.png", "panels/seed*.png"],
+        Stage(
+            "panels",
+            "pictures of the first fakes",
+            ["generate.py", f"--network={snapshot}", "--seeds=0-23", "--outdir={out}/panels"],
+            [snapshot],
+            ["panels/contact_sheet.png", "panels/seed*.png"],
+        )
     )
     archives = {"real": real, "fake": fake}
     unet_options = preset.unet
@@ -170,18 +185,29 @@ def reproduce(preset: Preset, source: str | None, stages: Stages) -> None:
         data = [archives[name] for name in names]
         options = [*(f"--data={d}" for d in data), f"--exclude={test}", *unet_options]
         unet, _ = stages.run(
-            short,
-            f"train a U-Net on {arm}",
-            ["-m", "segmentation", "train", *options, f"--outdir={{out}}/{short}"],
-            [*data, test],
-            [f"{short}/unet.safetensors", f"{short}/training.json"],
+            Stage(
+                short,
+                f"train a U-Net on {arm}",
+                ["-m", "segmentation", "train", *options, f"--outdir={{out}}/{short}"],
+                [*data, test],
+                [f"{short}/unet.safetensors", f"{short}/training.json"],
+            )
         )
         results[arm], _ = stages.run(
-            f"{short}-test",
-            f"Dice of that U-Net ({arm}) on the test patients",
-            ["-m", "segmentation", "evaluate", f"--model={unet}", f"--data={test}", f"--outdir={{out}}/{short}-test"],
-            [unet, test],
-            [f"{short}-test/results.json", f"{short}-test/patients.png"],
+            Stage(
+                f"{short}-test",
+                f"Dice of that U-Net ({arm}) on the test patients",
+                [
+                    "-m",
+                    "segmentation",
+                    "evaluate",
+                    f"--model={unet}",
+                    f"--data={test}",
+                    f"--outdir={{out}}/{short}-test",
+                ],
+                [unet, test],
+                [f"{short}-test/results.json", f"{short}-test/patients.png"],
+            )
         )
     report(stages.outdir, results, real, fake, snapshot)
     print(f"\nPictures\n  {sheet}   fakes: contrasts and labels\n  {snapshot.parent / 'reals.png'}   real slices")

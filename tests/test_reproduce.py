@@ -31,14 +31,14 @@ def test_each_program_depends_on_all_packages_that_it_imports():
         names = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
         return {name for name in names if (ROOT / name).is_dir()}
 
-    for program, packages in reproduce.SOURCES.items():
+    for program, packages in reproduce.PROGRAMS.sources.items():
         files = [path for name in (program, *packages) for path in (ROOT / name, *(ROOT / name).rglob("*.py"))]
         found = set().union(*(imported(path) for path in files if path.is_file()))
         assert found == {*packages, *({program} if (ROOT / program).is_dir() else ())}, program
 
 
 def test_a_second_call_is_refused(tmp_path):
-    with Stages(tmp_path, ROOT, {}).held():
+    with Stages(tmp_path, reproduce.PROGRAMS).held():
         call = CliRunner().invoke(reproduce.main, ["--preset=demo", f"--outdir={tmp_path}"])
     assert call.exit_code == 2 and "is at work there; wait for it (process " in call.output
 
@@ -63,10 +63,10 @@ class RecordedStages:
     def __init__(self, outdir):
         self.outdir, self.commands, self.inputs, self.made = outdir, {}, {}, {}
 
-    def run(self, name, purpose, command, inputs, outputs, replaces=True):
-        self.commands[name], self.inputs[name] = command, [str(i) for i in inputs]
-        self.made[name] = [self.outdir / output.replace("*", "0") for output in outputs]
-        return self.made[name]
+    def run(self, stage):
+        self.commands[stage.name], self.inputs[stage.name] = stage.command, [str(i) for i in stage.inputs]
+        self.made[stage.name] = [self.outdir / output.replace("*", "0") for output in stage.outputs]
+        return self.made[stage.name]
 
 
 @pytest.mark.parametrize("name", list(reproduce.PRESETS))

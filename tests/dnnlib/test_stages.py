@@ -10,26 +10,26 @@ from pathlib import Path
 
 import pytest
 
-import dnnlib.stages
 from commands import ROOT
 from dnnlib.errors import UserError
 from dnnlib.sources import sources_sha256
-from dnnlib.stages import Stages, describe_input, fingerprint
+from dnnlib.stages import Programs, Stage, Stages, describe_input, fingerprint
 
+PROGRAMS = Programs(ROOT, {})
 COPY = "import sys; from pathlib import Path; Path(sys.argv[2]).write_text(Path(sys.argv[1]).read_text() + sys.argv[3])"
 
 
 @pytest.fixture
 def stages(tmp_path):
     (tmp_path / "in.txt").write_text("input ")
-    return Stages(tmp_path, ROOT, {})
+    return Stages(tmp_path, PROGRAMS)
 
 
 def copy(stages, suffix="done"):
     """A stage that copies in.txt to out.txt with something behind it; returns whether it ran."""
     before = (stages.outdir / "out.txt").stat().st_mtime_ns if (stages.outdir / "out.txt").exists() else None
     command = ["-c", COPY, "{out}/in.txt", "{out}/out.txt", suffix]
-    (result,) = stages.run("copy", "copy", command, [stages.outdir / "in.txt"], ["out.txt"], replaces=False)
+    (result,) = stages.run(Stage("copy", "copy", command, [stages.outdir / "in.txt"], ["out.txt"], replaces=False))
     assert result.read_text() == (stages.outdir / "in.txt").read_text() + suffix
     return result.stat().st_mtime_ns != before
 
@@ -51,14 +51,14 @@ def test_a_stage_that_failed_is_not_done(stages, capfd):
     command = ["-c", "import sys; open(sys.argv[1], 'w').write('half'); sys.exit(int(sys.argv[2]))", "{out}/out.txt"]
     for code, expected in ((2, 2), (1, 1), (130, 130)):
         with pytest.raises(SystemExit) as stopped:
-            stages.run("half", "fail", [*command, str(code)], [], ["out.txt"])
+            stages.run(Stage("half", "fail", [*command, str(code)], [], ["out.txt"]))
         assert stopped.value.code == expected
         assert not json.loads((stages.records / "half.json").read_text())["complete"]
     assert "half ended early" in capfd.readouterr().err
     with pytest.raises(SystemExit):
-        stages.run("half", "be killed", ["-c", "import os; os.kill(os.getpid(), 9)"], [], ["out.txt"])
+        stages.run(Stage("half", "", ["-c", "import os; os.kill(os.getpid(), 9)"], [], ["out.txt"]))
     assert "half ended early (killed, most likely for want of memory); the same" in capfd.readouterr().err
-    stages.run("half", "succeed", [*command, "0"], [], ["out.txt"])
+    stages.run(Stage("half", "succeed", [*command, "0"], [], ["out.txt"]))
     assert json.loads((stages.records / "half.json").read_text())["complete"]
 
 
@@ -69,9 +69,9 @@ def test_ctrl_c_lets_the_stage_end_in_its_own_time(tmp_path):
         "time.sleep(2); time.sleep(1); open(sys.argv[1], 'w').write('saved'); sys.exit(130)"
     )
     script = (
-        "from dnnlib.stages import Stages; from pathlib import Path;"
-        f"stages = Stages(Path({str(tmp_path)!r}), Path(), {{}});"
-        f"stages.run('slow', '', ['-c', {stage!r}, '{{out}}/out.txt'], [], ['out.txt'])"
+        "from dnnlib.stages import Programs, Stage, Stages; from pathlib import Path;"
+        f"stages = Stages(Path({str(tmp_path)!r}), Programs(Path(), {{}}));"
+        f"stages.run(Stage('slow', '', ['-c', {stage!r}, '{{out}}/out.txt'], [], ['out.txt']))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -99,9 +99,9 @@ time.sleep(60)
 def begin(outdir, how="heeds", prefix=""):
     """A pipeline of one long stage, in a process of its own, and the stage's process id."""
     script = (
-        f"{prefix}\nfrom dnnlib.stages import Stages; from pathlib import Path\n"
-        f"stages = Stages(Path({str(outdir)!r}), Path(), {{}})\n"
-        f"with stages.held(): stages.run('long', '', ['-c', {LONG!r}, {how!r}], [], [])"
+        f"{prefix}\nfrom dnnlib.stages import Programs, Stage, Stages; from pathlib import Path\n"
+        f"stages = Stages(Path({str(outdir)!r}), Programs(Path(), {{}}))\n"
+        f"with stages.held(): stages.run(Stage('long', '', ['-c', {LONG!r}, {how!r}], [], []))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -146,56 +146,74 @@ def test_a_second_call_waits_for_its_turn(tmp_path):
     process, stage = begin(tmp_path)
     for _ in range(2):
         with pytest.raises(UserError, match=rf"is at work there; wait for it \(process {process.pid} on "):
-            with Stages(tmp_path, ROOT, {}).held():
+            with Stages(tmp_path, PROGRAMS).held():
                 pass
     process.terminate()
     process.communicate(timeout=30)
-    with Stages(tmp_path, ROOT, {}).held():
+    with Stages(tmp_path, PROGRAMS).held():
         pass
 
 
 def test_force_is_passed_only_for_what_the_stage_itself_left(stages):
     command = ["-c", "import sys; open(sys.argv[1], 'w').write(' '.join(sys.argv[2:]))", "{out}/out.txt"]
-    (out,) = stages.run("write", "", [*command, "one"], [], ["out.txt"])
+    (out,) = stages.run(Stage("write", "", [*command, "one"], [], ["out.txt"]))
     assert out.read_text() == "one"
-    stages.run("write", "", [*command, "two"], [], ["out.txt"])
+    stages.run(Stage("write", "", [*command, "two"], [], ["out.txt"]))
     assert out.read_text() == "two --force"
 
 
 def test_what_a_stage_did_not_make_is_not_replaced(stages):
     (stages.outdir / "out.txt").write_text("mine")
+    write = Stage("write", "", ["-c", "import sys; open(sys.argv[1], 'w')", "{out}/out.txt"], [], ["out.txt"])
     for _ in range(2):
         with pytest.raises(UserError, match="out.txt is there already, but not from this stage"):
-            stages.run("write", "", ["-c", "import sys; open(sys.argv[1], 'w')", "{out}/out.txt"], [], ["out.txt"])
+            stages.run(write)
     assert (stages.outdir / "out.txt").read_text() == "mine"
 
 
 def test_a_moved_output_folder_is_still_done(stages, tmp_path, monkeypatch):
     command = ["-c", "import sys; open(sys.argv[1], 'w').write('x')", "{out}/out.txt"]
-    stages.run("write", "", command, [], ["out.txt"])
+    write = Stage("write", "", command, [], ["out.txt"])
+    stages.run(write)
     moved = tmp_path.rename(tmp_path.parent / "moved [1]")
     before = (moved / "out.txt").stat().st_mtime_ns
-    Stages(moved, ROOT, {}).run("write", "", command, [], ["out.txt"])
+    Stages(moved, PROGRAMS).run(write)
     monkeypatch.chdir(moved.parent)
-    Stages(Path("moved [1]"), ROOT, {}).run("write", "", command, [], ["out.txt"])
+    Stages(Path("moved [1]"), PROGRAMS).run(write)
     assert (moved / "out.txt").stat().st_mtime_ns == before
 
 
-def test_a_changed_program_makes_its_results_again(stages, monkeypatch):
-    assert copy(stages) and not copy(stages)
-    monkeypatch.setattr(dnnlib.stages, "sources_sha256", lambda *names, root: "changed")
-    assert copy(stages) and not copy(stages)
-
-
-def test_a_program_depends_on_the_sources_below_its_folder(tmp_path):
-    for folder in ("slices", "torch_utils/ops/csrc"):
+def test_a_stage_depends_on_its_program_and_the_packages_that_this_imports(stages, tmp_path):
+    for folder in ("slices", "torch_utils/ops/csrc", "other"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "train.py").write_text("1")
-    for name in ("train.py", "slices/new.py", "torch_utils/ops/csrc/tail.cu"):
-        before = sources_sha256(name.partition("/")[0], root=tmp_path)
-        (tmp_path / name).write_text("2")
+    (tmp_path / "write.py").write_text("import sys; open(sys.argv[1], 'w').write('x')")
+    programs = Programs(tmp_path, {"write.py": ("slices", "torch_utils")})
+    write = Stage("write", "", ["write.py", "{out}/out.txt"], [], ["out.txt"], replaces=False)
+
+    def made():
         sources_sha256.cache_clear()
-        assert sources_sha256(name.partition("/")[0], root=tmp_path) != before, name
+        (out,) = Stages(tmp_path, programs).run(write)
+        return out.stat().st_mtime_ns
+
+    last = made()
+    for name in ("slices/new.py", "torch_utils/ops/csrc/tail.cu", "write.py"):
+        with (tmp_path / name).open("a") as file:
+            file.write("\n# changed")
+        assert made() != last, name
+        last = made()
+    (tmp_path / "other" / "new.py").write_text("")
+    assert made() == last
+
+
+def test_records_of_earlier_versions_are_read(stages):
+    """What stages/<name>.json holds: whoever changes it makes the stages of every folder run again."""
+    stages.run(Stage("none", "", ["-c", "", "{out}/a"], [stages.outdir / "in.txt"], ["in.txt"], replaces=False))
+    assert json.loads((stages.records / "none.json").read_text()) == {
+        "complete": True,
+        "wanted": "606daa955364e640c6ab1d2d1896d11f4d362f7b0ceedc111bcef51cd4701c84",
+        "command": ["-c", "", "{out}/a"],
+        "results": {"in.txt": "89376c74952f378642b303e54e670668f97a46eb0e419273c99b8059e976c587"},
+    }
 
 
 def described(folder):

@@ -14,7 +14,7 @@ import torch
 
 from commands import ROOT
 from dnnlib import config, files, runs, system
-from dnnlib.stages import Stages
+from dnnlib.stages import Programs, Stage, Stages
 from drawn import draw_head, write_archive, write_case
 from slices.archive.edit import merge
 from slices.archive.reader import ArchiveReader
@@ -219,8 +219,9 @@ def test_modules_of_the_working_folder_are_not_taken_for_the_projects(strangers,
 def test_stages_run_the_projects_own_segmentation(strangers):
     (strangers / "segmentation.py").write_text("raise SystemExit('a stranger runs')")
     (strangers / "record.txt").write_text("of an earlier run")
-    stages = Stages(strangers, ROOT, {})
-    stages.run("unet", "", ["-m", "segmentation", "train", "--help"], [], ["record.txt"], replaces=False)
+    stages = Stages(strangers, Programs(ROOT, {}))
+    command = ["-m", "segmentation", "train", "--help"]
+    stages.run(Stage("unet", "", command, [], ["record.txt"], replaces=False))
 
 
 # --- make -------------------------------------------------------------------------------------------------------------
