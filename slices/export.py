@@ -23,7 +23,7 @@ from dnnlib.text import count
 from slices.archive.format import TEST, SliceRecord, Volume
 from slices.archive.reader import ArchiveReader
 from slices.convert.releases import MASK
-from slices.geometry import FileGrid, file_grid
+from slices.geometry import VoxelGrid
 from slices.intensity import intensities
 from slices.nifti import GENERATED, nifti_bytes
 from slices.place import has_axes
@@ -88,7 +88,7 @@ class _Case:
 
     name: str
     volume: Volume
-    grid: FileGrid
+    grid: VoxelGrid
     numbers: tuple[int, ...]
 
 
@@ -108,13 +108,13 @@ def _cases(reader: ArchiveReader) -> dict[str, _Case]:
         volume = reader.info.volumes[name]
         try:
             _check(volume)
-            grid = file_grid(volume, reader.resolution)
+            grid = VoxelGrid.of(volume.shape, np.array(volume.affine), reader.resolution, volume.pixel)
             _check_size(grid, reader.schema)
         except UserError as error:
             raise UserError(f"{reader.path}: the volume {name}: {error}") from None
-        if wrong := [index for index in places if index >= grid.shape[2]]:
+        if wrong := [index for index in places if index >= grid.num_slices]:
             raise UserError(
-                f"{reader.path}: slice {wrong[0]} of the volume {name}, which has the slices 0 to {grid.shape[2] - 1}"
+                f"{reader.path}: slice {wrong[0]} of the volume {name}, which has the slices 0 to {grid.num_slices - 1}"
             )
         cases[name] = _Case(name, volume, grid, tuple(places[index] for index in sorted(places)))
     return cases
@@ -133,7 +133,7 @@ def _check(volume: Volume) -> None:
         raise UserError(f"its shape is {list(volume.shape)}; expected at most {LONGEST_AXIS} voxels along each axis")
 
 
-def _check_size(grid: FileGrid, schema: Schema) -> None:
+def _check_size(grid: VoxelGrid, schema: Schema) -> None:
     if math.prod((*grid.shape, schema.num_contrasts)) > MOST_VOXELS:
         raise UserError(
             f"{count(schema.num_contrasts, 'contrast')} of {'×'.join(map(str, grid.shape))} voxels are too many; "
@@ -180,8 +180,8 @@ def _write_case(reader: ArchiveReader, archive: dict[str, str], case: _Case, wri
     for i, index in zip(case.numbers, indices, strict=True):
         contrasts, labels = schema.split(reader.read_checked(i))
         for picture, target in zip((*contrasts, labels), (*levels, classes), strict=True):
-            grid.place(picture, target, index)
-    description = f"{grid.words}; {len(indices)} of {grid.shape[2]} slices, others 0"
+            grid.put(picture, target, index)
+    description = f"{grid.words}; {len(indices)} of {grid.num_slices} slices, others 0"
     for contrast, stored in zip(schema.contrasts, levels, strict=True):
         filled = intensities(grid.to_file(stored), volume.windows[contrast])
         write(f"{case.name}/{case.name}_{contrast}.nii.gz", nifti_bytes(filled, grid.affine, description))
@@ -196,13 +196,13 @@ def _write_case(reader: ArchiveReader, archive: dict[str, str], case: _Case, wri
         "archive": archive,
         **seen_fields(reader.info, generated=False),
         "grid": grid.words,
-        "slices": {"present": indices, "of": grid.shape[2], "axis": axis, "planes": planes},
+        "slices": {"present": indices, "of": grid.num_slices, "axis": axis, "planes": planes},
         "pixel": volume.pixel,
         "windows": volume.windows,
         "schema": schema,
     }
     write(f"{case.name}/{SLICES_FILE}", files.json_bytes(content))
-    return Folder(case.name, len(indices), grid.shape[2], grid.words)
+    return Folder(case.name, len(indices), grid.num_slices, grid.words)
 
 
 def _write_single(reader: ArchiveReader, archive: dict[str, str], i: int, name: str, write: Write) -> Folder:
@@ -251,7 +251,7 @@ def _write_pictures(reader: ArchiveReader, cases: dict[str, _Case], write: Write
     write(CHANNELS_FILE, files.json_bytes(_channels(reader, cases)))
     counts = Counter(place.rpartition("/")[0] for place in places.values())
     return [
-        Folder(name, count, cases[name].grid.shape[2] if name in cases else None, None)
+        Folder(name, count, cases[name].grid.num_slices if name in cases else None, None)
         for name, count in counts.items()
     ]
 

@@ -1,7 +1,13 @@
-"""From the pictures of a volume to those of an archive: the pixel grid."""
+"""The border of voxels and pixels: the only place that knows how they lie to each other.
+
+An archive's pixels are squares, R×R of them in every slice, centered on the voxels of a volume. PixelGrid takes the
+pictures of a volume to pixels, VoxelGrid takes pixels back to voxels. Voxels lie along L, P, S here, to the patient's
+left, back and head, and a volume's picture is [P, L].
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -9,11 +15,10 @@ import numpy as np
 from scipy import sparse
 
 from dnnlib.errors import UserError
-from slices.archive.format import Volume
+from slices.orientation import LPS, Orientation
 
 SMALLEST_RESOLUTION = 16
 SAME = 1e-4  # lengths that differ by less than this share are one length: affines are stored as float32
-_UNTURNED = np.array([(0, 1), (1, 1), (2, 1)], float)  # nibabel's orientation that leaves axes as they are
 
 
 def pixel_size(
@@ -37,13 +42,20 @@ def pixel_size(
     return fov / resolution
 
 
+def is_same_length(a: float, b: float) -> bool:
+    return abs(a / b - 1) < SAME
+
+
+# --- one axis -------------------------------------------------------------------------------------------------------
+
+
 def area_weights(n: int, spacing: float, resolution: int, pixel: float) -> sparse.csr_array:
-    """[resolution, n]: which share of each output pixel every one of `n` voxels covers, both centred.
+    """[resolution, n]: which share of each pixel every one of `n` voxels covers. Both rows have one center.
 
     Where pixels and voxels have one size, voxels are shifted by a whole number of pixels: weights are 0 or 1.
     """
     if is_same_length(pixel, spacing):
-        return sparse.csr_array(np.eye(resolution, n, k=-((resolution - n) // 2)))
+        return sparse.csr_array(np.eye(resolution, n, k=-_margin(n, resolution)))
     ratio = pixel / spacing
     voxels = np.arange(n + 1) - n / 2  # edges, in voxels
     pixels = ((np.arange(resolution + 1) - resolution / 2) * ratio)[:, None]
@@ -51,27 +63,42 @@ def area_weights(n: int, spacing: float, resolution: int, pixel: float) -> spars
     return sparse.csr_array(np.where(overlap > 1e-9, overlap, 0) / ratio)
 
 
+def _pixel_centers(n: int, spacing: float, resolution: int, pixel: float) -> tuple[float, float]:
+    """(step, start): the center of pixel i lies at start + step·i, counted in `n` voxels. Agrees with area_weights."""
+    if is_same_length(pixel, spacing):  # moved by whole pixels, so an odd difference is not centered
+        return 1, -_margin(n, resolution)
+    step = pixel / spacing
+    return step, (0.5 - resolution / 2) * step + (n - 1) / 2
+
+
+def _margin(n: int, resolution: int) -> int:
+    """Pixels before the first of `n` voxels, where pixels are voxels; if negative, voxels before the first pixel."""
+    return (resolution - n) // 2
+
+
+# --- voxels -> pixels -----------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Grid:
-    """From the pictures of a volume to those of the archive: two matrices of area weights, [R, P] and [R, L].
+class PixelGrid:
+    """The pixels of an archive over the pictures of a volume."""
 
-    moves: where pixels are voxels, by how many of them the picture moves along P and L; None where areas are averaged.
-    """
-
-    rows: sparse.csr_array
-    columns: sparse.csr_array
-    moves: tuple[int, int] | None = None
+    rows: sparse.csr_array  # [R, P], area weights
+    columns: sparse.csr_array  # [R, L], area weights
+    moves: tuple[int, int] | None = None  # where pixels are voxels: how far a picture moves along P and L
 
     @classmethod
-    def of(cls, sides: tuple[int, int], spacing: tuple[float, float], resolution: int, pixel: float) -> Grid:
-        """The grid of R×R square pixels of `pixel` mm, centred on P×L voxels of `spacing` mm."""
-        weights = [area_weights(n, mm, resolution, pixel) for n, mm in zip(sides, spacing, strict=True)]
+    def of(cls, sides: tuple[int, int], spacing: tuple[float, float], resolution: int, pixel: float) -> PixelGrid:
+        """The grid of R×R square pixels of `pixel` mm, centered on P×L voxels of `spacing` mm."""
+        rows, columns = (area_weights(n, mm, resolution, pixel) for n, mm in zip(sides, spacing, strict=True))
         same = all(is_same_length(pixel, mm) for mm in spacing)
-        return cls(*weights, tuple((resolution - n) // 2 for n in sides) if same else None)
+        return cls(rows, columns, (_margin(sides[0], resolution), _margin(sides[1], resolution)) if same else None)
 
     def moved(self, picture: np.ndarray) -> np.ndarray:
         """[P, L] -> [R, R] where pixels are voxels; what lies outside the volume is 0."""
+        assert self.moves is not None
         out = np.zeros((self.rows.shape[0], self.columns.shape[0]), picture.dtype)
+        # Along each axis, which pixels are filled, and from which voxels: of a larger picture the middle is taken.
         places = [
             (slice(max(move, 0), max(move, 0) + n), slice(max(-move, 0), max(-move, 0) + n))
             for move, size, n in zip(self.moves, picture.shape, map(min, out.shape, picture.shape), strict=True)
@@ -111,88 +138,71 @@ class Grid:
         return areas.round(9).argmax(axis=0).astype(np.uint8)  # rounded: equal areas must compare as equal
 
 
+# --- pixels -> voxels -----------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class FileGrid:
-    """The voxels of an exported volume, and which pixels of the archive they are.
+class VoxelGrid:
+    """The voxels of a volume that is made of pixels, and which pixels they are. All other voxels are 0."""
 
-    shape: voxels along L, P, S; affine: the file's, whatever its axes; turn: nibabel's orientation that takes axes to
-    L, P, S to the file's; columns, rows: (pixels, voxels) along L and P, which pixel is which voxel; all others are
-    0; words: whose voxels these are.
-    """
+    shape: tuple[int, int, int]  # voxels along L, P, S
+    orientation: Orientation  # of the file that will hold them
+    affine: np.ndarray  # of that file, 4×4: voxels in its axes -> mm
+    columns: tuple[np.ndarray, np.ndarray]  # (pixels, voxels) along L: which pixel is which voxel
+    rows: tuple[np.ndarray, np.ndarray]  # the same along P
+    words: str  # whose voxels these are
 
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-    turn: np.ndarray
-    columns: tuple[np.ndarray, np.ndarray]
-    rows: tuple[np.ndarray, np.ndarray]
-    words: str
+    @classmethod
+    def of(cls, shape: Sequence[int], affine: np.ndarray, resolution: int, pixel: float) -> VoxelGrid:
+        """The grid for slices of a volume: the volume's own where pixels are its voxels, else that of the pixels.
 
-    def place(self, picture: np.ndarray, volume: np.ndarray, index: int) -> None:
-        """Put a picture of the archive, [R, R] with rows along P, into a volume [L, P, S]."""
+        shape, affine: of the volume's file, in its axes. pixel: edge of the R×R pixels, in mm.
+        """
+        orientation = Orientation.of(affine)
+        sides = orientation.shape_lps(shape)
+        affine_lps = orientation.affine_lps(affine, shape)
+        spacing = [float(mm) for mm in nib.affines.voxel_sizes(affine_lps)[:2]]  # along L and P
+        axes = [(n, mm, resolution, pixel) for n, mm in zip(sides[:2], spacing, strict=True)]
+        if not all(is_same_length(pixel, mm) for mm in spacing):
+            return cls._of_pixels(axes, affine_lps, sides[2])
+        # Each pixel has the weight 1 for one voxel, and none for others.
+        columns, rows = (area_weights(*axis).nonzero() for axis in axes)
+        kept = (len(columns[1]), len(rows[1]))
+        some = "" if kept == sides[:2] else f", middle {kept[0]}×{kept[1]} of {sides[0]}×{sides[1]}"
+        return cls(sides, orientation, affine, columns, rows, f"source voxels{some}")
+
+    @classmethod
+    def _of_pixels(
+        cls, axes: Sequence[tuple[int, float, int, float]], affine_lps: np.ndarray, num_slices: int
+    ) -> VoxelGrid:
+        """R×R×S voxels along L, P, S, each pixel where it lies in the patient. axes: what area_weights takes."""
+        (_, _, resolution, pixel), _ = axes
+        pixels = np.eye(4)  # pixels along L and P -> the volume's voxels
+        for along, axis in enumerate(axes):
+            pixels[along, along], pixels[along, 3] = _pixel_centers(*axis)
+        every = np.arange(resolution)
+        return cls(
+            shape=(resolution, resolution, num_slices),
+            orientation=LPS,
+            affine=affine_lps @ pixels,
+            columns=(every, every),
+            rows=(every, every),
+            words=f"resampled to {pixel:g} mm pixels",
+        )
+
+    @property
+    def num_slices(self) -> int:
+        return self.shape[2]
+
+    def put(self, picture: np.ndarray, volume: np.ndarray, index: int) -> None:
+        """Put a picture of the archive, [R, R] with rows along P, into a volume [L, P, S] as slice `index`."""
         (pixels_l, voxels_l), (pixels_p, voxels_p) = self.columns, self.rows
-        volume[np.ix_(voxels_l, voxels_p, [index])] = picture.T[np.ix_(pixels_l, pixels_p)][..., None]
+        volume[..., index][np.ix_(voxels_l, voxels_p)] = picture.T[np.ix_(pixels_l, pixels_p)]
 
     def to_file(self, volume: np.ndarray) -> np.ndarray:
         """A volume [L, P, S] in the axes of the file."""
-        return nib.orientations.apply_orientation(volume, self.turn)
+        return self.orientation.to_file(volume)
 
-    def planes(self, indices: list[int]) -> tuple[int, list[int]]:
+    def planes(self, indices: Sequence[int]) -> tuple[int, list[int]]:
         """The axis of the file along which slices lie, and the places on it of the slices with these indices."""
-        axis, step = (int(v) for v in self.turn[2])
-        return axis, [i if step > 0 else self.shape[2] - 1 - i for i in indices]
-
-
-def file_grid(volume: Volume, resolution: int) -> FileGrid:
-    """The grid to write a volume's slices on: the source's where pixels are its voxels, else the archive's own.
-
-    The archive's own has voxel axes to L, P, S and R×R×S voxels, each pixel where it lies in the patient.
-    """
-    source = np.array(volume.affine)
-    axes, lps = nib.io_orientation(source), nib.orientations.axcodes2ornt("LPS")
-    to_lps = nib.orientations.ornt_transform(axes, lps)
-    shape = [0, 0, 0]
-    for n, (axis, _) in zip(volume.shape, to_lps, strict=True):
-        shape[int(axis)] = int(n)
-    affine = source @ nib.orientations.inv_ornt_aff(to_lps, volume.shape)  # of the source's voxels in L, P, S
-    spacing = [float(mm) for mm in nib.affines.voxel_sizes(affine)]
-    plane = list(zip(shape[:2], spacing[:2], strict=True))
-
-    if all(is_same_length(volume.pixel, mm) for _, mm in plane):
-        # Each pixel has the weight 1 for one voxel, and none for others.
-        columns, rows = (area_weights(n, mm, resolution, volume.pixel).nonzero() for n, mm in plane)
-        kept = (len(columns[1]), len(rows[1]))
-        some = "" if kept == tuple(shape[:2]) else f", middle {kept[0]}×{kept[1]} of {shape[0]}×{shape[1]}"
-        grid = FileGrid(
-            shape=tuple(shape),
-            affine=source,
-            turn=nib.orientations.ornt_transform(lps, axes),
-            columns=columns,
-            rows=rows,
-            words=f"source voxels{some}",
-        )
-    else:
-        steps, starts = np.array([_pixel_centres(n, mm, resolution, volume.pixel) for n, mm in plane]).T
-        pixels = np.diag((*steps, 1, 1))
-        pixels[:2, 3] = starts
-        every = (np.arange(resolution),) * 2
-        grid = FileGrid(
-            shape=(resolution, resolution, shape[2]),
-            affine=affine @ pixels,
-            turn=_UNTURNED,
-            columns=every,
-            rows=every,
-            words=f"resampled to {volume.pixel:g} mm pixels",
-        )
-    return grid
-
-
-def _pixel_centres(n: int, spacing: float, resolution: int, pixel: float) -> tuple[float, float]:
-    """(step, start): the centre of pixel i lies at start + step·i, counted in `n` voxels; as `area_weights` has it."""
-    if is_same_length(pixel, spacing):  # moved by whole pixels, so an odd difference is not centred
-        return 1, -((resolution - n) // 2)
-    step = pixel / spacing
-    return step, (0.5 - resolution / 2) * step + (n - 1) / 2
-
-
-def is_same_length(a: float, b: float) -> bool:
-    return abs(a / b - 1) < SAME
+        return self.orientation.planes(indices, self.num_slices)

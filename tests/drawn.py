@@ -1,5 +1,6 @@
 """Data drawn for tests: heads as NIfTI files, and small archives of slices."""
 
+import itertools
 from pathlib import Path
 
 import nibabel as nib
@@ -44,6 +45,11 @@ DIRECTIONS = {
     "S": (2, 1, (0, 0, 1)),
     "I": (2, -1, (0, 0, -1)),
 }
+
+# All 48 ways in which the axes of a file can run.
+ALL_AXES = [
+    "".join(letters) for order in itertools.permutations(("LR", "PA", "SI")) for letters in itertools.product(*order)
+]
 
 
 def turned(volume, axes, spacing=(1.0, 1.0, 1.0)):

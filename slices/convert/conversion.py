@@ -31,7 +31,7 @@ from slices.convert.head import ALL, find_head, head_above, parse_head
 from slices.convert.recognition import Recognised
 from slices.convert.releases import GRADES, OWN
 from slices.convert.volumes import CaseVolumes, judge_nan, read_case
-from slices.geometry import SMALLEST_RESOLUTION, Grid, pixel_size
+from slices.geometry import SMALLEST_RESOLUTION, PixelGrid, pixel_size
 from slices.intensity import GreyLevels, intensity_window
 from slices.leaks import alike
 from slices.provenance import Provenance, read_provenance
@@ -130,7 +130,7 @@ def cut_case(
         head = _head(volumes, options)
     except UserError as error:
         raise UserError(f"{case.contrasts[0].path.parent}: {error}") from None
-    grid = Grid.of(sides, spacing, options.resolution, pixel)
+    grid = PixelGrid.of(sides, spacing, options.resolution, pixel)
     windows = [intensity_window(contrast[head]) for contrast in volumes.contrasts]
     scales = [GreyLevels(window, c.dtype) for window, c in zip(windows, volumes.contrasts, strict=True)]
 
@@ -200,7 +200,7 @@ def _head(volumes: CaseVolumes, options: ConvertOptions) -> np.ndarray:
     return np.ones(volumes.labels.shape, bool) if said == ALL else head_above(volumes.contrasts, said)
 
 
-def _lost_voxels(labels: np.ndarray, head: np.ndarray, grid: Grid) -> dict[str, int]:
+def _lost_voxels(labels: np.ndarray, head: np.ndarray, grid: PixelGrid) -> dict[str, int]:
     """Remark -> lesion voxels that the archive shows no picture of: cut off, or on black."""
     lesion = labels.astype(bool)
     cut_off = round(float((lesion.sum(axis=0) * (1 - grid.shown())).sum()))
@@ -224,7 +224,7 @@ def _draw_slices(case: Case, indices: Sequence[int], count: int) -> list[int]:
 
 
 def _grey_levels(
-    grid: Grid, picture: np.ndarray, head: np.ndarray, inside: np.ndarray, scale: GreyLevels
+    grid: PixelGrid, picture: np.ndarray, head: np.ndarray, inside: np.ndarray, scale: GreyLevels
 ) -> np.ndarray:
     """Intensities [P, L] -> stored contrast, uint8 [R, R]; rounded once, after the mean over areas."""
     if grid.moves:

@@ -19,6 +19,7 @@ from dnnlib.errors import UserError
 from dnnlib.text import count
 from slices.convert.cases import Case
 from slices.nifti import Nifti, format_shape, read_channels, read_nifti
+from slices.orientation import Orientation
 from slices.place import ROUNDING, SAME, Fit, Place, axes_of, differences, fit, is_nowhere
 from slices.schema import Schema
 
@@ -99,7 +100,7 @@ def read_case(case: Case, schema: Schema) -> CaseVolumes:
     if head is not None and not head.any():
         raise UserError(f"{case.head}: expected a mask of the head, but every voxel is 0")
     labels = volumes.pop() if case.mask is not None else np.zeros(grid.shape, np.uint8, order="F")
-    affine = grid.place.affine @ nib.orientations.inv_ornt_aff(_turn_to_lps(grid.place.affine), grid.shape)
+    affine = Orientation.of(grid.place.affine).affine_lps(grid.place.affine, grid.shape)
     return CaseVolumes(
         contrasts=tuple(_pictures(voxels, grid.place.affine) for voxels in volumes),
         labels=_pictures(labels, grid.place.affine),
@@ -252,16 +253,12 @@ def _background(voxels: np.ndarray) -> np.float32:
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _turn_to_lps(affine: np.ndarray) -> np.ndarray:
-    return nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("LPS"))
-
-
 def _pictures(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """A volume in any axes -> [S, P, L]; axes are turned round and exchanged, never interpolated.
 
     Rows of the result lie together in memory; for BraTS's files it is a view.
     """
-    turned = nib.orientations.apply_orientation(voxels, _turn_to_lps(affine)).T
+    turned = Orientation.of(affine).to_lps(voxels).T
     return np.ascontiguousarray(turned.astype(turned.dtype.newbyteorder("="), copy=False))
 
 

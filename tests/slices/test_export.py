@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from commands import call, refused
-from drawn import draw_head, turned, write_case
+from drawn import ALL_AXES, draw_head, turned, write_case
 from slices.archive.format import Volume
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
@@ -18,10 +18,6 @@ from slices.geometry import area_weights
 from slices.render import PALETTE
 from slices.schema import BRATS, LesionClass, Schema
 
-# All 48 ways in which the axes of a file can run.
-ALL_AXES = [
-    "".join(letters) for order in itertools.permutations(("LR", "PA", "SI")) for letters in itertools.product(*order)
-]
 NO_CLASSES = Schema(contrasts=("t1", "t2"))
 
 

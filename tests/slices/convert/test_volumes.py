@@ -18,7 +18,7 @@ from slices.convert.head import find_head, foreground, grow, otsu_threshold
 from slices.convert.recognition import find_cases
 from slices.convert.releases import describe_release, release_of_name
 from slices.convert.volumes import read_case
-from slices.geometry import Grid, area_weights, pixel_size
+from slices.geometry import PixelGrid, area_weights, pixel_size
 from slices.intensity import GreyLevels, apply_window, intensity_window, percentiles
 from slices.nifti import read_channels, read_nifti
 from slices.schema import BRATS
@@ -858,7 +858,7 @@ def test_what_the_field_of_view_cuts_off_is_told(tmp_path):
 
 def grid_for(sides, spacing, resolution, fov=None):
     pixel = pixel_size(sides, spacing, resolution, fov)
-    return Grid(*(area_weights(n, mm, resolution, pixel) for n, mm in zip(sides, spacing, strict=True))), pixel
+    return PixelGrid(*(area_weights(n, mm, resolution, pixel) for n, mm in zip(sides, spacing, strict=True))), pixel
 
 
 @pytest.mark.parametrize(
