@@ -1,4 +1,4 @@
-"""Strict conversion between dataclasses and JSON: what doesn't fit is refused, never dropped or guessed."""
+"""Strict conversion between dataclasses and JSON: values that don't fit are refused, never dropped or guessed."""
 
 import dataclasses
 import functools
@@ -14,16 +14,16 @@ from dnnlib.errors import UserError
 from dnnlib.system import plain_text
 
 T = TypeVar("T")
-DEEPEST = 50  # levels of lists and objects in JSON
-_PARSED = 20 * DEEPEST  # levels that are parsed, to be refused where their place is known
-OPTIONAL = "left out of JSON while it has its default"
-_SHORT = reprlib.Repr()
+DEEPEST = 50  # levels of lists and objects that JSON may have
+_PARSED = 20 * DEEPEST  # levels that are parsed, so that a refusal can name the field that is too deep
+OPTIONAL = "left out of JSON while it has its default"  # key in a field's metadata
+_SHORT = reprlib.Repr()  # for `shorten`
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 2, 4, 2
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 40
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON. Raises ValueError also for NaN, infinity, a name that an object has twice, and deep nesting."""
+    """Parse JSON. Raises ValueError, also for NaN, infinity, an object with a name twice, and deep nesting."""
     try:
         found = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
         _follow(found)
@@ -33,9 +33,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _follow(level: Any) -> None:
-    """Raise RecursionError for what is nested deeper than Python parsed until 3.11; later ones parse any depth."""
+    """Raise RecursionError for deep nesting, as Python's parser did until 3.11; later ones parse any depth."""
     level = [level]
     for _ in range(_PARSED):
+        # From all lists and objects of one level to all values of the next.
         nested = (one for one in level if isinstance(one, (dict, list)))
         level = [value for one in nested for value in (one.values() if isinstance(one, dict) else one)]
         if not level:
@@ -56,14 +57,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def optional(default: Any) -> Any:
-    """A dataclass's field that JSON leaves out while it has its default: files without it stay as they were."""
+    """Declare a dataclass field that JSON leaves out while it has its default, so that old files stay as they were."""
     return dataclasses.field(default=default, metadata={OPTIONAL: True})
 
 
 def to_json(config: Any) -> Any:
-    """A dataclass (nested ones, tuples and dictionaries included) as plain JSON values.
+    """Convert a dataclass to plain JSON values, with its nested dataclasses, tuples and dictionaries.
 
-    What no file could hold as text, such as the name of a folder that is not UTF-8, is told in other signs.
+    Text that is not valid Unicode, such as the name of a folder that is not UTF-8, gets its odd bytes spelled out.
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {
@@ -83,12 +84,14 @@ def _left_out(config: Any, f: dataclasses.Field) -> bool:
 def from_json(cls: type[T], data: Any, where: str = "") -> T:
     """Build the dataclass `cls` from JSON values.
 
-    Raises UserError naming the field when one is missing, unknown, or of another type.
+    where: the start of a field's name in messages; the name of the class by default.
+    Raises UserError with the field's name if a field is missing, unknown, or of another type.
     """
     where = where or cls.__name__
     if not isinstance(data, dict):
         raise UserError(f"{where}: expected an object, found {shorten(data)}")
-    hints, required = _fields(cls)
+    plain: type = cls  # mypy does not know that a type[T] can be hashed
+    hints, required = _fields(plain)
     if unknown := sorted(set(data) - set(hints)):
         raise UserError(f"{where}: unknown field {shorten(unknown[0])}; known ones are {', '.join(hints)}")
     if missing := [name for name in required if name not in data]:
@@ -96,19 +99,20 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     values = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in data.items()}
     try:
         return cls(**values)
-    except UserError as error:  # what the class itself checks
+    except UserError as error:  # from a check in the class's __post_init__
         raise UserError(f"{where}: {error}") from None
 
 
 @functools.cache
 def _fields(cls: type) -> tuple[dict[str, Any], list[str]]:
-    """Name -> type of a dataclass's fields, and the names of those without a default."""
+    """Name -> type of a dataclass's fields, and the names of the fields without a default."""
     hints, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
     required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     return {f.name: hints[f.name] for f in fields}, required
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Convert one JSON value to the type that a field asks for."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or (hint is dict and isinstance(value, dict)):
         _check_plain(value, where)
@@ -118,12 +122,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         (inner,) = (a for a in args if a is not type(None))  # Optional is the only union that configurations use
         return _convert(inner, value, where)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_json(hint, value, where)
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{where}: expected a list, found {shorten(value)}")
-        fixed = origin is tuple and not (len(args) == 2 and args[1] is Ellipsis)
+        fixed = origin is tuple and not (len(args) == 2 and args[1] is Ellipsis)  # not tuple[x, ...]
         if fixed and len(args) != len(value):
             raise UserError(f"{where}: expected {len(args)} values, found {len(value)}")
         inner = args if fixed else (args[0],) * len(value)
@@ -134,13 +138,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {_checked(key, where): _convert(args[1], v, f"{where}[{shorten(key)}]") for key, v in value.items()}
     if hint is float and type(value) is int:
         value = float(_checked(value, where))
-    if type(value) is not hint:  # not isinstance: True is no number here
+    if type(value) is not hint:  # isinstance would take True for a number
         raise UserError(f"{where}: expected {hint.__name__}, found {shorten(value)}")
     return _checked(value, where)
 
 
 def _checked(value: Any, where: str) -> Any:
-    """A number or string that every program can hold; JSON's may have any size, and strings halves of characters."""
+    """Return a number or string if every program can hold it. JSON has numbers of any size, and halves of characters.
+
+    Raises UserError for the others.
+    """
     if type(value) is int and not -(1 << 63) <= value < 1 << 63:
         raise UserError(f"{where}: {shorten(value)} is too large; numbers have 64 bits")
     if type(value) is float and not math.isfinite(value):
@@ -154,7 +161,7 @@ def _checked(value: Any, where: str) -> Any:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Refuse, in JSON of any form, what `_checked` refuses, and deeper nesting than `repr` and others can follow."""
+    """Check the values in JSON of any form with `_checked`, and refuse nesting that `repr` could not follow."""
     level = [value]
     for _ in range(DEEPEST):
         inner: list = []
@@ -172,6 +179,6 @@ def _check_plain(value: Any, where: str) -> None:
 
 
 def shorten(value: Any) -> str:
-    """A value for a message: at most 40 characters in one line, however large it is."""
+    """Describe a value for a message, in one line of at most 40 characters, however large the value is."""
     text = _SHORT.repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

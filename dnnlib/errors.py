@@ -1,4 +1,4 @@
-"""One kind of error for the user's mistakes, and the border at which it becomes an exit code."""
+"""One kind of error for users' mistakes, and the border at which it becomes a message and an exit code."""
 
 import contextlib
 import errno
@@ -7,9 +7,16 @@ from collections.abc import Callable, Iterator
 
 import click
 
+_ADVICE: dict[int | None, str] = {
+    errno.ENOSPC: "; free some space or choose another destination",
+    errno.ENOENT: "; check that its folder is there and that files can be made in it",
+    errno.EACCES: "; choose a destination that you may write to, or change its permissions",
+    errno.EROFS: "; choose a destination that is not read-only",
+}
+
 
 class UserError(ValueError):
-    """What the user gave can't be used. The message says what was given, what was expected, and what would do."""
+    """An input that can't be used. The message says what was given, what was expected, and what would do."""
 
 
 class _Refused(click.ClickException):
@@ -21,7 +28,7 @@ class _Refused(click.ClickException):
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Turn the user's mistakes, and the file system's refusals, into one message and exit code 2."""
+    """Turn UserError, errors of the file system and want of memory into one message and exit code 2."""
     try:
         yield
     except UserError as error:
@@ -33,19 +40,13 @@ def refusing() -> Iterator[None]:
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line for a failed file operation, with the file's name and, where it is plain, what would do."""
+    """One line about a failed file operation: the file, the reason, and what would do where that is plain."""
     where = f"{error.filename}: " if error.filename else ""
-    advice = {
-        errno.ENOSPC: "; free some space or choose another destination",
-        errno.ENOENT: "; check that its folder is there and that files can be made in it",
-        errno.EACCES: "; choose a destination that you may write to, or change its permissions",
-        errno.EROFS: "; choose a destination that is not read-only",
-    }.get(error.errno, "")
-    return f"{where}{error.strerror or error}{advice}"
+    return f"{where}{error.strerror or error}{_ADVICE.get(error.errno, '')}"
 
 
 def reports_user_errors(function: Callable) -> Callable:
-    """Decorate a click command: the user's mistakes end with one message and exit code 2, not with a traceback."""
+    """Decorate a click command: users' mistakes end it with a message and exit code 2 instead of a traceback."""
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""Files that appear under their final name only when they are complete, and folders for them."""
+"""Write files that appear under their final name only when they are complete; make the folders for them."""
 
 import contextlib
 import hashlib
@@ -15,27 +15,29 @@ from dnnlib.staged import Staged, recover
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike, force: bool = True) -> Iterator[Path]:
-    """Yield where to make the file that appears at `path` if the block succeeds; see `Staged`."""
+    """Yield where to make the file that appears at `path` if the block ends without an error; see `Staged`."""
     with Staged(path, force) as staged:
         yield staged.place(path)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes, force: bool = True) -> None:
+    """Write a file. Without `force`, a UserError if there is one already."""
     with Staged(path, force) as staged:
         staged.write(path, content)
 
 
 def write_json(path: str | os.PathLike, content: Any, force: bool = True) -> None:
+    """Write values and dataclasses as a JSON file. Without `force`, a UserError if there is one already."""
     write_bytes(path, json_bytes(content), force)
 
 
 def json_bytes(content: Any) -> bytes:
-    """The bytes of a JSON file; dataclasses are objects."""
+    """The bytes of a JSON file with these values; dataclasses become objects."""
     return (json.dumps(config.to_json(content), indent=2) + "\n").encode()
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Parse a JSON file; a UserError names the file and the place of what is wrong in it."""
+    """Parse a JSON file. Raises UserError with the file's name and the reason."""
     try:
         return config.parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -52,7 +54,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def refuse_existing(path: str | os.PathLike, force: bool) -> Path:
-    """Return `path`, unless something is there already and the user did not ask to replace it."""
+    """Return the path of a file to write. Raises UserError for a folder, and without `force` for an existing file."""
     path = Path(path)
     recover(path)
     if path.is_dir():
@@ -63,7 +65,7 @@ def refuse_existing(path: str | os.PathLike, force: bool) -> Path:
 
 
 def make_folder(path: str | os.PathLike) -> Path:
-    """Create a folder with its parents; a UserError if a file is in the way."""
+    """Create a folder with its parents. Raises UserError if a file is in the way."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -75,7 +77,7 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def folder_for(path: str | os.PathLike) -> Iterator[Path]:
-    """Make a folder, and take it away again if the block fails with nothing in it."""
+    """Create a folder with its parents. If the block fails, remove those that were created and are empty."""
     path = Path(path)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_folder(path)

@@ -1,4 +1,4 @@
-"""Locks that the system releases when the process that holds them ends, however it ends."""
+"""Locks on files, which the system releases when the process that holds them ends, however it ends."""
 
 import contextlib
 import fcntl
@@ -11,7 +11,7 @@ from dnnlib.errors import UserError
 
 
 def try_lock(file: int) -> bool | None:
-    """Lock an open file or folder. False: another process has it; None: the file system has no locks."""
+    """Lock an open file or folder. Returns False if another process holds it, None if the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -22,16 +22,17 @@ def try_lock(file: int) -> bool | None:
 
 
 def wait_for_lock(file: int) -> None:
-    """Lock an open file or folder when nobody else has it any more, where the file system has locks."""
+    """Wait until nobody else holds an open file or folder, and lock it. Does nothing on a file system without locks."""
     with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager
 def hold(path: Path, busy: str) -> Iterator[int]:
-    """Hold a lock file and yield it, open. Raises UserError if another process has it: `busy`, and who that is.
+    """Hold a lock file during the block, and yield it, open.
 
-    A process that is given the open file holds it as well, even after this one has ended.
+    busy: start of the message of the UserError that is raised if another process holds it; the holder's name follows.
+    A child process that inherits the open file holds the lock as well, even after this process has ended.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:

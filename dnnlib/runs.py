@@ -1,4 +1,4 @@
-"""Run folders, numbered in order, and their log."""
+"""Numbered run folders, and their log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dnnlib.system import PLAIN
 
 
 def make_run_folder(outdir: str | os.PathLike, description: str) -> Path:
-    """Create and return `outdir/NNNNN-description`, with the first number after those in use."""
+    """Create and return `outdir/NNNNN-description`, where NNNNN is one more than the largest number in use."""
     outdir = make_folder(outdir)
     while True:
         used = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5})(?:-|$)", p.name))]
@@ -27,7 +27,7 @@ def make_run_folder(outdir: str | os.PathLike, description: str) -> Path:
 
 
 class Log:
-    """Lines for the terminal and for `log.txt`; a progress bar on the terminal stays below them."""
+    """A log that writes lines to the terminal, above a progress bar if there is one, and to a file."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self._file: TextIO = open(path, "a", encoding="utf-8", errors=PLAIN)

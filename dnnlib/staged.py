@@ -1,4 +1,23 @@
-"""Files that appear under their names when all of them are complete, and then all or none."""
+"""Publish files together: all of them appear, or none, even if the process is killed half-way.
+
+    with Staged(dest / "train.zip", force) as staged:
+        make_archive(staged.place(dest / "train.zip"))  # a path to write to; it is renamed later
+        staged.write(dest / "split.json", content)
+    # Both files are there now. If the block had raised an error, neither would be.
+
+How it works. Everything is made in a hidden folder beside the destination, named `.<name>.<n>.part`. It contains:
+
+    lock            The process holds this lock while it lives. The content marks the folder as one of ours.
+    .<name>.<n>     A staged file or folder: made, but not yet published.
+    journal.json    There only while files are being published: the final names, and the folders made for them.
+    old.<n>         What had the n-th name of the journal before, set aside.
+    undone.<n>      What had appeared under the n-th name before the publication was rolled back.
+
+A single file is published by one rename, which the file system does entirely or not at all. Several renames can be
+interrupted, so the journal is written before the first one and deleted after the last one. A journal whose process is
+gone tells that a publication was interrupted. The next writer of the same path then rolls it back (`recover`): it
+takes away what had appeared, and puts back what was set aside.
+"""
 
 from __future__ import annotations
 
@@ -17,43 +36,43 @@ from dnnlib.errors import UserError
 from dnnlib.locks import try_lock, wait_for_lock
 
 _LOCK, _JOURNAL = "lock", "journal.json"
-_MARK = b"files that are being written by StyleGAN2-MR\n"  # in the lock: no other folder is ever touched
-_TRIED = 8  # hidden folders of one name that are looked at for leftovers
-_ABANDONED = 86400  # seconds without a change: a leftover, where the file system has no locks to tell
-_MANY = 64  # files: to bring each to the disk by itself would take long
+_MARK = b"files that are being written by StyleGAN2-MR\n"  # in the lock: a folder without it is never touched
+_TRIED = 8  # leftovers are looked for under at least this many numbers <n>
+_ABANDONED = 86400  # seconds without a change that make a leftover, where the file system has no locks
+_MANY = 64  # files: from here on, one sync of all disks is faster than one of each file
 
 
 class Staged:
-    """Files and folders that appear together when the `with` block ends well, or not at all.
+    """Files and folders that appear together when the `with` block ends without an error, or not at all.
 
-    They are made in a hidden folder, `.<name of path>.<n>.part`, which other users can't write to and which is locked
-    while it is in use. What a killed process left there is undone and removed when `path` is written again.
-
-    path: the first of them; force: replace what is there. Without it, a file that is there by the end stays, and a
-    UserError says so. A link is replaced itself, never what it points to. within: the folder that holds all of them.
-    joins: files of a folder join those of the one that is there, which it replaces otherwise.
+    Errors of the file system in the block name the final path, never the hidden folder.
     """
 
     def __init__(
-        self, path: str | os.PathLike, force: bool = False, within: Path | None = None, joins: bool = False
+        self,
+        path: str | os.PathLike,  # the first of the files; the hidden folder is named after it
+        force: bool = False,  # replace what is there (a link itself, never its target); otherwise raise UserError
+        within: Path | None = None,  # a folder that holds all of them; by default the parent of `path`
+        joins: bool = False,  # a staged folder adds its files to the folder that is there, instead of replacing it
     ) -> None:
         self.path, self.force, self.joins = Path(path), force, joins
         self._within = within or self.path.parent
         self._final: dict[Path, Path] = {}  # where it is made -> where it is to appear
 
     def place(self, path: str | os.PathLike) -> Path:
-        """Where to make the file or the folder that is to appear at `path`."""
+        """Return where to make the file or folder that is to appear at `path`."""
         made = self._folder / f".{Path(path).name}.{len(self._final)}"
         self._final[made] = Path(path)
         return made
 
     def write(self, path: str | os.PathLike, content: bytes) -> None:
+        """Stage a file with this content."""
         with self.naming(path):
             self.place(path).write_bytes(content)
 
     @contextlib.contextmanager
     def naming(self, path: str | os.PathLike) -> Iterator[None]:
-        """Errors of the file system name the file that was asked for: not ours, and `path` where they name none."""
+        """Let errors of the file system name the final file, or `path` where they name none of the staged ones."""
         try:
             yield
         except OSError as error:
@@ -82,6 +101,7 @@ class Staged:
             _remove(self._folder, self._lock)
 
     def _publish(self) -> None:
+        """Bring the staged contents to the disk, then rename them."""
         files = [pair for pairs in self._final.items() for pair in (_joining(*pairs) if self.joins else [pairs])]
         contents = [path for made in self._final for path in (made, *made.rglob("*")) if not path.is_dir()]
         if len(contents) > _MANY:
@@ -95,23 +115,13 @@ class Staged:
             _sync_folder(final.parent)
         elif files:
             with _nobody_else(self._within):
-                _recover(self.path, self._within, alone=True)  # of those who were killed since this one began
+                # Other processes may have been killed since this one entered its block.
+                _recover(self.path, self._within, alone=True)
                 self._publish_together(files)
 
     def _publish_together(self, files: list[tuple[Path, Path]]) -> None:
-        """While the journal is there, whoever finds it puts everything back as it was before."""
-        parents = {folder for _, final in files for folder in final.parents if self._within in folder.parents}
-        folders = sorted(folder for folder in parents if not folder.is_dir())
-        journal = {
-            "folders": [str(folder.relative_to(self._within)) for folder in folders],
-            "files": [(str(final.relative_to(self._within)), _identity(made)) for made, final in files],
-        }
-        draft = self._folder / "draft"
-        draft.write_text(json.dumps(journal), encoding="utf-8")
-        _sync(draft)
-        os.rename(draft, self._folder / _JOURNAL)
-        _sync_folder(self._folder)
-        _sync_folder(self._within)
+        """Rename several files under the protection of a journal."""
+        folders = self._write_journal(files)
         try:
             for folder in folders:
                 folder.mkdir()
@@ -129,9 +139,26 @@ class Staged:
             raise
         os.unlink(self._folder / _JOURNAL)
 
+    def _write_journal(self, files: list[tuple[Path, Path]]) -> list[Path]:
+        """Write what is about to change. Returns the folders that have to be made first, the outer before the inner."""
+        parents = {folder for _, final in files for folder in final.parents if self._within in folder.parents}
+        folders = sorted(folder for folder in parents if not folder.is_dir())
+        journal = {
+            "folders": [str(folder.relative_to(self._within)) for folder in folders],
+            "files": [(str(final.relative_to(self._within)), _identity(made)) for made, final in files],
+        }
+        # The journal itself appears by a rename, so that nobody ever reads half of it.
+        draft = self._folder / "draft"
+        draft.write_text(json.dumps(journal), encoding="utf-8")
+        _sync(draft)
+        os.rename(draft, self._folder / _JOURNAL)
+        _sync_folder(self._folder)
+        _sync_folder(self._within)
+        return folders
+
 
 def recover(path: Path, within: Path | None = None) -> None:
-    """Undo and remove what killed processes left of writing `path`.
+    """Roll back and remove what killed processes left of writing `path`.
 
     Raises UserError if something has taken the place of a file that is to be put back.
     """
@@ -144,6 +171,7 @@ def recover(path: Path, within: Path | None = None) -> None:
 
 
 def _recover(path: Path, within: Path, alone: bool) -> None:
+    """Clear the hidden folders of `path`, under every number up to _TRIED and on until one is free."""
     for n in itertools.count():
         folder = _hidden(path, within, n)
         if os.path.lexists(folder):
@@ -160,7 +188,7 @@ def _hidden(path: Path, within: Path, n: int) -> Path:
 
 
 def _claim(path: Path, within: Path) -> tuple[Path, int]:
-    """Make a hidden folder of this process alone. Returns it and its lock, an open file."""
+    """Make a hidden folder that belongs to this process alone. Returns it and its lock, an open file."""
     for n in itertools.count():
         folder = _hidden(path, within, n)
         try:
@@ -187,9 +215,9 @@ def _claim(path: Path, within: Path) -> tuple[Path, int]:
 
 
 def _clear(folder: Path, within: Path, alone: bool) -> None:
-    """Undo and remove what is in a hidden folder, if it is one of this user's, and nobody's at work any more.
+    """Roll back and remove a hidden folder, if it belongs to this user and its process is gone.
 
-    alone: nobody else publishes in `within`, so that something may be undone.
+    alone: nobody else publishes in `within`. Otherwise nothing is rolled back.
     """
     try:
         state = os.lstat(folder)
@@ -197,12 +225,13 @@ def _clear(folder: Path, within: Path, alone: bool) -> None:
             return
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
+        # Its process was killed while it removed the folder; or it is somebody's, and rmdir takes only an empty one.
         with contextlib.suppress(OSError):
-            folder.rmdir()  # of a process that was killed while it removed the folder, or anybody's: it is empty
+            folder.rmdir()
         return
     except OSError:
         return
-    if alone and (folder / _JOURNAL).exists():  # its process is gone: others have the lock only while they look
+    if alone and (folder / _JOURNAL).exists():  # its process is gone: others hold the lock only while they look
         wait_for_lock(lock)
     left, published = _is_left(folder, lock), (folder / _JOURNAL).exists()
     if not left or (published and not alone):
@@ -216,7 +245,7 @@ def _clear(folder: Path, within: Path, alone: bool) -> None:
 
 
 def _is_left(folder: Path, lock: int) -> bool:
-    """Whether this process has got the lock of a hidden folder: only who has it changes what is in it."""
+    """Tell whether a hidden folder is a leftover. If so, this process has its lock, and may change what is in it."""
     locked = try_lock(lock)
     try:
         mark = os.read(lock, len(_MARK) + 1)
@@ -231,7 +260,7 @@ def _is_left(folder: Path, lock: int) -> bool:
 
 
 def _is_there(folder: Path, lock: int) -> bool:
-    """Whether an open file is the lock of a hidden folder still."""
+    """Tell whether an open file is still the lock of a hidden folder."""
     try:
         return os.path.samestat(os.fstat(lock), os.lstat(folder / _LOCK))
     except FileNotFoundError:
@@ -239,11 +268,12 @@ def _is_there(folder: Path, lock: int) -> bool:
 
 
 def _last_change(folder: Path) -> float:
+    """Time of the last change in a folder, in seconds since 1970."""
     return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 def _remove(folder: Path, lock: int) -> None:
-    """Remove a hidden folder, and let go of its lock; one that holds what could not be put back stays."""
+    """Remove a hidden folder and release its lock. A folder with files that could not be put back stays."""
     stays = (folder / _JOURNAL).exists()
     with contextlib.suppress(OSError):
         for path in folder.iterdir() if not stays else ():
@@ -255,8 +285,9 @@ def _remove(folder: Path, lock: int) -> None:
             (folder / _LOCK).unlink()
             folder.rmdir()
     os.close(lock)
+    # A network file system keeps an open file under another name; the folder is empty only now.
     with contextlib.suppress(OSError):
-        folder.rmdir()  # a network's disk keeps a file that is open under another name, until now
+        folder.rmdir()
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------
@@ -264,7 +295,7 @@ def _remove(folder: Path, lock: int) -> None:
 
 @contextlib.contextmanager
 def _nobody_else(folder: Path) -> Iterator[None]:
-    """Wait until nobody else publishes several files in a folder, or undoes that: names would change under way."""
+    """Wait until no other process publishes several files in a folder or rolls them back; keep others waiting."""
     with contextlib.ExitStack() as opened:
         with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY)
@@ -274,7 +305,7 @@ def _nobody_else(folder: Path) -> Iterator[None]:
 
 
 def _joining(made: Path, final: Path) -> Iterator[tuple[Path, Path]]:
-    """What is to be renamed: of a folder whose name is taken by another, its files."""
+    """Pairs to rename: a staged folder as a whole, or its files one by one where the final folder is there already."""
     if made.is_dir() and final.is_dir():
         for path in sorted(made.rglob("*")):
             if not path.is_dir():
@@ -284,7 +315,7 @@ def _joining(made: Path, final: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _appear(made: Path, final: Path, force: bool) -> None:
-    """Give what was made its name."""
+    """Rename a staged file or folder. Raises UserError if the name is taken and `force` is not given."""
     try:
         if made.is_dir():
             os.rename(made, final)  # which replaces an empty folder at most
@@ -302,7 +333,7 @@ def _appear(made: Path, final: Path, force: bool) -> None:
 
 
 def _appear_newly(made: Path, final: Path) -> None:
-    """As a rename, but a FileExistsError if there is something of that name."""
+    """Rename a file. Raises FileExistsError if the name is taken, which a plain rename would replace."""
     try:
         os.link(made, final)
     except FileExistsError:
@@ -314,18 +345,22 @@ def _appear_newly(made: Path, final: Path) -> None:
 
 
 def _aside(folder: Path, n: int) -> Path:
-    """Where the file is put whose place the n-th one takes."""
+    """Where the file that had the n-th name of the journal is kept meanwhile."""
     return folder / f"old.{n}"
 
 
 def _identity(path: Path) -> list[int]:
-    """What a file keeps when it is renamed, and another one hardly has."""
+    """Inode, size and time of a file. It keeps them when it is renamed; another file hardly has the same."""
     state = os.lstat(path)
     return [state.st_ino, state.st_size, state.st_mtime_ns]
 
 
 def _roll_back(folder: Path, within: Path) -> None:
-    """Take away what was published of a hidden folder, and put back what was set aside."""
+    """Take away what was published from a hidden folder, and put back what was set aside.
+
+    A roll-back may itself be killed and done again: each step looks first whether it is still to be done.
+    Raises UserError if something has taken the place of a file that is to be put back.
+    """
     journal = json.loads((folder / _JOURNAL).read_text(encoding="utf-8"))
     for n, (name, identity) in enumerate(journal["files"]):
         final, old = within / name, _aside(folder, n)
@@ -342,6 +377,7 @@ def _roll_back(folder: Path, within: Path) -> None:
 
 
 def _renamed(error: OSError, path: str | os.PathLike) -> OSError:
+    """The same error, about another file."""
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
@@ -352,7 +388,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring names in a folder to the disk, where the file system can."""
+    """Bring the names in a folder to the disk, where the file system can."""
     with contextlib.suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)
         try:

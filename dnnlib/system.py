@@ -1,4 +1,4 @@
-"""What a program finds around it: the operating system, the terminal's signs, the user's name and folders."""
+"""Adapt a program to its surroundings: the operating system, the terminal's encoding, the user's name and folders."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import tempfile
 import warnings
 from collections.abc import Callable
 
-PLAIN = "plain-signs"  # handler of encoding errors: a sign that can't be written becomes others that can
+PLAIN = "plain-signs"  # handler of encoding errors: replaces a sign that can't be written by others that can
 _SIGNS = {"…": "...", "×": "x", "±": "+-", "−": "-", "–": "-", "—": "-", "→": "->", "·": "-", "²": "2", "³": "3"}
-# How Python holds a byte of a file's name that is not UTF-8.
+# Python holds a byte of a file name that is not UTF-8 as one of these signs.
 _BYTES = {chr(0xDC00 + byte): f"\\x{byte:02x}" for byte in range(0x80, 0x100)}
-_ASCII = "ascii-as-asked"
+_ASCII = "ascii-as-asked"  # an encoding: see `_same_as_ascii`
 
 
 def run(command: Callable, **options) -> None:
-    """Call a click command as a program: all of them begin here."""
+    """Call a click command as a program. Every program starts here."""
     _write_anything()
     _name_user()
-    # joblib, which MONAI imports and nobody uses here, says at its import that /dev/shm is full or read-only.
+    # MONAI imports joblib, which nothing here uses, and which warns at its import that /dev/shm is full or read-only.
     warnings.filterwarnings("ignore", "(?s).*joblib will operate in serial mode")
     command(**options)
 
@@ -51,11 +51,12 @@ def _end(message: str) -> None:
 
 
 def plain_text(text: str) -> str:
-    """Text as any file of UTF-8 can hold it: as it is, but for bytes of file names that are not UTF-8."""
+    """Return text that any UTF-8 file can hold: bytes of file names that are not UTF-8 are spelled out, as in \\xff."""
     return text if text.isascii() else text.encode("utf-8", PLAIN).decode()
 
 
 def _plain_signs(error: UnicodeError) -> tuple[str, int]:
+    """Handle an encoding error: return what to write instead, and where to go on."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     signs = (_SIGNS.get(c) or _BYTES.get(c) or ascii(c)[1:-1] for c in error.object[error.start : error.end])
@@ -63,7 +64,7 @@ def _plain_signs(error: UnicodeError) -> tuple[str, int]:
 
 
 def _same_as_ascii(name: str) -> codecs.CodecInfo | None:
-    """ASCII under a name that click doesn't know: where ASCII is asked for, it would write UTF-8 all the same."""
+    """Offer ASCII under a name that click doesn't know. Click writes UTF-8 where it recognizes ASCII."""
     if name != _ASCII.replace("-", "_"):
         return None
     a = codecs.lookup("ascii")
@@ -77,9 +78,9 @@ codecs.register(_same_as_ascii)
 
 
 def _write_anything() -> None:
-    """Let the terminal's encoding, whatever it is, end no program: print, progress bars and click are served alike."""
+    """Prepare stdout and stderr so that no encoding ends a program, whether by print, progress bars or click."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, which progress bars don't expect
+        if getattr(sys, name) is None:  # closed; progress bars fail on None
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
@@ -91,7 +92,7 @@ def _write_anything() -> None:
 
 
 def _name_user() -> None:
-    """Give a user without a name, a home or a cache what libraries ask for: docker run --user 12345, for example.
+    """Give a name, a home and a cache to a user without them, as under docker run --user 12345.
 
     MONAI's import asks for the name; PyTorch and matplotlib keep what they build in the cache.
     """
@@ -99,9 +100,9 @@ def _name_user() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
-    with contextlib.suppress(OSError):  # nowhere to write at all: whoever needs to will say so
+    with contextlib.suppress(OSError):  # there is nowhere to write; a library that needs to will say so
         home = os.path.expanduser("~")
-        if not os.path.isabs(home):  # it would become a folder of that name in the working one
+        if not os.path.isabs(home):  # libraries would make a folder of that name in the working folder
             home = os.environ["HOME"] = _own_folder()
         if not _can_make(os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")):
             os.environ["XDG_CACHE_HOME"] = os.path.join(_own_folder(), ".cache")
@@ -109,14 +110,17 @@ def _name_user() -> None:
 
 
 def _can_make(folder: str) -> bool:
-    """Whether a folder is there and can be written to, or can be made."""
+    """Tell whether a folder is there and can be written to, or can be made."""
     while not os.path.exists(folder):
         folder = os.path.dirname(folder) or "."
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _own_folder() -> str:
-    """A folder of this user's among the temporary files, the same for each program; raises OSError if there is none."""
+    """Return a folder among the temporary files that belongs to this user, the same for all programs.
+
+    Raises OSError if none can be made.
+    """
     folder = os.path.join(tempfile.gettempdir(), f"stylegan2-mr-{os.getuid()}")
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
@@ -126,7 +130,10 @@ def _own_folder() -> str:
 
 
 def distrust(state: os.stat_result) -> str | None:
-    """Why what lies there can't be trusted, if it can't: others than this user and root made it, or may change it."""
+    """Tell why a file or folder can't be trusted: another user than this one and root made it, or may change it.
+
+    Returns None if it can be trusted.
+    """
     if state.st_uid not in (0, os.geteuid()):
         return f"belongs to another user (number {state.st_uid})"
     if state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

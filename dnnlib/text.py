@@ -1,4 +1,4 @@
-"""Words and tables for the terminal."""
+"""Format durations, tables, counts and names for the terminal; parse lists of numbers."""
 
 import importlib.metadata
 import re
@@ -9,7 +9,7 @@ from dnnlib.errors import UserError
 
 
 def format_time(seconds: float) -> str:
-    """Duration as in '12s', '3m 05s', '1h 02m 03s', '2d 03h 04m'."""
+    """Format a duration as in '12s', '3m 05s', '1h 02m 03s', '2d 03h 04m'."""
     s = int(round(seconds))
     if s < 60:
         return f"{s}s"
@@ -21,7 +21,7 @@ def format_time(seconds: float) -> str:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Plain-text table: the first column flush left, the others flush right."""
+    """Format a plain-text table: the first column flush left, the others flush right."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
@@ -32,24 +32,27 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
 
 
 def parse_integers(text: str, limit: int, most: int = 10**6) -> list[int]:
-    """'0-3,7' -> [0, 1, 2, 3, 7]. Raises UserError for anything else, numbers from `limit` on, and more than `most`."""
+    """Parse a list of numbers and ranges: '0-3,7' -> [0, 1, 2, 3, 7].
+
+    Raises UserError for another form, for a number of `limit` or more, and for more than `most` numbers.
+    """
     values: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]+)(?:\s*-\s*([0-9]+))?\s*", part)
-        # Cut, as Python refuses to read thousands of digits: no limit has so many as are left.
+    for item in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]+)(?:\s*-\s*([0-9]+))?\s*", item)
+        # Python refuses to read thousands of digits. No limit has 30, so the rest is not needed.
         first, last = (int(n.lstrip("0")[:30] or 0) for n in (match[1], match[2] or match[1])) if match else (1, 0)
         if last < first:
             raise UserError(f"{name_some([text])} is not a list of whole numbers: write for example 0-63 or 1,5,20-25")
         if last >= limit:
-            raise UserError(f"{name_some([part])} is too large: numbers go up to {limit - 1}")
+            raise UserError(f"{name_some([item])} is too large: numbers go up to {limit - 1}")
         if len(values) + last - first >= most:
-            raise UserError(f"{name_some([text])} are more than {most} numbers: take so many at a time at most")
+            raise UserError(f"{name_some([text])} are more than {most} numbers: take at most {most} at a time")
         values += range(first, last + 1)
     return values
 
 
 def tool_version() -> str:
-    """The installed version of this project, for records of how a file was made."""
+    """Return the installed version of this project, for records of how a file was made."""
     try:
         return importlib.metadata.version("stylegan2-mr")
     except importlib.metadata.PackageNotFoundError:
@@ -57,11 +60,11 @@ def tool_version() -> str:
 
 
 def count(n: int, noun: str) -> str:
-    """As in '1 patient', '2 patients'."""
+    """Format a count as in '1 patient', '2 patients'."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def name_some(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """List the first names, and say how many more there are: 'a, b, c and 4 more'."""
     shown = [name if len(name) <= 60 and name.isprintable() else shorten(name) for name in names[:most]]
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -19,7 +19,7 @@ from dnnlib.staged import Staged, recover
 
 
 def tree(folder):
-    """Name -> content of all that is in a folder, hidden things included."""
+    """Name -> content of everything in a folder, hidden things included."""
     return {
         str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else p.read_text() if p.is_file() else None
         for p in sorted(folder.rglob("*"))
@@ -27,8 +27,9 @@ def tree(folder):
 
 
 def run(script, *arguments):
-    """Run a Python script in a process of its own; its exit status."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    """Run a Python script, which may import this file, in a process of its own; its exit status."""
+    paths = (ROOT, ROOT / "tests", Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], env=environment).returncode
 
 
@@ -189,7 +190,6 @@ KILLED_EVERYWHERE = """
 import json, os, signal, sys
 from pathlib import Path
 from dnnlib import files
-sys.path.insert(0, sys.argv[4])
 from test_staged import NAMES, NEW, tree, write_together
 
 folder, force, before = Path(sys.argv[1]), sys.argv[2] == "force", json.loads(sys.argv[3])
@@ -236,7 +236,7 @@ def test_a_publication_that_is_killed_is_undone_by_the_next_call(tmp_path, old):
     for name, content in old.items():
         (tmp_path / name).write_text(content)
     force = "force" if old else "new"
-    assert run(KILLED_EVERYWHERE, tmp_path, force, json.dumps(old), ROOT / "tests") == 0
+    assert run(KILLED_EVERYWHERE, tmp_path, force, json.dumps(old)) == 0
 
 
 @pytest.mark.parametrize("function", ["replace", "rename", "mkdir"])
@@ -275,11 +275,11 @@ def test_a_file_in_the_place_of_one_that_is_to_be_put_back_is_not_lost(tmp_path)
     for name in NAMES[:2]:
         (tmp_path / name).write_text("old")
     script = (
-        "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "import os, signal, sys; from pathlib import Path\n"
         "from test_staged import write_together\n"
         "os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL); write_together(Path(sys.argv[1]))"
     )
-    assert run(script, tmp_path, ROOT / "tests") == -signal.SIGKILL
+    assert run(script, tmp_path) == -signal.SIGKILL
     (tmp_path / "test.zip").write_text("mine")
     for _ in range(2):
         with pytest.raises(UserError, match="test.zip has taken the place of .*old.1, which is to be put back"):
