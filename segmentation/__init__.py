@@ -1,3 +1,1 @@
 """The judge: a U-Net trained on real, generated or mixed slices, and its Dice on the slices of other patients."""
-
-import slices  # noqa: F401  # which refuses to run with another project's dnnlib

@@ -15,7 +15,7 @@ def run(*arguments, **options):
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, **options)
 
 
-@pytest.mark.parametrize("call", [("-m", "slices"), ("-m", "segmentation"), ("-c", "import slices.schema")])
+@pytest.mark.parametrize("call", [("-m", "slices"), ("-c", "import slices.schema")])
 def test_another_projects_dnnlib_is_named(tmp_path, call):
     """StyleGAN2-ADA and many others have a package of this name, and Python looks into the working folder first."""
     (tmp_path / "dnnlib").mkdir()
