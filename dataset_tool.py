@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,16 +15,18 @@ from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.processes import default_workers
 from dnnlib.system import run
 from dnnlib.text import count, format_table, name_some
+from slices.archive.describe import choose_slices, describe_archive, describe_pixels, importance
 from slices.archive.reader import ArchiveReader
 from slices.areas import ClassAreas
-from slices.convert.conversion import CHOICES, ON_ERROR, ConvertOptions, Part, Tally, convert_release
+from slices.convert.conversion import Tally, convert_release
 from slices.convert.head import parse_head
+from slices.convert.options import CHOICES, ON_ERROR, ConvertOptions
 from slices.convert.patterns import Pattern
 from slices.convert.recognition import find_cases
 from slices.convert.releases import AUTO, GRADES, RELEASE_NAMES, Release, describe_release, release_of_name
+from slices.convert.report import describe_notes, describe_tallies
 
 PICTURED = 8  # slices in the picture of `inspect`
-MOST_NOTES = 20  # of `convert`; many name a file
 
 PATH = click.Path(path_type=Path)
 SEED = click.IntRange(0, 2**32 - 1)
@@ -175,19 +175,11 @@ def convert(
     found = find_cases(source, wanted, masks, table)
     click.echo(found.words)
     parts = convert_release(source, dest, found, options, workers=workers, force=force, on_error=on_error)
-    click.echo(_describe_tallies({part.name: part.tally for part in parts}))
-    if notes := _describe_notes(parts):
+    click.echo(describe_tallies({part.name: part.tally for part in parts}))
+    if notes := describe_notes(parts):
         click.echo(f"\n{notes}")
-    written = (f"{part.path} ({_describe_pixels(part.pixels, options.resolution)})" for part in parts)
+    written = (f"{part.path} ({describe_pixels(part.pixels, options.resolution)})" for part in parts)
     click.echo(f"\nwritten: {', '.join(written)}")
-
-
-def _describe_pixels(pixels: set[float], resolution: int) -> str:
-    """The edge of pixels in mm, and of the picture; of several volumes the least and the most."""
-    sizes = sorted({f"{mm:.3g}": mm for mm in sorted(pixels)}.values())
-    return " to ".join(f"{mm:.3g}" for mm in sizes[:: max(1, len(sizes) - 1)]) + (
-        f" mm pixels, {sizes[-1] * resolution:.4g} mm across"
-    )
 
 
 def _wanted_release(
@@ -209,73 +201,6 @@ def _wanted_release(
     if missing := [name for name, value in own.items() if value is None]:
         raise UserError(f"{missing[0]} is needed as well: your own data takes --contrasts and --pattern")
     return describe_release(contrasts, pattern, labels, mask_pattern, regions)
-
-
-def _describe_tallies(tallies: dict[str, Tally]) -> str:
-    """Tables of slices and patients, and of class areas, per archive."""
-    rows = [(name, len(tally.patients), tally.areas.num_slices) for name, tally in tallies.items()]
-    tables = [format_table(("archive", "patients", "slices"), rows)]
-    rows = [
-        (
-            f"{name}  {class_name}",
-            areas.class_slices[class_name],
-            f"{pixels / max(1, areas.class_slices[class_name]):.0f}",
-            f"{100 * pixels / areas.num_pixels:.3f} %",
-        )
-        for name, areas in ((name, tally.areas) for name, tally in tallies.items())
-        for class_name, pixels in areas.class_pixels.items()
-    ]
-    rows += [
-        (f"{name}  none", tally.areas.num_lesion_free, "", "")
-        for name, tally in tallies.items()
-        if tally.schema.classes
-    ]
-    if rows:
-        tables.append(format_table(("class", "slices with it", "mean pixels in those", "of all pixels"), rows))
-    return "\n\n".join(tables)
-
-
-def _describe_notes(parts: Sequence[Part]) -> str:
-    """What was left out and why, and what was odd; empty if there is nothing to say."""
-    rows = []
-    for reason in dict.fromkeys(reason for part in parts for reason in part.left_out):
-        names = dict.fromkeys(name for part in parts for name in part.left_out.get(reason, []))
-        rows.append((f"left out: {reason}", count(len(names), "patient"), _shorten(names)))
-    for part in parts:
-        # Archives keep the word that they were first made with, but not every lesion is a tumor.
-        noun = "tumour" if any("tumour" in c.title for c in part.tally.schema.classes) else "lesion"
-        for why, n in part.skipped.items():
-            rows.append((f"{part.name} left out: {why.replace('tumour', noun)}", count(n, "slice"), ""))
-    notes = _kinds_of_remarks(parts)
-    for remarks, names in notes[:MOST_NOTES]:
-        voxels = sum(part.counted[remark] for part in parts for remark in remarks)
-        lost = {case: share for part in parts for case, share in part.lost.get(remarks[0], {}).items()}
-        many = count(len(names), "case") + (f", {count(voxels, 'voxel')}" if voxels else "")
-        if lost:
-            many += f", {100 * np.mean(list(lost.values())):.3g} % on average"
-            names = [f"{name} {100 * share:.3g} %" for name, share in lost.items()]
-        alike = f" (the first of {len(remarks)})" if len(remarks) > 1 else ""
-        rows.append((f"note: {remarks[0]}{alike}", many, _shorten(names)))
-    if (more := len(notes) - MOST_NOTES) > 0:
-        rows.append((f"and {count(more, 'note')} more, which `inspect` lists", "", ""))
-    return format_table(("notes", "how many", "which"), rows) if rows else ""
-
-
-def _kinds_of_remarks(parts: Sequence[Part]) -> list[tuple[list[str], list[str]]]:
-    """Remarks that differ in names of cases and in numbers only, and the cases that they are of."""
-    cases: dict[str, list[str]] = {}
-    for remark, names in (pair for part in parts for pair in part.remarks.items()):
-        cases.setdefault(remark, []).extend(names)
-    kinds: dict[str, list[str]] = {}
-    for remark, names in cases.items():
-        kinds.setdefault(re.sub(r"\d[\d.]*", "0", remark.replace(names[0], "")), []).append(remark)
-    return [
-        (alike, list(dict.fromkeys(name for remark in alike for name in cases[remark]))) for alike in kinds.values()
-    ]
-
-
-def _shorten(names: Sequence[str] | dict[str, None], most: int = 3) -> str:
-    return ", ".join(str(name) for name in list(names)[:most]) + (", …" if len(names) > most else "")
 
 
 # --- phantom --------------------------------------------------------------------------------------------------------
@@ -330,112 +255,15 @@ def inspect(archive: Path, out: Path | None, force: bool) -> None:
     for i, record in enumerate(tqdm(reader.info.slices, desc="checking", unit="slice", leave=False)):
         stored = reader.read_checked(i)
         tally.add(record.patient, ClassAreas.of(reader.schema.split(stored)[1][None], reader.schema))
-        sizes.append(_importance(stored, reader))
-    click.echo(_describe_archive(reader))
-    click.echo(f"\n{_describe_tallies({archive.name: tally})}")
+        sizes.append(importance(stored, reader))
+    click.echo(describe_archive(reader))
+    click.echo(f"\n{describe_tallies({archive.name: tally})}")
     if out is not None:
         from slices.render import grid, save
 
         shown = np.stack([reader.read(i) for i in choose_slices(reader.by_patient(), sizes, PICTURED)])
         save(grid(shown, reader.schema), out, force)
         click.echo(f"\nwritten: {out}")
-
-
-def _importance(stored: np.ndarray, reader: ArchiveReader) -> tuple[int, int]:
-    """Areas of the lesions and of the head: the order in which slices are worth showing."""
-    contrasts, classes = reader.schema.split(stored)
-    return int(np.count_nonzero(classes)), int(np.count_nonzero(contrasts[0]))
-
-
-def choose_slices(by_patient: dict[str, list[int]], sizes: Sequence[tuple[int, int]], most: int) -> list[int]:
-    """Numbers of up to `most` slices, the largest of each patient, from patients spread evenly over the archive.
-
-    With fewer patients than places, each shows more, out of the larger half of its slices.
-    """
-    patients = list(by_patient)
-    chosen = [patients[round(i)] for i in np.linspace(0, len(patients) - 1, min(most, len(patients)))]
-    each = math.ceil(most / len(chosen))
-    numbers = []
-    for patient in chosen:
-        ranked = sorted(by_patient[patient], key=lambda i: sizes[i], reverse=True)
-        half = ranked[: max(each, math.ceil(len(ranked) / 2))]
-        picks = np.linspace(0, len(half) - 1, min(each, len(half))).round().astype(int)
-        numbers += [half[i] for i in picks]
-    return numbers[:most]
-
-
-def _describe_archive(reader: ArchiveReader) -> str:
-    info, schema = reader.info, reader.schema
-    lines = [
-        f"{reader.path}: {count(len(reader), 'slice')} of {info.resolution}×{info.resolution} pixels, "
-        f"{count(schema.num_contrasts, 'contrast')} and {count(schema.num_maps, 'label map')}; all are readable",
-        f"contrasts: {', '.join(schema.contrasts)}",
-    ]
-    titles = [f"{c.title}, " if c.title not in ("", c.name) else "" for c in schema.classes]
-    lines += [
-        f"class {c.name}: {title}{_describe_values(c.values)} in NIfTI files"
-        for c, title in zip(schema.classes, titles, strict=True)
-    ]
-    if schema.ignored:
-        lines.append(f"ignored, as if it were background: {_describe_values(schema.ignored)} in NIfTI files")
-    lines += [f"region {region.name}: {' + '.join(region.classes)}" for region in schema.regions]
-    if info.labels is not None:
-        names = dict(enumerate(info.label_names or ()))
-        counts = Counter(label for _, label in info.labels)
-        told = (f"{names.get(i, i)} {count(counts[i], 'slice')}" for i in sorted({*names, *counts}))
-        lines.append("class labels: " + ", ".join(told))
-    if seeds := [record.seed for record in info.slices if record.seed is not None]:
-        fakes = [record for record in info.slices if record.seed is not None]
-        snapshots = ", ".join(sorted({(record.snapshot or "unnamed")[:12] for record in fakes}))
-        lines.append(
-            f"generated: {count(len(seeds), 'slice')}, seeds {min(seeds)} to {max(seeds)}, snapshot {snapshots}"
-        )
-    if info.seen and not seeds:
-        lines.append("generated slices are among these, exported and converted again")
-    if seeds or info.seen:
-        lines.append(f"  their generator learned from {count(len(info.seen), 'patient')}: {_shorten(info.seen)}")
-    real = dict.fromkeys(record.patient for record in info.slices if record.seed is None)
-    if real:
-        kind = "real" if seeds or not info.seen else "real or generated"
-        lines.append(f"{kind}: {count(len(real), 'patient')}: {_shorten(real)}")
-    parts = Counter(record.part for record in info.slices if record.part is not None)
-    if parts:
-        lines.append("part of the split: " + ", ".join(f"{count(n, 'slice')} {part}" for part, n in parts.items()))
-    if pixels := {*(volume.pixel for volume in info.volumes.values()), *(info.pixel or ())}:
-        lines.append(_describe_pixels(pixels, info.resolution))
-    lines += _describe_made(info.made)
-    return "\n".join(lines)
-
-
-def _describe_values(values: Sequence[int]) -> str:
-    return f"value{'s' * (len(values) > 1)} {', '.join(map(str, values))}"
-
-
-def _describe_made(made: dict) -> list[str]:
-    """How the archive came to be; archives of other programs may say anything, or nothing."""
-    if not made:
-        return []
-    lines = [f"made by: {made.get('command', 'unknown')}, version {made.get('version', 'unknown')}"]
-    if isinstance(options := made.get("options"), dict):
-        lines += [f"  {name}: {_describe_option(value)}" for name, value in options.items()]
-    if isinstance(split := made.get("split"), dict):
-        sizes = ", ".join(f"{len(names)} {side}" for side, names in split.items() if isinstance(names, list))
-        lines.append(f"  split: this is {split.get('part')} of {sizes} patients")
-    if isinstance(sources := made.get("sources"), list):
-        lines += [f"  source: {one.get('name')}" for one in sources if isinstance(one, dict)]
-    skipped = made.get("skipped") if isinstance(made.get("skipped"), dict) else {}
-    if isinstance(files_left := skipped.get("files"), dict):
-        lines += [f"  left out: {why}: {count(n, 'file')}" for why, n in files_left.items()]
-    for what, reasons in (("left out", skipped.get("patients")), ("note", made.get("remarks"))):
-        if isinstance(reasons, dict):
-            lines += [
-                f"  {what}: {why}: {_shorten(names)}" for why, names in reasons.items() if isinstance(names, list)
-            ]
-    return lines
-
-
-def _describe_option(value: object) -> str:
-    return ", ".join(f"{key}={name}" for key, name in value.items()) if isinstance(value, dict) else str(value)
 
 
 # --- export ---------------------------------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ from dnnlib.processes import map_in_order
 from dnnlib.system import run
 from dnnlib.text import format_table
 from slices.archive.reader import ArchiveReader
-from slices.convert.conversion import ConvertOptions, convert_release
+from slices.convert.conversion import convert_release
+from slices.convert.options import ConvertOptions
 from slices.convert.recognition import Recognised, find_cases
 from slices.convert.releases import AUTO, RELEASE_NAMES, release_of_name
 from slices.phantom import write_patients

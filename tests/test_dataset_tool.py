@@ -19,11 +19,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from commands import ROOT
-from dataset_tool import MOST_NOTES, PICTURED, _describe_notes, choose_slices, main
+from dataset_tool import PICTURED, main
 from drawn import SHAPE, draw_head, turned, write_case, write_nifti
+from slices.archive.describe import choose_slices
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.convert.conversion import Part, Tally
+from slices.convert.report import MOST_NOTES, describe_notes
 from slices.schema import BRATS, Schema
 
 
@@ -255,7 +257,7 @@ def test_lost_lesions_are_told_with_their_share(tmp_path):
 
 def test_only_so_many_notes_are_shown():
     remarks = {f"{'odd ' * n}": [f"case{n}"] for n in range(1, MOST_NOTES + 8)}
-    table = _describe_notes([Part(None, Path("x.zip"), "all", [], Tally(BRATS), remarks=remarks)])
+    table = describe_notes([Part(None, Path("x.zip"), "all", [], Tally(BRATS), remarks=remarks)])
     assert table.count("note: ") == MOST_NOTES and "and 7 notes more, which `inspect` lists" in table
 
 
@@ -269,7 +271,7 @@ def test_notes_that_differ_in_names_and_numbers_are_one():
             f"q{cases[0]}_seg.nii.gz: odd": [f"q{cases[0]}"],
         }
         parts.append(Part(None, Path("x.zip"), "all", [], Tally(BRATS), remarks=remarks))
-    table = _describe_notes(parts).splitlines()[2:]
+    table = describe_notes(parts).splitlines()[2:]
     assert [re.sub(" {2,}", "|", line) for line in table] == [
         "note: q0_t1.nii.gz: 7 voxels of NaN at 0.0 mm (the first of 100)|100 cases|q0, q1, q2, …",
         "note: all files: no orientation|100 cases|q0, q1, q2, …",

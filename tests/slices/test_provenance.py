@@ -12,7 +12,8 @@ from slices import leaks
 from slices.archive.format import TEST, TRAIN
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
-from slices.convert.conversion import ConvertOptions, convert_release
+from slices.convert.conversion import convert_release
+from slices.convert.options import ConvertOptions
 from slices.convert.recognition import find_cases
 from slices.convert.releases import describe_release
 from slices.export import export_archive

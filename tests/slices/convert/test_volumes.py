@@ -13,8 +13,9 @@ from scipy import ndimage
 from dnnlib.errors import UserError
 from dnnlib.text import count
 from drawn import BRIGHT, DIRECTIONS, SHAPE, draw_head, turned, write_case, write_nifti
-from slices.convert.conversion import ConvertOptions, cut_case
+from slices.convert.cut import cut_case
 from slices.convert.head import find_head, foreground, grow, otsu_threshold
+from slices.convert.options import ConvertOptions
 from slices.convert.recognition import find_cases
 from slices.convert.releases import describe_release, release_of_name
 from slices.convert.volumes import read_case
