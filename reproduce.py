@@ -262,8 +262,9 @@ def mean_areas(path: Path) -> dict[str, float]:
 
 def report(outdir: Path, results: dict[str, Path], real: Path, fake: Path, snapshot: Path) -> None:
     """Print the Dice table and the class areas; write them as results.json, results.md and dice.png."""
+    from segmentation.comparison import arms_table
     from segmentation.evaluate import load_evaluation
-    from segmentation.report import arms_table, describe_data
+    from segmentation.report import describe_data
 
     arms = {arm: load_evaluation(path) for arm, path in results.items()}
     areas = ClassAreas(mean_areas(real), mean_areas(fake))

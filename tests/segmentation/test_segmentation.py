@@ -21,6 +21,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from segmentation import evaluate, fit, predict, report, scores, unet
 from segmentation.__main__ import main
+from segmentation.comparison import arms_table
 from segmentation.config import TrainUNetConfig
 from segmentation.data import UnionOfArchives, loader
 from segmentation.draws import Draw, Drawn, Draws
@@ -520,7 +521,7 @@ def test_incomplete_volumes_are_told(tmp_path, trained):
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert words in content["notes"] and [(e["slices"], e["of"]) for e in content["examinations"]] == [(2, 7)] * 2
     result = load_evaluation(tmp_path / "out" / "results.json")
-    table = report.arms_table({"R": result})
+    table = arms_table({"R": result})
     assert words in table.text() and words in table.markdown()
     assert report._extent(result.examinations[0]) == "of 2 of 7 slices"
     shown = list(predict_examinations(unet.load_unet(trained.model), ArchiveReader(some), [("a", "a")]))[0]
@@ -556,7 +557,7 @@ def test_pixels_of_another_size_are_refused_unless_one_insists(tmp_path):
     words = "the U-Net learned from pixels of 3.12 mm and was tested on pixels of 3.75 mm"
     assert code == 0 and words in output, output
     result = load_evaluation(tmp_path / "out" / "results.json")
-    assert any(words in note for note in result.notes) and f"R: {words}" in report.arms_table({"R": result}).text()
+    assert any(words in note for note in result.notes) and f"R: {words}" in arms_table({"R": result}).text()
 
 
 def test_label_maps_of_another_coding_are_refused(tmp_path, trained):
@@ -608,7 +609,7 @@ def test_a_schema_without_regions_is_evaluated_by_its_labels(tmp_path):
 def test_tables_of_arms(evaluated):
     half = scores.Summary(0.5, 0.25, 0, masked_mean=0.75, masked_sd=0.125, removed=3)
     half = dataclasses.replace(evaluated, regions={**evaluated.regions, "whole": half})
-    table = report.arms_table({"100% R": evaluated, "100% F": half})
+    table = arms_table({"100% R": evaluated, "100% F": half})
     targets = ("whole (region)", "core (region)", "core (label)", "rim (label)")
     assert table.header == ("trained on", *targets, "voxels outside the head")
     assert [row[0] for row in table.rows] == ["100% R", "100% F", "100% R, masked", "100% F, masked"]
@@ -624,11 +625,11 @@ def test_tables_of_arms(evaluated):
     ):
         assert sum(words in note for note in table.notes) == 1 and f"\n- {words}"[:3] in table.markdown(), words
     assert not any("differ" in note for note in table.notes)
-    table = report.arms_table({"100% R": dataclasses.replace(evaluated, overlap=("a", "c"))})
+    table = arms_table({"100% R": dataclasses.replace(evaluated, overlap=("a", "c"))})
     assert table.rows[0][0] == "100% R (knew 2 of 4 test patients)"
     other = dataclasses.replace(evaluated, data=dataclasses.replace(evaluated.data, sha256="0" * 64, file="b.zip"))
     with pytest.raises(UserError, match="b.zip, test.zip"):
-        report.arms_table({"100% R": evaluated, "100% F": other})
+        arms_table({"100% R": evaluated, "100% F": other})
 
 
 def test_what_arms_differ_in_is_said(evaluated):
@@ -639,7 +640,7 @@ def test_what_arms_differ_in_is_said(evaluated):
         return dataclasses.replace(evaluated, model=dataclasses.replace(evaluated.model, info=changed))
 
     def differences(one, other):
-        return [n for n in report.arms_table({"R": one, "F": other}).notes if "differ" in n]
+        return [n for n in arms_table({"R": one, "F": other}).notes if "differ" in n]
 
     assert differences(arm(seed=1), arm(workers=0)) == []
     assert differences(arm(), arm(empty=0.0)) == ["the arms differ in --empty: R 0.05, F 0.0"]
@@ -747,7 +748,7 @@ def test_names_alike_are_told_in_training_in_results_and_in_tables(tmp_path):
     assert code == 0 and "TCGA_DU_7294 and tcga-du-07294" in output
     found = load_evaluation(tmp_path / "out" / "results.json")
     (note,) = [note for note in found.notes if "names so alike" in note]
-    assert [n for n in report.arms_table({"R": found}).notes if "alike" in n] == [f"R: {note}"]
+    assert [n for n in arms_table({"R": found}).notes if "alike" in n] == [f"R: {note}"]
 
 
 def test_where_results_cannot_be_written_no_network_runs(tmp_path, trained, test_zip, monkeypatch):
