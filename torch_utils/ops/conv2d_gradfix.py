@@ -1,6 +1,6 @@
 """2-D convolutions whose second derivatives are as fast as their first, for R1 and path length regularisation.
 
-On CPUs, 3×3 convolutions of many pixels are native ones, about twice as fast as PyTorch's: see csrc/winograd_cpu.h.
+On CPUs, 3×3 convolutions of many pixels are native ones, about twice as fast as PyTorch's: see csrc/cpu/winograd.h.
 
 When a gradient is differentiated again, PyTorch finds the part that goes to the weight by convolving with kernels of
 the picture's size, for which libraries have no fast algorithm. But it is the gradient of a convolution by its weight,

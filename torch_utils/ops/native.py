@@ -63,13 +63,14 @@ class Library:
     """The operators for one type of device."""
 
     name: str
-    sources: tuple[Path, ...]  # those ending in .cu make it a CUDA library
+    folder: Path  # of sources and headers
+    sources: tuple[str, ...]  # their paths below it; those ending in .cu make it a CUDA library
     flags: tuple[str, ...]  # of the C++ compiler
     cuda_flags: tuple[str, ...] = ()  # of nvcc
 
     @property
     def _is_cuda(self) -> bool:
-        return any(source.suffix == ".cu" for source in self.sources)
+        return any(source.endswith(".cu") for source in self.sources)
 
     def load(self, rebuild: bool = False) -> Status:
         """Load the library, building it first unless its file is there. Raises Unavailable.
@@ -152,7 +153,7 @@ class Library:
                     cpp_extension.CUDA_HOME = str(recipe.cuda_home)
                 cpp_extension.load(
                     name=f"stylegan2_mr_{self.name}",
-                    sources=[str(source) for source in self.sources],
+                    sources=[str(self.folder / source) for source in self.sources],
                     extra_cflags=list(recipe.flags),
                     extra_cuda_cflags=list(self.cuda_flags),
                     extra_ldflags=[*CPP_LIBRARY, *(flag for flag in recipe.flags if flag == "-fopenmp")],
@@ -188,10 +189,9 @@ class Library:
 
     def _key(self, recipe: Recipe) -> str:
         """What tells this library from those of other sources, tools and machines."""
-        folders = {source.parent for source in self.sources}
-        headers = {header for folder in folders for header in [*folder.glob("*.h"), *folder.glob("*.cuh")]}
+        files = [self.folder / source for source in self.sources] + sorted(self.folder.rglob("*.h"))
         try:
-            contents = [(file.name, sha256(file)) for file in sorted({*self.sources, *headers})]
+            contents = [(str(file.relative_to(self.folder)), sha256(file)) for file in files]
         except FileNotFoundError as error:
             raise Unavailable(f"their source {error.filename} is missing: install the project anew") from None
         pytorch = (torch.__version__, torch.version.cuda, torch.compiled_with_cxx11_abi(), platform.machine())
@@ -211,12 +211,14 @@ REORDER = ("-fassociative-math", "-fno-signed-zeros")
 LIBRARIES = {
     "cpu": Library(
         name="cpu",
-        sources=(CSRC / "cpu.cpp", CSRC / "autograd.cpp"),
+        folder=CSRC,
+        sources=("cpu/binding.cpp", "autograd.cpp"),
         flags=("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", *REORDER, *OPENMP),
     ),
     "cuda": Library(
         name="cuda",
-        sources=(CSRC / "cuda.cpp", CSRC / "tail.cu", CSRC / "upfirdn2d.cu"),
+        folder=CSRC,
+        sources=("cuda/binding.cpp", "cuda/tail.cu", "cuda/upfirdn2d.cu"),
         flags=("-O3",),
         cuda_flags=("-O3",),
     ),

@@ -1,7 +1,7 @@
 """The native operators as PyTorch sees them: schemas, and shapes for torch.compile and torch.export.
 
-The libraries that `native` loads add kernels (csrc/cpu.cpp, csrc/cuda.cpp) and derivatives (csrc/autograd.cpp) under
-these names; csrc/operators.h has the equations.
+The libraries that `native` loads add kernels (csrc/cpu, csrc/cuda) and derivatives (csrc/autograd.cpp) under these
+names; csrc/operators.h has the equations.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _library.define(
     "upfirdn2d(Tensor x, Tensor f, int up_x, int up_y, int down_x, int down_y,"
     " SymInt pad_x0, SymInt pad_x1, SymInt pad_y0, SymInt pad_y1, bool flip, float gain) -> Tensor"
 )
-# On CPUs only, float32, with stride 1 and padding 1. transposed: w is [C, C', 3, 3]. csrc/winograd_cpu.h has the
+# On CPUs only, float32, with stride 1 and padding 1. transposed: w is [C, C', 3, 3]. csrc/cpu/winograd.h has the
 # algorithm, and conv2d_gradfix.py the derivatives.
 _library.define("conv3x3(Tensor x, Tensor w, bool transposed) -> Tensor")
 _library.define("conv3x3_weight_gradient(Tensor x, Tensor dy, Tensor w) -> Tensor")

@@ -30,7 +30,7 @@ from goldens import golden_arrays, golden_cases, golden_filter
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import ACTIVATIONS
 
-KERNELS = [SOURCES / "tail.cu", SOURCES / "upfirdn2d.cu"]
+KERNELS = [SOURCES / "cuda" / "tail.cu", SOURCES / "cuda" / "upfirdn2d.cu"]
 NAMES = list(ACTIVATIONS)
 ROUNDING = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2, torch.float32: 2e-5, torch.float64: 1e-11}
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
@@ -542,10 +542,10 @@ for path in KERNELS:
 def test_planted_bugs_are_found(emulator, fast, tmp_path, name, text, replacement, place, outcome):
     sources, objects = tmp_path / "sources", tmp_path / "objects"
     shutil.copytree(SOURCES, sources)
-    parts = (sources / name).read_text().split(text)
+    parts = (sources / "cuda" / name).read_text().split(text)
     assert len(parts) > 1, f"{name} no longer has {text}"
     glue = [replacement if place in (None, k) else text for k in range(len(parts) - 1)] + [""]
-    (sources / name).write_text("".join(itertools.chain(*zip(parts, glue, strict=True))))
+    (sources / "cuda" / name).write_text("".join(itertools.chain(*zip(parts, glue, strict=True))))
     like = emulator if outcome == POISON else fast
     shutil.copytree(like.folder, objects, ignore=lambda *_: ["program", f"{Path(name).stem}.o"])
     planted = Emulator(objects, sources, like.flags)
@@ -683,7 +683,7 @@ def test_nvcc_keeps_every_kernel_in_registers(source, tmp_path):
     assert set(used) == {("0", "0", "0")}, report
 
 
-@pytest.mark.parametrize("source", [*KERNELS, SOURCES / "cuda_common.h"], ids=lambda s: s.name)
+@pytest.mark.parametrize("source", [*KERNELS, SOURCES / "cuda" / "common.h"], ids=lambda s: s.name)
 def test_kernels_have_one_text_for_all_compilers(source):
     text = source.read_text()
     assert not re.search(r"#include\s*[<\"](torch|ATen|c10)", text)

@@ -46,7 +46,7 @@ class Toy:
             'exec c++ "$@"',
         )
         self.extensions = folder / "extensions"
-        self.library = native.Library("cpu", (self.source,), native.LIBRARIES["cpu"].flags)
+        self.library = native.Library("cpu", folder, ("toy.cpp",), native.LIBRARIES["cpu"].flags)
 
     def compilations(self) -> int:
         return len(self.log.read_text().split()) if self.log.exists() else 0
@@ -60,7 +60,7 @@ class Toy:
 from pathlib import Path
 from torch_utils.ops import native
 native.PATIENCE = 0.1
-native.LIBRARIES["cpu"] = native.Library("cpu", (Path({str(self.source)!r}),), {self.library.flags!r})
+native.LIBRARIES["cpu"] = native.Library("cpu", Path({str(self.folder)!r}), ("toy.cpp",), {self.library.flags!r})
 print(native.available("cpu"))
 """
         return subprocess.Popen(
@@ -118,7 +118,7 @@ def test_changed_sources_headers_flags_and_compilers_are_other_libraries(toy, mo
     toy.source.write_text(toy.source.read_text().replace("NUMBER", "NUMBER + 1"))
     files.append(file())
     assert toy.number() == 9
-    monkeypatch.setitem(native.LIBRARIES, "cpu", native.Library("cpu", (toy.source,), ("-O1",)))
+    monkeypatch.setitem(native.LIBRARIES, "cpu", native.Library("cpu", toy.folder, ("toy.cpp",), ("-O1",)))
     files.append(file())
     script(toy.compiler, '[ "$*" = --version ] && echo another version && exit', 'exec c++ "$@"')
     files.append(file())
@@ -240,7 +240,7 @@ def test_tools_that_are_missing_are_named_and_not_remembered(toy, monkeypatch, c
         assert "apt-get install g++" in told()
         script(empty / "c++")
         assert "pip install ninja" in told()
-        patch.setitem(native.LIBRARIES, "cpu", native.Library("cpu", (toy.folder / "gone.cpp",), ()))
+        patch.setitem(native.LIBRARIES, "cpu", native.Library("cpu", toy.folder, ("gone.cpp",), ()))
         assert "gone.cpp is missing" in told()
     assert not toy.extensions.exists()
     monkeypatch.setenv("CXX", str(toy.compiler))
@@ -479,8 +479,8 @@ def test_architectures_and_toolkit_hold_for_the_build_alone(toy, toolkit, monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     (toy.folder / "toy.so").touch()
-    library = native.Library("cuda", (toy.source, toy.source.with_suffix(".cu")), ())
-    library.sources[1].touch()
+    library = native.Library("cuda", toy.folder, ("toy.cpp", "toy.cu"), ())
+    (toy.folder / "toy.cu").touch()
     first = library.load().file
     assert "TORCH_CUDA_ARCH_LIST" not in os.environ
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")

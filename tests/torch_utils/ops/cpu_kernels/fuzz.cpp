@@ -6,9 +6,9 @@
 #include <random>
 #include <string>
 
-#include "tail_cpu.h"
-#include "upfirdn2d_cpu.h"
-#include "winograd_cpu.h"
+#include "cpu/tail.h"
+#include "cpu/upfirdn2d.h"
+#include "cpu/winograd.h"
 
 namespace {
 

@@ -71,7 +71,7 @@ class Emulator:
     """The kernels of a folder of sources, built once."""
 
     def __init__(self, folder: Path, sources: Path = SOURCES, flags: list[str] = CHECKED):
-        units = [HERE / "main.cpp", sources / "tail.cu", sources / "upfirdn2d.cu"]
+        units = [HERE / "main.cpp", sources / "cuda" / "tail.cu", sources / "cuda" / "upfirdn2d.cu"]
         self.folder, self.flags = folder, flags
         self.program = build(units, flags, folder, sources)
 

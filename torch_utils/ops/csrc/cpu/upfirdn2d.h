@@ -5,7 +5,7 @@
 // else it is one number, and each channel a picture of its own.
 #pragma once
 
-#include "cpu_common.h"
+#include "common.h"
 
 namespace ops::cpu {
 

@@ -17,7 +17,7 @@
 #include <immintrin.h>
 #endif
 
-#include "operators.h"
+#include "../operators.h"
 
 namespace ops::cpu {
 

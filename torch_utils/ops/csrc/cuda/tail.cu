@@ -8,7 +8,7 @@
 #include <array>
 #include <type_traits>
 
-#include "cuda_common.h"
+#include "common.h"
 
 namespace ops::cuda {
 namespace {

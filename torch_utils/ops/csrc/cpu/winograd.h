@@ -11,7 +11,7 @@
 // as far from exact ones as plain sums are. An infinity or a NaN makes all of its tiles NaN.
 #pragma once
 
-#include "cpu_common.h"
+#include "common.h"
 
 namespace ops::cpu {
 

@@ -7,10 +7,10 @@
 #include <numeric>
 #include <vector>
 
-#include "binding.h"
-#include "tail_cpu.h"
-#include "upfirdn2d_cpu.h"
-#include "winograd_cpu.h"
+#include "../binding.h"
+#include "tail.h"
+#include "upfirdn2d.h"
+#include "winograd.h"
 
 namespace {
 

@@ -6,7 +6,7 @@
 // outputs that lie `up` rows apart: these meet the same taps, on samples that lie `down` rows apart, and so share what
 // is read.
 
-#include "cuda_common.h"
+#include "common.h"
 
 namespace ops::cuda {
 namespace {

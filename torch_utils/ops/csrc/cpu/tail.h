@@ -6,7 +6,7 @@
 // the same along the way.
 #pragma once
 
-#include "cpu_common.h"
+#include "common.h"
 
 namespace ops::cpu {
 

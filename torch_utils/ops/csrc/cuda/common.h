@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "operators.h"
+#include "../operators.h"
 
 extern __shared__ __align__(16) unsigned char shared_memory[];
 
