@@ -14,7 +14,9 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -33,15 +35,15 @@ from slices.schema import BRATS
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.registered import OPERATORS
-from training.config import DataConfig, Overrides, resolve
+from training.config import DataConfig, find_recipe, resolve
 from training.loss import Minibatch
 from training.networks.generator import Generator
 from training.training_loop import TrainingRun
 
 PERIOD = 16  # steps after which every phase has been due
-CONFIGURATIONS = {
-    "demo": Overrides(batch=8, lrate=0.005, gamma=5, mixing=0, pl_weight=0, z_dim=128, cbase=1024, cmax=64, fp32=True),
-    "twice as wide, all regularisation": Overrides(batch=16, gamma=1, z_dim=128, cbase=2048, cmax=64, fp32=True),
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "demo": dict(batch=8, lrate=0.005, gamma=5, mixing=0, pl_weight=0, z_dim=128, cbase=1024, cmax=64, fp32=True),
+    "twice as wide, all regularisation": dict(batch=16, gamma=1, z_dim=128, cbase=2048, cmax=64, fp32=True),
 }
 
 
@@ -69,9 +71,9 @@ def main(periods: int, images: int) -> None:
     product = MatrixProduct(device)
     with tempfile.TemporaryDirectory() as folder:
         archive = draw_archive(Path(folder) / "noise.zip", resolution=64)
-        for name, overrides in CONFIGURATIONS.items():
-            print(f"{name}: 64×64, " + ", ".join(f"{k} {v:g}" for k, v in vars(overrides).items() if v is not None))
-            print(time_training(archive, Path(folder), overrides, periods, product) + "\n")
+        for name, given in CONFIGURATIONS.items():
+            print(f"{name}: 64×64, " + ", ".join(f"{k} {v:g}" for k, v in given.items()))
+            print(time_training(archive, Path(folder), given, periods, product) + "\n")
     seconds, operations, speed = time_generation(device, images, product)
     print(f"generation at 256×256, `auto` networks: {seconds:.3f} s an image (median), ", end="")
     print(f"{operations / 1e9:.1f} GFLOP, share {operations / seconds / speed:.0%}")
@@ -132,11 +134,12 @@ def draw_archive(path: Path, resolution: int, count: int = 64) -> Path:
     return path
 
 
-def time_training(archive: Path, folder: Path, overrides: Overrides, periods: int, product: MatrixProduct) -> str:
+def time_training(archive: Path, folder: Path, given: dict[str, Any], periods: int, product: MatrixProduct) -> str:
     """A table of the phases: seconds each time, and per kimg; and the speed of the product meanwhile."""
     dataset = SliceDataset(archive)
     data = DataConfig(str(archive))
-    config = resolve("auto", data, dataset.schema, dataset.resolution, dataset.c_dim, overrides, seed=0, snap=0)
+    recipe = replace(find_recipe("auto", dataset.resolution), **given)
+    config = resolve(recipe, data, dataset.schema, dataset.resolution, dataset.c_dim, snap=0)
     run = TrainingRun(config, dataset, folder, Log(folder / "log.txt"))
     for _ in range(2):
         run._step()
@@ -186,7 +189,7 @@ def count_operations(run: TrainingRun, phase) -> int:
 def time_generation(device: torch.device, images: int, product: MatrixProduct) -> tuple[float, int, float]:
     """(seconds, operations) of one image at 256×256 with the networks of `--cfg=auto`, one at a time, and the speed of
     the product meanwhile. Medians."""
-    config = resolve("auto", DataConfig(""), BRATS, 256, 0, Overrides(), seed=0, snap=0).generator
+    config = resolve(find_recipe("auto", 256), DataConfig(""), BRATS, 256).generator
     generator = Generator(config).eval().to(device)
 
     def generate() -> None:

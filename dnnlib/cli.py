@@ -112,6 +112,13 @@ def option(
     return limited(default=default, metadata={_OPTION: described}, **limits)
 
 
+def like(cls: Any, name: str, *, default: Any = MISSING) -> Any:
+    """A dataclass's field with the limits of another class's field or option, by whose name messages call it."""
+    (other,) = (field for field in dataclasses.fields(cls) if field.name == name)
+    limits = dataclasses.replace(other.metadata[_LIMITS], name=_name(other))
+    return dataclasses.field(default=default, metadata={_LIMITS: limits})
+
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
@@ -129,9 +136,13 @@ def check(cls: Any, values: Mapping[str, Any]) -> None:
         value = values.get(field.name)
         for one in value if isinstance(value, tuple) else (value,):
             if limits is not None and one is not None and not _fits(one, limits):
-                name = limits.name or (_flag(field) if _OPTION in field.metadata else field.name)
                 whole = _of_annotation(typing.get_type_hints(cls)[field.name])[0] is int
-                raise UserError(f"{name} {_show(one)}: expected {_expected(limits, whole)}")
+                raise UserError(f"{_name(field)} {_show(one)}: expected {_expected(limits, whole)}")
+
+
+def _name(field: dataclasses.Field) -> str:
+    """What messages call a field."""
+    return field.metadata[_LIMITS].name or (_flag(field) if _OPTION in field.metadata else field.name)
 
 
 def _fits(value: Any, limits: _Limits) -> bool:
@@ -190,7 +201,8 @@ def options(cls: Any, into: str, unless_given: str | None = None) -> Callable[[C
     """Decorate a click command: one option for each option-field of a dataclass, in their order.
 
     The command gets a record of the class as its argument `into`. With `unless_given`, words for where other values
-    come from, it gets a dictionary of the values that were given alone. What is wrong with them ends the program.
+    come from, it gets a dictionary of only those values that were given; a field's default then shows in help alone.
+    Values beyond their limits end the program with a message.
     """
     fields = [field for field in dataclasses.fields(cls) if _OPTION in field.metadata]
     hints = typing.get_type_hints(cls)
@@ -218,10 +230,12 @@ def options(cls: Any, into: str, unless_given: str | None = None) -> Callable[[C
 def _click_option(field: dataclasses.Field, hint: Any, unless_given: str | None) -> Callable[[Callable], Callable]:
     described, limits = field.metadata[_OPTION], field.metadata[_LIMITS]
     default: Any = field.default if field.default_factory is MISSING else field.default_factory
+    names = [*filter(None, [described.short]), _flag(field), field.name]
+    known = default is not MISSING and default is not None
+    shown = described.shown or (default if known or unless_given is None else unless_given)
+    help = _help(described.help, "" if described.switch else shown, _range(limits))
     if unless_given is not None:
         default = None
-    names = [*filter(None, [described.short]), _flag(field), field.name]
-    help = _help(described.help, "" if described.switch else described.shown or unless_given or default, _range(limits))
     if described.switch:
         return click.option(*names, is_flag=True, default=default, help=help)
     kind, multiple = _of_annotation(hint)

@@ -20,7 +20,7 @@ from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from torch_utils import checkpoint
 from training import sampling
-from training.config import DataConfig, Overrides, resolve
+from training.config import DataConfig, find_recipe, resolve
 from training.snapshot import KIND, VERSION, find_snapshot, load_generator
 from training.training_loop import TrainingRun
 
@@ -30,8 +30,8 @@ def make_snapshot(folder, cond: bool, subset=None):
     folder.mkdir()
     data = write_archive(folder / "data.zip", labels=True)
     dataset = SliceDataset(data, use_labels=cond, subset=subset)
-    overrides = Overrides(kimg=0.008, batch=4, cbase=256, cmax=16, z_dim=16, map_depth=2)
-    config = resolve("auto", DataConfig(str(data), cond=cond, workers=0), BRATS, 16, dataset.c_dim, overrides, 0, 0)
+    recipe = replace(find_recipe("auto", 16), kimg=0.008, batch=4, cbase=256, cmax=16, z_dim=16, map_depth=2)
+    config = resolve(recipe, DataConfig(str(data), cond=cond, workers=0), BRATS, 16, dataset.c_dim, snap=0)
     log = Log(folder / "log.txt")
     run = TrainingRun(config, dataset, folder, log)
     run.run()

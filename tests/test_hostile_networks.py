@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from segmentation.draws import Drawn
 from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, load_unet, save_unet
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
-from training.config import DataConfig, Overrides, resolve
+from training.config import DataConfig, find_recipe, resolve
 from training.networks.generator import Generator
 from training.snapshot import SnapshotInfo, load_generator, save_snapshot
 
@@ -33,8 +34,8 @@ HUGE, NAN = 1 << 62, float("nan")
 
 def write_snapshot(path: Path) -> None:
     data = write_archive(path.with_suffix(".zip"), count=2)
-    overrides = Overrides(batch=4, cbase=64, cmax=8, z_dim=8, map_depth=2)
-    config = resolve("auto", DataConfig(str(data)), BRATS, 16, 0, overrides, seed=0, snap=0)
+    recipe = replace(find_recipe("auto", 16), batch=4, cbase=64, cmax=8, z_dim=8, map_depth=2)
+    config = resolve(recipe, DataConfig(str(data)), BRATS, 16, snap=0)
     info = SnapshotInfo(BRATS, config, "0" * 64, 1.5, SliceDataset(data).patients)
     save_snapshot(path, {"G_ema": Generator(config.generator)}, info)
 
@@ -60,19 +61,19 @@ LIES = [  # which file, what its metadata say instead, words of the refusal
     ("snapshot", {G + "resolution": 4096, G + "channel_base": 1 << 30, G + "channel_max": 65536}, "lacks the tensor"),
     ("snapshot", {G + "channel_base": 1 << 30, G + "channel_max": 65536}, "the network that it describes has"),
     ("snapshot", {G + "channel_base": 8}, "leaves no feature map"),
-    ("snapshot", {G + "channel_max": -8}, "--cmax -8: expected a number from 1"),
-    ("snapshot", {G + "mapping_layers": 10**9}, "--map-depth 1000000000: expected a number from 1 to 100"),
+    ("snapshot", {G + "channel_max": -8}, "--cmax -8: expected a whole number from 1"),
+    ("snapshot", {G + "mapping_layers": 10**9}, "--map-depth 1000000000: expected a whole number from 1 to 100"),
     ("snapshot", {G + "mapping_layers": 1}, "has a tensor 'G_ema.mapping.fc1.bias'"),
-    ("snapshot", {G + "num_maps": HUGE}, "--num-maps"),
+    ("snapshot", {G + "num_maps": HUGE}, "num_maps 4611686018427387904: expected"),
     ("snapshot", {G + "num_maps": 0}, "4 contrasts and 0 label maps, but a schema of 4 and 4"),
     ("snapshot", {G + "num_contrasts": 16}, "16 contrasts and 4 label maps, but a schema"),
     ("snapshot", {G + "z_dim": HUGE}, "--z-dim"),
     ("snapshot", {G + "z_dim": 65536, G + "w_dim": 65536}, "the network that it describes has"),
     ("snapshot", {G + "c_dim": 65536}, "lacks the tensor"),
-    ("snapshot", {G + "c_dim": -1}, "--c-dim -1"),
-    ("snapshot", {G + "num_fp16_res": HUGE}, "--num-fp16-res"),
-    ("snapshot", {G + "conv_clamp": -1.0}, "--conv-clamp -1.0"),
-    ("snapshot", {"training.discriminator.mbstd_group_size": 0}, "--mbstd-group-size 0"),
+    ("snapshot", {G + "c_dim": -1}, "c_dim -1: expected"),
+    ("snapshot", {G + "num_fp16_res": HUGE}, "num_fp16_res 4611686018427387904: expected"),
+    ("snapshot", {G + "conv_clamp": -1.0}, "conv_clamp -1: expected a number from 0"),
+    ("snapshot", {"training.discriminator.mbstd_group_size": 0}, "mbstd_group_size 0"),
     ("snapshot", {"training.batch": HUGE, "training.batch_gpu": HUGE - 1}, "--batch"),
     ("snapshot", {"kimg": -0.5}, "kimg -0.5: expected 0 or more"),
     ("snapshot", {"patients": ["../../x"]}, "can't be a name"),

@@ -1,11 +1,12 @@
-"""What a training run is made of, and the presets that fill it in. No torch here: --help should not wait for it."""
+"""What a training run is made of, and the recipes that fill it in. No torch here: --help should not wait for it."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dnnlib.cli import Checked, like, limited, option
 from dnnlib.errors import UserError
 from dnnlib.text import count
 from slices.archive.format import LARGEST_LABEL, LARGEST_RESOLUTION
@@ -13,45 +14,84 @@ from slices.schema import MOST_CLASSES, MOST_CONTRASTS, Schema
 
 NUM_FP16_RES, CONV_CLAMP = 4, 256  # the four highest resolutions in half precision, on a GPU; its range needs a clamp
 WIDEST, DEEPEST, LARGEST_BATCH = 1 << 16, 100, 1 << 20
-_OPTIONS = {"mapping_layers": "--map-depth", "channel_base": "--cbase", "channel_max": "--cmax"}  # of other names
 
 
-@dataclass(frozen=True)
-class Preset:
-    """One row of StyleGAN2-ADA's table of configurations (Karras et al. 2020, table 6, and its code's `--cfg`)."""
-
-    kimg: int
-    batch: int
-    mbstd: int  # group of the minibatch standard deviation
-    fmaps: float  # multiplier of the number of feature maps
-    lrate: float
-    gamma: float  # R1 weight
-    ema_kimg: float
-    ema_ramp: float | None
-    map_depth: int
-    mixing: float = 0.9
-    pl_weight: float = 2
-    residual: bool = True
+# --- recipes ----------------------------------------------------------------------------------------------------------
 
 
-PRESETS: dict[str, Preset] = {
-    "stylegan2": Preset(25000, 32, 4, 1, 0.002, 10, 10, None, 8),
-    "paper256": Preset(25000, 64, 8, 0.5, 0.0025, 1, 20, None, 8),
-    "paper512": Preset(25000, 64, 8, 1, 0.0025, 0.5, 20, None, 8),
-    "paper1024": Preset(25000, 32, 4, 1, 0.002, 2, 10, None, 8),
-    "cifar": Preset(100000, 64, 32, 1, 0.0025, 0.01, 500, 0.05, 2, mixing=0, pl_weight=0, residual=False),
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Checked):
+    """Hyperparameters of a training: `--cfg` chooses them, and each that is an option can be given by hand.
+
+    The named ones are rows of StyleGAN2-ADA's table (Karras et al. 2020, table 6, and its code's `--cfg`).
+    """
+
+    kimg: float = option("Length in thousands of real images shown.", above=0)
+    batch: int = option("Images of one step.", least=1, most=LARGEST_BATCH)
+    batch_gpu: int | None = option(
+        "Images at a time, to save memory.", default=None, shown="--batch", least=1, most=LARGEST_BATCH
+    )
+    gamma: float = option("Weight of R1.", least=0)
+    lrate: float = option("Learning rate of both networks.", above=0, example=0.002)
+    mixing: float = option("Probability of style mixing.", least=0, most=1)
+    pl_weight: float = option("Weight of path length regularization; 0 turns it off.", least=0)
+    map_depth: int = option("Layers of the mapping network.", least=1, most=DEEPEST)
+    cbase: int = option("Feature maps at a resolution are cbase / resolution.", least=1, most=1 << 30)
+    cmax: int = option("Most feature maps at any resolution.", default=512, least=1, most=WIDEST)
+    fp32: bool = option(
+        "No half precision on a GPU, and no clamp of activations, which only half precision needs.", default=False
+    )
+    z_dim: int = option("Size of the latent z.", default=512, least=1, most=WIDEST)
+    w_dim: int | None = option("Size of the style w.", default=None, shown="--z-dim", least=1, most=WIDEST)
+    mbstd: int  # group of the minibatch standard deviation; a smaller minibatch is one group
+    ema_kimg: float  # half-life of the generator's average
+    ema_ramp: float | None = None  # shortens it to this share of the images shown so far
+    residual: bool = True  # the discriminator's blocks
+
+
+_STYLEGAN2 = Recipe(
+    kimg=25000,
+    batch=32,
+    gamma=10,
+    lrate=0.002,
+    mixing=0.9,
+    pl_weight=2,
+    map_depth=8,
+    cbase=32768,
+    mbstd=4,
+    ema_kimg=10,
+)
+RECIPES: dict[str, Recipe] = {
+    "stylegan2": _STYLEGAN2,
+    "paper256": replace(_STYLEGAN2, batch=64, mbstd=8, lrate=0.0025, gamma=1, ema_kimg=20, cbase=16384),
+    "paper512": replace(_STYLEGAN2, batch=64, mbstd=8, lrate=0.0025, gamma=0.5, ema_kimg=20),
+    "paper1024": replace(_STYLEGAN2, gamma=2),
+    "cifar": replace(
+        _STYLEGAN2,
+        kimg=100000,
+        batch=64,
+        mbstd=32,
+        lrate=0.0025,
+        gamma=0.01,
+        ema_kimg=500,
+        ema_ramp=0.05,
+        map_depth=2,
+        mixing=0,
+        pl_weight=0,
+        residual=False,
+    ),
 }
-CFG_NAMES = ("auto", *PRESETS)
+CFG_NAMES = ("auto", *RECIPES)
 
 
-def auto_preset(resolution: int, gpus: int = 1) -> Preset:
-    """The preset that follows from the resolution and the number of GPUs."""
+def auto_recipe(resolution: int, gpus: int = 1) -> Recipe:
+    """The recipe that follows from the resolution and the number of GPUs."""
     batch = max(min(gpus * min(4096 // resolution, 32), 64), gpus)
-    return Preset(
-        kimg=25000,
+    return replace(
+        _STYLEGAN2,
         batch=batch,
         mbstd=min(batch // gpus, 4),
-        fmaps=1 if resolution >= 512 else 0.5,
+        cbase=32768 if resolution >= 512 else 16384,
         lrate=0.002 if resolution >= 1024 else 0.0025,
         gamma=0.0002 * resolution**2 / batch,
         ema_kimg=batch * 10 / 32,
@@ -60,122 +100,146 @@ def auto_preset(resolution: int, gpus: int = 1) -> Preset:
     )
 
 
-def find_preset(cfg: str, resolution: int) -> Preset:
-    """The preset of one of CFG_NAMES."""
-    return auto_preset(resolution) if cfg == "auto" else PRESETS[cfg]
+def find_recipe(cfg: str, resolution: int) -> Recipe:
+    """The recipe of one of CFG_NAMES."""
+    return auto_recipe(resolution) if cfg == "auto" else RECIPES[cfg]
+
+
+def notes(cfg: str, resolution: int, given: Mapping[str, Any]) -> list[str]:
+    """What the user should know of how the recipe and the values given by hand go together."""
+    recipe = find_recipe(cfg, resolution)
+    told = [f"{name.replace('_', '-')} {value:g}" for name, value in given.items() if value is not False]
+    lines = ["By hand: " + ", ".join(told)] if told else []
+    if "batch" in given:
+        kept = {"gamma": ("gamma", recipe.gamma), "lrate": ("learning rate", recipe.lrate)}
+        values = [value for name, value in kept.items() if name not in given] + [("EMA kimg", recipe.ema_kimg)]
+        lines.append(
+            f"What `{cfg}` has for its own batch of {recipe.batch} stays: "
+            + ", ".join(f"{name} {value:g}" for name, value in values)
+        )
+        if given["batch"] < recipe.mbstd:
+            compared = count(given["batch"], "slice")
+            lines.append(f"The minibatch standard deviation compares {compared}, not {recipe.mbstd}")
+    return lines
+
+
+# --- what a run is told -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """What to train on. subset None takes every slice; mirror adds flipped copies; cond uses the class labels."""
+class DataConfig(Checked):
+    """What to train on."""
 
-    path: str
-    mirror: bool = False
-    subset: int | None = None
-    cond: bool = False
-    workers: int = 2
-
-
-def _require(config: Any, **bounds: tuple[float, float]) -> None:
-    """Raise UserError for a field that is not None and out of its bounds: name=(least, most)."""
-    for name, (least, most) in bounds.items():
-        value = getattr(config, name)
-        if value is not None and not least <= value <= most:
-            option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
-            raise UserError(f"{option} {value}: expected a number from {least} to {most}")
+    path: str = option("Archive made by dataset_tool.py.", flag="--data", metavar="ZIP")
+    mirror: bool = option("Double the data by left-right flips.", default=False)
+    subset: int | None = option(
+        "Train on N slices only, drawn with --seed.", default=None, metavar="N", shown="all slices", least=1
+    )
+    cond: bool = option("Condition on the archive's class labels.", default=False)
+    workers: int = option("Processes that read data too large for memory.", default=2, least=0)
 
 
-def _require_network(config: GeneratorConfig | DiscriminatorConfig) -> None:
-    """What generator and discriminator have in common: a power of two of pixels, and channels at each resolution."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Checked):
+    """What train.py is told besides its data and its recipe."""
+
+    outdir: str = option("Where run folders such as 00000-train-auto are made.", metavar="DIR")
+    exclude: tuple[str, ...] = option(
+        "Archive whose patients must not be in --data, such as test.zip. May be repeated.", default=(), metavar="ZIP"
+    )
+    cfg: str = option("Recipe of hyperparameters; the paper used stylegan2.", default="auto", choices=CFG_NAMES)
+    seed: int = option("Seed of weights, latents and data order.", default=0, least=0, most=2**32 - 1)
+    snap: int = option(
+        "Ticks of 4 kimg from one snapshot to the next; 0 saves one at the end only.", default=50, least=0
+    )
+    dry_run: bool = option("Print the resolved configuration and stop.", switch=True, short="-n")
+
+
+# --- what a snapshot remembers ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(Checked):
+    """Constructor arguments of a Generator. num_maps 0 is StyleGAN2's generator of num_contrasts channels."""
+
+    resolution: int = limited(least=4, most=LARGEST_RESOLUTION, noun="a power of two")
+    num_contrasts: int = limited(least=1, most=MOST_CONTRASTS)
+    num_maps: int = limited(least=0, most=MOST_CLASSES + 1)  # label maps, background included
+    z_dim: int = like(Recipe, "z_dim", default=512)
+    c_dim: int = limited(default=0, least=0, most=LARGEST_LABEL + 1)  # class labels; 0 is an unconditional network
+    w_dim: int = like(Recipe, "w_dim", default=512)
+    mapping_layers: int = like(Recipe, "map_depth", default=8)
+    channel_base: int = like(Recipe, "cbase", default=32768)  # feature maps: channel_base / resolution …
+    channel_max: int = like(Recipe, "cmax", default=512)  # … but at most channel_max
+    num_fp16_res: int = limited(default=0, least=0, most=16)  # highest resolutions in half precision
+    conv_clamp: float | None = limited(default=None, least=0, most=1 << 16)  # largest magnitude of activations
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_resolution(self)
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(Checked):
+    """Constructor arguments of a Discriminator."""
+
+    resolution: int = like(GeneratorConfig, "resolution")
+    img_channels: int = limited(least=1, most=MOST_CONTRASTS + MOST_CLASSES + 1)
+    c_dim: int = like(GeneratorConfig, "c_dim", default=0)
+    channel_base: int = like(Recipe, "cbase", default=32768)
+    channel_max: int = like(Recipe, "cmax", default=512)
+    num_fp16_res: int = like(GeneratorConfig, "num_fp16_res", default=0)
+    conv_clamp: float | None = like(GeneratorConfig, "conv_clamp", default=None)
+    mbstd_group_size: int = limited(default=4, least=1, most=LARGEST_BATCH)  # slices that are compared
+    residual: bool = True  # False is the plain stack of the cifar recipe
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_resolution(self)
+
+
+def _check_resolution(config: GeneratorConfig | DiscriminatorConfig) -> None:
+    """Raise UserError for pixels that are no power of two, and for layers without channels."""
     resolution = config.resolution
-    if not 4 <= resolution <= LARGEST_RESOLUTION or resolution & (resolution - 1):
+    if resolution & (resolution - 1):
         raise UserError(f"resolution {resolution}: expected a power of two from 4 to {LARGEST_RESOLUTION}")
-    bounds = {"channel_base": (1, 1 << 30), "channel_max": (1, WIDEST), "c_dim": (0, LARGEST_LABEL + 1)}
-    _require(config, **bounds, num_fp16_res=(0, 16), conv_clamp=(0, 1 << 16))
     if config.channel_base < resolution:
         raise UserError(f"--cbase {config.channel_base} leaves no feature map at {resolution}×{resolution}")
 
 
 @dataclass(frozen=True)
-class GeneratorConfig:
-    """Constructor arguments of a Generator. num_maps 0 is StyleGAN2's generator of num_contrasts channels."""
+class LossConfig(Checked):
+    """Weights of the loss and its regularization."""
 
-    resolution: int
-    num_contrasts: int
-    num_maps: int
-    z_dim: int = 512
-    c_dim: int = 0
-    w_dim: int = 512
-    mapping_layers: int = 8
-    channel_base: int = 32768
-    channel_max: int = 512
-    num_fp16_res: int = 0
-    conv_clamp: float | None = None
-
-    def __post_init__(self) -> None:
-        _require_network(self)
-        _require(self, num_contrasts=(1, MOST_CONTRASTS), num_maps=(0, MOST_CLASSES + 1))
-        _require(self, z_dim=(1, WIDEST), w_dim=(1, WIDEST), mapping_layers=(1, DEEPEST))
+    r1_gamma: float = like(Recipe, "gamma")  # weight γ of R1
+    mixing: float = like(Recipe, "mixing", default=0.9)  # probability of style mixing
+    pl_weight: float = like(Recipe, "pl_weight", default=2)  # of path length regularization; 0 turns it off
+    pl_batch_shrink: int = 2  # path lengths are taken of this fraction of the minibatch
+    pl_decay: float = 0.01  # of the mean path length
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig:
-    """Constructor arguments of a Discriminator. residual False is the plain stack that the cifar preset uses."""
-
-    resolution: int
-    img_channels: int
-    c_dim: int = 0
-    channel_base: int = 32768
-    channel_max: int = 512
-    num_fp16_res: int = 0
-    conv_clamp: float | None = None
-    mbstd_group_size: int = 4
-    residual: bool = True
-
-    def __post_init__(self) -> None:
-        _require_network(self)
-        _require(self, img_channels=(1, MOST_CONTRASTS + MOST_CLASSES + 1), mbstd_group_size=(1, LARGEST_BATCH))
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """r1_gamma: weight γ of R1. mixing: probability of style mixing. pl_weight: of path length; 0 turns it off."""
-
-    r1_gamma: float
-    mixing: float = 0.9
-    pl_weight: float = 2
-    pl_batch_shrink: int = 2
-    pl_decay: float = 0.01
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Checked):
     """Everything that a run depends on. Lengths are in images or, where so named, thousands of images (kimg)."""
 
     data: DataConfig
     generator: GeneratorConfig
     discriminator: DiscriminatorConfig
     loss: LossConfig
-    kimg: float
-    batch: int  # images of one optimisation step
-    batch_gpu: int  # images at a time; gradients add up over batch / batch_gpu parts
-    lrate: float
+    kimg: float = like(Recipe, "kimg")
+    batch: int = like(Recipe, "batch")  # images of one optimization step
+    batch_gpu: int = like(Recipe, "batch_gpu")  # images of a microbatch; their gradients add up
+    lrate: float = like(Recipe, "lrate")
     ema_kimg: float
     ema_ramp: float | None
-    seed: int = 0
-    snap: int = 50  # ticks between snapshots; 0 saves one at the end only
-    kimg_per_tick: float = 4
-    pl_interval: int = 4
-    r1_interval: int = 16
+    seed: int = like(RunOptions, "seed", default=0)
+    snap: int = like(RunOptions, "snap", default=50)  # ticks between snapshots; 0 saves one at the end only
+    kimg_per_tick: float = limited(default=4, above=0)
+    pl_interval: int = 4  # steps between two of path length regularization
+    r1_interval: int = 16  # steps between two of R1
 
     def __post_init__(self) -> None:
-        for name in ("batch", "batch_gpu", "lrate", "kimg", "kimg_per_tick"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a finite number above 0")
-        _require(self, batch=(1, LARGEST_BATCH), batch_gpu=(1, LARGEST_BATCH))
-        for name in ("r1_gamma", "pl_weight"):
-            if not 0 <= getattr(self.loss, name) < math.inf:
-                raise UserError(f"--{name.removeprefix('r1_').replace('_', '-')}: expected a finite number from 0 up")
+        super().__post_init__()
         if self.batch % self.batch_gpu:
             below = max(b for b in range(1, self.batch_gpu + 1) if self.batch % b == 0)
             raise UserError(
@@ -190,102 +254,49 @@ class TrainingConfig:
             )
 
 
-@dataclass(frozen=True)
-class Overrides:
-    """Values given by hand; None keeps the preset's."""
-
-    kimg: float | None = None
-    batch: int | None = None
-    batch_gpu: int | None = None
-    gamma: float | None = None
-    lrate: float | None = None
-    mixing: float | None = None
-    pl_weight: float | None = None
-    map_depth: int | None = None
-    cbase: int | None = None
-    cmax: int | None = None
-    fp32: bool | None = None
-    z_dim: int | None = None
-    w_dim: int | None = None
-
-
 def resolve(
-    cfg: str,
+    recipe: Recipe,
     data: DataConfig,
     schema: Schema,
     resolution: int,
-    c_dim: int,
-    overrides: Overrides,
-    seed: int,
-    snap: int,
+    c_dim: int = 0,
+    seed: int = 0,
+    snap: int = 50,
 ) -> TrainingConfig:
-    """Fill in a preset with what was given by hand. Raises UserError for what can't be trained."""
+    """The configuration of a run by a recipe. Raises UserError for what can't be trained."""
     if resolution < 8 or resolution & (resolution - 1):
         raise UserError(f"{data.path}: {resolution}×{resolution} pixels; the networks need a power of two from 8 up")
-    preset = find_preset(cfg, resolution)
-    if overrides.batch is not None:  # a small minibatch can't hold a whole group; all else stays the preset's
-        preset = replace(preset, mbstd=min(preset.mbstd, overrides.batch))
-    given = {name: value for name, value in vars(overrides).items() if value is not None}
-    batch = given.get("batch", preset.batch)
-    channels = {
-        "channel_base": given.get("cbase", int(preset.fmaps * 32768)),
-        "channel_max": given.get("cmax", 512),
-        "num_fp16_res": 0 if overrides.fp32 else NUM_FP16_RES,
-        "conv_clamp": None if overrides.fp32 else CONV_CLAMP,
+    common: dict[str, Any] = {
+        "resolution": resolution,
+        "c_dim": c_dim,
+        "channel_base": recipe.cbase,
+        "channel_max": recipe.cmax,
+        "num_fp16_res": 0 if recipe.fp32 else NUM_FP16_RES,
+        "conv_clamp": None if recipe.fp32 else CONV_CLAMP,
     }
     return TrainingConfig(
         data=data,
         generator=GeneratorConfig(
-            resolution=resolution,
             num_contrasts=schema.num_contrasts,
             num_maps=schema.num_maps,
-            z_dim=given.get("z_dim", 512),
-            c_dim=c_dim,
-            w_dim=given.get("w_dim", given.get("z_dim", 512)),
-            mapping_layers=given.get("map_depth", preset.map_depth),
-            **channels,
+            z_dim=recipe.z_dim,
+            w_dim=recipe.w_dim or recipe.z_dim,
+            mapping_layers=recipe.map_depth,
+            **common,
         ),
         discriminator=DiscriminatorConfig(
-            resolution=resolution,
             img_channels=schema.num_channels,
-            c_dim=c_dim,
-            mbstd_group_size=preset.mbstd,
-            residual=preset.residual,
-            **channels,
+            mbstd_group_size=min(recipe.mbstd, recipe.batch),
+            residual=recipe.residual,
+            **common,
         ),
-        loss=LossConfig(
-            r1_gamma=given.get("gamma", preset.gamma),
-            mixing=given.get("mixing", preset.mixing),
-            pl_weight=given.get("pl_weight", preset.pl_weight),
-        ),
-        kimg=given.get("kimg", preset.kimg),
-        batch=batch,
-        batch_gpu=given.get("batch_gpu", batch),
-        lrate=given.get("lrate", preset.lrate),
-        ema_kimg=preset.ema_kimg,
-        ema_ramp=preset.ema_ramp,
+        loss=LossConfig(r1_gamma=recipe.gamma, mixing=recipe.mixing, pl_weight=recipe.pl_weight),
+        kimg=recipe.kimg,
+        batch=recipe.batch,
+        batch_gpu=recipe.batch_gpu or recipe.batch,
+        lrate=recipe.lrate,
+        ema_kimg=recipe.ema_kimg,
+        ema_ramp=recipe.ema_ramp,
         seed=seed,
         snap=snap,
     )
-
-
-def notes(cfg: str, resolution: int, overrides: Overrides) -> list[str]:
-    """What the user should know of how the preset and the values given by hand go together."""
-    preset = find_preset(cfg, resolution)
-    given = {name: value for name, value in vars(overrides).items() if value is not None and value is not False}
-    if not given:
-        return []
-    lines = ["By hand: " + ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in given.items())]
-    if overrides.batch is not None:
-        kept = {"gamma": preset.gamma, "learning rate": preset.lrate, "EMA kimg": preset.ema_kimg}
-        for name, value in (("gamma", overrides.gamma), ("learning rate", overrides.lrate)):
-            if value is not None:
-                del kept[name]
-        lines.append(
-            f"What `{cfg}` has for its own batch of {preset.batch} stays: "
-            + ", ".join(f"{name} {value:g}" for name, value in kept.items())
-        )
-        if overrides.batch < preset.mbstd:
-            compared = count(overrides.batch, "slice")
-            lines.append(f"The minibatch standard deviation compares {compared}, not {preset.mbstd}")
-    return lines

@@ -128,7 +128,7 @@ def test_only_what_is_given_changes_a_recipe():
     assert call(changes) == "{}\n"
     assert call(changes, "--steps=3", "--mirror=0", "--rate=0.5") == "{'steps': 3, 'rate': 0.5, 'mirror': False}\n"
     text = " ".join(call(changes, "-h").split())
-    assert "Learning rate. [default: the recipe's; above 0]" in text and "[default: as they come; from 0" in text
+    assert "Learning rate. [default: 0.001; above 0]" in text and "[default: as they come; from 0" in text
     assert "required" not in text and "Steps. [default: the recipe's; from 1 to 100]" in text
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from PIL import Image
 import slices.dataset
 import train
 from commands import ROOT
+from dnnlib.cli import arguments
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from dnnlib.runs import Log
@@ -33,22 +35,22 @@ from torch_utils import checkpoint
 from torch_utils.sampler import EndlessSampler
 from torch_utils.stats import Statistics
 from training import loss as losses
-from training.config import CFG_NAMES, DataConfig, Overrides, auto_preset, resolve
+from training.config import DataConfig, find_recipe, resolve
 from training.ema import ema_beta, update_ema
 from training.loss import Minibatch
 from training.networks.discriminator import Discriminator
 from training.snapshot import KIND, VERSION, find_snapshot, load_generator
 from training.training_loop import TrainingRun
 
-TINY = Overrides(kimg=0.016, batch=4, cbase=64, cmax=8, z_dim=8, map_depth=2)
-TINY_OPTIONS = ["--kimg=0.016", "--batch=4", "--cbase=64", "--cmax=8", "--z-dim=8", "--map-depth=2", "--workers=0"]
+TINY = {"kimg": 0.016, "batch": 4, "cbase": 64, "cmax": 8, "z_dim": 8, "map_depth": 2}
+TINY_OPTIONS = arguments({**TINY, "workers": 0})
 
 
 def tiny_config(data: Path, cfg="auto", **changes):
     dataset = SliceDataset(data, use_labels=changes.get("cond", False))
     data_config = DataConfig(str(data), cond=changes.pop("cond", False), workers=0)
-    overrides = Overrides(**{**vars(TINY), **changes})
-    return resolve(cfg, data_config, dataset.schema, dataset.resolution, dataset.c_dim, overrides, seed=0, snap=0)
+    recipe = replace(find_recipe(cfg, dataset.resolution), **{**TINY, **changes})
+    return resolve(recipe, data_config, dataset.schema, dataset.resolution, dataset.c_dim, snap=0)
 
 
 def tiny_run(tmp_path: Path, data: Path, cfg="auto", **changes) -> TrainingRun:
@@ -56,53 +58,6 @@ def tiny_run(tmp_path: Path, data: Path, cfg="auto", **changes) -> TrainingRun:
     folder = tmp_path / f"run{len(list(tmp_path.glob('run*')))}"
     folder.mkdir()
     return TrainingRun(config, SliceDataset(data, use_labels=config.data.cond), folder, Log(folder / "log.txt"))
-
-
-# ---- Presets -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "resolution, gpus, batch, mbstd, gamma, ema",
-    [
-        (256, 1, 16, 4, 0.8192, 5),
-        (256, 8, 64, 4, 0.2048, 20),
-        (1024, 1, 4, 4, 52.4288, 1.25),
-        (64, 1, 32, 4, 0.0256, 10),
-    ],
-)
-def test_auto_preset_follows_the_published_formulas(resolution, gpus, batch, mbstd, gamma, ema):
-    preset = auto_preset(resolution, gpus)
-    assert (preset.batch, preset.mbstd) == (batch, mbstd)
-    assert preset.gamma == pytest.approx(gamma) and preset.ema_kimg == pytest.approx(ema)
-    assert preset.fmaps == (1 if resolution >= 512 else 0.5)
-    assert preset.lrate == (0.002 if resolution >= 1024 else 0.0025)
-
-
-def test_stylegan2_preset_as_the_paper_trained_it():
-    config = resolve("stylegan2", DataConfig("x.zip"), BRATS, 256, 0, Overrides(), seed=0, snap=50)
-    g, d = config.generator, config.discriminator
-    assert (g.z_dim, g.w_dim, g.mapping_layers, g.channel_base, g.channel_max) == (512, 512, 8, 32768, 512)
-    assert (g.num_contrasts, g.num_maps, d.img_channels) == (4, 4, 8)
-    assert (config.batch, config.lrate, config.loss.r1_gamma, config.loss.mixing) == (32, 0.002, 10, 0.9)
-    assert (config.loss.pl_weight, config.ema_kimg, config.ema_ramp, config.kimg) == (2, 10, None, 25000)
-
-
-def test_cifar_preset_is_plain():
-    config = resolve("cifar", DataConfig("x.zip"), BRATS, 32, 0, Overrides(), seed=0, snap=50)
-    assert not config.discriminator.residual and config.loss.mixing == 0 and config.loss.pl_weight == 0
-
-
-@pytest.mark.parametrize(
-    "overrides, message",
-    [
-        (Overrides(batch=6), "6 images at a time do not divide into groups of 4.*of 4 or 8"),
-        (Overrides(batch=32, batch_gpu=12), "--batch 32 is not a multiple of --batch-gpu 12: use --batch-gpu 8"),
-        (Overrides(cbase=32), "--cbase 32 leaves no feature map at 64"),
-    ],
-)
-def test_impossible_options_are_refused_with_what_would_do(overrides, message):
-    with pytest.raises(UserError, match=message):
-        resolve("auto", DataConfig("x.zip"), BRATS, 64, 0, overrides, seed=0, snap=50)
 
 
 # ---- Parts of the loop ---------------------------------------------------------------------------------------
@@ -494,11 +449,6 @@ def test_ctrl_c_saves_a_snapshot_first(tmp_path, archive):
     assert "Traceback" not in text and "Saved" in text
     (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
     assert 0 < load_generator(folder).info.kimg < 1000
-
-
-def test_command_line_offers_every_preset():
-    (option,) = (p for p in train.main.params if p.name == "cfg")
-    assert tuple(option.type.choices) == CFG_NAMES
 
 
 def test_hostile_names_do_not_reach_the_run_folder():
