@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dnnlib.system import run
 from dnnlib.text import format_table
+from torch_utils.distributed import default_device
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import bias_act
@@ -48,7 +49,7 @@ SQRT2 = 2**0.5
 @click.option("--seconds", type=click.FloatRange(0), default=1.5, show_default=True, help="for each comparison")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 def main(seconds: float, dtype: str) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     keep_freed_memory()
     print(f"PyTorch {torch.__version__} on {device}, {torch.get_num_threads()} threads, {dtype}")
     if not native.available(device.type):

@@ -32,6 +32,7 @@ from dnnlib.text import format_table
 from slices.archive.writer import ArchiveWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
+from torch_utils.distributed import default_device
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.registered import OPERATORS
@@ -64,7 +65,7 @@ def _(x_shape, _, w_shape, **__) -> int:
 @click.option("--images", type=click.IntRange(3), default=16, show_default=True, help="counted images at 256×256")
 def main(periods: int, images: int) -> None:
     keep_freed_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     operators = "native operators" if native.available(device.type) else "operators in plain PyTorch"
     print(f"PyTorch {torch.__version__} on {device}, {torch.get_num_threads()} threads, {operators}")
     print()

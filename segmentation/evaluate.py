@@ -30,9 +30,10 @@ from segmentation.scores import (
     summarize,
     targets_of,
 )
-from segmentation.unet import TrainedUNet, UNetInfo, default_device, load_unet
+from segmentation.unet import TrainedUNet, UNetInfo, load_unet
 from slices.archive.reader import ArchiveReader
 from slices.leaks import describe_shared, shared_patients
+from torch_utils.distributed import default_device
 
 RESULTS, PICTURE = "results.json", "patients.png"
 

@@ -21,8 +21,9 @@ from dnnlib.text import count, format_time
 from segmentation.config import TrainUNetConfig
 from segmentation.data import UnionOfArchives, describe, describe_pixels, is_one_size, loader, pixels_of
 from segmentation.draws import Draws
-from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, default_device, save_unet, to_input
+from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, save_unet, to_input
 from slices.leaks import doubts
+from torch_utils.distributed import default_device
 
 MODEL, RECORD, LOG = "unet.safetensors", "training.json", "log.txt"
 _POINTS = 200  # of the loss curve

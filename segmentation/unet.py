@@ -106,8 +106,3 @@ def load_unet(path: str | os.PathLike, device: torch.device | str = "cpu") -> Tr
     info = configs.from_json(UNetInfo, checkpoint.read_metadata(path, KIND, VERSION), str(path))
     network = checkpoint.load_network(path, lambda: build_unet(info.network))
     return TrainedUNet(network.to(device).eval(), info)
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,6 +11,7 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.text import name_some
 from slices.codec import SliceCodec
+from torch_utils.distributed import default_device
 from training.snapshot import LoadedGenerator
 
 
@@ -75,7 +76,7 @@ def generate(
     c: class label [c_dim]. truncation_psi: 1 is the full variety, 0 the average slice. noise_mode: const uses the
     noise stored in the network, random draws it from the seed, none leaves it out. batch: slices computed at a time.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     generator = network.generator.to(device)
     codec = SliceCodec(network.info.schema)
     for first in range(0, len(seeds), batch):

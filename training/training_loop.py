@@ -18,6 +18,7 @@ from dnnlib.runs import Log
 from dnnlib.text import count
 from slices.codec import SliceCodec
 from slices.dataset import SliceDataset
+from torch_utils.distributed import default_device
 from torch_utils.loading import minibatches
 from torch_utils.ops import native
 from torch_utils.sampler import EndlessSampler
@@ -56,7 +57,7 @@ class TrainingRun:
 
     def __init__(self, config: TrainingConfig, dataset: SliceDataset, folder: Path, log: Log) -> None:
         self.config, self.dataset, self.folder, self.log = config, dataset, folder, log
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         self.native = native.available(self.device.type)  # builds them, if it has to, before the clock starts
         self.codec = SliceCodec(dataset.schema)
         self.data_sha256 = sha256(dataset.archive.path)
