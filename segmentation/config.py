@@ -1,31 +1,26 @@
-"""Options of a U-Net and of its training, checked where they are made. No torch here: `--help` must answer at once."""
+"""Options of a U-Net, of its training and its test. No torch here: `--help` must answer at once."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from dnnlib.cli import Checked, limited, option
 from dnnlib.errors import UserError
 from slices.schema import MOST_CLASSES, MOST_CONTRASTS
 
 EVALUATED_AT_ONCE = 64  # slices
 WIDEST = 4096  # channels at full size
 MOST_STEPS, LARGEST_BATCH, MOST_WORKERS = 1 << 40, 1 << 20, 1 << 10
-SMALLEST = 32  # pixels; four halvings leave 2×2, the least that instance normalisation can normalise
+SMALLEST = 32  # pixels; four halvings leave 2×2, the least that instance normalization can normalize
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    """Constructor arguments of the network: contrasts in, classes (background included) out, channels at full size."""
+class UNetConfig(Checked):
+    """Constructor arguments of the network."""
 
-    in_channels: int
-    out_channels: int
-    width: int
-
-    def __post_init__(self) -> None:
-        for name, most in (("in_channels", MOST_CONTRASTS), ("out_channels", MOST_CLASSES + 1), ("width", WIDEST)):
-            if not 1 <= getattr(self, name) <= most:
-                raise UserError(f"{name} {getattr(self, name)}: expected a whole number from 1 to {most}")
+    in_channels: int = limited(least=1, most=MOST_CONTRASTS)  # contrasts
+    out_channels: int = limited(least=1, most=MOST_CLASSES + 1)  # lesion classes and background
+    width: int = limited(least=1, most=WIDEST)  # channels at full size
 
     @property
     def features(self) -> tuple[int, int, int, int, int, int]:
@@ -35,40 +30,90 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
-class TrainUNetConfig:
-    """How one U-Net is trained.
+class TrainUNetConfig(Checked):
+    """How one U-Net is trained."""
 
-    steps: optimisation steps; the budget is the same for every arm of an experiment, however many slices it has.
-    batch: slices per step.
-    lr: learning rate of Adam at the first step; a cosine takes it to 0 at the last.
-    seed: of the initial weights, the order of the slices, and the flips.
-    width: channels at full resolution; the levels have width × (1, 1, 2, 4, 8).
-    workers: processes that read slices when an archive is too large to be held in memory.
-    empty: share of the drawn slices that are blank, as those beyond the ends of the head are: the same in every arm.
-    lesion_free: share of them that have no lesion, of the archives' own; None: slices are drawn as they come.
-    """
-
-    steps: int
-    batch: int = 32
-    lr: float = 1e-3
-    seed: int = 0
-    width: int = 32
-    workers: int = 2
-    empty: float = 0.05
-    lesion_free: float | None = None
+    steps: int = option("Optimization steps: the budget, the same for every arm.", least=1, most=MOST_STEPS)
+    batch: int = option("Slices per step.", default=32, least=1, most=LARGEST_BATCH)
+    lr: float = option(
+        "Learning rate of Adam at the first step; a cosine takes it to 0 at the last.",
+        default=1e-3,
+        above=0,
+        example=0.001,
+    )
+    seed: int = option(
+        "Seed of the initial weights, the order of the slices, and the flips.", default=0, least=0, most=2**32 - 1
+    )
+    width: int = option(
+        "Channels at full resolution; levels have this × (1, 1, 2, 4, 8). Small widths suit a laptop.",
+        default=32,
+        least=1,
+        most=WIDEST,
+    )
+    workers: int = option(
+        "Processes that read slices, where these don't fit in memory.", default=2, least=0, most=MOST_WORKERS
+    )
+    empty: float = option(
+        "Share of the slices that are blank, as those beyond the ends of a head; the same in every arm.",
+        default=0.05,
+        metavar="SHARE",
+        least=0,
+        below=1,
+        noun="a share",
+        example=0.05,
+    )
+    lesion_free: float | None = option(
+        "Share of the slices that have no lesion, of --data's own; the rest then has one.",
+        default=None,
+        metavar="SHARE",
+        shown="as they come",
+        least=0,
+        below=1,
+        noun="a share",
+        example=0.2,
+    )
 
     def __post_init__(self) -> None:
-        bounds = {"steps": (1, MOST_STEPS), "batch": (1, LARGEST_BATCH), "seed": (0, 2**32 - 1), "width": (1, WIDEST)}
-        for name, (least, most) in {**bounds, "workers": (0, MOST_WORKERS)}.items():
-            if not least <= getattr(self, name) <= most:
-                raise UserError(f"--{name} {getattr(self, name)}: expected a whole number from {least} to {most}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"--lr {self.lr:g}: expected a number above 0, for example 0.001")
-        for name, share in (("--empty", self.empty), ("--lesion-free", self.lesion_free or 0)):
-            if not 0 <= share < 1:
-                raise UserError(f"{name} {share:g}: expected a share from 0 up to, but not, 1, such as 0.05")
+        super().__post_init__()
         if self.empty + (self.lesion_free or 0) >= 1:
             raise UserError(
                 f"--empty {self.empty:g} and --lesion-free {self.lesion_free:g} leave no slice with lesion: together "
                 "they must be below 1"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPaths(Checked):
+    """What a training reads and writes."""
+
+    data: tuple[str, ...] = option(
+        "Archive of slices, real or generated. Repeat it to mix several: all slices of their union count alike.",
+        metavar="ZIP",
+    )
+    exclude: tuple[str, ...] = option(
+        "Archive whose patients must not be in --data, such as test.zip, neither themselves nor through a GAN. May be "
+        "repeated.",
+        default=(),
+        metavar="ZIP",
+    )
+    outdir: str = option("Folder for unet.safetensors, training.json and log.txt.", metavar="DIR")
+    force: bool = option("Replace a U-Net that is in --outdir already.", switch=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Checked):
+    """What a test reads and writes, and what it lets pass."""
+
+    model: str = option("A folder that `train` wrote, or a unet.safetensors.", metavar="PATH")
+    data: str = option("Archive of the patients to test on.", metavar="ZIP")
+    outdir: str = option("Folder for results.json and patients.png.", metavar="DIR")
+    allow_overlap: bool = option(
+        "Evaluate even if the U-Net knows patients of --data, from their slices or through a GAN; the results say so.",
+        switch=True,
+    )
+    allow_other_pixels: bool = option(
+        "Evaluate even if pixels of --data have other mm than those that the U-Net learned from; the results say so.",
+        switch=True,
+    )
+    batch: int = option("Slices segmented at a time.", default=EVALUATED_AT_ONCE, least=1)
+    force: bool = option("Replace the results that are in --outdir already.", switch=True)

@@ -230,8 +230,8 @@ class TrainingConfig(Checked):
     batch: int = like(Recipe, "batch")  # images of one optimization step
     batch_gpu: int = like(Recipe, "batch_gpu")  # images of a microbatch; their gradients add up
     lrate: float = like(Recipe, "lrate")
-    ema_kimg: float
-    ema_ramp: float | None
+    ema_kimg: float = limited(least=0)  # half-life of the generator's average …
+    ema_ramp: float | None = limited(least=0)  # … and the share of the images shown so far that shortens it
     seed: int = like(RunOptions, "seed", default=0)
     snap: int = like(RunOptions, "snap", default=50)  # ticks between snapshots; 0 saves one at the end only
     kimg_per_tick: float = limited(default=4, above=0)
