@@ -98,25 +98,6 @@ def test_statistics_are_moments_since_the_last_look():
     assert statistics.collect() == {}
 
 
-def test_mirror_doubles_and_subset_draws(archive):
-    plain, doubled = SliceDataset(archive), SliceDataset(archive, mirror=True)
-    assert len(doubled) == 2 * len(plain)
-    assert torch.equal(doubled[len(plain) + 5].stored, plain[5].stored.flip(2))
-    first, again, other = (SliceDataset(archive, subset=10, seed=s) for s in (1, 1, 2))
-    assert [i for i, _ in first._items] == [i for i, _ in again._items] != [i for i, _ in other._items]
-    with pytest.raises(UserError, match="--subset 25: .* holds 24 slices"):
-        SliceDataset(archive, subset=25)
-
-
-def test_slices_that_fit_into_memory_are_read_once(archive):
-    kept, read_anew = SliceDataset(archive, mirror=True), SliceDataset(archive, mirror=True, memory=0)
-    assert kept.in_memory and not read_anew.in_memory
-    kept[3].stored.zero_()  # what a caller does to his copy stays his
-    kept.archive.read = None
-    for n in (3, 3 + kept.num_originals):
-        assert torch.equal(kept[n].stored, read_anew[n].stored)
-
-
 # ---- A run ---------------------------------------------------------------------------------------------------
 
 
