@@ -24,12 +24,12 @@ from slices.archive.format import TEST, SliceRecord, Volume
 from slices.archive.reader import ArchiveReader
 from slices.convert.releases import MASK
 from slices.geometry import VoxelGrid
-from slices.intensity import intensities
+from slices.intensity import undo_window
 from slices.nifti import GENERATED, nifti_bytes
 from slices.place import has_axes
 from slices.provenance import CHANNELS_FILE, SLICES_FILE, seen_fields
 from slices.render import class_colour
-from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema, label_values
+from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 
 NIFTI, PNG = FORMATS = ("nifti", "png")
 LONGEST_AXIS, MOST_VOXELS = 32767, 1 << 28  # what NIfTI-1 can say; of all contrasts of a case, what fits into memory
@@ -183,10 +183,10 @@ def _write_case(reader: ArchiveReader, archive: dict[str, str], case: _Case, wri
             grid.put(picture, target, index)
     description = f"{grid.words}; {len(indices)} of {grid.num_slices} slices, others 0"
     for contrast, stored in zip(schema.contrasts, levels, strict=True):
-        filled = intensities(grid.to_file(stored), volume.windows[contrast])
+        filled = undo_window(grid.to_file(stored), volume.windows[contrast])
         write(f"{case.name}/{case.name}_{contrast}.nii.gz", nifti_bytes(filled, grid.affine, description))
     if schema.num_maps:
-        filled = label_values(grid.to_file(classes), schema)
+        filled = schema.values_from_indices(grid.to_file(classes))
         write(f"{case.name}/{case.name}_{MASK}.nii.gz", nifti_bytes(filled, grid.affine, description))
     axis, planes = grid.planes(indices)
     content = {
@@ -215,7 +215,7 @@ def _write_single(reader: ArchiveReader, archive: dict[str, str], i: int, name: 
         filled = picture.T[..., None].astype(np.float32)  # [L, P, 1]
         write(f"{name}/{name}_{contrast}.nii.gz", nifti_bytes(filled, NOWHERE, description))
     if schema.num_maps:
-        filled = label_values(classes.T[..., None], schema)
+        filled = schema.values_from_indices(classes.T[..., None])
         write(f"{name}/{name}_{MASK}.nii.gz", nifti_bytes(filled, NOWHERE, description))
     content = {
         "patient": record.patient,

@@ -1,4 +1,4 @@
-"""From the intensities of a contrast to grey levels."""
+"""The border of intensities and gray levels: a contrast's window is spread over the gray levels, and back."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import numpy as np
 
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE
 
-WINDOW = (0.5, 99.5)  # percentiles of the head's voxels that become the darkest and the brightest grey level
-_TABLE = 1 << 16  # integers in a window for which a table of grey levels is made
+WINDOW = (0.5, 99.5)  # percentiles of the head's voxels that become the darkest and the brightest gray level
+_TABLE = 1 << 16  # integers in a window for which a table of gray levels is made
 
 
 def intensity_window(intensities: np.ndarray) -> tuple[float, float]:
-    """(low, high) between which a contrast's intensities in the head are spread over the grey levels."""
-    return percentiles(intensities)
+    """(low, high) between which a contrast's intensities in the head are spread over the gray levels.
 
-
-def percentiles(values: np.ndarray) -> tuple[float, float]:
-    """The WINDOW percentiles, interpolated as NumPy does; integers are counted, which is faster than sorting."""
-    values = values.ravel()
+    These are the WINDOW percentiles, interpolated as NumPy does. Integers are counted, which is faster than sorting.
+    """
+    values = intensities.ravel()
     if values.dtype.kind not in "iu" or values.dtype.itemsize > 2:
         low, high = np.percentile(values.astype(np.float64, copy=False), WINDOW)
         return float(low), float(high)
@@ -35,26 +33,27 @@ def percentiles(values: np.ndarray) -> tuple[float, float]:
 
 
 def apply_window(intensities: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Spread the intensities of a window over the grey levels from DARKEST to BRIGHTEST, clipped, not yet rounded."""
+    """Intensities -> gray levels from DARKEST to BRIGHTEST, clipped to the window, float64, not yet rounded."""
     low, high = window
     share = np.clip(intensities.astype(np.float64) - low, 0, high - low) / (high - low if high > low else 1)
     return DARKEST + (BRIGHTEST - DARKEST) * share
 
 
-def intensities(levels: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Stored grey levels, uint8 -> float32 of the same shape: DARKEST to BRIGHTEST over the window, background 0."""
+def undo_window(levels: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """Stored gray levels, uint8 -> intensities, float32 of the same shape; the background becomes 0."""
     low, high = window
     table = low + (np.arange(BRIGHTEST + 1) - DARKEST) / (BRIGHTEST - DARKEST) * (high - low)
     table[OUTSIDE] = 0
     return table.astype(np.float32)[levels]
 
 
-class GreyLevels:
+class GrayLevels:
     """apply_window for the pictures of one contrast; integers are looked up in a table."""
 
     def __init__(self, window: tuple[float, float], dtype: np.dtype) -> None:
         self.window = window
-        self._table = self._rounded = None
+        self._table: np.ndarray | None = None  # gray levels of the integers from _first to _last, float64
+        self._rounded: np.ndarray | None = None  # the same, uint8
         first, last = int(np.floor(window[0])), int(np.ceil(window[1]))
         if dtype.kind in "iu" and last - first < _TABLE:
             # One more on either side: it stands for everything beyond.
@@ -64,14 +63,15 @@ class GreyLevels:
             self._rounded = np.rint(self._table).astype(np.uint8)
 
     def levels(self, picture: np.ndarray) -> np.ndarray:
-        """Intensities -> grey levels, float64, not yet rounded."""
+        """Intensities -> gray levels, float64, not yet rounded."""
         return apply_window(picture, self.window) if self._table is None else self._table[self._places(picture)]
 
     def rounded(self, picture: np.ndarray) -> np.ndarray:
-        """Intensities -> grey levels, uint8."""
+        """Intensities -> gray levels, uint8."""
         if self._rounded is None:
             return np.rint(apply_window(picture, self.window)).astype(np.uint8)
         return self._rounded[self._places(picture)]
 
     def _places(self, picture: np.ndarray) -> np.ndarray:
+        """Intensities -> their places in the tables."""
         return np.clip(picture, self._first, self._last).astype(np.intp) - self._first

@@ -1,7 +1,8 @@
-"""What the channels of a joint slice mean.
+"""What the channels of a joint slice mean: the border of label values, class indices and label maps.
 
 A joint slice is C contrasts and K label maps of one axial slice, stacked as [C + K, H, W]. Its Schema is written
-into every archive and snapshot and read from there; no other file knows a channel's number.
+into every archive and snapshot and read from there; no other file knows a channel's number. A lesion class has a label
+value in NIfTI files, an index in arrays of classes (0 is the background), and a label map of its own in a slice.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ import numpy as np
 from dnnlib.config import optional, shorten
 from dnnlib.errors import UserError
 
-# Stored bytes: background of a contrast, darkest and brightest value inside the head, a label map's two values.
-OUTSIDE, DARKEST, BRIGHTEST = 0, 1, 255
-LABEL_OFF, LABEL_ON = 0, 255
+# Stored bytes.
+OUTSIDE, DARKEST, BRIGHTEST = 0, 1, 255  # of a contrast: background, darkest and brightest value inside the head
+LABEL_OFF, LABEL_ON = 0, 255  # of a label map
 MOST_CONTRASTS, MOST_CLASSES, MOST_REGIONS = 16, 15, 50
 LONGEST_NAME = 255  # of a file, on most file systems
-_LABEL_TYPES = (np.uint8, np.int16, np.int32, np.int64)
+_LABEL_TYPES = (
+    np.uint8,
+    np.int16,
+    np.int32,
+    np.int64,
+)  # what NIfTI files may hold label values as; the first that fits
 
 
 def is_plain_name(name: str) -> bool:
@@ -28,41 +34,38 @@ def is_plain_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class LesionClass:
-    """One class of the label map: short name, name for legends, value in the NIfTI label map.
+    """One class of lesions."""
 
-    more_values: further values that mean the same; `value` is the one that is written.
-    """
-
-    name: str
-    title: str
-    value: int
-    more_values: tuple[int, ...] = optional(())
+    name: str  # short
+    title: str  # for legends
+    value: int  # in NIfTI label maps
+    more_values: tuple[int, ...] = optional(())  # that mean the same in files; `value` is the one that is written
 
     @property
     def values(self) -> tuple[int, ...]:
+        """All label values that mean this class."""
         return (self.value, *self.more_values)
 
 
 @dataclass(frozen=True)
 class Region:
-    """A union of lesion classes that evaluations report, for example WT, the whole tumour."""
+    """A union of lesion classes that evaluations report, for example WT, the whole tumor."""
 
     name: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # their names
 
 
 @dataclass(frozen=True)
 class Schema:
     """Names and order of the channels: first the contrasts, then one label map per class, background first.
 
-    Without lesion classes there are no label maps at all: K = 0. ignored: values of NIfTI label maps that count as
-    background.
+    Without lesion classes there are no label maps at all: K = 0.
     """
 
     contrasts: tuple[str, ...]
     classes: tuple[LesionClass, ...] = ()
     regions: tuple[Region, ...] = ()
-    ignored: tuple[int, ...] = optional(())
+    ignored: tuple[int, ...] = optional(())  # values of NIfTI label maps that count as background
 
     def __post_init__(self) -> None:
         names = [*self.contrasts, *self.class_names]
@@ -117,13 +120,15 @@ class Schema:
         return self.num_contrasts + self.num_maps
 
     @property
-    def channels(self) -> tuple:
+    def channels(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Region, ...]]:
         """What the channels mean, whatever values NIfTI files have for it: equal for slices that can be mixed."""
         return self.contrasts, self.class_names, self.regions
 
     def region_indices(self, region: Region) -> list[int]:
         """Class indices (1-based; 0 is the background) that make up a region."""
         return [self.class_names.index(name) + 1 for name in region.classes]
+
+    # --- label values <-> class indices
 
     def indices_from_values(self, label_map: np.ndarray) -> np.ndarray:
         """Label values of a NIfTI file -> class indices 0..K−1, uint8, same shape.
@@ -142,10 +147,27 @@ class Schema:
             raise UserError(f"unknown label value {found}; expected 0 and {expected}")
         return indices
 
+    def values_from_indices(self, indices: np.ndarray) -> np.ndarray:
+        """Class indices -> label values for a NIfTI file, same shape; uint8 if they fit.
+
+        Raises UserError if no type of NIfTI's holds them.
+        """
+        values = [0, *(c.value for c in self.classes)]
+        for kind in _LABEL_TYPES:
+            if np.iinfo(kind).min <= min(values) and max(values) <= np.iinfo(kind).max:
+                return np.array(values, kind)[indices]
+        raise UserError(f"the label values {', '.join(map(str, values))} don't fit into a NIfTI file")
+
+    # --- class indices <-> label maps
+
     def join(self, contrasts: np.ndarray, class_indices: np.ndarray | None = None) -> np.ndarray:
-        """uint8 contrasts [..., C, H, W] and class indices [..., H, W] -> stored joint slice [..., C + K, H, W]."""
+        """uint8 contrasts [..., C, H, W] and class indices [..., H, W] -> stored joint slice [..., C + K, H, W].
+
+        Without classes there is no need of indices.
+        """
         if not self.num_maps:
             return contrasts
+        assert class_indices is not None
         one_hot = class_indices[..., None, :, :] == np.arange(self.num_maps).reshape(-1, 1, 1)
         maps = np.where(one_hot, np.uint8(LABEL_ON), np.uint8(LABEL_OFF))
         return np.concatenate([contrasts, maps], axis=-3)
@@ -157,7 +179,10 @@ class Schema:
             return contrasts, np.zeros(stored.shape[:-3] + stored.shape[-2:], np.uint8)
         return contrasts, maps.argmax(axis=-3).astype(np.uint8)
 
+    # --- words
+
     def describe(self) -> str:
+        """Contrasts and classes in words."""
         classes = ", ".join(self.class_names) or "no classes"
         return f"{', '.join(self.contrasts)} | {classes}"
 
@@ -165,15 +190,6 @@ class Schema:
         """All of `channels` in words: what slices that can't be mixed differ in is among it."""
         regions = ", ".join(f"{region.name} = {' + '.join(region.classes)}" for region in self.regions)
         return f"{self.describe()} | {regions or 'no regions'}"
-
-
-def label_values(indices: np.ndarray, schema: Schema) -> np.ndarray:
-    """Class indices -> the label values of the schema, of the same shape; uint8 if they fit."""
-    values = [0, *(c.value for c in schema.classes)]
-    for kind in _LABEL_TYPES:
-        if np.iinfo(kind).min <= min(values) and max(values) <= np.iinfo(kind).max:
-            return np.array(values, kind)[indices]
-    raise UserError(f"the label values {', '.join(map(str, values))} don't fit into a NIfTI file")
 
 
 BRATS = Schema(

@@ -16,7 +16,7 @@ from slices.convert.head import ALL, find_head, head_above, parse_head
 from slices.convert.options import CHOICES, ConvertOptions
 from slices.convert.volumes import CaseVolumes, judge_nan, read_case
 from slices.geometry import PixelGrid, pixel_size
-from slices.intensity import GreyLevels, intensity_window
+from slices.intensity import GrayLevels, intensity_window
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 
 OUT_OF_VIEW = "lesion voxels outside the field of view"
@@ -57,7 +57,7 @@ def cut_case(
         raise UserError(f"{case.contrasts[0].path.parent}: {error}") from None
     grid = PixelGrid.of(sides, spacing, options.resolution, pixel)
     windows = [intensity_window(contrast[head]) for contrast in volumes.contrasts]
-    scales = [GreyLevels(window, c.dtype) for window, c in zip(windows, volumes.contrasts, strict=True)]
+    scales = [GrayLevels(window, c.dtype) for window, c in zip(windows, volumes.contrasts, strict=True)]
 
     blank = [name for name, (low, high) in zip(schema.contrasts, windows, strict=True) if low == high]
     remarks = [
@@ -91,7 +91,7 @@ def cut_case(
         classes.append(labels)
         contrasts.append(
             [
-                _grey_levels(grid, contrast[k], head[k], inside, scale)
+                _gray_levels(grid, contrast[k], head[k], inside, scale)
                 for contrast, scale in zip(volumes.contrasts, scales, strict=True)
             ]
         )
@@ -148,8 +148,8 @@ def _draw_slices(case: Case, indices: Sequence[int], count: int) -> list[int]:
     return sorted(indices, key=lambda k: hashlib.sha256(f"{case.name}:{k}".encode()).digest())[:count]
 
 
-def _grey_levels(
-    grid: PixelGrid, picture: np.ndarray, head: np.ndarray, inside: np.ndarray, scale: GreyLevels
+def _gray_levels(
+    grid: PixelGrid, picture: np.ndarray, head: np.ndarray, inside: np.ndarray, scale: GrayLevels
 ) -> np.ndarray:
     """Intensities [P, L] -> stored contrast, uint8 [R, R]; rounded once, after the mean over areas."""
     if grid.moves:

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from dnnlib.errors import UserError
 from slices.convert.patterns import Pattern
-from slices.intensity import percentiles
+from slices.intensity import intensity_window
 
 AUTO, ALL = "auto", "all"
 # Foreground differs from a constant background by more than this share of the intensities' robust range.
@@ -93,7 +93,7 @@ def foreground(volume: np.ndarray) -> np.ndarray:
     The background's value is the most frequent one on the volume's faces, whatever its sign. Where the faces show
     noise, or the inside of a body, instead of one value, every voxel is foreground.
     """
-    low, high = percentiles(volume[::2, ::2, ::2])  # enough for percentiles, which are the slow part
+    low, high = intensity_window(volume[::2, ::2, ::2])  # enough for percentiles, which are the slow part
     tolerance = TOLERANCE * (high - low)
     faces = np.concatenate([np.take(volume, i, axis).ravel() for axis in range(3) for i in (0, -1)])
     values, counts = np.unique(faces, return_counts=True)
@@ -115,7 +115,7 @@ def tissue(volume: np.ndarray, there: np.ndarray) -> np.ndarray:
     values = volume[::2, ::2, ::2][there[::2, ::2, ::2]]
     if not values.size:
         return there
-    low, high = percentiles(values)
+    low, high = intensity_window(values)
     least = min(low, 0.0)
     signal = np.clip(values.astype(np.float64), low, high) - least
     bright = signal[signal >= min(otsu_threshold(signal), signal.max())].mean()
