@@ -259,10 +259,10 @@ def inspect(archive: Path, out: Path | None, force: bool) -> None:
     click.echo(describe_archive(reader))
     click.echo(f"\n{describe_tallies({archive.name: tally})}")
     if out is not None:
-        from slices.render import grid, save
+        from slices.render import save, sheet
 
         shown = np.stack([reader.read(i) for i in choose_slices(reader.by_patient(), sizes, PICTURED)])
-        save(grid(shown, reader.schema), out, force)
+        save(sheet(shown, reader.schema), out, force)
         click.echo(f"\nwritten: {out}")
 
 

@@ -96,7 +96,7 @@ def write_pictures(samples, seeds, info, label: int | None, outdir: Path, force:
         render.save(panel, panels[sample.seed], force)
         if len(first) < ON_SHEET:
             first.append(sample.stored)
-    render.save(render.grid(np.stack(first), schema), sheet, force)
+    render.save(render.sheet(np.stack(first), schema), sheet, force)
     shown = "all" if len(first) == len(seeds) else f"the first {len(first)}"
     print(f"{count(len(seeds), 'panel')}{describe_class(info, label)} in {outdir}, {shown} together in {sheet}")
 

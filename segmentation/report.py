@@ -196,7 +196,7 @@ def draw_examinations(path: str | os.PathLike, choices: Sequence[Choice], segmen
             axis.set_title(title, fontsize=9)
             axis.set_axis_off()
     patches = [
-        Patch(color=np.array(render.class_colour(i)) / 255, label=f"{c.name}: {c.title}" if c.title else c.name)
+        Patch(color=np.array(render.class_color(i)) / 255, label=f"{c.name}: {c.title}" if c.title else c.name)
         for i, c in enumerate(schema.classes, start=1)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(3, len(patches)), fontsize=9, frameon=False)

@@ -28,7 +28,7 @@ from slices.intensity import undo_window
 from slices.nifti import GENERATED, nifti_bytes
 from slices.place import has_axes
 from slices.provenance import CHANNELS_FILE, SLICES_FILE, seen_fields
-from slices.render import class_colour
+from slices.render import class_color
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 
 NIFTI, PNG = FORMATS = ("nifti", "png")
@@ -272,7 +272,7 @@ def _palette_image(classes: np.ndarray, schema: Schema) -> Image.Image:
 
 
 def _colour(index: int) -> tuple[int, int, int]:
-    return class_colour(index) if index else (0, 0, 0)
+    return class_color(index) if index else (0, 0, 0)
 
 
 def _png_bytes(image: Image.Image) -> bytes:

@@ -1,4 +1,4 @@
-"""Pictures of joint slices: label overlays, panels of one slice, grids of many.
+"""Pictures of joint slices: label overlays, panels of one slice, contact sheets of many.
 
 Arrays are stored joint slices (uint8, [C + K, H, W]) or class indices ([H, W], 0 for the background). Low-resolution
 slices are enlarged by a whole factor, contrasts smoothly and labels without mixing.
@@ -18,21 +18,23 @@ from PIL import Image, ImageDraw, ImageFont
 from dnnlib.files import atomic_path
 from slices.schema import Schema
 
-# One colour per lesion class, in the schema's order. The first six are those of Okabe and Ito; the others were chosen
+RGB = tuple[int, int, int]
+
+# One color per lesion class, in the schema's order. The first six are those of Okabe and Ito; the others were chosen
 # so that any two stay apart (CIELAB distance > 16) in normal vision and in simulated protan-, deuter- and tritanopia.
 _CODES = "D55E00 56B4E9 F0E442 009E73 CC79A7 0072B2 8700F0 C3FFA5 00FFD2 874B2D 9678FF A5B45A 784B78 5A4BC3 FF0F69"
-PALETTE = tuple(tuple(bytes.fromhex(code)) for code in _CODES.split())
-FILL = 0.5  # opacity inside an outline: the colour must show on a bright lesion, and the lesion under it
+PALETTE: tuple[RGB, ...] = tuple((code[0], code[1], code[2]) for code in map(bytes.fromhex, _CODES.split()))
+FILL = 0.5  # opacity inside an outline: the color must show on a bright lesion, and the lesion under it
 MAX_WIDTH = 2600  # pixels; what a browser and a paper's page still show whole
-PANEL_TILE, GRID_TILE = 192, 96  # smallest edge of one slice, pixels
+PANEL_TILE, SHEET_TILE = 192, 96  # smallest edge of one slice, pixels
 
 _CANVAS, _TEXT, _FAINT = (22, 24, 28), (236, 238, 242), (168, 174, 184)
 _MARGIN, _GAP, _STRIP_GAP = 10, 4, 14
 _TITLE, _HEADER, _LEGEND = 18, 15, 14  # font sizes, pixels
 
 
-def class_colour(index: int) -> tuple[int, int, int]:
-    """RGB of a lesion class index, 1-based; colours come round again after the fifteenth."""
+def class_color(index: int) -> RGB:
+    """Color of a lesion class index, 1-based; colors come round again after the fifteenth."""
     return PALETTE[(index - 1) % len(PALETTE)]
 
 
@@ -42,16 +44,16 @@ def overlay(background: np.ndarray, class_indices: np.ndarray, schema: Schema) -
     background: uint8 [H, W]; class_indices: [H, W]. Returns uint8 RGB [H, W, 3]; without lesions the plain picture.
     """
     assert background.shape == class_indices.shape, (background.shape, class_indices.shape)
-    grey = np.repeat(background[..., None], 3, axis=-1)
-    colours = _colours(schema)[class_indices]
-    filled = np.rint(grey * (1 - FILL) + colours * FILL).astype(np.uint8)
-    rgb = np.where((class_indices > 0)[..., None], filled, grey)
-    return np.where(_outline(class_indices)[..., None], colours, rgb)
+    gray = np.repeat(background[..., None], 3, axis=-1)
+    colors = _colors(schema)[class_indices]
+    filled = np.rint(gray * (1 - FILL) + colors * FILL).astype(np.uint8)
+    rgb = np.where((class_indices > 0)[..., None], filled, gray)
+    return np.where(_outline(class_indices)[..., None], colors, rgb)
 
 
 def label_map(class_indices: np.ndarray, schema: Schema) -> np.ndarray:
     """Class indices [H, W] -> uint8 RGB [H, W, 3], background black."""
-    return _colours(schema)[class_indices]
+    return _colors(schema)[class_indices]
 
 
 def panel(stored: np.ndarray, schema: Schema, title: str = "") -> Image.Image:
@@ -72,23 +74,23 @@ def panel(stored: np.ndarray, schema: Schema, title: str = "") -> Image.Image:
     for n, (name, picture) in enumerate(faces):
         x = _MARGIN + n % columns * (edge + _GAP)
         y = _MARGIN + title_height + n // columns * (header + edge + _GAP)
-        _write(canvas, name, (x, y), edge, _HEADER, _TEXT, centred=True)
+        _write(canvas, name, (x, y), edge, _HEADER, _TEXT, centered=True)
         canvas.paste(picture, (x, y + header))
     _draw_legend(canvas, legend, height - _MARGIN - legend.height)
     return canvas
 
 
-def grid(stored: np.ndarray, schema: Schema, columns: int | None = None) -> Image.Image:
-    """Contact sheet of joint slices, [N, C + K, H, W]: each slice one strip of its contrasts and the overlay.
+def sheet(stored: np.ndarray, schema: Schema, columns: int | None = None) -> Image.Image:
+    """Contact sheet of joint slices, [N, C + K, H, W]: each slice is a strip of its contrasts and the overlay.
 
-    columns: strips beside each other; by default what gives a sheet of handy proportions. Strips that would not fit
-    into MAX_WIDTH are made smaller.
+    columns: strips beside each other; by default what gives handy proportions. Strips that would not fit into
+    MAX_WIDTH are made smaller.
     """
     assert stored.ndim == 4 and len(stored), stored.shape
     assert stored.shape[1] == schema.num_channels, (stored.shape, schema.describe())
     resolution = stored.shape[-1]
     tiles = schema.num_contrasts + (1 if schema.num_maps else 0)
-    edge = resolution * _enlargement(resolution, GRID_TILE)
+    edge = resolution * _enlargement(resolution, SHEET_TILE)
     columns = columns or _handy_columns(len(stored), tiles, edge)
     room = MAX_WIDTH - 2 * _MARGIN - (columns - 1) * _STRIP_GAP
     edge = max(1, min(edge, room // (columns * tiles) - 1))
@@ -106,7 +108,7 @@ def grid(stored: np.ndarray, schema: Schema, columns: int | None = None) -> Imag
         for t, (name, picture) in enumerate(faces):
             x = left + t * (edge + 1)
             if n < columns:
-                _write(canvas, name, (x, _MARGIN), edge, _HEADER, _TEXT, centred=True)
+                _write(canvas, name, (x, _MARGIN), edge, _HEADER, _TEXT, centered=True)
             canvas.paste(picture, (x, top))
     _draw_legend(canvas, legend, height - _MARGIN - legend.height)
     return canvas
@@ -120,11 +122,11 @@ def save(image: Image.Image, path: str | os.PathLike, force: bool = True) -> Non
 
 # --- one slice ------------------------------------------------------------------------------------------------------
 
-_MAP_NAME = "label map"
+_MAP_NAME = "label map"  # of the face that sheets leave out
 
 
 def _faces(stored: np.ndarray, schema: Schema, edge: int) -> list[tuple[str, Image.Image]]:
-    """Named pictures of one slice, each edge×edge pixels; a schema without classes has its contrasts only."""
+    """Named pictures of one slice, each edge×edge pixels. Without classes there are the contrasts only."""
     contrasts, indices = schema.split(stored)
     scaled = [_resize(contrast, edge, Image.Resampling.LANCZOS) for contrast in contrasts]
     faces = [(name, Image.fromarray(s)) for name, s in zip(schema.contrasts, scaled, strict=True)]
@@ -147,23 +149,24 @@ def _enlargement(resolution: int, smallest: int) -> int:
     return max(1, math.ceil(smallest / resolution))
 
 
-def _colours(schema: Schema) -> np.ndarray:
+def _colors(schema: Schema) -> np.ndarray:
     """Class index -> RGB, uint8 [K, 3]; [1, 3] without classes."""
-    return np.array([(0, 0, 0), *(class_colour(i) for i in range(1, max(1, schema.num_maps)))], np.uint8)
+    return np.array([(0, 0, 0), *(class_color(i) for i in range(1, max(1, schema.num_maps)))], np.uint8)
 
 
 def _outline(indices: np.ndarray) -> np.ndarray:
     """Lesion pixels that touch a lower class: each border is drawn once, so a thin rim is not all outline."""
+    # The picture, moved by one pixel down, up, right and left: each pixel's four neighbors.
     padded = np.pad(indices, 1)
-    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    return np.minimum.reduce(neighbours) < indices
+    neighbors = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    return np.minimum.reduce(neighbors) < indices
 
 
 # --- layout ---------------------------------------------------------------------------------------------------------
 
 
 def _handy_columns(count: int, tiles: int, edge: int) -> int:
-    """How many strips beside each other come closest to a sheet of 3:2 within MAX_WIDTH."""
+    """The number of strips beside each other that comes closest to a sheet of 3:2 within MAX_WIDTH."""
     strip = tiles * (edge + 1) + _STRIP_GAP
     fitting = max(1, (MAX_WIDTH - 2 * _MARGIN + _STRIP_GAP) // strip)
     shape = {c: c * strip / (math.ceil(count / c) * (edge + _GAP)) for c in range(1, min(count, fitting) + 1)}
@@ -171,34 +174,46 @@ def _handy_columns(count: int, tiles: int, edge: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Legend:
-    """Where each class stands: (class index, text, x, y from the legend's top); height in pixels, 0 without classes."""
+class _Entry:
+    """A lesion class in a legend."""
 
-    entries: tuple[tuple[int, str, int, int], ...]
-    height: int
+    index: int  # of the class
+    text: str
+    x: int  # pixels
+    y: int  # pixels from the legend's top
+
+
+@dataclass(frozen=True)
+class _Legend:
+    """Where each class stands."""
+
+    entries: tuple[_Entry, ...]
+    height: int  # pixels; 0 without classes
 
 
 _SWATCH, _LINE = _LEGEND, _LEGEND + 9
 
 
 def _layout_legend(schema: Schema, width: int) -> _Legend:
-    entries, x, line = [], _MARGIN, 0
+    entries: list[_Entry] = []
+    x, line = _MARGIN, 0
     for index, c in enumerate(schema.classes, start=1):
         text = _plain(c.name if c.title in ("", c.name) else f"{c.name}  {c.title}")
         needed = _SWATCH + 7 + math.ceil(_font(_LEGEND).getlength(text))
         if x > _MARGIN and x + needed > width - _MARGIN:
             x, line = _MARGIN, line + 1
-        entries.append((index, text, x, _GAP + 6 + line * _LINE))
+        entries.append(_Entry(index, text, x, _GAP + 6 + line * _LINE))
         x += needed + 24
     return _Legend(tuple(entries), _GAP + 6 + (line + 1) * _LINE if entries else 0)
 
 
 def _draw_legend(canvas: Image.Image, legend: _Legend, top: int) -> None:
     draw = ImageDraw.Draw(canvas)
-    for index, text, x, y in legend.entries:
-        draw.rectangle((x, top + y + 1, x + _SWATCH - 1, top + y + _SWATCH), fill=class_colour(index))
+    for entry in legend.entries:
+        x, y = entry.x, top + entry.y
+        draw.rectangle((x, y + 1, x + _SWATCH - 1, y + _SWATCH), fill=class_color(entry.index))
         room = canvas.width - _MARGIN - x - _SWATCH - 7
-        _write(canvas, text, (x + _SWATCH + 7, top + y - 1), room, _LEGEND, _FAINT)
+        _write(canvas, entry.text, (x + _SWATCH + 7, y - 1), room, _LEGEND, _FAINT)
 
 
 def _write(
@@ -207,10 +222,10 @@ def _write(
     corner: tuple[int, int],
     room: int,
     size: int,
-    colour: tuple[int, int, int],
-    centred: bool = False,
+    color: RGB,
+    centered: bool = False,
 ) -> None:
-    """Write one line; text wider than `room` pixels becomes smaller, then loses its end."""
+    """Write one line. Text wider than `room` pixels becomes smaller, then loses its end."""
     text = _plain(text)
     while size > 9 and _font(size).getlength(text) > room:
         size -= 1
@@ -220,8 +235,8 @@ def _write(
         while text and font.getlength(text + "…") > room:
             text = text[:-1]
         text += "…"
-    x = corner[0] + (room - font.getlength(text)) / 2 if centred else corner[0]
-    ImageDraw.Draw(canvas).text((x, corner[1]), text, font=font, fill=colour)
+    x = corner[0] + (room - font.getlength(text)) / 2 if centered else corner[0]
+    ImageDraw.Draw(canvas).text((x, corner[1]), text, font=font, fill=color)
 
 
 def _plain(text: str) -> str:
@@ -233,4 +248,6 @@ def _plain(text: str) -> str:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=size)
+    font = ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow without FreeType"
+    return font

@@ -61,10 +61,10 @@ def save_reals(path: Path, dataset: SliceDataset, seed: int) -> None:
     """A sheet of real slices, drawn at random, none of them mirrored."""
     chosen = np.random.RandomState(seed).permutation(dataset.num_originals)[: grid_size(dataset.resolution)]
     stored = np.stack([dataset[int(i)].stored.numpy() for i in chosen])
-    render.save(render.grid(stored, dataset.schema), path)
+    render.save(render.sheet(stored, dataset.schema), path)
 
 
 def save_images(path: Path, images: torch.Tensor, schema: Schema) -> None:
     """A sheet of generated slices; images: network values [N, C + K, H, W]."""
     stored = SliceCodec(schema).to_stored(images.cpu()).numpy()
-    render.save(render.grid(stored, schema), path)
+    render.save(render.sheet(stored, schema), path)

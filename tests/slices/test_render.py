@@ -1,3 +1,5 @@
+"""Pictures of joint slices: overlays, panels, contact sheets."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,47 +26,47 @@ def schema_of(contrasts, classes):
     )
 
 
-def contains(image, colour):
-    return bool((np.asarray(image) == colour).all(axis=-1).any())
+def contains(image, color):
+    return bool((np.asarray(image) == color).all(axis=-1).any())
 
 
 def test_overlay_leaves_the_rest_of_the_picture_alone_and_the_lesion_visible():
-    grey = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+    gray = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
     indices = np.zeros((16, 16), np.uint8)
     indices[4:11, 4:11] = 2
-    rgb = render.overlay(grey, indices, BRATS)
+    rgb = render.overlay(gray, indices, BRATS)
     assert rgb.shape == (16, 16, 3) and rgb.dtype == np.uint8
     outside = indices == 0
-    assert (rgb[outside] == grey[outside, None]).all()
-    assert (rgb[4, 4:11] == render.class_colour(2)).all(), "the outline is opaque"
+    assert (rgb[outside] == gray[outside, None]).all()
+    assert (rgb[4, 4:11] == render.class_color(2)).all(), "the outline is opaque"
     inside = rgb[5:10, 5:10].reshape(-1, 3).astype(int)
-    assert np.corrcoef(inside[:, 0], grey[5:10, 5:10].ravel())[0, 1] > 0.99, "grey values show through the fill"
-    assert (inside != np.repeat(grey[5:10, 5:10].reshape(-1, 1), 3, 1)).any(axis=1).all(), "all of it is tinted"
+    assert np.corrcoef(inside[:, 0], gray[5:10, 5:10].ravel())[0, 1] > 0.99, "gray values show through the fill"
+    assert (inside != np.repeat(gray[5:10, 5:10].reshape(-1, 1), 3, 1)).any(axis=1).all(), "all of it is tinted"
 
 
 def test_overlay_draws_a_shared_border_once_and_reaches_the_edge_of_the_picture():
     indices = np.ones((8, 8), np.uint8)
     indices[:, 4:] = 3
     rgb = render.overlay(np.zeros((8, 8), np.uint8), indices, BRATS)
-    assert (rgb[1:-1, 4] == render.class_colour(3)).all()
-    assert not (rgb[1:-1, 3] == render.class_colour(1)).all(axis=-1).any()
-    assert (rgb[0, :4] == render.class_colour(1)).all(), "a lesion that runs out of the picture is closed there"
+    assert (rgb[1:-1, 4] == render.class_color(3)).all()
+    assert not (rgb[1:-1, 3] == render.class_color(1)).all(axis=-1).any()
+    assert (rgb[0, :4] == render.class_color(1)).all(), "a lesion that runs out of the picture is closed there"
 
 
 def test_overlay_without_lesions_is_the_plain_picture():
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    gray = np.arange(64, dtype=np.uint8).reshape(8, 8)
     for schema in (BRATS, schema_of(2, 0)):
-        rgb = render.overlay(grey, np.zeros((8, 8), np.uint8), schema)
-        assert (rgb == grey[..., None]).all()
+        rgb = render.overlay(gray, np.zeros((8, 8), np.uint8), schema)
+        assert (rgb == gray[..., None]).all()
 
 
-def test_label_map_gives_every_class_its_colour():
+def test_label_map_gives_every_class_its_color():
     rgb = render.label_map(np.arange(4, dtype=np.uint8).reshape(2, 2), BRATS)
     assert rgb[0, 0].tolist() == [0, 0, 0]
-    assert [tuple(rgb[i // 2, i % 2]) for i in (1, 2, 3)] == [render.class_colour(i) for i in (1, 2, 3)]
+    assert [tuple(rgb[i // 2, i % 2]) for i in (1, 2, 3)] == [render.class_color(i) for i in (1, 2, 3)]
 
 
-def test_fifteen_colours_stay_apart_for_colour_blind_readers():
+def test_fifteen_colors_stay_apart_for_color_blind_readers():
     """Distances after a simulation of missing cones (Machado et al. 2009, severity 1), in linear RGB's square root."""
     views = {
         "normal": np.eye(3),
@@ -90,36 +92,36 @@ def test_panels_are_legible_and_no_wider_than_allowed(contrasts, classes, resolu
     tiles = contrasts + (2 if classes else 0)
     assert min(tiles, 2) * edge < image.width <= render.MAX_WIDTH
     assert image.width * image.height > tiles * edge**2, "every tile has its place"
-    assert all(contains(image, render.class_colour(i)) for i in range(1, classes + 1)), "the legend has every class"
+    assert all(contains(image, render.class_color(i)) for i in range(1, classes + 1)), "the legend has every class"
 
 
 def test_panels_show_every_pixel_of_a_large_slice():
     """At 256 nothing is resampled: the contrast stands in the picture as it is."""
     stored = make(BRATS, 256)
-    grey = np.asarray(render.panel(stored, BRATS))[..., 0]
+    gray = np.asarray(render.panel(stored, BRATS))[..., 0]
     for contrast in stored[: BRATS.num_contrasts]:
-        starts = np.lib.stride_tricks.sliding_window_view(grey, (1, 6))[:-255, :-250, 0]
+        starts = np.lib.stride_tricks.sliding_window_view(gray, (1, 6))[:-255, :-250, 0]
         y, x = np.argwhere((starts == contrast[0, :6]).all(axis=-1))[0]  # the last contrast comes again, with labels
-        assert (grey[y : y + 256, x : x + 256] == contrast).all()
+        assert (gray[y : y + 256, x : x + 256] == contrast).all()
 
 
 @pytest.mark.parametrize("contrasts, classes", [(1, 0), (2, 0), (3, 1), (4, 3), (16, 15)])
 @pytest.mark.parametrize("resolution, count", [(16, 1), (64, 30), (64, 7), (256, 5)])
-def test_grids_fit_their_width(contrasts, classes, resolution, count):
+def test_sheets_fit_their_width(contrasts, classes, resolution, count):
     schema = schema_of(contrasts, classes)
-    image = render.grid(make(schema, resolution, count), schema)
+    image = render.sheet(make(schema, resolution, count), schema)
     assert image.width <= render.MAX_WIDTH
     tiles = contrasts + (1 if classes else 0)
     if contrasts < 16:
         assert image.width * image.height > count * tiles * max(96, resolution) ** 2
-    assert contains(image, render.class_colour(1)) == bool(classes)
+    assert contains(image, render.class_color(1)) == bool(classes)
 
 
-def test_grids_take_the_columns_asked_for():
+def test_sheets_take_the_columns_asked_for():
     stored = make(BRATS, 64, 6)
-    one, three = render.grid(stored, BRATS, columns=1), render.grid(stored, BRATS, columns=3)
+    one, three = render.sheet(stored, BRATS, columns=1), render.sheet(stored, BRATS, columns=3)
     assert three.width > 2.5 * one.width and one.height > 2 * three.height
-    assert render.grid(stored, BRATS, columns=6).width <= render.MAX_WIDTH
+    assert render.sheet(stored, BRATS, columns=6).width <= render.MAX_WIDTH
 
 
 def test_enlarging_mixes_no_labels():
@@ -138,7 +140,7 @@ def test_any_title_can_be_drawn():
 
 
 def test_save_writes_a_complete_png_whatever_the_name(tmp_path):
-    image = render.grid(make(BRATS, 16, 2), BRATS)
+    image = render.sheet(make(BRATS, 16, 2), BRATS)
     render.save(image, tmp_path / "reals.png")
     with Image.open(tmp_path / "reals.png") as again:
         assert again.format == "PNG" and (np.asarray(again) == np.asarray(image)).all()
