@@ -13,7 +13,7 @@ import torch
 from dnnlib.errors import reports_user_errors
 from dnnlib.system import run
 from dnnlib.text import format_table
-from torch_utils.ops import native
+from torch_utils.ops import build, native
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.conv2d_gradfix import conv2d
 from torch_utils.ops.synthesis_tail import synthesis_tail
@@ -45,7 +45,7 @@ def main() -> None:
     The exit code is 1 if they differ; a device without native operators is none that fails.
     """
     click.echo(f"PyTorch {torch.__version__}, CUDA {torch.version.cuda or 'none'}")
-    serving = [device for device in native.LIBRARIES if _introduce(device)]
+    serving = [device for device in build.LIBRARIES if _introduce(device)]
     rows, complaints = [], []
     for device in serving:
         for name, operator in OPERATORS.items():

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import native
+from torch_utils.ops import build, native
 from torch_utils.ops.registered import CONV3X3, CONV3X3_WEIGHT_GRADIENT
 
 
@@ -82,7 +82,7 @@ PROCESSORS = ("AVX2", "AVX512")
 @functools.cache
 def _is_measured() -> bool:
     """Whether it was measured on such processors, and is built to run in several threads."""
-    return torch.backends.cpu.get_cpu_capability() in PROCESSORS and bool(native.OPENMP)
+    return torch.backends.cpu.get_cpu_capability() in PROCESSORS and bool(build.OPENMP)
 
 
 def _is_native(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> bool:

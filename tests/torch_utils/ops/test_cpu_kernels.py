@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emulation.harness import CHECKED, ENVIRONMENT, SOURCES, has_sanitizer
-from torch_utils.ops import native
+from torch_utils.ops import build
 
 HERE = Path(__file__).parent / "cpu_kernels"
 TORCH = Path(torch.__file__).parent
@@ -36,7 +36,7 @@ def test_kernels_meet_their_equations(machine, feature, options, tmp_path):
     if not has_sanitizer(tmp_path):
         pytest.skip("no g++ with AddressSanitizer here: the CPU kernels are tested through PyTorch only")
     usual = ("-O", "-march", "-fopenmp")  # these are the test's to choose
-    flags = [flag for flag in native.LIBRARIES["cpu"].flags if not flag.startswith(usual)]
+    flags = [flag for flag in build.LIBRARIES["cpu"].flags if not flag.startswith(usual)]
     flags += [*options, f"-march={machine}", f"-I{HERE}", f"-I{SOURCES}", f"-isystem{TORCH}/include"]
     libraries = [f"-L{TORCH}/lib", "-lc10", f"-Wl,-rpath,{TORCH}/lib"]
     subprocess.run(

@@ -27,8 +27,8 @@ from emulation.harness import (
     has_sanitizer,
 )
 from goldens import golden_arrays, golden_cases, golden_filter
-from torch_utils.ops import native
 from torch_utils.ops.bias_act import ACTIVATIONS
+from torch_utils.ops.build import cuda_homes
 
 KERNELS = [SOURCES / "cuda" / "tail.cu", SOURCES / "cuda" / "upfirdn2d.cu"]
 NAMES = list(ACTIVATIONS)
@@ -667,7 +667,7 @@ def test_emulator_converts_every_bit_pattern(selftest, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", KERNELS, ids=lambda s: s.name)
 def test_nvcc_keeps_every_kernel_in_registers(source, tmp_path):
-    home = next(native.cuda_homes(), None)
+    home = next(cuda_homes(), None)
     if home is None:
         pytest.skip("no nvcc here: neither compiled for GPUs nor are registers counted")
     command = [home / "bin" / "nvcc", "-O3", "-std=c++17", "-Xptxas", "-v", "-c", source, "-o", tmp_path / "kernels.o"]

@@ -1,9 +1,6 @@
-"""Building and loading of native libraries: toy libraries, which compile in no time, and the real ones."""
+"""Loading of native libraries, shown on toy libraries, which compile in no time."""
 
-import ctypes
-import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,59 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-import torch_utils.ops.__main__ as self_check
-from commands import ROOT
 from dnnlib.errors import UserError
-from torch_utils.ops import native
-
-needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler named c++")
-
-
-def script(path: Path, *lines: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
-    path.chmod(0o755)
-    return path
-
-
-class Toy:
-    """A library without operators, and a compiler that counts its work and rests while the file `hold` is there."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.source = folder / "toy.cpp"
-        self.source.write_text('#include "toy.h"\nextern "C" int toy() { return NUMBER; }\n')
-        self.header = folder / "toy.h"
-        self.header.write_text("#define NUMBER 7\n")
-        self.hold, self.log = folder / "hold", folder / "compiled.log"
-        self.compiler = script(
-            folder / "g++",
-            f'case "$*" in *" -c "*) echo x >> {self.log}; while [ -e {self.hold} ]; do sleep 0.02; done;; esac',
-            'exec c++ "$@"',
-        )
-        self.extensions = folder / "extensions"
-        self.library = native.Library("cpu", folder, ("toy.cpp",), native.LIBRARIES["cpu"].flags)
-
-    def compilations(self) -> int:
-        return len(self.log.read_text().split()) if self.log.exists() else 0
-
-    def number(self) -> int:
-        return ctypes.CDLL(str(native.status("cpu").file)).toy()
-
-    def process(self) -> subprocess.Popen:
-        """Another process that asks for the library, and prints what it is told."""
-        code = f"""
-from pathlib import Path
-from torch_utils.ops import native
-native.PATIENCE = 0.1
-native.LIBRARIES["cpu"] = native.Library("cpu", Path({str(self.folder)!r}), ("toy.cpp",), {self.library.flags!r})
-print(native.available("cpu"))
-"""
-        return subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+from torch_utils.ops import build, native
+from toys import Toy, needs_compiler, script
 
 
 def new_process(monkeypatch) -> None:
@@ -79,7 +27,7 @@ def toy(tmp_path, monkeypatch) -> Toy:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(made.extensions))
     monkeypatch.setenv("CXX", str(made.compiler))
     monkeypatch.delenv(native.SWITCH, raising=False)
-    monkeypatch.setitem(native.LIBRARIES, "cpu", made.library)
+    monkeypatch.setitem(build.LIBRARIES, "cpu", made.library)
     new_process(monkeypatch)
     return made
 
@@ -118,7 +66,7 @@ def test_changed_sources_headers_flags_and_compilers_are_other_libraries(toy, mo
     toy.source.write_text(toy.source.read_text().replace("NUMBER", "NUMBER + 1"))
     files.append(file())
     assert toy.number() == 9
-    monkeypatch.setitem(native.LIBRARIES, "cpu", native.Library("cpu", toy.folder, ("toy.cpp",), ("-O1",)))
+    monkeypatch.setitem(build.LIBRARIES, "cpu", build.Library("cpu", toy.folder, ("toy.cpp",), ("-O1",)))
     files.append(file())
     script(toy.compiler, '[ "$*" = --version ] && echo another version && exit', 'exec c++ "$@"')
     files.append(file())
@@ -236,11 +184,11 @@ def test_tools_that_are_missing_are_named_and_not_remembered(toy, monkeypatch, c
     with monkeypatch.context() as patch:
         patch.delenv("CXX")
         patch.setenv("PATH", str(empty))
-        patch.setattr(native, "sysconfig", SimpleNamespace(get_path=lambda name: str(empty)))
+        patch.setattr(build, "sysconfig", SimpleNamespace(get_path=lambda name: str(empty)))
         assert "apt-get install g++" in told()
         script(empty / "c++")
         assert "pip install ninja" in told()
-        patch.setitem(native.LIBRARIES, "cpu", native.Library("cpu", toy.folder, ("gone.cpp",), ()))
+        patch.setitem(build.LIBRARIES, "cpu", build.Library("cpu", toy.folder, ("gone.cpp",), ()))
         assert "gone.cpp is missing" in told()
     assert not toy.extensions.exists()
     monkeypatch.setenv("CXX", str(toy.compiler))
@@ -268,7 +216,8 @@ extern "C" int toy() { std::ostringstream message; message << "found " << 7 << "
 """)
     assert native.available("cpu")
     call = f"import ctypes, torch; print(ctypes.CDLL({str(native.status('cpu').file)!r}).toy())"
-    assert run_python("-c", call).strip() == str(len("found 7 of 9"))  # elsewhere, as it might crash
+    printed = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)  # elsewhere: it might crash
+    assert printed.stdout.strip() == str(len("found 7 of 9")), printed.stderr
 
 
 @needs_compiler
@@ -281,7 +230,7 @@ def test_ninja_of_the_environment_serves_without_being_on_the_path(toy, monkeypa
     for name in filter(shutil.which, ("c++", "as", "ld", "sh", "which")):
         (tools / name).symlink_to(shutil.which(name))
     monkeypatch.setenv("PATH", str(tools))
-    monkeypatch.setattr(native, "sysconfig", SimpleNamespace(get_path=lambda name: str(scripts)))
+    monkeypatch.setattr(build, "sysconfig", SimpleNamespace(get_path=lambda name: str(scripts)))
     assert native.available("cpu") and os.environ["PATH"] == str(tools)
 
 
@@ -391,173 +340,3 @@ def test_other_devices_and_missing_cards_are_no_news(toy, monkeypatch, capfd):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not native.available("cuda") and not native.available("mps") and not native.available("meta")
     assert capfd.readouterr().err == ""
-
-
-@pytest.fixture
-def toolkit(tmp_path, monkeypatch) -> Path:
-    """A CUDA 13.0 toolkit, found through an nvcc that is a script in another folder."""
-    home = tmp_path / "toolkit"
-    (home / "include").mkdir(parents=True)
-    (home / "include/cuda_runtime.h").touch()
-    script(
-        home / "bin/nvcc",
-        'case "$*" in',
-        f'*--dryrun*) echo "#$ _HERE_={home}/bin" >&2; echo "#$ TOP={home}/bin/.." >&2;;',
-        '*--version*) echo "Cuda compilation tools, release 13.0, V13.0.88";;',
-        "*--list-gpu-arch*) echo compute_75; echo compute_80; echo compute_90; echo compute_120;;",
-        "esac",
-    )
-    wrapper = script(tmp_path / "wrapper/bin/nvcc", f'exec {home}/bin/nvcc "$@"')
-    monkeypatch.setenv("PATH", f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}")
-    for name in ("CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    return home
-
-
-def test_toolkit_behind_a_wrapper_is_found(toolkit, tmp_path, monkeypatch):
-    assert next(native.cuda_homes()) == toolkit
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    (linked / "nvcc").symlink_to(toolkit / "bin/nvcc")
-    monkeypatch.setenv("PATH", f"{linked}{os.pathsep}{os.environ['PATH']}")
-    assert next(native.cuda_homes()) == toolkit
-    other = shutil.copytree(toolkit, tmp_path / "other")
-    monkeypatch.setenv("CUDA_PATH", str(other))
-    assert next(native.cuda_homes()) == other
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "gone"))
-    assert next(native.cuda_homes()) == other
-    monkeypatch.setenv("CUDA_HOME", str(toolkit))
-    assert list(native.cuda_homes())[:2] == [toolkit, other]
-
-
-def test_toolkit_of_another_major_version_is_passed_over(toolkit, monkeypatch):
-    monkeypatch.setattr(native, "_cuda_candidates", lambda: [toolkit])
-    assert native._cuda_toolkit() == (toolkit, "13.0")
-    monkeypatch.setattr(torch.version, "cuda", "13.2")
-    assert native._cuda_toolkit() == (toolkit, "13.0")
-    monkeypatch.setattr(torch.version, "cuda", "12.8")
-    with pytest.raises(native.Unavailable, match="built for CUDA 12.8; found the toolkit 13.0 in .* set CUDA_HOME"):
-        native._cuda_toolkit()
-    monkeypatch.setattr(native, "_cuda_candidates", list)
-    with pytest.raises(native.Unavailable, match="the CUDA toolkit is missing: .* install one of version 12.8"):
-        native._cuda_toolkit()
-
-
-@pytest.mark.parametrize(
-    "cards, architectures",
-    [
-        ([(9, 0)], "9.0"),
-        ([(9, 0), (8, 0), (9, 0)], "8.0;9.0"),
-        ([(8, 6)], "8.0+PTX"),
-        ([(12, 1)], "12.0+PTX"),
-        ([(7, 0)], "compute capability 7.0"),
-        ([], "no CUDA GPU is visible"),
-    ],
-)
-def test_architectures_are_those_of_the_cards_as_far_as_the_toolkit_knows(toolkit, monkeypatch, cards, architectures):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: cards[index])
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a card")
-    try:
-        assert native._cuda_architectures(toolkit) == architectures
-    except native.Unavailable as error:
-        assert architectures in str(error)
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6+PTX")
-    assert native._cuda_architectures(toolkit) == "8.6+PTX"
-
-
-def test_architectures_and_toolkit_hold_for_the_build_alone(toy, toolkit, monkeypatch):
-    seen = []
-
-    def load(build_directory, **options):
-        seen.append((os.environ["TORCH_CUDA_ARCH_LIST"], builder.CUDA_HOME))
-        shutil.copy(toy.folder / "toy.so", build_directory)
-
-    builder = SimpleNamespace(load=load, CUDA_HOME="before")
-    monkeypatch.setattr(native, "_cpp_extension", lambda: builder)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    (toy.folder / "toy.so").touch()
-    library = native.Library("cuda", toy.folder, ("toy.cpp", "toy.cu"), ())
-    (toy.folder / "toy.cu").touch()
-    first = library.load().file
-    assert "TORCH_CUDA_ARCH_LIST" not in os.environ
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    second = library.load()
-    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "8.0" and builder.CUDA_HOME == "before"
-    assert seen == [("9.0", str(toolkit)), ("8.0", str(toolkit))]
-    assert first != second.file and f"CUDA toolkit 13.0 in {toolkit} for 8.0" in second.tools
-
-
-@pytest.mark.parametrize(
-    "log, told",
-    [
-        ("FAILED: a.o\nc++ -DX a.cpp\na.cpp:1:2: error: not declared\nstopped", "  a.cpp:1:2: error: not declared"),
-        ("nvcc fatal   : Unsupported gpu architecture 'compute_20'", "set TORCH_CUDA_ARCH_LIST"),
-        ("b.h:3:10: fatal error: cusparse.h: No such file or directory", "install the whole CUDA toolkit"),
-        ("b.h:3:10: fatal error: Python.h: No such file or directory", "python3-dev"),
-        ("/usr/bin/ld: cannot find -lcudart: No such file", "runtime library"),
-        ("/opt/lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by /x/a.so)", "set CXX to an older"),
-        ("host_config.h:143:2: error: #error -- unsupported GNU version! gcc", "set CC and CXX"),
-        ("g++: error: unrecognized command-line option '-std=c++20'", "install a newer C++ compiler"),
-        ("as: No space left on device", "TORCH_EXTENSIONS_DIR"),
-        ("nvcc error   : 'cicc' died due to signal 9 (Kill signal)\nninja stopped", "MAX_JOBS=1"),
-        ("one\ntwo\nthree", "  one\n  two\n  three"),
-    ],
-)
-def test_what_is_wrong_is_picked_from_the_log(log, told):
-    explained = native._explain(log)
-    assert told in explained and "FAILED" not in explained and "-DX" not in explained
-
-
-def run_python(*arguments: str, **environment: str) -> str:
-    run = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
-
-
-@pytest.mark.slow
-@needs_compiler
-def test_cpu_library_builds_and_passes_the_self_check(tmp_path):
-    printed = run_python("-m", "torch_utils.ops", TORCH_EXTENSIONS_DIR=str(tmp_path), STYLEGAN2_MR_OPS="")
-    for operator in ("bias_act", "synthesis_tail", "upfirdn2d"):
-        assert re.search(rf"^{operator} +cpu .* OK$", printed, re.MULTILINE), printed
-
-
-@pytest.mark.slow
-@needs_compiler
-@pytest.mark.skipif(torch.version.cuda is None or not any(native.cuda_homes()), reason="needs a CUDA toolkit")
-def test_cuda_library_builds_and_loads_without_a_card(tmp_path):
-    code = "from torch_utils.ops import native; print(native.LIBRARIES['cuda'].load().file)"
-    file = run_python("-c", code, TORCH_EXTENSIONS_DIR=str(tmp_path), TORCH_CUDA_ARCH_LIST="9.0")
-    assert Path(file.strip()).is_file()
-
-
-@pytest.mark.parametrize("fault", [0, 1e-3, math.nan])
-def test_self_check_tells_right_from_wrong(monkeypatch, fault):
-    right = self_check.bias_act
-
-    def bias_act(*arguments, **options):
-        asked = native.available("cpu")
-        with native.reference_only():
-            y = right(*arguments, **options)
-        return y * (1 + fault) if asked else y
-
-    monkeypatch.setattr(native, "LIBRARIES", {"cpu": None})
-    monkeypatch.setattr(native, "_statuses", {"cpu": native.Status(file=Path("native.so"), tools=("a compiler",))})
-    monkeypatch.setattr(self_check, "bias_act", bias_act)
-    monkeypatch.setattr(self_check, "OPERATORS", {"bias_act": self_check.OPERATORS["bias_act"]})
-    monkeypatch.setattr(self_check, "TOLERANCES", {torch.float32: 1e-5})
-    result = CliRunner().invoke(self_check.main)
-    assert result.exit_code == (1 if fault else 0), result.output
-    assert ("FAILED: bias_act on cpu, torch.float32, act=linear" in result.output) == bool(fault)
-
-
-def test_self_check_passes_over_devices_without_native_operators(monkeypatch):
-    new_process(monkeypatch)
-    monkeypatch.setenv(native.SWITCH, "reference")
-    result = CliRunner().invoke(self_check.main)
-    assert result.exit_code == 0 and result.output.count("plain PyTorch serves") == 2
