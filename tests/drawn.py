@@ -5,9 +5,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from slices.archive.writer import ArchiveWriter
-from slices.schema import BRATS, Schema
+from slices.schema import BRATS, LesionClass, Schema
 
 SHAPE = (60, 60, 10)
 MARKER = (slice(42, 46), slice(12, 16), slice(3, 7))  # in voxels along L, P, S: the patient's left, in front
@@ -76,6 +77,13 @@ def write_case(parent, name="case1", volumes=None, axes="LPS", spacing=(1.0, 1.0
     for kind, volume in (draw_head() if volumes is None else volumes).items():
         write_nifti(folder / f"{name}_{kind}{suffix}", *turned(volume, axes, spacing))
     return folder
+
+
+# --- schemas, for tests that must hold for any ----------------------------------------------------------------------
+
+NO_CLASSES = Schema(contrasts=("t1", "t2"))
+ONE_CLASS = Schema(contrasts=("t1", "t2", "flair"), classes=(LesionClass("MS", "lesion", 1),))
+SCHEMAS = pytest.mark.parametrize("schema", [BRATS, ONE_CLASS, NO_CLASSES], ids=["brats", "one class", "no classes"])
 
 
 # --- slices, as archives ------------------------------------------------------------------------------------------

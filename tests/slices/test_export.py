@@ -10,15 +10,13 @@ import pytest
 from PIL import Image
 
 from commands import call, refused
-from drawn import ALL_AXES, draw_head, turned, write_case
+from drawn import ALL_AXES, NO_CLASSES, draw_head, turned, write_case
 from slices.archive.format import Volume
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.geometry import area_weights
 from slices.render import PALETTE
 from slices.schema import BRATS, LesionClass, Schema
-
-NO_CLASSES = Schema(contrasts=("t1", "t2"))
 
 
 def draw(seed=0):

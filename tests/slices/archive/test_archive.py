@@ -1,4 +1,4 @@
-"""The archive, the schema and the codec: what is written comes back, and what doesn't fit is refused with a reason."""
+"""The archive: what is written comes back, and what doesn't fit is refused with a reason."""
 
 import contextlib
 import errno
@@ -14,24 +14,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path
 from dnnlib.staged import Staged
+from drawn import ONE_CLASS, SCHEMAS
 from slices.archive.format import INDEX, Volume, pack_slice
 from slices.archive.reader import ArchiveReader
 from slices.archive.together import require_same_kind
 from slices.archive.writer import ArchiveWriter
 from slices.archive.zips import ZipReader, ZipWriter, pack
-from slices.codec import SliceCodec
-from slices.schema import BRATS, LABEL_ON, LesionClass, Region, Schema
+from slices.schema import BRATS, LABEL_ON, Schema
 
 RESOLUTION = 8
 OPPOSITE = str.maketrans("LPI", "RAS")
-NO_CLASSES = Schema(contrasts=("t1", "t2"))
-ONE_CLASS = Schema(contrasts=("t1", "t2", "flair"), classes=(LesionClass("MS", "lesion", 1),))
-SCHEMAS = pytest.mark.parametrize("schema", [BRATS, ONE_CLASS, NO_CLASSES], ids=["brats", "one class", "no classes"])
 VOLUME = Volume(
     patient="a",
     shape=(8, 8, 3),
@@ -365,87 +361,6 @@ def test_a_reader_travels_to_spawned_processes(tmp_path):
     reader = ArchiveReader(write(tmp_path / "x.zip"))
     expected = reader.read(3)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(reader)).read(3), expected)
-
-
-# --- schema ---------------------------------------------------------------------------------------------------------
-
-
-@SCHEMAS
-def test_join_and_split_are_inverse(schema):
-    rng = np.random.default_rng(0)
-    contrasts = rng.integers(0, 256, (2, schema.num_contrasts, 5, 4), dtype=np.uint8)
-    classes = rng.integers(0, max(1, schema.num_maps), (2, 5, 4))
-    stored = schema.join(contrasts, classes)
-    assert stored.dtype == np.uint8 and stored.shape == (2, schema.num_channels, 5, 4)
-    for found, expected in zip(schema.split(stored), (contrasts, classes), strict=True):
-        assert found.dtype == np.uint8
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_channel_counts():
-    assert (BRATS.num_contrasts, BRATS.num_maps, BRATS.num_channels) == (4, 4, 8)
-    assert (ONE_CLASS.num_maps, ONE_CLASS.num_channels) == (2, 5)
-    assert (NO_CLASSES.num_maps, NO_CLASSES.num_channels) == (0, 2)
-    assert NO_CLASSES.describe() == "t1, t2 | no classes"
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])
-def test_label_values(dtype):
-    values = np.array([[0, 1], [2, 4]], dtype)
-    np.testing.assert_array_equal(BRATS.indices_from_values(values), [[0, 1], [2, 3]])
-    values[0, 0] = 3
-    with pytest.raises(UserError, match="unknown label value 3; expected 0 and 1, 2, 4"):
-        BRATS.indices_from_values(values)
-
-
-def test_regions():
-    assert {region.name: BRATS.region_indices(region) for region in BRATS.regions} == {
-        "WT": [1, 2, 3],
-        "TC": [1, 3],
-        "ET": [3],
-    }
-
-
-def test_a_schema_must_make_sense():
-    lesion = LesionClass("MS", "lesion", 1)
-    with pytest.raises(UserError, match="must differ"):
-        Schema(("t1", "t1"))
-    with pytest.raises(UserError, match="none of them 0"):
-        Schema(("t1",), (LesionClass("MS", "lesion", 0),))
-    with pytest.raises(UserError, match="different label values"):
-        Schema(("t1",), (lesion, LesionClass("X", "other", 1)))
-    with pytest.raises(UserError, match="unknown class: ET"):
-        Schema(("t1",), (lesion,), (Region("WT", ("MS", "ET")),))
-
-
-# --- codec ----------------------------------------------------------------------------------------------------------
-
-
-@SCHEMAS
-def test_stored_slices_come_back_from_the_network(schema):
-    stored = torch.from_numpy(draw(schema, 40))
-    codec = SliceCodec(schema)
-    images = codec.to_network(stored)
-    assert images.dtype == torch.float32 and -1 <= images.min() and images.max() <= 1
-    assert torch.equal(codec.to_stored(images), stored)
-
-
-def test_every_grey_level_comes_back():
-    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    codec = SliceCodec(Schema(("t1",)))
-    assert torch.equal(codec.to_stored(codec.to_network(levels)), levels)
-    assert torch.equal(
-        codec.to_stored(torch.tensor([-3.0, -1, 1, 3]).reshape(1, 1, 2, 2)).ravel(), levels.new_tensor([0, 0, 255, 255])
-    )
-
-
-def test_label_maps_become_one_hot_where_largest():
-    maps = torch.tensor([[0.1, 0.2, 0.3, 0.3], [0.5, 0.5, 0.5, 0.5], [-1, -1, -1, -1], [-0.9, -1, -0.9, -1]])
-    images = torch.cat([torch.zeros(4, 4), maps], dim=1).reshape(4, 8, 1, 1)
-    stored = SliceCodec(BRATS).to_stored(images)[:, 4:, 0, 0]
-    assert stored.argmax(dim=1).tolist() == [2, 0, 0, 0]  # equal values: the first class
-    assert stored.sum(dim=1).tolist() == [255] * 4
-    assert set(stored.unique().tolist()) == {0, 255}
 
 
 # --- zips -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,116 @@
+"""Voxels and pixels: area weights, means and majorities, and the way back."""
+
+import numpy as np
+import pytest
+
+from dnnlib.errors import UserError
+from slices.geometry import PixelGrid, area_weights, pixel_size
+
+
+def grid_for(sides, spacing, resolution, fov=None):
+    pixel = pixel_size(sides, spacing, resolution, fov)
+    return PixelGrid(*(area_weights(n, mm, resolution, pixel) for n, mm in zip(sides, spacing, strict=True))), pixel
+
+
+@pytest.mark.parametrize(
+    "sides, resolution, fov, corner",
+    [((240, 240), 256, None, (8, 8)), ((218, 181), 256, None, (19, 37)), ((60, 50), 16, 16.0, (-22, -17))],
+)
+def test_pixels_of_the_voxels_size_are_voxels(sides, resolution, fov, corner):
+    picture = np.random.default_rng(0).normal(size=sides)
+    grid, pixel = grid_for(sides, (1.0, 1.0), resolution, fov)
+    found, expected = grid.mean(picture), np.zeros((resolution, resolution))
+    for row in range(resolution):
+        for column in range(resolution):
+            y, x = row - corner[0], column - corner[1]
+            if 0 <= y < sides[0] and 0 <= x < sides[1]:
+                expected[row, column] = picture[y, x]
+    assert pixel == 1
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_spacing_stored_in_float32_is_what_was_meant():
+    grid, _ = grid_for((240, 240), (0.9999999403953552, 1.0), 256)
+    assert set(np.unique(grid.rows.toarray())) == {0, 1} == set(np.unique(grid.columns.toarray()))
+
+
+def test_weights_are_the_shares_of_area():
+    for n, spacing, resolution, pixel in (
+        (240, 1.0, 64, 3.75),
+        (61, 1.0, 16, 2.3),
+        (50, 0.7, 32, 1.4),
+        (33, 1.3, 16, 3.0),
+    ):
+        weights = area_weights(n, spacing, resolution, pixel).toarray()
+        assert (weights >= 0).all() and weights.sum(axis=1).max() <= 1 + 1e-12
+        # An independent way: cut the length into thin strips and count which voxel and which pixel each lies in.
+        strips = (np.arange(400_000) + 0.5) / 400_000 * resolution * pixel - resolution * pixel / 2
+        voxel, owner = (
+            np.floor(strips / spacing + n / 2).astype(int),
+            np.repeat(np.arange(resolution), 400_000 // resolution),
+        )
+        real = (voxel >= 0) & (voxel < n)
+        counted = np.zeros((resolution, n))
+        np.add.at(counted, (owner[real], voxel[real]), resolution / 400_000)
+        np.testing.assert_allclose(weights, counted, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "sides, spacing, resolution", [((240, 240), (1, 1), 64), ((61, 47), (1, 1), 32), ((120, 240), (2, 1), 64)]
+)
+def test_area_means_conserve_the_sum(sides, spacing, resolution):
+    picture = np.random.default_rng(0).uniform(size=sides)
+    grid, pixel = grid_for(sides, spacing, resolution)
+    assert grid.mean(picture).sum() * pixel**2 == pytest.approx(picture.sum() * spacing[0] * spacing[1], rel=1e-9)
+
+
+def test_voxels_that_are_not_square_become_square_pixels():
+    # A disc of 20 mm radius on voxels of 2 mm × 0.5 mm is round in the archive.
+    p, l = np.meshgrid((np.arange(40) - 19.5) * 2, (np.arange(160) - 79.5) * 0.5, indexing="ij")
+    grid, pixel = grid_for((40, 160), (2.0, 0.5), 32)
+    assert pixel == 2.5
+    shares = grid.mean(p**2 + l**2 < 20**2)
+    assert shares.sum() * pixel**2 == pytest.approx(np.pi * 20**2, rel=0.02)
+    np.testing.assert_allclose(shares.sum(axis=0), shares.sum(axis=1), atol=0.7)
+    # Padding keeps the longer voxel's size and averages over the shorter ones: 2 mm pixels.
+    assert grid_for((40, 160), (2.0, 0.5), 64)[1] == 2.0
+
+
+def test_majority_is_the_class_of_largest_area():
+    rng = np.random.default_rng(0)
+    classes = np.kron(rng.integers(0, 4, (12, 10)), np.ones((4, 5), int)).astype(np.uint8)  # [48, 50]
+    for resolution, fov, scale in ((16, 48.0, 3), (32, None, 1.5625), (16, 40.0, 2.5)):
+        grid, pixel = grid_for((48, 50), (1.0, 1.0), resolution, fov)
+        assert pixel == pytest.approx(scale if fov else 50 / resolution)
+        # Strips again: a quarter-hundredth of a voxel, so that no edge falls inside one.
+        fine = np.kron(classes, np.ones((16, 16), np.uint8))
+        cells = round(pixel * 16)
+        edge = cells * resolution
+        canvas = np.zeros((edge, edge), np.uint8)
+        put, take = zip(*(_centred(edge, n * 16) for n in (48, 50)), strict=True)
+        canvas[put] = fine[take]
+        counts = np.stack(
+            [(canvas == c).reshape(resolution, cells, resolution, cells).sum(axis=(1, 3)) for c in range(4)]
+        )
+        np.testing.assert_array_equal(grid.majority(classes, 4), counts.argmax(axis=0))  # equal areas: lower class
+
+
+def _centred(outer, inner):
+    """Slices that put the middle of a line of `inner` cells into one of `outer`."""
+    shift = (outer - inner) // 2
+    assert (outer - inner) % 2 == 0
+    if shift >= 0:
+        return slice(shift, shift + inner), slice(0, inner)
+    return slice(0, outer), slice(-shift, outer - shift)
+
+
+def test_nothing_is_enlarged():
+    with pytest.raises(UserError) as caught:
+        pixel_size((240, 240), (1.0, 1.0), 256, 128.0)
+    assert "pixels of 0.5 mm" in str(caught.value)
+    assert "choose --fov 256 or more, or --resolution 128 or less" in str(caught.value)
+    assert pixel_size((240, 240), (1.0, 1.0), 128, 128.0) == 1
+    with pytest.raises(UserError, match=r"choose --fov 16 or more$"):
+        pixel_size((240, 240), (1.0, 1.0), 16, 10.0)
+    with pytest.raises(UserError, match="a voxel has 2 mm"):
+        pixel_size((240, 240), (1.0, 2.0), 64, 100.0)

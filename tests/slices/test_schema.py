@@ -1,0 +1,56 @@
+"""The schema: label values, class indices and label maps, there and back."""
+
+import numpy as np
+import pytest
+
+from dnnlib.errors import UserError
+from drawn import NO_CLASSES, ONE_CLASS, SCHEMAS
+from slices.schema import BRATS, LesionClass, Region, Schema
+
+
+@SCHEMAS
+def test_join_and_split_are_inverse(schema):
+    rng = np.random.default_rng(0)
+    contrasts = rng.integers(0, 256, (2, schema.num_contrasts, 5, 4), dtype=np.uint8)
+    classes = rng.integers(0, max(1, schema.num_maps), (2, 5, 4))
+    stored = schema.join(contrasts, classes)
+    assert stored.dtype == np.uint8 and stored.shape == (2, schema.num_channels, 5, 4)
+    for found, expected in zip(schema.split(stored), (contrasts, classes), strict=True):
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_channel_counts():
+    assert (BRATS.num_contrasts, BRATS.num_maps, BRATS.num_channels) == (4, 4, 8)
+    assert (ONE_CLASS.num_maps, ONE_CLASS.num_channels) == (2, 5)
+    assert (NO_CLASSES.num_maps, NO_CLASSES.num_channels) == (0, 2)
+    assert NO_CLASSES.describe() == "t1, t2 | no classes"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])
+def test_label_values(dtype):
+    values = np.array([[0, 1], [2, 4]], dtype)
+    np.testing.assert_array_equal(BRATS.indices_from_values(values), [[0, 1], [2, 3]])
+    values[0, 0] = 3
+    with pytest.raises(UserError, match="unknown label value 3; expected 0 and 1, 2, 4"):
+        BRATS.indices_from_values(values)
+
+
+def test_regions():
+    assert {region.name: BRATS.region_indices(region) for region in BRATS.regions} == {
+        "WT": [1, 2, 3],
+        "TC": [1, 3],
+        "ET": [3],
+    }
+
+
+def test_a_schema_must_make_sense():
+    lesion = LesionClass("MS", "lesion", 1)
+    with pytest.raises(UserError, match="must differ"):
+        Schema(("t1", "t1"))
+    with pytest.raises(UserError, match="none of them 0"):
+        Schema(("t1",), (LesionClass("MS", "lesion", 0),))
+    with pytest.raises(UserError, match="different label values"):
+        Schema(("t1",), (lesion, LesionClass("X", "other", 1)))
+    with pytest.raises(UserError, match="unknown class: ET"):
+        Schema(("t1",), (lesion,), (Region("WT", ("MS", "ET")),))
