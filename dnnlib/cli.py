@@ -151,7 +151,7 @@ def _fits(value: Any, limits: _Limits) -> bool:
     if not isinstance(value, (int, float)):
         return True
     return (
-        math.isfinite(value)
+        (isinstance(value, int) or math.isfinite(value))
         and (limits.least is None or value >= limits.least)
         and (limits.most is None or value <= limits.most)
         and (limits.above is None or value > limits.above)
@@ -238,6 +238,7 @@ def _click_option(field: dataclasses.Field, hint: Any, unless_given: str | None)
         default = None
     if described.switch:
         return click.option(*names, is_flag=True, default=default, help=help)
+    # Where an option may be repeated, Click's type is that of one value.
     kind, multiple = _of_annotation(hint)
     if limits.choices is not None:
         kind = click.Choice(limits.choices)
@@ -253,7 +254,8 @@ def _click_option(field: dataclasses.Field, hint: Any, unless_given: str | None)
 def _help(sentence: str, default: Any, range: str) -> str:
     """A sentence with what is to be known of the values: Adam's rate.  [default: 0.001; above 0]"""
     nothing = default is MISSING or default is None or default in ("", ())
-    notes = [*([] if nothing else [f"default: {_show(default)}"]), *([range] if range else [])]
+    words = default if isinstance(default, str) else _show(default)
+    notes = [*([] if nothing else [f"default: {words}"]), *([range] if range else [])]
     return sentence + (f"  [{'; '.join(notes)}]" if notes else "")
 
 

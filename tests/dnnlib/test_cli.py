@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from dnnlib.cli import HELP, Checked, arguments, given, limited, option, options
+from dnnlib.cli import HELP, Checked, arguments, given, like, limited, option, options
 from dnnlib.config import from_json, optional, to_json
 from dnnlib.errors import UserError
 
@@ -28,7 +28,7 @@ class Options(Checked):
     wanted_class: str | None = option("Class.", default=None, flag="--class", metavar="NAME|N")
     out_dir: Path | None = option("Folder.", default=None)
     exclude: tuple[str, ...] = option("Others.", default=(), optional=True)
-    workers: int = option("Processes.", default=two, shown="number of CPUs")
+    workers: int = option("Processes.", default=two, shown="number of CPUs of this machine, but no more than 8")
     dry_run: bool = option("Stop early.", switch=True, short="-n")
     found: int = 7  # no option
 
@@ -68,7 +68,7 @@ def test_help_tells_default_range_and_choices_in_the_order_of_the_fields():
         "--class NAME|N Class.",
         "--out-dir PATH Folder.",
         "--exclude TEXT Others.",
-        "--workers INTEGER Processes. [default: number of CPUs]",
+        "--workers INTEGER Processes. [default: number of CPUs of this machine, but no more than 8]",
         "-n, --dry-run Stop early.",
         "--more INTEGER",
     ]
@@ -100,6 +100,7 @@ def test_values_have_the_types_of_the_annotations():
     "values, message",
     [
         ({"steps": 0}, "--steps 0: expected a whole number from 1 to 100"),
+        ({"steps": 10**400}, f"--steps {10**17}...{'0' * 19}: expected a whole number from 1 to 100"),
         ({"rate": 0}, "--rate 0: expected a number above 0, such as 0.001"),
         ({"rate": float("inf")}, "--rate inf: expected a number above 0, such as 0.001"),
         ({"rate": float("nan")}, "--rate nan: expected a number above 0, such as 0.001"),
@@ -150,13 +151,14 @@ class Stored(Checked):
     channel_max: int = limited(name="--cmax", least=1, most=64)
     num_maps: int = limited(default=0, least=0)
     clamp: float | None = limited(default=None, least=0, most=16)
+    rate: float = like(Options, "rate", default=0.5)
     later: str = limited(default="", optional=True)
     old: tuple[int, ...] = optional(())
 
 
 def test_records_with_limits_are_stored_and_checked_when_read():
-    assert to_json(Stored(8)) == {"channel_max": 8, "num_maps": 0, "clamp": None}
-    for one in (Stored(8), Stored(8, 1, 2.5, "x", (1,))):
+    assert to_json(Stored(8)) == {"channel_max": 8, "num_maps": 0, "clamp": None, "rate": 0.5}
+    for one in (Stored(8), Stored(8, 1, 2.5, 2.0, "x", (1,))):
         assert from_json(Stored, to_json(one)) == one
     stored = to_json(Options(**GIVEN))
     assert "exclude" not in stored and from_json(Options, {**stored, "out_dir": None}) == Options(**GIVEN)
@@ -164,6 +166,7 @@ def test_records_with_limits_are_stored_and_checked_when_read():
         ({"channel_max": -8}, "Stored: --cmax -8: expected a whole number from 1 to 64"),
         ({"channel_max": 8, "num_maps": -1}, "Stored: num_maps -1: expected a whole number from 0 up"),
         ({"channel_max": 8, "clamp": -1.5}, "Stored: clamp -1.5: expected a number from 0 to 16"),
+        ({"channel_max": 8, "rate": 0.0}, "Stored: --rate 0: expected a number above 0, such as 0.001"),
         ({"channel_max": 1 << 62}, r"Stored: --cmax 4611686018427387904: expected a whole number from 1 to 64"),
     ]:
         with pytest.raises(UserError, match=f"^{message}$"):

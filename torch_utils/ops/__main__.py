@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import click
 import torch
 
+from dnnlib.cli import HELP
 from dnnlib.errors import reports_user_errors
 from dnnlib.system import run
 from dnnlib.text import format_table
@@ -37,7 +38,7 @@ class Operator:
     only: tuple[str, torch.dtype] | None = None  # what it is native for, if not for everything
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @reports_user_errors
 def main() -> None:
     """Show what native operators are built for which device, and compare them with plain PyTorch.
