@@ -1,10 +1,13 @@
 """Voxels and pixels: area weights, means and majorities, and the way back."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from dnnlib.errors import UserError
-from slices.geometry import PixelGrid, area_weights, pixel_size
+from drawn import ALL_AXES, turned
+from slices.geometry import PixelGrid, VoxelGrid, area_weights, pixel_size
+from slices.orientation import LPS, Orientation
 
 
 def grid_for(sides, spacing, resolution, fov=None):
@@ -114,3 +117,50 @@ def test_nothing_is_enlarged():
         pixel_size((240, 240), (1.0, 1.0), 16, 10.0)
     with pytest.raises(UserError, match="a voxel has 2 mm"):
         pixel_size((240, 240), (1.0, 2.0), 64, 100.0)
+
+
+# --- and back -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes", ALL_AXES)
+@pytest.mark.parametrize("resolution", [32, 64], ids=["cropped", "padded"])
+def test_pixels_that_are_voxels_come_back(axes, resolution):
+    """Voxels -> pixels -> voxels -> pixels, in files of any axes: what a picture shows stays, all else is 0."""
+    volume = np.random.default_rng(0).integers(1, 255, (47, 60, 3)).astype(np.uint8)  # [L, P, S]
+    voxels, affine = turned(volume, axes, (1.0, 1.0, 2.5))
+    pixels = PixelGrid.of((60, 47), (1.0, 1.0), resolution, 1.0)
+    grid = VoxelGrid.of(voxels.shape, affine, resolution, 1.0)
+    pictures = [pixels.moved(volume[..., k].T) for k in range(3)]
+    back = np.zeros(grid.shape, np.uint8)
+    for k, picture in enumerate(pictures):
+        grid.put(picture, back, k)
+    np.testing.assert_array_equal(back, np.where(pixels.shown().T[..., None] > 0, volume, 0))
+    np.testing.assert_array_equal(grid.affine, affine)
+    assert grid.to_file(back).shape == voxels.shape
+    again = Orientation.of(affine).to_lps(grid.to_file(back))
+    for k, picture in enumerate(pictures):
+        np.testing.assert_array_equal(pixels.moved(again[..., k].T), picture)
+
+
+@pytest.mark.parametrize("spacing, pixel", [((1.0, 1.0), 2.5), ((1.5, 1.0), 1.5), ((0.7, 1.3), 2.0)])
+def test_pixels_that_are_no_voxels_become_a_grid_of_their_own(spacing, pixel):
+    """The mean over a pixel of where voxels lie is where the pixel lies. Voxels have one value each, so the means
+    miss by less than 0.1 mm; half a voxel would be 0.35 mm or more."""
+    _, affine = turned(np.zeros((47, 60, 3)), "RSA", (spacing[1], spacing[0], 2.0))
+    orientation = Orientation.of(affine)
+    lps = orientation.affine_lps(affine, (47, 3, 60))
+    grid = VoxelGrid.of((47, 3, 60), affine, 16, pixel)
+    assert grid.shape == (16, 16, 3) and grid.words == f"resampled to {pixel:g} mm pixels"
+    np.testing.assert_array_equal(grid.orientation.turn, LPS.turn)
+
+    def along(affine, axis, shape):
+        """mm along an axis of the world, of every voxel of a slice, [L, P]."""
+        places = np.stack([*np.meshgrid(*map(np.arange, shape), indexing="ij"), np.zeros(shape)], axis=-1)
+        return nib.affines.apply_affine(affine, places)[..., axis]
+
+    pixels = PixelGrid.of((60, 47), spacing, 16, pixel)
+    inside = pixels.mean(np.ones((60, 47))) > 1 - 1e-9
+    assert inside.any()
+    for axis in (0, 1):
+        found = pixels.mean(along(lps, axis, (47, 60)).T)
+        np.testing.assert_allclose(found[inside], along(grid.affine, axis, (16, 16)).T[inside], atol=0.1)

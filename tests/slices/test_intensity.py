@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from slices.intensity import GrayLevels, apply_window, intensity_window
+from slices.intensity import GrayLevels, apply_window, intensity_window, undo_window
+from slices.schema import BRIGHTEST, DARKEST, OUTSIDE
 
 
 def test_grey_levels_inside_a_window():
@@ -25,3 +26,23 @@ def test_integers_are_counted_and_looked_up_as_if_they_were_sorted_and_computed(
             scale = GrayLevels(window, values.dtype)
             np.testing.assert_array_equal(scale.levels(values), apply_window(values, window))
             np.testing.assert_array_equal(scale.rounded(values), np.rint(apply_window(values, window)))
+
+
+@pytest.mark.parametrize("window", [(1.0, 255.0), (-3.5, 12.25), (0.0, 1e6), (7.0, 7.0)])
+def test_gray_levels_come_back(window):
+    """Gray levels -> intensities -> gray levels; of one intensity there is one gray level only."""
+    levels = np.arange(256, dtype=np.uint8)
+    intensities = undo_window(levels, window)
+    assert intensities.dtype == np.float32 and intensities[OUTSIDE] == 0
+    assert (intensities[DARKEST], intensities[BRIGHTEST]) == window
+    inside = levels[DARKEST:]
+    scale = GrayLevels(window, intensities.dtype)
+    expected = inside if window[0] < window[1] else np.full_like(inside, DARKEST)
+    np.testing.assert_array_equal(scale.rounded(intensities[DARKEST:]), expected)
+
+
+def test_intensities_come_back_but_for_rounding_and_clipping():
+    values = np.random.default_rng(0).normal(300, 100, 5000).astype(np.int16)
+    low, high = window = intensity_window(values)
+    back = undo_window(GrayLevels(window, values.dtype).rounded(values), window)
+    assert np.abs(np.clip(values, low, high) - back).max() <= (high - low) / 254 / 2 * (1 + 1e-6)

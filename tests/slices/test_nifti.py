@@ -9,8 +9,8 @@ from isal import igzip
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
-from drawn import SHAPE, write_nifti
-from slices.nifti import read_channels, read_nifti
+from drawn import SHAPE, turned, write_nifti
+from slices.nifti import GENERATED, nifti_bytes, read_channels, read_nifti
 
 
 def refused(path, *words):
@@ -162,3 +162,23 @@ def test_nifti_2_and_scaled_integers(tmp_path):
     raw = gzip.decompress((tmp_path / "scaled.nii.gz").read_bytes())
     stored = np.frombuffer(raw, np.int16, 64, 352).reshape(4, 4, 4, order="F")
     np.testing.assert_allclose(read_nifti(tmp_path / "scaled.nii.gz").voxels, stored * 0.5 - 3)
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "SAL"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
+def test_what_is_written_is_read_again(tmp_path, axes, dtype):
+    volume = np.random.default_rng(0).integers(0, 200, SHAPE).astype(dtype)
+    voxels, affine = turned(volume, axes, (1.0, 1.5, 2.5))
+    path = tmp_path / "x.nii.gz"
+    path.write_bytes(nifti_bytes(voxels, affine, "source voxels, middle 3×3"))
+    found = read_nifti(path)
+    assert found.voxels.dtype == dtype and found.remarks == () and found.step == 0
+    np.testing.assert_array_equal(found.voxels, voxels)
+    np.testing.assert_allclose(found.affine, affine)
+    assert nib.load(path).header["descrip"].item() == b"source voxels, middle 3x3"
+    assert nifti_bytes(voxels, affine, "") == nifti_bytes(voxels.copy(), affine, ""), "without the time"
+
+
+def test_a_generated_volume_says_so_when_it_is_read(tmp_path):
+    (tmp_path / "x.nii.gz").write_bytes(nifti_bytes(np.zeros((4, 4, 1), np.float32), np.eye(4), f"{GENERATED}; x"))
+    assert read_nifti(tmp_path / "x.nii.gz").remarks == ("generated, says the header",)
