@@ -1,4 +1,4 @@
-"""NIfTI files: a file's voxels, checked, and their place in mm."""
+"""The border of NIfTI files and voxels: reading, with every check, and writing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip
 from nibabel.spatialimages import HeaderDataError
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
-from slices.gunzip import Gunzip
+from slices.gunzip import Gunzip, GzipDamage
 from slices.not_nifti import SHOWN, describe_stranger
 from slices.place import Place, place_of
 
 MOST_VOXELS = 1 << 28  # of one volume; thirty times those of BraTS, and 1 GB as float32
 LONGEST_SIDE = 1 << 13  # voxels along an axis
-_LATEST_START = 1 << 24  # byte at which voxels may start; extensions stand before them
-_BEHIND = 1 << 16  # bytes that may stand behind the voxels, or as many as these have
+_LATEST_START = 1 << 24  # byte at which voxels may start; extensions of the header stand before them
+_BEHIND = 1 << 16  # bytes that may stand behind the voxels; behind large ones, as many as they have themselves
 _AGAIN = "copy or download it again"
 GENERATED = "generated"  # how the description in the header of an exported fake begins
 _QUIET = logging.Logger("harmless oddities of headers")  # nibabel tells of each; it has no handler
@@ -34,16 +34,12 @@ _QUIET.disabled = True
 
 @dataclass(frozen=True)
 class Nifti:
-    """A volume's voxels in the file's own axes, and their place in mm.
+    """A volume of a file."""
 
-    Voxels of floating-point numbers may be NaN, but not infinite. step: between two neighbors of the values that the
-    file can hold, if it scales integers, else 0. remarks: oddities of the file, in words.
-    """
-
-    voxels: np.ndarray
-    place: Place
-    step: float
-    remarks: tuple[str, ...]
+    voxels: np.ndarray  # [X, Y, Z] in the file's own axes; floating-point numbers may be NaN, but not infinite
+    place: Place  # where the voxels lie, in mm
+    step: float  # between neighbors of the values that the file can hold, if it scales integers, else 0
+    remarks: tuple[str, ...]  # oddities of the file, in words
 
     @property
     def affine(self) -> np.ndarray:
@@ -53,24 +49,26 @@ class Nifti:
 def read_nifti(path: Path) -> Nifti:
     """Read a NIfTI file of one volume, compressed or not, wholly into memory.
 
-    What is no plain integer becomes float32. Raises UserError naming the file if it is no NIfTI, damaged, too large, or
-    holds anything but real numbers of that shape. A file takes no more memory than its header promises.
+    Plain integers stay as they are, all other numbers become float32. A file takes no more memory than its header
+    promises. Raises UserError naming the file if it is no NIfTI, damaged, too large, or holds anything but real numbers
+    of that shape.
     """
     return _read(path, None)[0]
 
 
 def read_channels(path: Path, channels: int) -> list[Nifti]:
-    """The same for a file of so many volumes."""
+    """The same for a file of several volumes, as many as there are channels."""
     return _read(path, channels)
 
 
 def _read(path: Path, channels: int | None) -> list[Nifti]:
+    """channels: None for a file of one volume."""
     try:
         with _opened(path) as file:
             return _volumes(file, channels)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (EOFError, isal_zlib.error):
+    except (EOFError, GzipDamage):
         raise UserError(f"{path}: damaged or incomplete; {_AGAIN}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or 'cannot be read'}") from None
@@ -111,7 +109,7 @@ def _volumes(file: io.BufferedReader, channels: int | None) -> list[Nifti]:
 
 
 def _header(file: io.BufferedReader) -> nib.Nifti1Header:
-    """The header that a file starts with, without what extends it; what is harmless in it is mended."""
+    """The header that a file starts with, without extensions; harmless mistakes in it are mended."""
     start = file.read(SHOWN)
     if start[344:348] == b"n+1\0":
         kind = nib.Nifti1Header
@@ -135,6 +133,7 @@ def _header(file: io.BufferedReader) -> nib.Nifti1Header:
 
 
 def _exactly(file: io.BufferedReader, size: int) -> bytes:
+    """The next `size` bytes. Raises EOFError if there are fewer."""
     content = file.read(size)
     if len(content) < size:
         raise EOFError
@@ -142,7 +141,10 @@ def _exactly(file: io.BufferedReader, size: int) -> bytes:
 
 
 def _count_behind(file: io.BufferedReader, most: int) -> int:
-    """Read to the end: how many bytes stand behind the voxels, zeros not counted where they pad. At most so many."""
+    """Read to the end, and count the bytes behind the voxels; if they are all zeros, they pad and don't count.
+
+    Raises UserError for more than `most`.
+    """
     behind, padding = 0, True
     while piece := file.read1(1 << 20):
         behind += len(piece)
@@ -154,7 +156,7 @@ def _count_behind(file: io.BufferedReader, most: int) -> int:
 
 def _checked_shape(shape: Sequence[int], channels: int | None) -> tuple[int, int, int]:
     """The shape of a volume. channels: None for a file of one, else how many it should hold, in any dimension."""
-    found, volume, more = format_shape(shape), tuple(shape[:3]), [n for n in shape[3:] if n != 1]
+    found, volume, more = format_shape(shape), shape[:3], [n for n in shape[3:] if n != 1]
     if len(volume) < 3 or min(volume) < 1 or more != [n for n in [channels or 1] if n != 1]:
         volumes = "one volume" if channels == 1 else f"{channels} volumes"
         expected = "a 3-D volume" if channels is None else f"{volumes}, one for each contrast"
@@ -163,11 +165,11 @@ def _checked_shape(shape: Sequence[int], channels: int | None) -> tuple[int, int
         raise UserError(
             f"{found} voxels; a volume may have at most {MOST_VOXELS:,}, and {LONGEST_SIDE:,} along an axis"
         )
-    return volume
+    return volume[0], volume[1], volume[2]
 
 
 def _scaled(content: bytes, header: nib.Nifti1Header, shape: tuple[int, int, int]) -> np.ndarray:
-    """The voxels of a volume, integers as they are; what needs a fraction as float32."""
+    """The voxels of a volume: integers as they are, or float32 where the header scales them or they are floats."""
     slope, inter = header.get_slope_inter()
     proxy = nib.arrayproxy.ArrayProxy(io.BytesIO(content), (shape, header.get_data_dtype(), 0, slope or 1, inter or 0))
     fractions = proxy.slope != 1 or proxy.inter != 0 or proxy.dtype.kind == "f"
@@ -176,17 +178,19 @@ def _scaled(content: bytes, header: nib.Nifti1Header, shape: tuple[int, int, int
 
 
 def _step(header: nib.Nifti1Header) -> float:
+    """See Nifti.step."""
     slope, inter = header.get_slope_inter()
     scales = header.get_data_dtype().kind in "iu" and (slope or 1, inter or 0) != (1, 0)
     return abs(float(slope)) if scales else 0.0
 
 
 def _checked_numbers(voxels: np.ndarray) -> np.ndarray:
-    """The same voxels. Raises UserError if any is infinite as float32, or all are NaN; the extremes tell at once."""
+    """The same voxels. Raises UserError if any is infinite as float32, or all are NaN."""
     most = np.finfo(np.float32).max
+    # The extremes tell at once; a comparison with NaN is false.
     if voxels.dtype.kind != "f" or (-most <= voxels.min() and voxels.max() <= most):
         return voxels
-    if infinite := np.count_nonzero(np.abs(voxels) > most):
+    if infinite := int(np.count_nonzero(np.abs(voxels) > most)):
         wrong = count(infinite, "voxel")
         raise UserError(f"infinite, or beyond float32, in {wrong}; repair the file or leave the case out")
     if np.isnan(voxels).all():
@@ -199,7 +203,7 @@ def format_shape(shape: Sequence[int]) -> str:
 
 
 def nifti_bytes(volume: np.ndarray, affine: np.ndarray, description: str) -> bytes:
-    """A compressed NIfTI-1 file; a function of what it holds, without the time."""
+    """A volume in the axes of its affine, 4×4 in mm, as a compressed NIfTI-1 file; equal volumes give equal bytes."""
     image = nib.Nifti1Image(volume, affine, dtype=volume.dtype)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.replace("×", "x").encode("ascii", "replace")  # 80 bytes at most

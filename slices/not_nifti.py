@@ -1,4 +1,4 @@
-"""What a file is that is no NIfTI, and what would do, in words."""
+"""Words for a file that is no NIfTI: what it is instead, and what would do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dnnlib.config import shorten
 
-SHOWN = 352  # bytes of a file's beginning from which it is told
+SHOWN = 352  # bytes at a file's beginning that tell what it is
 _PACKED = "an archive of {}: unpack it, and give the NIfTI files in it"
 _CONVERT = "an image in {} format: convert it to NIfTI"
 _ANNEX = "datalad get (or git annex get) fetches the file"
@@ -49,7 +49,7 @@ _SIGNS = (
 
 
 def describe_stranger(start: bytes) -> str:
-    """What a file is whose content, unpacked, begins with these up to SHOWN bytes."""
+    """What a file is, by the up to SHOWN bytes with which its unpacked content begins."""
     if not start:
         return "empty (0 bytes); download it again"
     if not start.strip(b"\0"):
@@ -65,7 +65,7 @@ def _describe_text(start: bytes) -> str | None:
     try:
         text = start.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        if error.start < SHOWN - 3:  # else a letter is cut in two
+        if error.start < SHOWN - 3:  # behind that, the end of what is shown has cut a letter in two
             return None
         text = start[: error.start].decode("utf-8-sig").strip()
     if not text or not all(letter.isprintable() or letter in "\t\r\n" for letter in text):
@@ -80,7 +80,7 @@ def _describe_text(start: bytes) -> str | None:
 
 
 def describe_missing(path: Path) -> str:
-    """Why a file that is named in its folder can't be opened: '' unless it is a link to nowhere."""
+    """Why a file that is named in its folder can't be opened, if it is a link to nowhere; else an empty string."""
     if not path.is_symlink():
         return ""
     target = os.readlink(path)
