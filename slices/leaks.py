@@ -1,7 +1,7 @@
-"""No leaks: no network is trained on patients whom it is to be tested on, neither on their slices nor through a GAN.
+"""Leak guard: never test a network on patients it was trained on, directly or through a GAN that saw them.
 
-Who was learned from travels with archives of generated slices, exported ones, snapshots and U-Nets. It is compared by
-name and by nothing else: the same person under another name is not noticed, unless the names are alike.
+The names of these patients travel with archives of generated slices, exported ones, snapshots and U-Nets. Patients are
+compared by name and by nothing else: one person under two names is not noticed, unless the names are alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from slices.archive.reader import ArchiveReader
 
 
 def refuse_leaks(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.PathLike]) -> None:
-    """Raise UserError unless a network may be trained on these archives; exclude: paths of archives to keep apart."""
+    """Raise UserError unless a network may be trained on these archives. exclude: paths of archives to keep apart."""
     for archive in archives:
         refuse_test_part(archive)
     for path in exclude:
@@ -29,19 +29,19 @@ def refuse_leaks(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.P
 
 
 def doubts(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.PathLike]) -> list[str]:
-    """Warnings for what `refuse_leaks` can't know: names of both sides that are alike."""
+    """Warnings of what `refuse_leaks` can't know: names on both sides that are alike."""
     excluded = {patient for path in exclude for patient in ArchiveReader(path).info.known_patients}
     return warn_of_alike({patient for archive in archives for patient in archive.info.known_patients}, excluded)
 
 
 def warn_of_alike(some: Iterable[str], others: Iterable[str]) -> list[str]:
-    """One line if there are names alike on both sides, none else."""
+    """One line if any names are alike on both sides, else nothing."""
     pairs = [" and ".join(pair) for pair in sorted({tuple(sorted(pair)) for pair in alike(some, others)})]
     return [f"warning: names so alike that they may be of one patient: {name_some(pairs)}"] if pairs else []
 
 
 def alike(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ in case, punctuation and leading zeros only, as TCGA_DU_7294 and tcga-du-07294 do."""
+    """Pairs of names that differ only in case, punctuation and leading zeros, as TCGA_DU_7294 and tcga-du-07294 do."""
     by_core = defaultdict(set)
     for name in others:
         by_core[_core(name)].add(name)
@@ -51,13 +51,14 @@ def alike(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
 def _core(name: str) -> str:
     """The letters and numbers of a name. Numbers that follow each other stay apart: p1-23 is not p12-3."""
     core = ""
-    for part in re.findall(r"\d+|[^\W\d_]+", unicodedata.normalize("NFKC", name).casefold()):
-        core += ("-" if core[-1:].isdecimal() and part.isdecimal() else "") + (part.lstrip("0") or "0")
+    # Runs of digits, and runs of letters.
+    for run in re.findall(r"\d+|[^\W\d_]+", unicodedata.normalize("NFKC", name).casefold()):
+        core += ("-" if core[-1:].isdecimal() and run.isdecimal() else "") + (run.lstrip("0") or "0")
     return core or name
 
 
 def refuse_test_part(archive: ArchiveReader) -> None:
-    """Raise UserError if any slice is of the test part of a split."""
+    """Raise UserError if any slice belongs to the test part of a split."""
     held_out = [record.patient for record in archive.info.slices if record.part == TEST]
     if held_out:
         raise UserError(
@@ -68,14 +69,14 @@ def refuse_test_part(archive: ArchiveReader) -> None:
 
 
 def refuse_shared(archive: ArchiveReader, excluded: ArchiveReader) -> None:
-    """Raise UserError if what learns from `archive` would know a patient of `excluded`.
+    """Raise UserError if a network that learns from `archive` would know a patient of `excluded`.
 
-    Of the training archive, its patients count and those whom its generator saw: a fake may be a copy of their slices.
-    For the same reason both count of an excluded archive of fakes. Were it only their own names, which no archive of
-    patients holds, to exclude fakes would check nothing.
+    For both archives, the patients of the slices count and the patients that a generator of the slices saw: a fake may
+    be a copy of their slices. An excluded archive of fakes is compared by these, for the fakes' own names stand in no
+    archive of patients.
     """
     if shared := shared_patients(archive.info.known_patients, excluded.info.known_patients):
-        behind = "; of fakes, those count whom their GAN learned from" if excluded.info.seen else ""
+        behind = "; for fakes, the patients that their GAN learned from count" if excluded.info.seen else ""
         raise UserError(
             f"{archive.path} must share no patient with {excluded.path} (--exclude{behind}), but holds "
             f"{describe_shared(shared, archive.info.patients)}; train on an archive without them"
@@ -90,7 +91,7 @@ def shared_patients(some: Iterable[str], others: Iterable[str]) -> tuple[str, ..
 def describe_shared(shared: Sequence[str], own: Collection[str]) -> str:
     """Words for how shared patients came into training data: by slices of their own, or else through a GAN's fakes.
 
-    own: patients of the slices, without those whom a GAN saw.
+    own: patients of the slices, without those that only a GAN saw.
     """
     own = set(own)
     ways = {

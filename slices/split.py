@@ -1,4 +1,4 @@
-"""Which patients train and which test."""
+"""Splits by patient: which patients train, and which test."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ SPLIT_FILE = "split.json"
 
 @dataclass(frozen=True)
 class Split:
-    """Which patients train and which test: the content of split.json."""
+    """The content of split.json."""
 
-    train: tuple[str, ...]
+    train: tuple[str, ...]  # names of patients
     test: tuple[str, ...]
 
 
 def shuffle_names(names: Iterable[str], seed: int) -> list[str]:
-    """Names in the order of a hash of seed and name, which other names beside them don't change."""
+    """Names in the order of a hash of seed and name. Other names beside them don't change it."""
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
 
 
 def draw_split(patients: Iterable[str], test_fraction: float, seed: int) -> Split:
-    """Divide patients by chance; a function of their names, the fraction and the seed alone.
+    """Divide patients by chance. The split is a function of their names, the fraction and the seed alone.
 
-    Patients stand in the order of a hash of seed and name, and the first are the test patients: one more patient in a
-    release moves hardly any other. At least one patient is on either side.
+    Test patients are the first in the order of a hash of seed and name, so one more patient in a release moves hardly
+    any other. Either side has at least one patient.
     """
     names = sorted(set(patients))
     if len(names) < 2:
@@ -46,9 +46,9 @@ def draw_split(patients: Iterable[str], test_fraction: float, seed: int) -> Spli
 
 
 def read_split(path: Path, patients: Iterable[str]) -> Split:
-    """The split of a JSON file {"train": [names], "test": [names]}, which may leave patients out.
+    """Read the split of a JSON file {"train": [names], "test": [names]}, which may leave patients out.
 
-    Raises UserError if it names a patient who is not in `patients`, or one twice.
+    Raises UserError if it names a patient that is not in `patients`, or one twice.
     """
     if not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}; expected a split")

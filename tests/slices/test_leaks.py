@@ -1,4 +1,4 @@
-"""Whom training data hold, and whom a network must not be tested on."""
+"""The leak guard: which patients training data hold, and which a network must not be tested on."""
 
 import random
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_one_slice_of_the_test_part_is_enough(tmp_path):
         (dict(patients="x", seen="ab"), dict(patients="b"), "generated slices of a GAN that learned from b;"),
         (dict(patients="xa", seen="b"), dict(patients="ab"), "slices of a, and generated slices of .* from b;"),
         (dict(patients="a", seen="a"), dict(patients="a"), "but holds slices of a;"),
-        (dict(patients="a"), dict(patients="x", seen="a"), "of fakes, those count .*but holds slices of a;"),
+        (dict(patients="a"), dict(patients="x", seen="a"), "for fakes, the patients .* count.*but holds slices of a;"),
         (dict(patients="x", seen="a"), dict(patients="y", seen="a"), "generated slices of a GAN that learned from a;"),
         (dict(patients="x"), dict(patients="x"), "slices of x;"),
         (dict(patients="abc", seen="d"), dict(patients="e", seen="f"), None),

@@ -308,7 +308,10 @@ def test_held_out_patients_are_refused(tmp_path):
         (["--data", test, "--subset", 1], "are of the test part"),
         (["--data", real, "--exclude", test, "--exclude", real], "slices of drawn0-0, drawn0-1, drawn0-2 and 5 more;"),
         (["--data", fake, "--exclude", real], "generated slices of a GAN that learned from drawn0-0, drawn0-1;"),
-        (["--data", real, "--exclude", fake], "those count whom their GAN learned from), but holds slices of drawn0-0"),
+        (
+            ["--data", real, "--exclude", fake],
+            "their GAN learned from count), but holds slices of drawn0-0",
+        ),
         (["--data", real, "--exclude", tmp_path / "none.zip"], "none.zip: no such file"),
     ]:
         result = invoke(*options)
