@@ -44,7 +44,7 @@ def main(data: DataConfig, asked: RunOptions, given: dict[str, Any]) -> None:
     """
     from slices.dataset import SliceDataset  # torch takes seconds to import: --help should not
     from slices.leaks import refuse_leaks
-    from training.training_loop import TrainingRun
+    from training import training_loop
 
     keep_freed_memory()
     dataset = SliceDataset(data.path, subset=data.subset, mirror=data.mirror, use_labels=data.cond, seed=asked.seed)
@@ -62,7 +62,7 @@ def main(data: DataConfig, asked: RunOptions, given: dict[str, Any]) -> None:
     for remark in remarks:
         log(remark)
     write_json(folder / "training_options.json", to_json(config))
-    outcome = TrainingRun(config, dataset, folder, log).run()
+    outcome = training_loop.train(config, dataset, folder, log)
     log()
     log(f"Saved {outcome.snapshot} after {outcome.kimg:g} kimg")
     one = f" --class={shlex.quote(most_frequent_class(dataset))}" if data.cond else ""

@@ -36,10 +36,12 @@ from torch_utils.distributed import default_device
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.registered import OPERATORS
+from torch_utils.stats import Statistics
 from training.config import DataConfig, find_recipe, resolve
-from training.loss import Minibatch
+from training.minibatches import Minibatch, MinibatchSource
 from training.networks.generator import Generator
-from training.training_loop import TrainingRun
+from training.state import TrainingState
+from training.trainer import Phase, Trainer
 
 PERIOD = 16  # steps after which every phase has been due
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -104,7 +106,7 @@ class OperationCounter(TorchDispatchMode):
         return result
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -118,10 +120,10 @@ class MatrixProduct:
 
     def speed(self) -> float:
         """Operations a second."""
-        synchronise(self.factors.device)
+        synchronize(self.factors.device)
         start = time.perf_counter()
         self.factors[0] @ self.factors[1]
-        synchronise(self.factors.device)
+        synchronize(self.factors.device)
         return 2 * self.factors.shape[1] ** 3 / (time.perf_counter() - start)
 
 
@@ -141,25 +143,28 @@ def time_training(archive: Path, folder: Path, given: dict[str, Any], periods: i
     data = DataConfig(str(archive))
     recipe = replace(find_recipe("auto", dataset.resolution), **given)
     config = resolve(recipe, data, dataset.schema, dataset.resolution, dataset.c_dim, snap=0)
-    run = TrainingRun(config, dataset, folder, Log(folder / "log.txt"))
+    device = default_device()
+    state = TrainingState.initial(config, device)
+    source = MinibatchSource(config, dataset, device, Log(folder / "log.txt"))
+    trainer = Trainer(config, state, source, Statistics())
     for _ in range(2):
-        run._step()
-    operations = {phase.name: count_operations(run, phase) for phase in run.phases}
-    run.statistics.collect()
-    run.step = 0  # every phase falls due in the first counted step
+        trainer.step()
+    operations = {phase.name: count_operations(trainer, phase) for phase in trainer.phases}
+    trainer.statistics.collect()
+    state.step = 0  # every phase falls due in the first counted step
     totals, speeds = [], []
     for step in range(PERIOD * periods):
         if step % PERIOD == 0:
             speeds.append(product.speed())
         start = time.perf_counter()
-        run._step()
-        synchronise(run.device)
+        trainer.step()
+        synchronize(device)
         totals.append(time.perf_counter() - start)
     speed = statistics.median([*speeds, product.speed()])
-    moments = run.statistics.collect()
+    moments = trainer.statistics.collect()
     steps_per_kimg = 1000 / config.batch
     rows, counted = [], 0.0
-    for phase in run.phases:
+    for phase in trainer.phases:
         seconds = moments[f"Timing/{phase.name}_sec"].mean
         per_kimg = seconds * steps_per_kimg / phase.interval
         counted += per_kimg
@@ -173,15 +178,13 @@ def time_training(archive: Path, folder: Path, given: dict[str, Any], periods: i
     return f"{table}\n4096³ float32 matrix product meanwhile: {speed / 1e9:.0f} GFLOP/s (median)"
 
 
-def count_operations(run: TrainingRun, phase) -> int:
+def count_operations(trainer: Trainer, phase: Phase) -> int:
     """Operations of convolutions and matrix products in one application of a phase; its gradients are dropped."""
-    real, real_c = next(run.reals)
-    real = run.codec.to_network(real.to(run.device))
-    z = torch.randn([len(real), run.config.generator.z_dim], device=run.device)
-    phase.module.requires_grad_(True)
+    minibatch = Minibatch(trainer.source.next_reals(), trainer.source.draw_latents(trainer.config.batch))
+    phase.network.requires_grad_(True)
     with OperationCounter() as counter:
-        phase.accumulate(Minibatch(real, real_c.to(run.device), z, run._random_labels(len(real))), 1)
-    phase.module.requires_grad_(False)
+        phase.accumulate(minibatch, 1)
+    phase.network.requires_grad_(False)
     phase.optimizer.zero_grad(set_to_none=True)
     return counter.total
 
@@ -203,7 +206,7 @@ def time_generation(device: torch.device, images: int, product: MatrixProduct) -
             speeds.append(product.speed())
         start = time.perf_counter()
         generate()
-        synchronise(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     with OperationCounter() as counter:
         generate()

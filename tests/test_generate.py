@@ -19,10 +19,15 @@ from slices.archive.zips import ZipWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from torch_utils import checkpoint
+from torch_utils.distributed import default_device
+from torch_utils.stats import Statistics
 from training import sampling
 from training.config import DataConfig, find_recipe, resolve
+from training.minibatches import MinibatchSource
 from training.snapshot import KIND, VERSION, find_snapshot, load_generator
-from training.training_loop import TrainingRun
+from training.state import TrainingState
+from training.trainer import Trainer
+from training.training_loop import describe_training, save
 
 
 def make_snapshot(folder, cond: bool, subset=None):
@@ -33,12 +38,15 @@ def make_snapshot(folder, cond: bool, subset=None):
     recipe = replace(find_recipe("auto", 16), kimg=0.008, batch=4, cbase=256, cmax=16, z_dim=16, map_depth=2)
     config = resolve(recipe, DataConfig(str(data), cond=cond, workers=0), BRATS, 16, dataset.c_dim, snap=0)
     log = Log(folder / "log.txt")
-    run = TrainingRun(config, dataset, folder, log)
-    run.run()
-    for name, parameter in run.ema.named_parameters():
+    device = default_device()
+    state = TrainingState.initial(config, device)
+    trainer = Trainer(config, state, MinibatchSource(config, dataset, device, log), Statistics())
+    for _ in range(2):
+        trainer.step()
+    for name, parameter in state.ema.named_parameters():
         if name.endswith("noise_strength"):
             parameter.data.fill_(0.3)
-    run._save()
+    save(state, describe_training(config, dataset), folder)
     log.close()
     return folder
 

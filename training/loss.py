@@ -1,16 +1,15 @@
-"""Losses as pure functions, and the four phases that accumulate their gradients."""
+"""Losses as pure functions, and the four phases that add up their gradients."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from torch_utils.stats import Statistics
 from training.config import LossConfig
+from training.minibatches import Labeled, Latents, Minibatch
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
 
@@ -59,42 +58,29 @@ def path_length_penalty(
     return (lengths - mean).square(), mean
 
 
-@dataclass(frozen=True)
-class Minibatch:
-    """Real images with their labels, and latents with labels for the fakes of one phase.
-
-    real: network values [N, C + K, H, W]. real_c, c: [N, c_dim]. z: [N, z_dim].
-    """
-
-    real: torch.Tensor
-    real_c: torch.Tensor
-    z: torch.Tensor
-    c: torch.Tensor
-
-    def parts(self, size: int) -> Iterator[Minibatch]:
-        """Parts of `size` images, as many as fit into memory at a time."""
-        columns = (self.real.split(size), self.real_c.split(size), self.z.split(size), self.c.split(size))
-        return (Minibatch(*part) for part in zip(*columns, strict=True))
-
-
 class Loss:
-    """Accumulates the gradients of one phase for a minibatch that fits into memory.
+    """Adds up the gradients of the four phases.
 
-    `gain` makes up for a phase that is applied only every so often. Each method leaves gradients in the parameters
-    and reports to the statistics.
+    Each method takes a microbatch and a gain, a factor of the gradients that it adds to those of the parameters. It
+    also reports to the statistics.
     """
 
     def __init__(
-        self, generator: Generator, discriminator: Discriminator, config: LossConfig, statistics: Statistics
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        pl_mean: torch.Tensor,
+        config: LossConfig,
+        statistics: Statistics,
     ) -> None:
-        self.generator, self.discriminator = generator, discriminator
+        """pl_mean: running mean of path lengths, []; Gpl moves it in place."""
+        self.generator, self.discriminator, self.pl_mean = generator, discriminator, pl_mean
         self.config, self.statistics = config, statistics
-        self.pl_mean = torch.zeros([], device=next(generator.parameters()).device)
 
     def generator_main(self, batch: Minibatch, gain: float) -> None:
         """Gmain: make fakes that the discriminator takes for real."""
-        images, _ = self._generate(batch.z, batch.c)
-        logits = self.discriminator(images, batch.c)
+        images, _ = self._generate(batch.latents)
+        (logits,) = self._judge(Labeled(images, batch.latents.c))
         loss = generator_loss(logits)
         self.statistics.report("Loss/scores/fake", logits)
         self.statistics.report("Loss/signs/fake", logits.sign())
@@ -103,22 +89,21 @@ class Loss:
 
     def generator_path_length(self, batch: Minibatch, gain: float) -> None:
         """Gpl: a step in w should change the image by the same amount everywhere (StyleGAN2, section 3.2)."""
-        n = max(len(batch.z) // self.config.pl_batch_shrink, 1)
-        images, ws = self._generate(batch.z[:n], batch.c[:n])
+        z, c = batch.latents
+        n = max(len(z) // self.config.pl_batch_shrink, 1)
+        images, ws = self._generate(Latents(z[:n], c[:n]))
         lengths = path_lengths(images, ws, torch.randn_like(images))
         penalty, mean = path_length_penalty(lengths, self.pl_mean, self.config.pl_decay)
-        self.pl_mean = mean.detach()
         self.statistics.report("Loss/pl_penalty", penalty)
         self.statistics.report("Loss/G/pl_length", lengths)
         (penalty.mean() * self.config.pl_weight * gain).backward()
+        self.pl_mean.copy_(mean.detach())
 
     def discriminator_main(self, batch: Minibatch, gain: float) -> None:
         """Dmain: tell fakes from reals."""
         with torch.no_grad():
-            images, _ = self._generate(batch.z, batch.c)
-        # Both at once saves time where a minibatch is small; R1 takes more memory still.
-        both, labels = torch.cat([images, batch.real]), torch.cat([batch.c, batch.real_c])
-        fake_logits, real_logits = self.discriminator(both, labels, minibatches=2).chunk(2)
+            images, _ = self._generate(batch.latents)
+        fake_logits, real_logits = self._judge(Labeled(images, batch.latents.c), batch.reals)
         fake_loss, real_loss = discriminator_loss_on_fakes(fake_logits), discriminator_loss_on_reals(real_logits)
         ((fake_loss.mean() + real_loss.mean()) * gain).backward()
         self.statistics.report("Loss/scores/fake", fake_logits)
@@ -129,21 +114,35 @@ class Loss:
 
     def discriminator_r1(self, batch: Minibatch, gain: float) -> None:
         """Dr1: keep the discriminator flat around real images."""
-        real = batch.real.detach().requires_grad_(True)
-        gradients = r1_gradients(self.discriminator(real, batch.real_c), real)
+        images = batch.reals.images.detach().requires_grad_(True)
+        (logits,) = self._judge(Labeled(images, batch.reals.c))
+        gradients = r1_gradients(logits, images)
         penalty = r1_penalty(gradients)
         self.statistics.report("Loss/r1_penalty", penalty)
         self.statistics.report("Loss/D/reg", penalty * (self.config.r1_gamma / 2))
         self._report_label_share(gradients.detach())
         (penalty.mean() * (self.config.r1_gamma / 2) * gain).backward()
 
-    def _generate(self, z: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and the w's that made them; w_avg follows the first latent only, not that of style mixing."""
+    def _judge(self, *groups: Labeled) -> tuple[torch.Tensor, ...]:
+        """Logits [N, 1] of each group. The one way by which images come before the discriminator in training.
+
+        Groups have N images each. They are judged in one call, which saves time where N is small, yet apart: the
+        discriminator compares images within a group only.
+        """
+        if len(groups) == 1:
+            return (self.discriminator(*groups[0]),)
+        images, c = map(torch.cat, zip(*groups, strict=True))  # one after the other along N
+        return self.discriminator(images, c, minibatches=len(groups)).chunk(len(groups))
+
+    def _generate(self, latents: Latents) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [N, C + K, H, W] and the w's that made them, [N, num_ws, w_dim]."""
         mapping = self.generator.mapping
-        ws = mapping(z, c, update_average=True)
+        ws = mapping(*latents, update_average=True)
         if torch.rand([]) < self.config.mixing:
+            # Style mixing. Its second latent does not move w_avg.
             crossover = int(torch.randint(1, ws.shape[1], []))
-            ws = torch.cat([ws[:, :crossover], mapping(torch.randn_like(z), c)[:, crossover:]], dim=1)
+            others = mapping(torch.randn_like(latents.z), latents.c)
+            ws = torch.cat([ws[:, :crossover], others[:, crossover:]], dim=1)
         return self.generator.synthesis(ws), ws
 
     def _report_label_share(self, gradients: torch.Tensor) -> None:

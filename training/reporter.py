@@ -1,4 +1,4 @@
-"""What a run shows of itself: status line, statistics file, pictures."""
+"""What a run shows of itself: description, status line, statistics file, sheets of slices, progress bar."""
 
 from __future__ import annotations
 
@@ -10,13 +10,118 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+import tqdm
+from torch import nn
 
-from dnnlib.text import format_time
+from dnnlib.runs import Log
+from dnnlib.text import count, format_time
 from slices import render
 from slices.codec import SliceCodec
 from slices.dataset import SliceDataset
-from slices.schema import Schema
-from torch_utils.stats import Moments
+from torch_utils.ops import native
+from torch_utils.stats import Moments, Statistics
+from training.config import TrainingConfig
+from training.minibatches import Latents
+from training.state import TrainingState
+
+_NON_FINITE = "Health/non_finite_gradients/"
+
+
+class Reporter:
+    """Writes what a run shows: to its log, and beside it in its folder.
+
+    latents: of the sheets of fakes, the same ones in each.
+    """
+
+    def __init__(self, config: TrainingConfig, dataset: SliceDataset, folder: Path, log: Log, latents: Latents) -> None:
+        self.config, self.dataset, self.folder, self.log, self.latents = config, dataset, folder, log, latents
+        self.statistics = Statistics()
+        self._start = self._tick_start = self._tick_end = time.time()
+
+    # ---- Start -----------------------------------------------------------------------------------------------
+
+    def start(self, state: TrainingState) -> None:
+        """Describe the run, save the first sheets, and start the clock."""
+        self.describe(state)
+        self.save_reals()
+        self.save_fakes("fakesinit.png", state)
+        self._start = self._tick_start = self._tick_end = time.time()
+
+    def describe(self, state: TrainingState) -> None:
+        dataset, config, device = self.dataset, self.config, state.device
+        mirrored = f", {len(dataset)} with their mirrored copies" if config.data.mirror else ""
+        operators = native.available(device.type)
+        self.log(f"Data       {dataset.archive.path}: {count(dataset.num_originals, 'slice')}{mirrored}")
+        self.log(f"Channels   {dataset.schema.describe()}, {dataset.resolution}×{dataset.resolution}")
+        self.log(f"Generator  {_parameters(state.generator)}")
+        self.log(f"Discrim.   {_parameters(state.discriminator)}")
+        self.log(f"Device     {device}, {count(torch.get_num_threads(), 'thread')}")
+        self.log(f"Operators  {'native' if operators else 'plain PyTorch: python -m torch_utils.ops tells why'}")
+        self.log(f"Output     {self.folder}")
+        self.log(f"Training for {config.kimg:g} kimg; Ctrl-C stops after saving a snapshot")
+        self.log()
+
+    # ---- Progress --------------------------------------------------------------------------------------------
+
+    def progress_bar(self) -> tqdm.tqdm:
+        """A bar below the log, in kimg."""
+        return tqdm.tqdm(
+            total=self.config.kimg,
+            unit="kimg",
+            leave=False,
+            disable=None,  # not in log files
+            bar_format="{percentage:3.0f}% |{bar}| {n:.2f}/{total:g} kimg, {remaining} left",
+        )
+
+    def tick(self, state: TrainingState) -> None:
+        """A tick is over: write its status line, warnings and statistics."""
+        now = time.time()
+        seconds, images = now - self._tick_start, state.nimg - state.tick_nimg
+        cpu_memory, gpu_memory = memory_in_use(state.device)
+        for name, value in {
+            "Progress/tick": state.tick,
+            "Progress/kimg": state.nimg / 1000,
+            "Timing/total_sec": now - self._start,
+            "Timing/sec_per_tick": seconds,
+            "Timing/sec_per_kimg": seconds / images * 1000,
+            "Timing/maintenance_sec": self._tick_start - self._tick_end,
+            "Resources/cpu_mem_gb": cpu_memory,
+            "Resources/peak_gpu_mem_gb": gpu_memory,
+        }.items():
+            self.statistics.report(name, value)
+        self._tick_end = now
+        stats = self.statistics.collect()
+        self.log(status_line(stats))
+        for warning in warnings(stats):
+            self.log(warning)
+        append_stats(self.folder / "stats.jsonl", stats)
+
+    def start_tick(self) -> None:
+        """The next tick begins; what happened since the end of the last one was maintenance."""
+        self._tick_start = time.time()
+
+    # ---- Sheets of slices ------------------------------------------------------------------------------------
+
+    def save_reals(self) -> None:
+        """Save a sheet of real slices, drawn at random, none of them mirrored."""
+        order = np.random.RandomState(self.config.seed).permutation(self.dataset.num_originals)
+        chosen = order[: sheet_size(self.dataset.resolution)]
+        self._save_sheet("reals.png", np.stack([self.dataset[int(i)].stored.numpy() for i in chosen]))
+
+    @torch.no_grad()
+    def save_fakes(self, name: str, state: TrainingState) -> None:
+        """Save a sheet of slices of the averaged generator."""
+        shares = zip(*(column.split(self.config.batch_gpu) for column in self.latents), strict=True)
+        images = torch.cat([state.ema(z, c, noise_mode="const") for z, c in shares])  # [N, C + K, H, W]
+        self._save_sheet(name, SliceCodec(self.dataset.schema).to_stored(images.cpu()).numpy())
+
+    def _save_sheet(self, name: str, stored: np.ndarray) -> None:
+        render.save(render.sheet(stored, self.dataset.schema), self.folder / name)
+
+
+def sheet_size(resolution: int) -> int:
+    """How many slices make a legible sheet."""
+    return 12 if resolution >= 256 else 24
 
 
 def status_line(stats: dict[str, Moments]) -> str:
@@ -36,6 +141,15 @@ def status_line(stats: dict[str, Moments]) -> str:
     ).rstrip()
 
 
+def warnings(stats: dict[str, Moments]) -> list[str]:
+    """A line for each phase that had gradients which were not finite."""
+    return [
+        f"warning: {moments.mean * moments.num:.0f} gradients of {name.removeprefix(_NON_FINITE)} were not finite"
+        for name, moments in stats.items()
+        if name.startswith(_NON_FINITE) and moments.mean > 0
+    ]
+
+
 def memory_in_use(device: torch.device) -> tuple[float, float]:
     """(resident memory of this process, peak memory on the GPU since the last call), in GiB."""
     gpu = 0.0
@@ -52,19 +166,5 @@ def append_stats(path: Path, stats: dict[str, Moments]) -> None:
         file.write(json.dumps({**line, "timestamp": time.time()}) + "\n")
 
 
-def grid_size(resolution: int) -> int:
-    """How many slices make a legible sheet."""
-    return 12 if resolution >= 256 else 24
-
-
-def save_reals(path: Path, dataset: SliceDataset, seed: int) -> None:
-    """A sheet of real slices, drawn at random, none of them mirrored."""
-    chosen = np.random.RandomState(seed).permutation(dataset.num_originals)[: grid_size(dataset.resolution)]
-    stored = np.stack([dataset[int(i)].stored.numpy() for i in chosen])
-    render.save(render.sheet(stored, dataset.schema), path)
-
-
-def save_images(path: Path, images: torch.Tensor, schema: Schema) -> None:
-    """A sheet of generated slices; images: network values [N, C + K, H, W]."""
-    stored = SliceCodec(schema).to_stored(images.cpu()).numpy()
-    render.save(render.sheet(stored, schema), path)
+def _parameters(network: nn.Module) -> str:
+    return f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} million parameters"
