@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple, TypeVar
@@ -36,11 +36,11 @@ def map_in_order(
     items: Sequence[Item],
     workers: int,
     set_up: Callable[[], None] | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield function(item) in the order of the items, computed by `workers` processes; one worker means this process.
 
     set_up: called first in every process that is started, but not in this one.
-    At most workers + 1 results exist at a time. To stop early, close the iterator: that ends the processes.
+    At most workers + 1 results exist at a time. To stop early, close the generator: that ends the processes.
     Raises whatever the function raises, and UserError for want of memory.
     """
     workers = min(workers, len(items))

@@ -1,7 +1,7 @@
-"""Seeded synthetic tumour patients in the BraTS 2018 layout, for trying the tools without data.
+"""Seeded synthetic tumor patients in the BraTS 2018 layout, for trying the tools without data.
 
 A patient is the MNI152 anatomy, moved by a random affine map and a smooth random deformation, with a glioma grown along
-its tissue borders. All positions are in mm, with axes to L, P, S and the origin at the centre of the field of view.
+its tissue borders. All positions are in mm, with axes to L, P, S and the origin at the center of the field of view.
 Every random number is drawn before the grid is known, so a patient has the same anatomy at every resolution.
 """
 
@@ -28,11 +28,11 @@ from slices.schema import BRATS
 
 FIELD_OF_VIEW = (240, 240, 155)  # mm; at 1 mm voxels also the shape of a BraTS volume
 CONTRASTS = BRATS.contrasts
-NECROSIS, OEDEMA, ENHANCING = (lesion_class.value for lesion_class in BRATS.classes)
+NECROSIS, EDEMA, ENHANCING = (lesion_class.value for lesion_class in BRATS.classes)
 SMALLEST_SIDE = 16
 
-# Typical brightness relative to the contrast's brightest healthy tissue. Rows as CONTRASTS.
-#             GM    WM    CSF   oedema  enhancing  necrosis  non-enhancing
+# Typical brightness relative to the contrast's brightest healthy tissue.
+# Columns: gray matter, white matter, fluid; edema, enhancing rim, necrosis, non-enhancing core.
 _BRIGHTNESS = np.array(
     [
         [0.74, 1.00, 0.30, 0.70, 0.74, 0.42, 0.56],  # t1
@@ -49,7 +49,7 @@ _HEAD_SCALE = np.array([0.98, 0.97, 0.86])
 _COARSE, _FINE, _BIAS, _WOBBLE, _LUMPS, _TEXTURE, _NOISE = 32.0, 12.0, 70.0, 14.0, 9.0, 4.0, 1.9
 # Standard deviation of the coarse displacement in mm; less up and down, where the field of view is tight.
 _SWAY = np.array([2.0, 2.0, 1.4], np.float32)
-# Middle of the lateral ventricles, mm from the template's centre.
+# Middle of the lateral ventricles, mm from the template's center.
 _VENTRICLES = np.array([0, -2, 10], np.float32)
 
 Field = Callable[[np.ndarray, float], np.ndarray]  # control points, their spacing in mm -> float32 [N]
@@ -57,37 +57,34 @@ Field = Callable[[np.ndarray, float], np.ndarray]  # control points, their spaci
 
 @dataclass(frozen=True)
 class PhantomPatient:
-    """One patient in the file's axes (L, P, S).
-
-    contrasts: name -> int16 [X, Y, Z], background 0; label_map: uint8 [X, Y, Z] of 0, 1, 2, 4; affine: 4×4, in mm.
-    """
+    """One patient in the file's axes (L, P, S)."""
 
     name: str
-    grade: str
-    contrasts: dict[str, np.ndarray]
-    label_map: np.ndarray
-    affine: np.ndarray
+    grade: str  # HGG or LGG
+    contrasts: dict[str, np.ndarray]  # name -> int16 [X, Y, Z], background 0
+    label_map: np.ndarray  # uint8 [X, Y, Z] of 0, 1, 2, 4
+    affine: np.ndarray  # 4×4: voxels -> mm
 
 
 @dataclass(frozen=True)
 class Traits:
-    """Everything random about a patient; nothing here depends on the grid. Fields are control points, see `_field`."""
+    """Everything random about a patient. Nothing here depends on the grid. Fields are control points, see `_field`."""
 
     grade: str
     enhances: bool
-    head: np.ndarray  # [3, 3]: offset from the template's centre -> offset from the centre of the field of view
+    head: np.ndarray  # [3, 3]: offset from the template's center -> offset from the center of the field of view
     shift: np.ndarray  # [3] mm
     coarse: np.ndarray  # [3, ...] displacement in mm
     fine: np.ndarray  # [3, ...] displacement in mm
     ventricles: float  # how much larger (or smaller) they are, as a share of their size
     place: float  # 0..1: where among the places that a glioma prefers
-    radius: float  # mm, of the whole tumour
+    radius: float  # mm, of the whole tumor
     core_radius: float  # mm
     core_offset: np.ndarray  # [3] mm
     rim: float  # mm, mean thickness of the enhancing rim
     whole_axes: np.ndarray  # [3, 3]: ellipsoid -> unit sphere, per unit of radius
     core_axes: np.ndarray  # [3, 3]
-    push: float  # mass effect, as a share of the distance from the tumour's centre
+    push: float  # mass effect, as a share of the distance from the tumor's center
     wobble: np.ndarray
     lumps: np.ndarray
     texture: np.ndarray
@@ -99,12 +96,12 @@ class Traits:
 
 
 def make_patient(seed: int, index: int, shape: tuple[int, int, int] = FIELD_OF_VIEW) -> PhantomPatient:
-    """Patient number `index` of `seed`, on a grid of `shape` voxels that covers the field of view of BraTS.
+    """Make patient number `index` of `seed`, on a grid of `shape` voxels that covers the field of view of BraTS.
 
-    A pure function of its arguments; another shape shows the same anatomy at another resolution.
+    A pure function of its arguments. Another shape shows the same anatomy at another resolution.
     """
     _check(seed, index, shape)
-    voxel = tuple(side / n for side, n in zip(FIELD_OF_VIEW, shape, strict=True))
+    voxel = (FIELD_OF_VIEW[0] / shape[0], FIELD_OF_VIEW[1] / shape[1], FIELD_OF_VIEW[2] / shape[2])  # mm
     traits = _draw(np.random.default_rng([seed, index]))
     box, axes = _head_box(traits, voxel, shape)
     place = _to_template(traits, axes)  # [3, X, Y, Z] of the box
@@ -210,14 +207,11 @@ def _field(control: np.ndarray, spacing: float, axes: Sequence[np.ndarray]) -> n
 
 @dataclass(frozen=True)
 class Map:
-    """Something known at every point of the template: float32 [X, Y, Z], axes to L, P, S.
+    """Something known at every point of the template."""
 
-    spacing: mm between values; origin: [3] mm, where the first value lies, from the centre of the template's brain.
-    """
-
-    values: np.ndarray
-    spacing: float
-    origin: np.ndarray
+    values: np.ndarray  # float32 [X, Y, Z], axes to L, P, S
+    spacing: float  # mm between values
+    origin: np.ndarray  # [3] mm: where the first value lies, from the center of the template's brain
 
     def at(self, place: np.ndarray) -> np.ndarray:
         """Values at template positions [3, ...] in mm; 0 beyond the map."""
@@ -227,22 +221,17 @@ class Map:
 
 @dataclass(frozen=True)
 class Atlas:
-    """The MNI152 brain, and what steers a glioma in it.
-
-    brain, grey, white: 0..1. depth: mm to the nearest ventricle, fissure or brain surface, negative beyond it.
-    tract: `white` without its fine detail. interior: 0 at the brain's surface, 1 well inside.
-    sites: [M, 3] mm, where a glioma may start; odds: [M], their cumulative probability.
-    """
+    """The MNI152 brain, and what steers a glioma in it."""
 
     size: np.ndarray  # [3] mm, of the brain
-    brain: Map
-    grey: Map
-    white: Map
-    depth: Map
-    tract: Map
-    interior: Map
-    sites: np.ndarray
-    odds: np.ndarray
+    brain: Map  # 0..1
+    gray: Map  # 0..1
+    white: Map  # 0..1
+    depth: Map  # mm to the nearest ventricle, fissure or brain surface, negative beyond it
+    tract: Map  # `white` without its fine detail
+    interior: Map  # 0 at the brain's surface, 1 well inside
+    sites: np.ndarray  # [M, 3] mm: where a glioma may start
+    odds: np.ndarray  # [M]: cumulative probability of the sites
 
 
 _loaded: Atlas | None = None
@@ -250,23 +239,25 @@ _loaded: Atlas | None = None
 
 def _atlas() -> Atlas:
     """The atlas, made once per process."""
+    global _loaded
     if _loaded is None:
-        _adopt(_make_atlas())
+        _loaded = _make_atlas()
     return _loaded
 
 
 def _adopt(atlas: Atlas) -> None:
+    """Take the atlas that another process made."""
     global _loaded
     _loaded = atlas
 
 
 def _make_atlas() -> Atlas:
-    brain, grey, white = _template()
+    brain, gray, white = _template()
     corners = np.argwhere(brain > 0.5)
     size = np.ptp(corners, axis=0).astype(np.float32)
     origin = (-corners.min(0) - size / 2).astype(np.float32)
 
-    fluid = ndimage.gaussian_filter(1 - grey - white, 1.5)[::2, ::2, ::2]
+    fluid = ndimage.gaussian_filter(1 - gray - white, 1.5)[::2, ::2, ::2]
     tissue = fluid < 0.5
     depth = 2 * (ndimage.distance_transform_edt(tissue) - ndimage.distance_transform_edt(~tissue)).astype(np.float32)
     tract = ndimage.gaussian_filter(white, 2.0)[::2, ::2, ::2]
@@ -278,16 +269,20 @@ def _make_atlas() -> Atlas:
     odds = np.where(hemispheres & (depth > 7), tract, 0)
     cumulative = np.cumsum(odds[odds > 0], dtype=np.float64)
     return Atlas(
-        size,
-        *(Map(values, 1.0, origin) for values in (brain, grey, white)),
-        *(Map(values, 2.0, origin) for values in (depth, tract, interior)),
+        size=size,
+        brain=Map(brain, 1.0, origin),
+        gray=Map(gray, 1.0, origin),
+        white=Map(white, 1.0, origin),
+        depth=Map(depth, 2.0, origin),
+        tract=Map(tract, 2.0, origin),
+        interior=Map(interior, 2.0, origin),
         sites=places[odds > 0].astype(np.float32),
         odds=cumulative / cumulative[-1],
     )
 
 
 def _template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Brain mask, grey and white matter of MNI152 at 1 mm, with some room around: float32 [X, Y, Z], to L, P, S."""
+    """Brain mask, gray and white matter of MNI152 at 1 mm, with some room around: float32 [X, Y, Z], to L, P, S."""
     try:
         from nilearn import datasets
     except ImportError:
@@ -298,17 +293,20 @@ def _template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     load = (datasets.load_mni152_brain_mask, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
     maps = [np.asarray(one(resolution=1).dataobj, np.float32)[::-1, ::-1] for one in load]  # stored to R, A, S
     around = ndimage.find_objects((maps[0] > 0.5).astype(int))[0]
-    brain, grey, white = (np.pad(m[around], 4) for m in maps)
-    return brain, grey * brain, white * brain
+    brain, gray, white = (np.pad(m[around], 4) for m in maps)
+    return brain, gray * brain, white * brain
 
 
 @functools.lru_cache(maxsize=2)
 def _blurred(voxel: tuple[float, float, float]) -> tuple[Map, Map, Map]:
-    """Brain, grey and white matter as voxels of this size (mm) see them, so that large voxels do not alias."""
+    """Brain, gray and white matter as voxels of this size (mm) see them, so that large voxels do not alias."""
     sigma = [0.4 * np.sqrt(max(0, side**2 - 1)) for side in voxel]
+
+    def blurred(sharp: Map) -> Map:
+        return replace(sharp, values=ndimage.gaussian_filter(sharp.values, sigma))
+
     atlas = _atlas()
-    maps = (atlas.brain, atlas.grey, atlas.white)
-    return tuple(replace(m, values=ndimage.gaussian_filter(m.values, sigma)) for m in maps)
+    return blurred(atlas.brain), blurred(atlas.gray), blurred(atlas.white)
 
 
 def _head_box(
@@ -337,18 +335,18 @@ def _to_template(traits: Traits, axes: Sequence[np.ndarray]) -> np.ndarray:
     return place - (place - _VENTRICLES[:, None, None, None]) * swell
 
 
-def _near(place: np.ndarray, centre: np.ndarray, reach: float) -> np.ndarray:
-    """1 at the centre, falling off over `reach` mm: [3, ...] -> [...]."""
-    away = place - centre.astype(np.float32).reshape(3, *[1] * (place.ndim - 1))
+def _near(place: np.ndarray, center: np.ndarray, reach: float) -> np.ndarray:
+    """1 at the center, falling off over `reach` mm: [3, ...] -> [...]."""
+    away = place - center.astype(np.float32).reshape(3, *[1] * (place.ndim - 1))
     return np.exp(-np.square(away).sum(0) / np.float32(reach**2))
 
 
-# ---- tumour ----
+# ---- tumor ----
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """Signed distances to the borders of a tumour's parts, about mm, negative inside; float32 [N] each, nested."""
+    """Signed distances to a tumor's borders, one within the other: about mm, negative inside, float32 [N] each."""
 
     whole: np.ndarray
     core: np.ndarray
@@ -356,21 +354,21 @@ class Lesion:
 
 
 def _grow(traits: Traits, place: np.ndarray, field: Field) -> tuple[np.ndarray, Lesion]:
-    """Template positions [3, N] -> the same displaced by the tumour's mass, and the tumour.
+    """Template positions [3, N] -> the same displaced by the tumor's mass, and the tumor.
 
-    Oedema spreads along white matter. No part crosses into fluid or out of the brain: wherever `depth` ends, every
-    part ends, the core a little before the oedema and the necrosis a rim's thickness before the core.
+    Edema spreads along white matter. Nothing crosses into fluid or out of the brain: where `depth` ends, the edema
+    ends, the core a little before it, and the necrosis a rim's thickness before the core.
     """
     atlas = _atlas()
-    centre = atlas.sites[np.searchsorted(atlas.odds, traits.place)]
-    away = place - centre[:, None]
-    push = traits.push * _near(place, centre, 1.5 * traits.core_radius) * atlas.interior.at(place)
+    center = atlas.sites[np.searchsorted(atlas.odds, traits.place)]
+    away = place - center[:, None]
+    push = traits.push * _near(place, center, 1.5 * traits.core_radius) * atlas.interior.at(place)
     place = place - away * push
 
     away = _turn(traits.head, away)  # in mm of the patient
     depth, tract = atlas.depth.at(place), atlas.tract.at(place)
     wobble, lumps = field(traits.wobble, _WOBBLE), field(traits.lumps, _LUMPS)
-    across = np.maximum(0, -np.sign(centre[0]) * place[0])  # mm beyond the midline, which the falx mostly bars
+    across = np.maximum(0, -np.sign(center[0]) * place[0])  # mm beyond the midline, which the falx mostly bars
 
     core = _ellipsoid_distance(away - traits.core_offset[:, None], traits.core_axes, traits.core_radius)
     core = np.maximum(core + 1.5 * wobble + lumps + across, 2 - depth)
@@ -395,8 +393,8 @@ def _ellipsoid_distance(away: np.ndarray, axes: np.ndarray, radius: float) -> np
 
 
 def _label_map(lesion: Lesion, enhances: bool) -> np.ndarray:
-    """uint8 [N] of 0, 1, 2, 4. Without enhancement all of the core is the non-enhancing tumour of label 1."""
-    labels = np.where(lesion.whole < 0, OEDEMA, 0)
+    """uint8 [N] of 0, 1, 2, 4. Without enhancement all of the core is the non-enhancing tumor of label 1."""
+    labels = np.where(lesion.whole < 0, EDEMA, 0)
     labels[lesion.core < 0] = ENHANCING if enhances else NECROSIS
     labels[lesion.necrosis < 0] = NECROSIS
     return labels.astype(np.uint8)
@@ -406,12 +404,12 @@ def _label_map(lesion: Lesion, enhances: bool) -> np.ndarray:
 
 
 def _tissue_shares(place: np.ndarray, lesion: Lesion, enhances: bool, voxel: tuple[float, float, float]) -> np.ndarray:
-    """How much of each voxel is which tissue, in the columns of _BRIGHTNESS: float32 [7, N], sums to 1."""
-    _, grey, white = (m.at(place) for m in _blurred(voxel))
-    healthy = np.stack([grey, white, np.maximum(0, 1 - grey - white)])
-    softness = {"whole": 3.0, "core": 1.5, "necrosis": 2.0}  # mm
+    """The share of each tissue in each voxel, in the columns of _BRIGHTNESS: float32 [7, N], sums to 1."""
+    _, gray, white = (m.at(place) for m in _blurred(voxel))
+    healthy = np.stack([gray, white, np.maximum(0, 1 - gray - white)])
+    borders = ((lesion.whole, 3.0), (lesion.core, 1.5), (lesion.necrosis, 2.0))  # and how soft each is, in mm
     whole, core, necrosis = (
-        np.clip(0.5 - getattr(lesion, part) / np.float32(max(width, *voxel)), 0, 1) for part, width in softness.items()
+        np.clip(0.5 - distance / np.float32(max(width, *voxel)), 0, 1) for distance, width in borders
     )
     none = np.zeros_like(core)
     in_core = [core - necrosis, necrosis, none] if enhances else [none, none, core]
@@ -457,8 +455,8 @@ def write_patients(
 ) -> None:
     """Write patients 0..patients−1 of `seed` as dest/{HGG,LGG}/<name>/<name>_{t1,t1ce,t2,flair,seg}.nii.gz.
 
-    A case's folder appears when it is complete. Refuses a folder that holds something already; with `force`, cases of
-    the same name are replaced and whatever else is there stays.
+    A case's folder appears when it is complete. Raises UserError for a folder that is not empty; with `force`, cases
+    of the same name are replaced, and all else stays.
     """
     if patients < 1 or workers < 1:
         raise UserError(f"{patients} patients by {workers} workers: expected at least one of each")
@@ -469,7 +467,7 @@ def write_patients(
             f"{dest} is not empty: choose another folder, or pass --force to replace cases of the same name"
         )
     write = functools.partial(_write_case, dest, seed, shape, force)
-    # A worker that is handed the atlas need not import nilearn, which takes longer than some patients.
+    # A worker that is given the atlas need not import nilearn, which takes longer than some patients.
     hand_over = functools.partial(_adopt, _atlas()) if min(workers, patients) > 1 else None
     written = map_in_order(write, range(patients), workers, set_up=hand_over)
     with folder_for(dest), contextlib.closing(written):

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from dnnlib.errors import UserError
 from slices import phantom
-from slices.phantom import ENHANCING, NECROSIS, OEDEMA, make_patient, write_patients
+from slices.phantom import EDEMA, ENHANCING, NECROSIS, make_patient, write_patients
 
 pytest.importorskip("nilearn")
 
@@ -99,7 +99,7 @@ def test_volumes_are_what_brats_holds():
         assert pieces.max() > 0.99 * pieces.sum()
 
 
-def test_head_is_whole_and_centred():
+def test_head_is_whole_and_centerd():
     """In a grid that resolves a millimetre up and down, where the room is least."""
     for index in range(3):
         inside = head(make_patient(SEED, index, (48, 48, 155)))
@@ -124,7 +124,7 @@ def test_second_axis_runs_to_the_back_and_third_up():
 
 
 def test_healthy_tissues_have_their_order():
-    """Fluid is told by T2, white and grey matter by T1; the figures are means over the patients."""
+    """Fluid is told by T2, white and gray matter by T1; the figures are means over the patients."""
     rows = []
     for patient in cohort():
         t1, t2 = patient.contrasts["t1"], patient.contrasts["t2"]
@@ -139,18 +139,18 @@ def test_healthy_tissues_have_their_order():
             [[image[t].mean() / image[healthy].mean() for t in tissues] for image in patient.contrasts.values()]
         )
     t1, t1ce, t2, flair = np.mean(rows, axis=0)
-    for white, grey, fluid in (t1, t1ce):
-        assert white > 1.15 * grey and grey > 1.3 * fluid
-    white, grey, fluid = t2
-    assert fluid > 1.3 * grey and grey > 1.1 * white
-    white, grey, fluid = flair
-    assert grey > 1.03 * white and white > 1.3 * fluid
+    for white, gray, fluid in (t1, t1ce):
+        assert white > 1.15 * gray and gray > 1.3 * fluid
+    white, gray, fluid = t2
+    assert fluid > 1.3 * gray and gray > 1.1 * white
+    white, gray, fluid = flair
+    assert gray > 1.03 * white and white > 1.3 * fluid
 
 
-# ---- tumours ----
+# ---- tumors ----
 
 
-def test_tumours_differ_and_some_do_not_enhance():
+def test_tumors_differ_and_some_do_not_enhance():
     grades = [p.grade for p in cohort()]
     assert 1 <= grades.count("LGG") <= 9
     hgg = [p for p in cohort() if p.grade == "HGG"]
@@ -158,7 +158,7 @@ def test_tumours_differ_and_some_do_not_enhance():
     assert len(with_rim) > 0.7 * len(hgg)
     assert 1 <= len(cohort()) - len(enhancing()) <= 10
     for patient in cohort():
-        assert (patient.label_map == OEDEMA).any()
+        assert (patient.label_map == EDEMA).any()
         assert np.isin(patient.label_map, (NECROSIS, ENHANCING)).any()
     diameters = [(6 / np.pi * (p.label_map > 0).sum() * 5**3) ** (1 / 3) for p in cohort()]
     assert 20 < min(diameters) < 42 and 55 < max(diameters) < 85
@@ -174,9 +174,9 @@ def test_parts_are_nested():
         depth = ndimage.distance_transform_edt(labels > 0, sampling=2.5)
         if patient.label_map.max() == ENHANCING:
             assert depth[labels == NECROSIS].min() > 3.5  # mm
-            neighbours = ndimage.binary_dilation(labels == NECROSIS) & (labels != NECROSIS)
-            assert (labels[neighbours] == ENHANCING).all()
-        assert depth[np.isin(labels, (NECROSIS, ENHANCING))].mean() > depth[labels == OEDEMA].mean()
+            neighbors = ndimage.binary_dilation(labels == NECROSIS) & (labels != NECROSIS)
+            assert (labels[neighbors] == ENHANCING).all()
+        assert depth[np.isin(labels, (NECROSIS, ENHANCING))].mean() > depth[labels == EDEMA].mean()
 
 
 def test_rim_is_thick_enough_to_be_seen():
@@ -197,7 +197,7 @@ def test_parts_look_as_they_do_in_mr():
             (name, part): image[mask].mean()
             for name, image in patient.contrasts.items()
             for part, mask in {
-                "oedema": labels == OEDEMA,
+                "edema": labels == EDEMA,
                 "rim": labels == ENHANCING,
                 "necrosis": labels == NECROSIS,
                 "white": white,
@@ -205,17 +205,17 @@ def test_parts_look_as_they_do_in_mr():
             }.items()
             if mask.any()
         }
-        assert mean["flair", "oedema"] > 1.3 * mean["flair", "white"]
-        assert mean["t2", "oedema"] > 1.3 * mean["t2", "white"]
-        assert mean["t1", "oedema"] < 0.9 * mean["t1", "white"]
+        assert mean["flair", "edema"] > 1.3 * mean["flair", "white"]
+        assert mean["t2", "edema"] > 1.3 * mean["t2", "white"]
+        assert mean["t1", "edema"] < 0.9 * mean["t1", "white"]
         assert mean["t1ce", "rim"] > 1.1 * mean["t1ce", "white"]
         assert mean["t1", "rim"] < mean["t1", "white"]  # bright after contrast agent only
         if (labels == NECROSIS).sum() > 30:  # enough voxels that are not mixed with the rim
             checked += 1
             assert mean["t1ce", "necrosis"] < 0.8 * mean["t1ce", "rim"]
-            assert mean["t1", "necrosis"] < mean["t1", "oedema"]
+            assert mean["t1", "necrosis"] < mean["t1", "edema"]
             assert mean["t2", "necrosis"] > mean["t2", "head"]
-            assert mean["flair", "necrosis"] < mean["flair", "oedema"]
+            assert mean["flair", "necrosis"] < mean["flair", "edema"]
     assert checked >= 3
     for patient in cohort():
         if not (patient.label_map == ENHANCING).any():
@@ -223,16 +223,16 @@ def test_parts_look_as_they_do_in_mr():
             assert t1ce[patient.label_map == NECROSIS].mean() < 0.85 * t1ce[healthy_white(patient)].mean()
 
 
-def test_oedema_prefers_white_matter(monkeypatch):
-    """Against the same tumours grown in a brain whose white matter does not attract them.
+def test_edema_prefers_white_matter(monkeypatch):
+    """Against the same tumors grown in a brain whose white matter does not attract them.
 
-    The T1 of the healthy other hemisphere, where white matter is the brightest, tells which tissue the oedema took.
+    The T1 of the healthy other hemisphere, where white matter is the brightest, tells which tissue the edema took.
     """
 
     def brightness_taken(patient: phantom.PhantomPatient) -> float:
         other_side = patient.contrasts["t1"][::-1]
         free = head(patient) & (other_side > 0) & ~ndimage.binary_dilation(patient.label_map > 0, iterations=2)[::-1]
-        return other_side[(patient.label_map == OEDEMA) & free].mean() / patient.contrasts["t1"][head(patient)].mean()
+        return other_side[(patient.label_map == EDEMA) & free].mean() / patient.contrasts["t1"][head(patient)].mean()
 
     indices = range(8)
     drawn = [brightness_taken(cohort()[i]) for i in indices]
@@ -244,8 +244,8 @@ def test_oedema_prefers_white_matter(monkeypatch):
     assert np.mean(np.array(drawn) > np.array(indifferent)) >= 0.75
 
 
-def test_tumour_spares_the_fluid():
-    """In the atlas's own words: no tumour voxel lies where the template has ventricle, fissure or outside."""
+def test_tumor_spares_the_fluid():
+    """In the atlas's own words: no tumor voxel lies where the template has ventricle, fissure or outside."""
     traits = phantom._draw(np.random.default_rng([SEED, 0]))
     voxel = tuple(side / n for side, n in zip(phantom.FIELD_OF_VIEW, SMALL, strict=True))
     _, axes = phantom._head_box(traits, voxel, SMALL)
