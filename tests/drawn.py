@@ -7,10 +7,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from dnnlib.files import atomic_path
+from slices.archive.format import Volume
 from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS, LesionClass, Schema
 
-SHAPE = (60, 60, 10)
+SHAPE = (60, 60, 10)  # voxels along L, P, S
+SMALL = (24, 20, 16)
 MARKER = (slice(42, 46), slice(12, 16), slice(3, 7))  # in voxels along L, P, S: the patient's left, in front
 BRIGHT = 1500  # the marker's intensity, far above the rest
 
@@ -33,6 +36,19 @@ def draw_head(seed=0):
     labels[20:32, 30:44, 3:7] = 2
     labels[23:29, 33:41, 3:6] = 4
     labels[25:27, 35:38, 4:5] = 1
+    return volumes | {"seg": labels}
+
+
+def draw_small_head():
+    """A head for many conversions at 16 pixels, as `draw_head` but [24, 20, 16]: {contrast or 'seg': volume}."""
+    rng = np.random.default_rng(0)
+    l, p, s = np.indices(SMALL)
+    inside = ((l - 12) / 9) ** 2 + ((p - 10) / 8) ** 2 + ((s - 8) / 7) ** 2 < 1
+    volumes = {}
+    for n, contrast in enumerate(BRATS.contrasts):
+        volumes[contrast] = np.where(inside, 200 + 50 * n + rng.integers(0, 300, SMALL), 0).astype(np.int16)
+    labels = np.zeros(SMALL, np.uint8)
+    labels[8:16, 6:14, 5:11], labels[10:14, 8:12, 6:10], labels[11:13, 9:11, 7:9] = 2, 4, 1
     return volumes | {"seg": labels}
 
 
@@ -127,4 +143,22 @@ def write_archive(
                 index=i % per_patient,
                 label=patient % 2 if labels else None,
             )
+    return path
+
+
+def write_full_archive(path: Path, count: int = 6) -> Path:
+    """An archive of 16 pixels that uses every field of its index; two patients of three slices, cut and generated."""
+    random = np.random.RandomState(0)
+    affine = ((-1.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.0, 7.5), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    made = {"version": "0", "command": "test", "options": {"fov": 200.0, "slices": "all"}, "split": None}
+    windows = {name: (0.0, 100.5) for name in BRATS.contrasts}
+    with (
+        atomic_path(path) as place,
+        ArchiveWriter(place, BRATS, 16, made, ("HGG", "LGG"), seen=("x", "y")) as writer,
+    ):
+        for n in range(count):
+            name = f"patient{n % 2}"
+            writer.volumes[name] = Volume(name, SMALL, affine, 1.0, windows)
+            where = {"volume": name, "index": n} if n % 3 else {"seed": n, "snapshot": "s"}
+            writer.add(draw_slice(random, 16), patient=name, part="train", label=n % 2, **where)
     return path

@@ -1,13 +1,7 @@
-"""Snapshots and U-Nets that lie: each is refused with its name and a reason before memory of the claimed size is taken.
-
-All are tried in one process of limited memory; it is this file, called as a program.
-"""
+"""Snapshots and U-Nets that lie: each is refused with its name and a reason before it takes memory."""
 
 import json
-import os
 import re
-import resource
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from commands import ROOT
+from bench import Cases, require
 from dnnlib.errors import UserError
 from drawn import write_archive
+from forge import NAN, find
 from segmentation.config import TrainUNetConfig
 from segmentation.draws import Drawn
 from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, load_unet, save_unet
@@ -28,8 +23,7 @@ from training.config import DataConfig, find_recipe, resolve
 from training.networks.generator import Generator
 from training.snapshot import SnapshotInfo, load_generator, save_snapshot
 
-MEMORY = 300 << 20  # bytes that all of them may take, besides what the program itself takes
-HUGE, NAN = 1 << 62, float("nan")
+HUGE = 1 << 62
 
 
 def write_snapshot(path: Path) -> None:
@@ -44,13 +38,6 @@ def write_unet(path: Path) -> None:
     network = configure_unet(BRATS, 32, 2)
     info = UNetInfo(BRATS, 32, network, TrainUNetConfig(1, width=2), (), ("a",), (), Drawn(1, 0, 0))
     save_unet(path, TrainedUNet(build_unet(network), info))
-
-
-def put(tree: dict, path: str, value: object) -> None:
-    *outer, last = path.split(".")
-    for name in outer:
-        tree = tree[name]
-    tree[last] = value
 
 
 NETWORKS = {"snapshot": (write_snapshot, load_generator), "unet": (write_unet, load_unet)}
@@ -120,67 +107,74 @@ def _of(text: bytes) -> tuple[bytes, bytes]:
     return len(text).to_bytes(8, "little"), text
 
 
-def spoil(which: str, n: int, good: Path, path: Path) -> str:
-    """Write file number n of a kind from a good one. Returns words of the refusal that is expected."""
-    kind = "snapshot" if good.name.startswith("snapshot") else "unet"
-    if which == "headers":
-        content = good.read_bytes()
-        length = int.from_bytes(content[:8], "little")
-        path.write_bytes(b"".join(HEADERS[n](length, content[8 : 8 + length])) + content[8 + length :])
-        return ""
-    with safetensors.safe_open(good, framework="pt") as file:
-        document = json.loads(file.metadata()["checkpoint"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if which == "lies":
-        _, changes, words = LIES[n]
-        for place, value in changes.items():
-            put(document["metadata"], place, value)
-    else:
-        change, words = SPOILED[n]
-        tensors[OF_NETWORK[kind]] = change(tensors[OF_NETWORK[kind]])
-    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    path.write_bytes(safetensors.torch.save(tensors, {"checkpoint": json.dumps(document)}))
-    return words
+class Networks:
+    """A good file of each kind, to be spoiled."""
 
+    def __init__(self, folder: Path) -> None:
+        self.n, self.folder = 0, folder
+        for kind, (write, load) in NETWORKS.items():
+            write(self.good(kind))
+            load(self.good(kind))
 
-CASES = [
-    *(("lies", n, kind) for n, (kind, _, _) in enumerate(LIES)),
-    *(("tensors", n, kind) for n in range(len(SPOILED)) for kind in NETWORKS),
-    *(("headers", n, kind) for n in range(len(HEADERS)) for kind in NETWORKS),
-]
+    def good(self, kind: str) -> Path:
+        return self.folder / f"{kind}.safetensors"
 
+    def content(self, kind: str) -> tuple[dict, dict[str, torch.Tensor]]:
+        """The document in a good file's metadata, and its tensors."""
+        with safetensors.safe_open(self.good(kind), framework="pt") as file:
+            document = json.loads(file.metadata()["checkpoint"])
+            return document, {name: file.get_tensor(name) for name in file.keys()}
 
-def try_all(folder: Path) -> list[str]:
-    """What went wrong, in words."""
-    wrong = []
-    for kind, (write, load) in NETWORKS.items():
-        write(folder / f"{kind}.safetensors")
-        load(folder / f"{kind}.safetensors")
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.RLIM_INFINITY))
-    for which, n, kind in CASES:
-        path = folder / "hostile.safetensors"
-        words = spoil(which, n, folder / f"{kind}.safetensors", path)
+    def refuse(self, kind: str, content: bytes, words: str) -> None:
+        """Load a spoiled file, which must be refused in one line of at most 400 characters with its name and words."""
+        path = self.folder / "hostile.safetensors"
+        path.write_bytes(content)
         try:
             NETWORKS[kind][1](path)
-            wrong.append(f"{which} {n} of {kind}: was read")
         except UserError as error:
-            if str(path) not in str(error) or words not in str(error) or "\n" in str(error) or len(str(error)) > 400:
-                wrong.append(f"{which} {n} of {kind}: expected {words!r}, found {str(error)[:400]!r}")
-        except Exception as error:
-            wrong.append(f"{which} {n} of {kind}: {type(error).__name__}: {str(error)[:200]}")
-    return wrong
+            message = str(error)
+            require(str(path) in message and words in message, f"expected {words!r}, found", message[:400])
+            require("\n" not in message and len(message) <= 400, "no line for a terminal:", repr(message[:500]))
+        else:
+            require(False, "was read, but must be refused")
+
+
+CASES = Cases(__file__, Networks)
+KINDS = list(NETWORKS)
+
+
+def packed(document: dict, tensors: dict[str, torch.Tensor]) -> bytes:
+    return safetensors.torch.save(tensors, {"checkpoint": json.dumps(document)})
+
+
+@CASES.way("metadata", len(LIES))
+def it_lies_about_the_network(bench, random, k):
+    kind, changes, words = LIES[k]
+    document, tensors = bench.content(kind)
+    for path, value in changes.items():
+        *outer, name = path.split(".")
+        find(document["metadata"], tuple(outer))[name] = value
+    bench.refuse(kind, packed(document, tensors), words)
+
+
+@CASES.way("tensor", 2 * len(SPOILED))
+def it_is_missing_or_another(bench, random, k):
+    kind, (change, words) = KINDS[k % 2], SPOILED[k // 2]
+    document, tensors = bench.content(kind)
+    spoiled = change(tensors.pop(OF_NETWORK[kind]))
+    bench.refuse(kind, packed(document, tensors | ({} if spoiled is None else {OF_NETWORK[kind]: spoiled})), words)
+
+
+@CASES.way("header", 2 * len(HEADERS))
+def it_is_no_header_of_safetensors(bench, random, k):
+    kind = KINDS[k % 2]
+    content = bench.good(kind).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = b"".join(HEADERS[k // 2](length, content[8 : 8 + length]))
+    bench.refuse(kind, header + content[8 + length :], "")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
-def test_what_a_file_says_of_its_network_is_compared_with_its_tensors_first(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        [sys.executable, __file__, tmp_path], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    assert json.loads(process.stdout) == [] and len(CASES) >= 60
-
-
-if __name__ == "__main__":
-    print(json.dumps(try_all(Path(sys.argv[1]))))
+@pytest.mark.parametrize("way", CASES.ways)
+def test_what_a_file_says_of_its_network_is_compared_with_its_tensors_first(way):
+    CASES.check(way)
