@@ -119,8 +119,8 @@ def _header(file: io.BufferedReader) -> nib.Nifti1Header:
     else:
         raise UserError(describe_stranger(start))
     header = kind(start[: kind.sizeof_hdr], check=False)
-    header.check_fix(_QUIET, error_level=100)
     try:
+        header.check_fix(_QUIET, error_level=100)
         dtype = header.get_data_dtype()
         header.get_data_shape()
         header.get_slope_inter()
