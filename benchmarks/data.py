@@ -34,9 +34,9 @@ from dnnlib.processes import map_in_order
 from dnnlib.system import run
 from dnnlib.text import format_table
 from slices.archive.reader import ArchiveReader
-from slices.convert.conversion import convert_release
+from slices.convert.conversion import convert, plan
 from slices.convert.options import ConvertOptions
-from slices.convert.recognition import Recognised, find_cases
+from slices.convert.recognition import Recognized, find_cases
 from slices.convert.releases import AUTO, RELEASE_NAMES, release_of_name
 from slices.phantom import write_patients
 
@@ -67,24 +67,24 @@ def load(path: Path) -> int:
     return np.asanyarray(nib.load(path).dataobj).nbytes
 
 
-def load_all(found: Recognised, workers: int) -> None:
+def load_all(found: Recognized, workers: int) -> None:
     paths = [path for case in found.cases for path in case.paths]
     for _ in map_in_order(load, paths, workers):
         pass
 
 
-def convert_all(found: Recognised, source: Path, folder: Path, workers: int, slices: str) -> Path:
+def convert_all(found: Recognized, folder: Path, workers: int, slices: str) -> Path:
     dest = folder / f"{slices}.zip"
-    convert_release(source, dest, found, ConvertOptions(slices=slices), workers=workers, force=True)
+    convert(plan(ConvertOptions(slices=slices), found, dest), workers, force=True)
     return dest
 
 
-def time_conversion(found: Recognised, source: Path, folder: Path, workers: int, repeats: int) -> None:
+def time_conversion(found: Recognized, source: Path, folder: Path, workers: int, repeats: int) -> None:
     actions = {
         "starting": partial(start_workers, workers),
         "reading only": partial(load_all, found, workers),
-        "--slices tumor": partial(convert_all, found, source, folder, workers, "tumor"),
-        "--slices all": partial(convert_all, found, source, folder, workers, "all"),
+        "--slices tumor": partial(convert_all, found, folder, workers, "tumor"),
+        "--slices all": partial(convert_all, found, folder, workers, "all"),
     }
     seconds = {name: [] for name in actions}
     for _ in range(repeats):
@@ -116,7 +116,7 @@ def timed(action) -> float:
     return time.perf_counter() - start
 
 
-def measure_memory(found: Recognised, source: Path, folder: Path, workers: int) -> None:
+def measure_memory(found: Recognized, source: Path, folder: Path, workers: int) -> None:
     """Each conversion in a process of its own, whose children's peak is asked for at its end."""
     rows = []
     for count in (max(1, len(found.cases) // 4), len(found.cases)):
@@ -127,19 +127,19 @@ def measure_memory(found: Recognised, source: Path, folder: Path, workers: int) 
     print(format_table(("cases", "most memory of a worker, GB"), rows), end="\n\n")
 
 
-def peak_of_workers(found: Recognised, source: Path, folder: Path, workers: int) -> int:
-    convert_all(found, source, folder, workers, "all")
+def peak_of_workers(found: Recognized, source: Path, folder: Path, workers: int) -> int:
+    convert_all(found, folder, workers, "all")
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
-def time_reading(found: Recognised, source: Path, folder: Path, repeats: int) -> None:
+def time_reading(found: Recognized, source: Path, folder: Path, repeats: int) -> None:
     import torch  # not at the top: every worker would import it too
 
     from slices.codec import SliceCodec
 
     torch.set_num_threads(1)
     for slices in ("tumor", "all"):
-        reader = ArchiveReader(convert_all(found, source, folder, 2, slices))
+        reader = ArchiveReader(convert_all(found, folder, 2, slices))
         codec = SliceCodec(reader.schema)
         order = np.random.RandomState(0).permutation(len(reader))[:300]
         pngs = [[png(channel) for channel in reader.read(i)] for i in order]

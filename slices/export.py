@@ -17,9 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from dnnlib import files
+from dnnlib.cli import Checked, option
 from dnnlib.errors import UserError
 from dnnlib.staged import Staged, recover
-from dnnlib.text import count
+from dnnlib.text import count, format_table
 from slices.archive.format import TEST, SliceRecord, Volume
 from slices.archive.reader import ArchiveReader
 from slices.convert.releases import MASK
@@ -37,6 +38,17 @@ LONGEST_AXIS, MOST_VOXELS = 32767, 1 << 28  # what NIfTI-1 can say; of all contr
 NOWHERE = np.diag((-1.0, -1.0, 1.0, 1.0))
 
 Write = Callable[[str, bytes], None]  # (name below the destination, content)
+
+
+@dataclass(frozen=True)
+class ExportOptions(Checked):
+    """What `dataset_tool.py export` can be told, besides the archive."""
+
+    dest: Path = option("Folder to write; a new one, or an empty one.")
+    form: str = option(
+        "nifti: a volume per case; png: pictures of every slice, labels in color.", flag="--format", choices=FORMATS
+    )
+    force: bool = option("Write into a folder that is not empty; replaces files of the same names.", switch=True)
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,17 @@ class Exported:
     folders: tuple[Folder, ...]
     slices: int
     patients: int
+
+    def describe(self, dest: Path) -> str:
+        """A table of the volumes, how many slices lie beside them, and where all is."""
+        words = []
+        rows = [(f.name, f.slices, f.of, *([f.grid] if f.grid else [])) for f in self.folders if f.of is not None]
+        if rows:
+            words.append(format_table(("case", "slices", "of", "voxels")[: len(rows[0])], rows))
+        if single := sum(folder.slices for folder in self.folders if folder.of is None):
+            words.append(f"{count(single, 'slice')} of no known volume, each by itself; pixel size unknown")
+        words.append(f"written: {dest}, {count(self.slices, 'slice')} of {count(self.patients, 'patient')}")
+        return "\n\n".join(words)
 
 
 def export_archive(archive: Path, dest: Path, form: str, force: bool = False) -> Exported:

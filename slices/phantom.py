@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,12 @@ from scipy import ndimage, sparse
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from dnnlib.cli import Checked, option
 from dnnlib.errors import UserError
 from dnnlib.files import folder_for
-from dnnlib.processes import map_in_order
+from dnnlib.processes import default_workers, map_in_order
 from dnnlib.staged import Staged
+from dnnlib.text import name_some
 from slices.schema import BRATS
 
 FIELD_OF_VIEW = (240, 240, 155)  # mm; at 1 mm voxels also the shape of a BraTS volume
@@ -443,6 +446,33 @@ def _affine(voxel: Sequence[float]) -> np.ndarray:
 
 
 # ---- files ----
+
+
+@dataclass(frozen=True)
+class PhantomOptions(Checked):
+    """What `dataset_tool.py phantom` can be told."""
+
+    dest: Path = option("Folder to write; convert reads it.")
+    patients: int = option("Number of patients.", least=1)
+    seed: int = option("Another seed gives other patients.")
+    shape: str = option(
+        "Voxels from right to left, front to back, feet to head; fewer show the same anatomy coarsely.",
+        default="x".join(map(str, FIELD_OF_VIEW)),
+    )
+    workers: int = option(
+        "Processes; the result does not depend on it.",
+        default=default_workers,
+        shown="number of CPUs, at most 8",
+        least=1,
+    )
+    force: bool = option("Replace what is there.", switch=True)
+
+    @property
+    def voxels(self) -> tuple[int, int, int]:
+        match = re.fullmatch(r"([0-9]{1,9})[x×]([0-9]{1,9})[x×]([0-9]{1,9})", self.shape)
+        if match is None:
+            raise UserError(f"--shape {name_some([self.shape])}: expected three whole numbers such as 240x240x155")
+        return int(match[1]), int(match[2]), int(match[3])
 
 
 def write_patients(

@@ -24,7 +24,7 @@ from drawn import SHAPE, draw_head, turned, write_case, write_nifti
 from slices.archive.describe import choose_slices
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
-from slices.convert.conversion import Part, Tally
+from slices.convert.outcome import Outcome, Target
 from slices.convert.report import MOST_NOTES, describe_notes
 from slices.schema import BRATS, Schema
 
@@ -255,23 +255,29 @@ def test_lost_lesions_are_told_with_their_share(tmp_path):
     )
 
 
+def outcome_with(remarks):
+    """Of an archive without slices."""
+    target = Target(None, Path("x.zip"), "all", None, (), left_out={}, remarks=remarks, known={})
+    return Outcome(target, BRATS, records={}, errors={})
+
+
 def test_only_so_many_notes_are_shown():
     remarks = {f"{'odd ' * n}": [f"case{n}"] for n in range(1, MOST_NOTES + 8)}
-    table = describe_notes([Part(None, Path("x.zip"), "all", [], Tally(BRATS), remarks=remarks)])
+    table = describe_notes([outcome_with(remarks)])
     assert table.count("note: ") == MOST_NOTES and "and 7 notes more, which `inspect` lists" in table
 
 
 def test_notes_that_differ_in_names_and_numbers_are_one():
     """However many files are odd in one way, what is odd in another isn't lost among them."""
-    parts = []
+    outcomes = []
     for cases in (range(60), range(60, 100)):
         remarks = {f"q{n}_t1.nii.gz: {n + 7} voxels of NaN at 0.{n} mm": [f"q{n}"] for n in cases}
         remarks |= {
             "all files: no orientation": [f"q{n}" for n in cases],
             f"q{cases[0]}_seg.nii.gz: odd": [f"q{cases[0]}"],
         }
-        parts.append(Part(None, Path("x.zip"), "all", [], Tally(BRATS), remarks=remarks))
-    table = describe_notes(parts).splitlines()[2:]
+        outcomes.append(outcome_with(remarks))
+    table = describe_notes(outcomes).splitlines()[2:]
     assert [re.sub(" {2,}", "|", line) for line in table] == [
         "note: q0_t1.nii.gz: 7 voxels of NaN at 0.0 mm (the first of 100)|100 cases|q0, q1, q2, …",
         "note: all files: no orientation|100 cases|q0, q1, q2, …",
@@ -579,12 +585,12 @@ def test_pictured_slices_have_large_lesions_of_many_patients():
 
 def test_phantom_passes_its_options_on(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr("slices.phantom.write_patients", lambda *a, **k: calls.append((a, k)), raising=False)
+    monkeypatch.setattr("dataset_tool.write_patients", lambda *arguments: calls.append(arguments))
     code, output = call(
         "phantom", "--dest", tmp_path, "--patients", 3, "--seed", 7, "--shape", "48x48x31", "--workers", 1
     )
     assert code == 0, output
-    assert calls == [((tmp_path,), dict(patients=3, seed=7, shape=(48, 48, 31), workers=1, force=False))]
+    assert calls == [(tmp_path, 3, 7, (48, 48, 31), 1, False)]
 
 
 @pytest.mark.parametrize("shape", ["48", "48x48", "48x48x-3", "axbxc", "48x48x31x2"])

@@ -143,7 +143,7 @@ def test_fakes_keep_their_class(conditional_run_folder, tmp_path):
     assert fakes[1].info.patients == [f"generated-{sha}-LGG-seed{seed}" for seed in range(2, 6)]
     assert fakes[0].info.pixel is None, "the slices drawn here have no volumes"
     merged = edit.merge([conditional_run_folder / "data.zip", *(r.path for r in fakes)], tmp_path / "all.zip")
-    assert (merged.slices, merged.patients) == (24 + 8, 8 + 8)
+    assert (merged.num_slices, merged.num_patients) == (24 + 8, 8 + 8)
     assert SliceDataset(tmp_path / "all.zip", use_labels=True).label_counts == (16, 16)
     assert SliceDataset(tmp_path / "LGG.zip", use_labels=True, mirror=True).label_counts == (0, 4)
 

@@ -11,8 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dnnlib.files import atomic_path, make_folder, refuse_existing
-from dnnlib.text import count, tool_version
+from dnnlib.text import count
 from slices import render
+from slices.archive.made import describe_making
 from slices.archive.writer import ArchiveWriter
 from training.sampling import Sample
 from training.snapshot import LoadedGenerator
@@ -75,12 +76,8 @@ def write_archive(generated: Generated, dest: Path, options: dict[str, Any], for
     """
     refuse_existing(dest, force)
     network, info = generated.network, generated.network.info
-    made = {
-        "version": tool_version(),
-        "command": "generate.py",
-        "options": options,
-        "snapshot": {"name": network.path.name, "sha256": network.sha256, "kimg": info.kimg},
-    }
+    snapshot = {"name": network.path.name, "sha256": network.sha256, "kimg": info.kimg}
+    made = describe_making("generate.py", options, snapshot=snapshot)
     known: dict[str, Any] = {"label_names": info.label_names, "seen": info.patients, "pixel": info.pixel}
     name = f"generated-{network.sha256[:8]}"
     if generated.class_name is not None:

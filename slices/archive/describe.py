@@ -4,18 +4,48 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from dnnlib.text import count
+from dnnlib.text import count, format_table
+from slices.archive.format import ArchiveInfo
 from slices.archive.reader import ArchiveReader
+from slices.areas import ClassAreas
+from slices.schema import Schema
 
 
-def importance(stored: np.ndarray, reader: ArchiveReader) -> tuple[int, int]:
-    """Areas of the lesions and of the head: the order in which slices are worth showing."""
-    contrasts, classes = reader.schema.split(stored)
-    return int(np.count_nonzero(classes)), int(np.count_nonzero(contrasts[0]))
+@dataclass(frozen=True)
+class Inspection:
+    """An archive in which every slice was checked."""
+
+    reader: ArchiveReader
+    areas: ClassAreas
+    sizes: list[tuple[int, int]]  # of each slice: pixels of lesions, and of the head
+
+    def describe(self) -> str:
+        """What the archive holds and how it was made."""
+        name, num_patients = self.reader.path.name, len(self.reader.info.patients)
+        return f"{describe_archive(self.reader)}\n\n{describe_areas({name: (num_patients, self.areas)})}"
+
+    def worth_showing(self, most: int) -> np.ndarray:
+        """Up to `most` slices with large lesions, uint8 [N, C + K, H, W]."""
+        chosen = choose_slices(self.reader.by_patient(), self.sizes, most)
+        return np.stack([self.reader.read(i) for i in chosen])
+
+
+def inspect_archive(reader: ArchiveReader) -> Inspection:
+    """Read and check every slice. Raises UserError for the first that doesn't fit."""
+    schema, sizes = reader.schema, []
+    areas = ClassAreas.none(schema)
+    for i in tqdm(range(len(reader)), desc="checking", unit="slice", leave=False):
+        contrasts, classes = schema.split(reader.read_checked(i))
+        areas += ClassAreas.of(classes[None], schema)
+        sizes.append((int(np.count_nonzero(classes)), int(np.count_nonzero(contrasts[0]))))
+    return Inspection(reader, areas, sizes)
 
 
 def choose_slices(by_patient: dict[str, list[int]], sizes: Sequence[tuple[int, int]], most: int) -> list[int]:
@@ -36,84 +66,126 @@ def choose_slices(by_patient: dict[str, list[int]], sizes: Sequence[tuple[int, i
 
 
 def describe_archive(reader: ArchiveReader) -> str:
+    """The content of dataset.json in words, one fact a line."""
     info, schema = reader.info, reader.schema
     lines = [
         f"{reader.path}: {count(len(reader), 'slice')} of {info.resolution}×{info.resolution} pixels, "
         f"{count(schema.num_contrasts, 'contrast')} and {count(schema.num_maps, 'label map')}; all are readable",
-        f"contrasts: {', '.join(schema.contrasts)}",
+        *_lines_of_schema(schema),
+        *_lines_of_labels(info),
+        *_lines_of_origin(info),
     ]
-    titles = [f"{c.title}, " if c.title not in ("", c.name) else "" for c in schema.classes]
-    lines += [
-        f"class {c.name}: {title}{_describe_values(c.values)} in NIfTI files"
-        for c, title in zip(schema.classes, titles, strict=True)
-    ]
-    if schema.ignored:
-        lines.append(f"ignored, as if it were background: {_describe_values(schema.ignored)} in NIfTI files")
-    lines += [f"region {region.name}: {' + '.join(region.classes)}" for region in schema.regions]
-    if info.labels is not None:
-        names = dict(enumerate(info.label_names or ()))
-        counts = Counter(label for _, label in info.labels)
-        told = (f"{names.get(i, i)} {count(counts[i], 'slice')}" for i in sorted({*names, *counts}))
-        lines.append("class labels: " + ", ".join(told))
-    if seeds := [record.seed for record in info.slices if record.seed is not None]:
-        fakes = [record for record in info.slices if record.seed is not None]
-        snapshots = ", ".join(sorted({(record.snapshot or "unnamed")[:12] for record in fakes}))
-        lines.append(
-            f"generated: {count(len(seeds), 'slice')}, seeds {min(seeds)} to {max(seeds)}, snapshot {snapshots}"
-        )
-    if info.seen and not seeds:
-        lines.append("generated slices are among these, exported and converted again")
-    if seeds or info.seen:
-        lines.append(f"  their generator learned from {count(len(info.seen), 'patient')}: {shorten(info.seen)}")
-    real = dict.fromkeys(record.patient for record in info.slices if record.seed is None)
-    if real:
-        kind = "real" if seeds or not info.seen else "real or generated"
-        lines.append(f"{kind}: {count(len(real), 'patient')}: {shorten(real)}")
     parts = Counter(record.part for record in info.slices if record.part is not None)
     if parts:
         lines.append("part of the split: " + ", ".join(f"{count(n, 'slice')} {part}" for part, n in parts.items()))
     if pixels := {*(volume.pixel for volume in info.volumes.values()), *(info.pixel or ())}:
         lines.append(describe_pixels(pixels, info.resolution))
-    lines += _describe_made(info.made)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_lines_of_making(info.made)])
+
+
+def _lines_of_schema(schema: Schema) -> Iterator[str]:
+    yield f"contrasts: {', '.join(schema.contrasts)}"
+    for one in schema.classes:
+        title = f"{one.title}, " if one.title not in ("", one.name) else ""
+        yield f"class {one.name}: {title}{_describe_values(one.values)} in NIfTI files"
+    if schema.ignored:
+        yield f"ignored, as if it were background: {_describe_values(schema.ignored)} in NIfTI files"
+    for region in schema.regions:
+        yield f"region {region.name}: {' + '.join(region.classes)}"
 
 
 def _describe_values(values: Sequence[int]) -> str:
     return f"value{'s' * (len(values) > 1)} {', '.join(map(str, values))}"
 
 
-def _describe_made(made: dict) -> list[str]:
+def _lines_of_labels(info: ArchiveInfo) -> Iterator[str]:
+    if info.labels is not None:
+        names = dict(enumerate(info.label_names or ()))
+        counts = Counter(label for _, label in info.labels)
+        told = (f"{names.get(i, i)} {count(counts[i], 'slice')}" for i in sorted({*names, *counts}))
+        yield "class labels: " + ", ".join(told)
+
+
+def _lines_of_origin(info: ArchiveInfo) -> Iterator[str]:
+    """Who the slices are of: patients, or a generator and those that it learned from."""
+    generated = [record.generated for record in info.slices if record.generated is not None]
+    if generated:
+        seeds = [one.seed for one in generated]
+        snapshots = ", ".join(sorted({(one.snapshot or "unnamed")[:12] for one in generated}))
+        yield f"generated: {count(len(seeds), 'slice')}, seeds {min(seeds)} to {max(seeds)}, snapshot {snapshots}"
+    if info.seen and not generated:
+        yield "generated slices are among these, exported and converted again"
+    if generated or info.seen:
+        yield f"  their generator learned from {count(len(info.seen), 'patient')}: {first_names(info.seen)}"
+    if real := dict.fromkeys(record.patient for record in info.slices if record.generated is None):
+        kind = "real" if generated or not info.seen else "real or generated"
+        yield f"{kind}: {count(len(real), 'patient')}: {first_names(real)}"
+
+
+def _lines_of_making(made: Mapping[str, Any]) -> Iterator[str]:
     """How the archive came to be; archives of other programs may say anything, or nothing."""
     if not made:
-        return []
-    lines = [f"made by: {made.get('command', 'unknown')}, version {made.get('version', 'unknown')}"]
-    if isinstance(options := made.get("options"), dict):
-        lines += [f"  {name}: {_describe_option(value)}" for name, value in options.items()]
-    if isinstance(split := made.get("split"), dict):
+        return
+    yield f"made by: {made.get('command', 'unknown')}, version {made.get('version', 'unknown')}"
+    for name, value in _object(made.get("options")).items():
+        yield f"  {name}: {_describe_option(value)}"
+    if split := _object(made.get("split")):
         sizes = ", ".join(f"{len(names)} {side}" for side, names in split.items() if isinstance(names, list))
-        lines.append(f"  split: this is {split.get('part')} of {sizes} patients")
-    if isinstance(sources := made.get("sources"), list):
-        lines += [f"  source: {one.get('name')}" for one in sources if isinstance(one, dict)]
-    skipped = made.get("skipped") if isinstance(made.get("skipped"), dict) else {}
-    if isinstance(files_left := skipped.get("files"), dict):
-        lines += [f"  left out: {why}: {count(n, 'file')}" for why, n in files_left.items()]
+        yield f"  split: this is {split.get('part')} of {sizes} patients"
+    sources = made.get("sources")
+    for source in sources if isinstance(sources, list) else ():
+        if isinstance(source, dict):
+            yield f"  source: {source.get('name')}"
+    skipped = _object(made.get("skipped"))
+    for why, n in _object(skipped.get("files")).items():
+        yield f"  left out: {why}: {count(n, 'file')}"
     for what, reasons in (("left out", skipped.get("patients")), ("note", made.get("remarks"))):
-        if isinstance(reasons, dict):
-            lines += [f"  {what}: {why}: {shorten(names)}" for why, names in reasons.items() if isinstance(names, list)]
-    return lines
+        for why, names in _object(reasons).items():
+            if isinstance(names, list):
+                yield f"  {what}: {why}: {first_names(names)}"
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """An object of JSON; an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
 
 
 def _describe_option(value: object) -> str:
     return ", ".join(f"{key}={name}" for key, name in value.items()) if isinstance(value, dict) else str(value)
 
 
-def describe_pixels(pixels: set[float], resolution: int) -> str:
+# --- words for archives that are there, and for those that a conversion made ------------------------------------------
+
+
+def describe_areas(archives: Mapping[str, tuple[int, ClassAreas]]) -> str:
+    """Tables of slices and class areas. archives: name -> number of patients, and areas."""
+    rows: list[tuple[object, ...]] = [(name, n, areas.num_slices) for name, (n, areas) in archives.items()]
+    tables = [format_table(("archive", "patients", "slices"), rows)]
+    rows = [
+        (
+            f"{name}  {class_name}",
+            areas.class_slices[class_name],
+            f"{pixels / max(1, areas.class_slices[class_name]):.0f}",
+            f"{100 * pixels / areas.num_pixels:.3f} %",
+        )
+        for name, (_, areas) in archives.items()
+        for class_name, pixels in areas.class_pixels.items()
+    ]
+    rows += [
+        (f"{name}  none", areas.num_lesion_free, "", "") for name, (_, areas) in archives.items() if areas.class_pixels
+    ]
+    if rows:
+        tables.append(format_table(("class", "slices with it", "mean pixels in those", "of all pixels"), rows))
+    return "\n\n".join(tables)
+
+
+def describe_pixels(pixels: Collection[float], resolution: int) -> str:
     """The edge of pixels in mm, and of the picture; of several volumes the least and the most."""
     sizes = sorted({f"{mm:.3g}": mm for mm in sorted(pixels)}.values())
-    return " to ".join(f"{mm:.3g}" for mm in sizes[:: max(1, len(sizes) - 1)]) + (
-        f" mm pixels, {sizes[-1] * resolution:.4g} mm across"
-    )
+    shown = sizes if len(sizes) == 1 else [sizes[0], sizes[-1]]
+    return f"{' to '.join(f'{mm:.3g}' for mm in shown)} mm pixels, {sizes[-1] * resolution:.4g} mm across"
 
 
-def shorten(names: Sequence[str] | dict[str, None], most: int = 3) -> str:
+def first_names(names: Collection[str], most: int = 3) -> str:
+    """The first names, and whether there are more."""
     return ", ".join(str(name) for name in list(names)[:most]) + (", …" if len(names) > most else "")

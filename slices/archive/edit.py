@@ -1,4 +1,4 @@
-"""Archives from archives: merged, thinned out, split by patient. Slices are copied as they are packed."""
+"""Archives from archives: merged, thinned out, split by patient. Slices are copied packed as they are."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from tqdm import tqdm
 from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.staged import Staged
-from dnnlib.text import count, name_some, tool_version
+from dnnlib.text import count, name_some
 from slices.archive.format import TEST, TRAIN, SliceRecord, Volume
+from slices.archive.made import describe_making
 from slices.archive.reader import ArchiveReader
 from slices.archive.together import refuse_twice
 from slices.archive.writer import ArchiveWriter
@@ -27,12 +28,16 @@ from slices.split import SPLIT_FILE, draw_split, shuffle_names
 
 @dataclass(frozen=True)
 class Written:
-    """An archive that was written. doubts: what the user should look at."""
+    """An archive that was written."""
 
     path: Path
-    slices: int
-    patients: int
-    doubts: tuple[str, ...] = ()
+    num_slices: int
+    num_patients: int
+    doubts: tuple[str, ...] = ()  # what the user should look at
+
+    def describe(self) -> str:
+        told = f"written: {self.path}, {count(self.num_slices, 'slice')} of {count(self.num_patients, 'patient')}"
+        return "\n".join([*self.doubts, told])
 
 
 # --- merge ----------------------------------------------------------------------------------------------------------
@@ -41,9 +46,9 @@ class Written:
 def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     """Write the slices of all archives, one archive after the other, into one.
 
-    Class labels are one if their names are; archives that number them otherwise are renumbered. Raises UserError unless
-    all have one schema, one resolution, and class labels with names, or without, or none; hold no slice twice, describe
-    a volume of one name alike, and have every real patient on one side of a split.
+    Class labels of one name are one label, whatever their numbers were. Raises UserError for archives that differ in
+    schema, resolution or the kind of their class labels, hold a slice twice, describe a volume of one name differently,
+    or have a real patient on both sides of a split.
     """
     dest = _archive_name(dest, force)
     if len(archives) < 2:
@@ -57,15 +62,13 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     _refuse_two_sides(readers)
 
     label_names = tuple(dict.fromkeys(name for reader in readers for name in reader.info.label_names or ())) or None
-    remarks = {**_renumbered(readers, label_names), **_other_pixels(readers)}
+    remarks = {**_renumbered(readers, label_names or ()), **_other_pixels(readers)}
     first, made = readers[0], _made("merge", {}, readers) | ({"remarks": remarks} if remarks else {})
     seen = {patient for reader in readers for patient in reader.info.seen}
-    generated = [reader.info.pixel for reader in readers if any(r.volume is None for r in reader.info.slices)]
-    pixel = (min(generated)[0], max(p[1] for p in generated)) if generated and None not in generated else None
     with (
         files.folder_for(dest.parent),
         files.atomic_path(dest, force) as place,
-        ArchiveWriter(place, first.schema, first.resolution, made, label_names, seen, pixel) as writer,
+        ArchiveWriter(place, first.schema, first.resolution, made, label_names, seen, _pixel(readers)) as writer,
         tqdm(desc="merging", total=sum(map(len, readers)), unit="slice") as bar,
     ):
         for reader in readers:
@@ -77,7 +80,16 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     return Written(dest, len(writer), len(patients), (*said, *warn_of_alike(patients, patients)))
 
 
-def _renumbered(readers: Sequence[ArchiveReader], label_names: tuple[str, ...] | None) -> dict[str, list[str]]:
+def _pixel(readers: Sequence[ArchiveReader]) -> tuple[float, float] | None:
+    """Least and most mm of a pixel in what generators learned from; None if one archive doesn't say it."""
+    sizes = [reader.info.pixel for reader in readers if any(r.volume is None for r in reader.info.slices)]
+    known = [size for size in sizes if size is not None]
+    if not known or len(known) < len(sizes):
+        return None
+    return min(least for least, _ in known), max(most for _, most in known)
+
+
+def _renumbered(readers: Sequence[ArchiveReader], label_names: tuple[str, ...]) -> dict[str, list[str]]:
     """Remarks on archives whose class labels get other numbers."""
     remarks: dict[str, list[str]] = {}
     for reader in readers:
@@ -156,7 +168,7 @@ def _refuse_two_sides(readers: Sequence[ArchiveReader]) -> None:
     """Raise UserError if a real patient trains in one archive and tests in another."""
     sides: dict[str, set[str]] = {TRAIN: set(), TEST: set()}
     for record in (record for reader in readers for record in reader.info.slices):
-        if record.part is not None and record.seed is None:
+        if record.part is not None and record.generated is None:
             sides[record.part].add(record.patient)
     if both := sorted(sides[TRAIN] & sides[TEST]):
         raise UserError(
@@ -176,9 +188,9 @@ def subset(
     seed: int = 0,
     force: bool = False,
 ) -> Written:
-    """Write so many slices, or all slices of so many patients, drawn by chance, in the archive's order.
+    """Write a number of slices, or all slices of a number of patients, drawn by chance, in the archive's order.
 
-    With one seed, a smaller subset is part of a larger one. Raises UserError if the archive has fewer.
+    With one seed, a smaller subset is contained in a larger one. Raises UserError if the archive has fewer.
     """
     dest = _archive_name(dest, force)
     if (slices is None) == (patients is None):
@@ -187,6 +199,7 @@ def subset(
     if slices is not None:
         numbers, options = _draw_slices(reader, slices, seed), {"slices": slices}
     else:
+        assert patients is not None
         numbers, options = _draw_patients(reader, patients, seed), {"patients": patients}
 
     made = _made("subset", options | {"seed": seed}, [reader])
@@ -207,7 +220,7 @@ def _draw_slices(reader: ArchiveReader, count: int, seed: int) -> list[int]:
 
 
 def _draw_patients(reader: ArchiveReader, count: int, seed: int) -> list[int]:
-    """The slices of the patients who come first in the order of a hash of seed and name, as in `draw_split`."""
+    """The slices of the patients that come first in the order of a hash of seed and name, as in `draw_split`."""
     names = sorted(set(reader.info.patients))
     if count > len(names):
         raise UserError(f"--patients {count}: {reader.path} has {len(names)}")
@@ -265,7 +278,7 @@ def _refuse_to_split(reader: ArchiveReader) -> None:
             f"{reader.path}: {len(tests)} of its {count(len(records), 'slice')} are test slices already, and must stay "
             "so: split an archive without them"
         )
-    generated = sum(record.seed is not None for record in records)
+    generated = sum(record.generated is not None for record in records)
     if 0 < generated < len(records):
         raise UserError(
             f"{reader.path}: {generated} of its {len(records)} slices are generated, and no patients to test on: "
@@ -297,6 +310,7 @@ def _copy(reader: ArchiveReader, i: int, writer: ArchiveWriter, part: str | None
     known = {f.name: getattr(record, f.name) for f in fields(SliceRecord) if f.name != "file"}
     label = reader.label(i)
     if label is not None and writer.label_names is not None:
+        assert reader.info.label_names is not None
         label = writer.label_names.index(reader.info.label_names[label])
     writer.add_packed(reader.packed(i), label=label, **known | ({"part": part} if part else {}))
     if record.volume is not None:
@@ -304,10 +318,5 @@ def _copy(reader: ArchiveReader, i: int, writer: ArchiveWriter, part: str | None
 
 
 def _made(command: str, options: dict[str, Any], sources: Sequence[ArchiveReader]) -> dict[str, Any]:
-    """How an archive came to be. Names of files only: where they lay is nobody's business."""
-    return {
-        "version": tool_version(),
-        "command": f"dataset_tool.py {command}",
-        "options": options,
-        "sources": [reader.identify() for reader in sources],
-    }
+    """How an archive came to be."""
+    return describe_making(f"dataset_tool.py {command}", options, sources=[reader.identify() for reader in sources])

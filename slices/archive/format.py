@@ -21,21 +21,17 @@ LARGEST_LABEL = (1 << 16) - 1
 
 @dataclass(frozen=True)
 class Volume:
-    """Where slices came from: the source volume's grid, and the intensity window of each contrast.
-
-    `affine` is 4×4 in mm; `pixel` is the edge of the archive's square pixels in mm; `windows` maps a contrast to the
-    (low, high) intensities stored as 1 and 255.
-    """
+    """Where slices came from."""
 
     patient: str
-    shape: tuple[int, int, int]
-    affine: tuple[tuple[float, ...], ...]
-    pixel: float
-    windows: dict[str, tuple[float, float]]
+    shape: tuple[int, int, int]  # voxels of the source volume
+    affine: tuple[tuple[float, ...], ...]  # 4×4, mm
+    pixel: float  # edge of the archive's square pixels, mm
+    windows: dict[str, tuple[float, float]]  # contrast -> (low, high) intensities, stored as 1 and 255
 
     @property
     def slices(self) -> int | None:
-        """How many slices it has from the feet to the head; None where its affine doesn't tell."""
+        """Number of slices from the feet to the head; None where the affine doesn't tell."""
         from nibabel.orientations import io_orientation  # what reads archives alone does without
 
         with np.errstate(all="ignore"):
@@ -44,28 +40,47 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Where a slice was cut from."""
+
+    volume: str
+    index: int | None  # counted from the feet; None in archives of other programs that don't say it
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What made a slice."""
+
+    seed: int
+    snapshot: str | None  # SHA-256; None in archives of other programs that don't say it
+
+
+@dataclass(frozen=True)
 class SliceRecord:
-    """One slice: its member, its patient, and either the volume and index it was cut from or the seed that made it.
+    """One slice as dataset.json lists it. It was cut, or generated, or nothing is known of it."""
 
-    part: TRAIN or TEST, the side of the split that the patient is on; None where nothing was split.
-    """
-
-    file: str
+    file: str  # its member
     patient: str
-    part: str | None = None
+    part: str | None = None  # TRAIN or TEST, where the split has put the patient; None where nothing was split
     volume: str | None = None
     index: int | None = None
     seed: int | None = None
     snapshot: str | None = None
 
+    @property
+    def generated(self) -> Generated | None:
+        """What made the slice; None if it is real, as far as is known."""
+        return None if self.seed is None else Generated(self.seed, self.snapshot)
+
+    @property
+    def cut(self) -> Cut | None:
+        """Where the slice was cut from; None if it was generated, or is of no known volume."""
+        return None if self.volume is None or self.seed is not None else Cut(self.volume, self.index)
+
 
 @dataclass(frozen=True)
 class ArchiveInfo:
-    """The content of dataset.json.
-
-    seen: for generated slices, the real patients whom their generator learned from.
-    pixel: the least and the most mm that a pixel had in the slices that it learned from; None where nobody knows.
-    """
+    """The content of dataset.json."""
 
     format: str
     version: int
@@ -73,15 +88,16 @@ class ArchiveInfo:
     resolution: int
     slices: tuple[SliceRecord, ...]
     volumes: dict[str, Volume] = field(default_factory=dict)
-    seen: tuple[str, ...] = ()
-    made: dict[str, Any] = field(default_factory=dict)
-    labels: tuple[tuple[str, int], ...] | None = None
+    seen: tuple[str, ...] = ()  # for generated slices: the real patients that their generator learned from
+    made: dict[str, Any] = field(default_factory=dict)  # how the archive came to be
+    labels: tuple[tuple[str, int], ...] | None = None  # (member, class label) of every slice
     label_names: tuple[str, ...] | None = None
+    # Least and most mm that a pixel had in the slices that a generator learned from; None where nobody knows.
     pixel: tuple[float, float] | None = config.optional(None)
 
     @property
     def pixels(self) -> tuple[float, float] | None:
-        """Least and most mm that a pixel has, of all slices of which that is known."""
+        """Least and most mm that a pixel has, where that is known."""
         known = [*(volume.pixel for volume in self.volumes.values()), *(self.pixel or ())]
         return (min(known), max(known)) if known else None
 
@@ -92,12 +108,12 @@ class ArchiveInfo:
 
     @property
     def known_patients(self) -> frozenset[str]:
-        """Whom a network knows that learned from these slices: their patients, and those whom their generator saw."""
+        """Patients that a network knows after it learned from these slices: theirs, and those a generator saw."""
         return frozenset((*self.patients, *self.seen))
 
     @property
     def num_labels(self) -> int:
-        """How many classes `--cond` would condition on, seen in these slices or not; 0 without class labels."""
+        """Number of classes that `--cond` conditions on, seen in these slices or not; 0 without class labels."""
         if self.labels is None:
             return 0
         return len(self.label_names) if self.label_names else 1 + max(label for _, label in self.labels)

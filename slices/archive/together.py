@@ -25,9 +25,9 @@ def require_same_kind(first: ArchiveReader, other: ArchiveReader) -> None:
 
 
 def refuse_twice(readers: Sequence[ArchiveReader]) -> None:
-    """Raise UserError if two slices are one: of the same place in a volume, or of the same seed, class and snapshot.
+    """Raise UserError if two slices have the same place in a volume, or the same seed, class and snapshot.
 
-    Whatever --trunc and --noise-mode were: what one seed makes at two settings is alike, and no second patient.
+    --trunc and --noise-mode don't count: what one seed makes at two settings is alike, and no second patient.
     """
     first: dict[tuple, Path] = {}
     for reader in readers:
@@ -38,7 +38,7 @@ def refuse_twice(readers: Sequence[ArchiveReader]) -> None:
                 name = _name(record, reader.label_name(i))
                 raise UserError(
                     f"{name} is in {first[identity]} and in {reader.path}; together they would hold it "
-                    f"twice: leave one of them out{'' if record.seed is None else ', or generate other seeds'}"
+                    f"twice: leave one of them out{'' if record.generated is None else ', or generate other seeds'}"
                     if first[identity] != reader.path
                     else f"{name} is in {reader.path} twice: give each archive once"
                 )
@@ -47,16 +47,16 @@ def refuse_twice(readers: Sequence[ArchiveReader]) -> None:
 
 def _identity(record: SliceRecord, label: str | None) -> tuple | None:
     """What two records of one slice have in common; None if a record doesn't say which slice it is."""
-    if record.seed is not None:
-        return "generated", record.seed, record.snapshot or record.patient, label
+    if made := record.generated:
+        return "generated", made.seed, made.snapshot or record.patient, label
     if record.index is not None:
         return "cut", record.patient, record.volume, record.index
     return None
 
 
 def _name(record: SliceRecord, label: str | None) -> str:
-    if record.seed is not None:
+    if made := record.generated:
         of_class = "" if label is None else f"class {label} of "
-        return f"seed {record.seed} of {of_class}the snapshot {(record.snapshot or 'unnamed')[:12]} ({record.patient})"
+        return f"seed {made.seed} of {of_class}the snapshot {(made.snapshot or 'unnamed')[:12]} ({record.patient})"
     volume = "" if record.volume in (None, record.patient) else f" of the volume {record.volume}"
     return f"slice {record.index}{volume} of the patient {record.patient}"

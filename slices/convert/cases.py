@@ -135,9 +135,9 @@ def cases_of(source: Path, files: Sequence[str], release: Release) -> tuple[list
     pattern = release.images
     groups = _grouped(source, files, release, pattern)
     finders = {
-        option: _Finder(files, Pattern.parse(text, option, pattern.meanings), groups.values())
-        for option, text in (("--mask-pattern", release.mask_pattern), ("--head", release.head_pattern))
-        if text is not None
+        option: _Finder(files, masks.with_meanings(pattern.meanings), groups.values())
+        for option, masks in (("--mask-pattern", release.masks), ("--head", release.head_masks))
+        if masks is not None
     }
     if release.in_one_file:
         masks = {  # which may be named like images
@@ -244,7 +244,7 @@ def _case(
             mask = next((source / (odd + end) for end in (".nii", ".nii.gz") if odd + end in there), mask)
     above = source.absolute().name if "grade" not in values else None
     grade = values.get("grade") or (above if above in GRADES else None)
-    head = beside("--head") if release.head_pattern else None
+    head = beside("--head") if release.head_masks else None
     return Case(name, values.get("patient", name), grade, contrasts, mask, release.grid, head)
 
 

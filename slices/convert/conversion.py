@@ -1,13 +1,12 @@
-"""The conversion of a release: from its cases to archives."""
+"""A conversion: planned from options and cases, cut case by case, written as one archive or as two and their split."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import os
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,160 +18,159 @@ from dnnlib.errors import UserError
 from dnnlib.processes import map_in_order
 from dnnlib.sources import sources_sha256
 from dnnlib.staged import Staged
-from dnnlib.text import count, name_some, tool_version
+from dnnlib.text import count, name_some
 from slices.archive.format import TEST, TRAIN, pack_slice
+from slices.archive.made import describe_making
 from slices.archive.writer import ArchiveWriter
 from slices.areas import ClassAreas
 from slices.convert.cases import Case
 from slices.convert.cut import OUT_OF_VIEW, cut_case
-from slices.convert.cut_cases import CaseRecord, PartReader, Workplace, origin_of, write_part
-from slices.convert.options import ConvertOptions
-from slices.convert.recognition import Recognised
+from slices.convert.cut_cases import CutCase, CutRecord, Workplace, origin_of, write_cut_case
+from slices.convert.options import ON_ERROR, ConvertOptions
+from slices.convert.outcome import Outcome, Target
+from slices.convert.recognition import Recognized
 from slices.convert.releases import GRADES, OWN
 from slices.leaks import alike
-from slices.provenance import Provenance, read_provenance
+from slices.provenance import read_provenance
 from slices.schema import Schema
 from slices.split import SPLIT_FILE, Split, draw_split, read_split
 
 # Options that a cut case depends on.
 _CUTTING = ("resolution", "fov", "head", "slices", "test_slices", "min_tumor_pixels", "lesion_free")
-UNREADABLE = "could not be read"
 
 
-@dataclass
-class Tally:
-    """The patients of an archive, and the class areas of its slices."""
+@dataclass(frozen=True)
+class Settled:
+    """What options may leave open, decided. The last three are None for a single archive."""
 
-    schema: Schema
-    areas: ClassAreas = field(init=False)
-    patients: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.areas = ClassAreas.none(self.schema)
-
-    def add(self, patient: str, areas: ClassAreas) -> None:
-        """Count slices of a patient."""
-        self.patients.add(patient)
-        self.areas += areas
+    slices: str
+    test_slices: str | None = None
+    test_fraction: float | None = None  # None as well if a split is given
+    split_seed: int | None = None  # None as well if a split is given
 
 
-@dataclass
-class Part:
-    """One archive of a conversion: its cases, which slices are taken, and what came of it.
+@dataclass(frozen=True)
+class Conversion:
+    """All that is decided of a conversion before the first volume is read."""
 
-    side: TRAIN or TEST, None for a single archive. left_out: reason -> patients; skipped: reason -> slices; remarks:
-    remark -> cases; counted: remark -> voxels; lost: remark -> case -> share of its lesion's volume; errors: what was
-    wrong with cases that could not be read; lesion_free: as in ConvertOptions. known: case -> what exported files tell
-    of it.
-    """
-
-    side: str | None
-    path: Path
-    choice: str
-    cases: list[Case]
-    tally: Tally
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    skipped: Counter = field(default_factory=Counter)
-    remarks: dict[str, list[str]] = field(default_factory=dict)
-    counted: Counter = field(default_factory=Counter)
-    lost: dict[str, dict[str, float]] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)
-    lesion_free: float | None = None
-    pixels: set[float] = field(default_factory=set)  # edges of pixels, mm
-    known: dict[str, Provenance] = field(default_factory=dict)
+    options: ConvertOptions  # as given
+    settled: Settled
+    found: Recognized
+    cases: tuple[Case, ...]  # of the grade asked for, in no archive if the split leaves them out
+    dest: Path  # the archive, or the folder of two
+    targets: tuple[Target, ...]
+    split: Split | None  # None: a single archive
 
     @property
-    def name(self) -> str:
-        return self.path.name
+    def schema(self) -> Schema:
+        return self.found.release.schema
 
     @property
-    def readable(self) -> list[Case]:
-        """The cases that were cut."""
-        unreadable = set(self.left_out.get(UNREADABLE, ()))
-        return [case for case in self.cases if case.name not in unreadable]
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return self.dest.parent if self.split is None else self.dest
+
+    @property
+    def paths(self) -> list[Path]:
+        """What is written."""
+        return [*(target.path for target in self.targets), *([self.dest / SPLIT_FILE] if self.split else [])]
+
+    @property
+    def settled_options(self) -> dict[str, Any]:
+        """The options, decided, as an archive tells them."""
+        options = config.to_json(replace(self.options, split_file=None)) | config.to_json(self.settled)
+        if self.options.head_rule.is_auto:
+            options["head"] = None
+        if self.options.split_file is not None:
+            options["split_file"] = self.options.split_file.name
+        return options
 
 
-def convert_release(
-    source: Path,
-    dest: Path,
-    found: Recognised,
-    options: ConvertOptions,
-    workers: int = 1,
-    force: bool = False,
-    on_error: str = "fail",
-) -> list[Part]:
-    """Convert cases into one archive, `dest` ending in .zip, or into train.zip, test.zip and split.json.
+def convert(
+    conversion: Conversion, workers: int = 1, force: bool = False, on_error: str = "fail"
+) -> tuple[Outcome, ...]:
+    """Cut all cases and write the archives of a conversion. Returns what came of each archive.
 
-    found: what `find_cases` made of the source. on_error: one of ON_ERROR; 'skip' leaves out cases that can't be read.
-    The files appear when all are complete, split.json last; what they hold depends on neither `workers` nor `dest`. A
-    conversion that was interrupted goes on where it stopped. Raises UserError, naming the file, for what doesn't fit.
+    on_error: one of ON_ERROR; 'skip' leaves out cases that can't be read. The files appear when all are complete; what
+    they hold depends on neither `workers` nor the destination. A conversion that was interrupted goes on where it
+    stopped. Raises UserError, naming the file, for what doesn't fit.
     """
-    source, dest, schema = Path(source), Path(dest), found.release.schema
-    single = dest.suffix.lower() == ".zip"
-    options = _settle(options, dest, single, schema)
-    cases, left_out = _of_grade(found.cases, source, options)
-    split = None if single else _split(found.cases, cases, options)
-    parts = _parts(dest, cases, split, options, schema, left_out)
-    _remember(parts, source)
+    assert on_error in ON_ERROR, on_error
     if on_error == "fail":
-        for case in cases:  # before the long work begins
+        for case in conversion.cases:  # before the long work begins
             case.require_files()
-    targets = [part.path for part in parts] + ([] if single else [dest / SPLIT_FILE])
-    job = {
-        "sources": sources_sha256("dnnlib", "slices"),
-        "schema": config.to_json(schema),
-        "options": {name: getattr(options, name) for name in _CUTTING},
-    }
-    workplace = Workplace(dest.with_name(f".{dest.name}.converting") if single else dest / ".converting", job)
+    workplace = _workplace(conversion)
     if not force:
-        workplace.remove_if_done(targets)
-    for target in targets:
-        files.refuse_existing(target, force)
-    with files.folder_for(dest.parent if single else dest), workplace, _saying_what_is_kept(workplace, len(cases)):
-        _cut_all(parts, workplace, schema, options, workers, on_error)
-        for part in parts:
-            _describe(part, workplace, source, options)
-        with Staged(targets[0], force) as staged:
-            _write_archives(parts, split, options, found, workplace, source, staged)
-            if split:
-                staged.write(dest / SPLIT_FILE, files.json_bytes(split))
+        workplace.remove_if_done(conversion.paths)
+    for path in conversion.paths:
+        files.refuse_existing(path, force)
+    with files.folder_for(conversion.folder), workplace, _saying_what_is_kept(workplace, len(conversion.cases)):
+        outcomes = cut(conversion, workplace, workers, on_error)
+        write(conversion, outcomes, workplace, force)
         workplace.remove()
-    return parts
+    return outcomes
 
 
-def _settle(options: ConvertOptions, dest: Path, single: bool, schema: Schema) -> ConvertOptions:
-    """Fill in what was left open, and refuse what would change nothing."""
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def plan(options: ConvertOptions, found: Recognized, dest: str | os.PathLike) -> Conversion:
+    """Decide what a conversion of the cases that were found writes.
+
+    dest: a name that ends in .zip for one archive, else a folder for train.zip, test.zip and split.json. Raises
+    UserError for options that fit neither each other nor the cases, and if patients held out for testing would train.
+    """
+    dest = Path(dest)
+    single = dest.suffix.lower() == ".zip"
+    settled = _settle(options, dest, single, found.release.schema)
+    cases, left_out = _of_grade(found, options)
+    split = None if single else _split(found, cases, options, settled)
+    if split is None:
+        drafts = [_Draft(None, dest, settled.slices, options.lesion_free, cases)]
+    else:
+        drafts = _drafts_of_sides(dest, cases, split, settled, options)
+        neither = [case.patient for case in cases if case.patient not in {*split.train, *split.test}]
+        left_out |= {"on neither side of the split file": neither} if neither else {}
+    targets = tuple(_target(draft, drafts, found.source, left_out) for draft in drafts)
+    return Conversion(options, settled, found, tuple(cases), dest, targets, split)
+
+
+def _settle(options: ConvertOptions, dest: Path, single: bool, schema: Schema) -> Settled:
+    """Decide what was left open, and refuse what would change nothing."""
     if not schema.num_maps and "tumor" in (options.slices, options.test_slices):
         raise UserError("--slices tumor needs label maps, which this data has none of: choose brain or all")
-    options = replace(options, slices=options.slices or ("tumor" if schema.num_maps else "brain"))
-    if options.lesion_free and options.slices != "tumor":
+    slices = options.slices or ("tumor" if schema.num_maps else "brain")
+    if options.lesion_free and slices != "tumor":
         raise UserError(
-            f"--lesion-free adds to slices with lesion, but --slices {options.slices} takes others as well: "
+            f"--lesion-free adds to slices with lesion, but --slices {slices} takes others as well: "
             "leave one of them out"
         )
-    defaults = {"test_slices": "all", "test_fraction": 0.1, "split_seed": 0}
-    given = [name for name in (*defaults, "split_file") if getattr(options, name) is not None]
+    of_split = {name: getattr(options, name) for name in ("test_slices", "test_fraction", "split_seed", "split_file")}
+    given = [_flag(name) for name, value in of_split.items() if value is not None]
     if single:
         if given:
-            raise UserError(f"{_flag(given[0])} needs a folder as --dest, but {dest} is a single archive")
-        return options
-    if options.split_file is not None:
-        defaults = {"test_slices": "all"}
-        if drawn := [name for name in given if name in ("test_fraction", "split_seed")]:
-            raise UserError(f"{_flag(drawn[0])} draws a split, --split-file gives one: leave one of them out")
-    return replace(options, **{name: value for name, value in defaults.items() if name not in given})
+            raise UserError(f"{given[0]} needs a folder as --dest, but {dest} is a single archive")
+        return Settled(slices)
+    test_slices = options.test_slices or "all"
+    if options.split_file is None:
+        fraction = 0.1 if options.test_fraction is None else options.test_fraction
+        return Settled(slices, test_slices, fraction, options.split_seed or 0)
+    if drawn := [flag for flag in given if flag in (_flag("test_fraction"), _flag("split_seed"))]:
+        raise UserError(f"{drawn[0]} draws a split, --split-file gives one: leave one of them out")
+    return Settled(slices, test_slices)
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _of_grade(found: list[Case], source: Path, options: ConvertOptions) -> tuple[list[Case], dict[str, list[str]]]:
+def _of_grade(found: Recognized, options: ConvertOptions) -> tuple[list[Case], dict[str, list[str]]]:
     """The cases of the grade asked for, and the patients left out."""
-    chosen = [case for case in found if options.grade in ("all", case.grade)]
+    source, grade = found.source, options.grade
+    chosen = [case for case in found.cases if grade in ("all", case.grade)]
     if not chosen:
         raise UserError(
-            f"{source}: no case in {source.name}/{options.grade}, which --grade {options.grade} asks for; "
+            f"{source}: no case in {source.name}/{grade}, which --grade {grade} asks for; "
             "in a flat folder grades are unknown: use --grade all, or say them with --cases"
         )
     if options.class_by == "grade" and (bare := [case.name for case in chosen if not case.grade]):
@@ -180,74 +178,93 @@ def _of_grade(found: list[Case], source: Path, options: ConvertOptions) -> tuple
             f"{source}: --class-by grade needs cases in {source.name}/HGG or LGG, or their grades by --cases; "
             f"unknown: {name_some(bare)}"
         )
-    others = [case.patient for case in found if case not in chosen]
-    return chosen, {f"grade is not {options.grade}": others} if others else {}
+    others = [case.patient for case in found.cases if grade not in ("all", case.grade)]
+    return chosen, {f"grade is not {grade}": others} if others else {}
 
 
-def _split(found: list[Case], cases: list[Case], options: ConvertOptions) -> Split:
+def _split(found: Recognized, cases: Sequence[Case], options: ConvertOptions, settled: Settled) -> Split:
     patients = {case.patient for case in cases}
     if options.split_file is None:
-        return draw_split(patients, options.test_fraction, options.split_seed)
-    split = read_split(Path(options.split_file), {case.patient for case in found})
-    # Of a split of all grades, --grade takes its share.
-    split = Split(*(tuple(name for name in side if name in patients) for side in (split.train, split.test)))
+        assert settled.test_fraction is not None and settled.split_seed is not None
+        return draw_split(patients, settled.test_fraction, settled.split_seed)
+    whole = read_split(options.split_file, {case.patient for case in found.cases})
+    # --grade takes its share of a split of all grades.
+    split = Split(
+        train=tuple(name for name in whole.train if name in patients),
+        test=tuple(name for name in whole.test if name in patients),
+    )
     if not split.train or not split.test:
         raise UserError(f"{options.split_file}: leaves {'test' if split.train else 'train'} without a patient")
     return split
 
 
-def _parts(
-    dest: Path,
-    cases: list[Case],
-    split: Split | None,
-    options: ConvertOptions,
-    schema: Schema,
-    left_out: dict[str, list[str]],
-) -> list[Part]:
-    if split is None:
-        return [Part(None, dest, options.slices, cases, Tally(schema), left_out, lesion_free=options.lesion_free)]
-    neither = [case.patient for case in cases if case.patient not in (*split.train, *split.test)]
-    if neither:
-        left_out = left_out | {"on neither side of the split file": neither}
+class _Draft(NamedTuple):
+    """A target before it is known what exported files tell of its cases."""
+
+    side: str | None
+    path: Path
+    choice: str
+    lesion_free: float | None
+    cases: list[Case]
+
+
+def _drafts_of_sides(
+    dest: Path, cases: Sequence[Case], split: Split, settled: Settled, options: ConvertOptions
+) -> list[_Draft]:
+    assert settled.test_slices is not None
+    train, test = ([case for case in cases if case.patient in set(side)] for side in (split.train, split.test))
     return [
-        Part(
-            side=side,
-            path=dest / f"{side}.zip",
-            choice=choice,
-            cases=[case for case in cases if case.patient in patients],
-            tally=Tally(schema),
-            left_out=dict(left_out),
-            lesion_free=lesion_free,
-        )
-        for side, patients, choice, lesion_free in (
-            (TRAIN, set(split.train), options.slices, options.lesion_free),
-            (TEST, set(split.test), options.test_slices, None),
-        )
+        _Draft(TRAIN, dest / f"{TRAIN}.zip", settled.slices, options.lesion_free, train),
+        _Draft(TEST, dest / f"{TEST}.zip", settled.test_slices, None, test),
     ]
 
 
-def _remember(parts: list[Part], source: Path) -> None:
-    """Learn what exported files tell of their cases. Raises UserError if patients held out for testing would train."""
-    for part in parts:
-        part.known = read_provenance(part.cases, source)
-        held_out = [name for name, known in part.known.items() if known.part == TEST]
-        if part.side == TRAIN and held_out:
-            raise UserError(
-                f"{source}: {name_some(held_out)}: exported from the test part of a split, as a file beside them says, "
-                f"so nothing may be trained on them, but this split puts them into {part.name}: give the former split "
-                "with --split-file, or convert them by themselves into one archive, which is then one for testing"
-            )
-        generated = [name for name, known in part.known.items() if known.seen is not None]
-        for remark, names in (
-            ("of the test part of a former split, where it stays", held_out),
-            ("generated slices; the archive still knows whom their generator learned from", generated),
-        ):
-            if names:
-                part.remarks[remark] = names
-    for part, other in itertools.permutations(parts, 2):
-        pairs = alike([case.patient for case in part.cases], [case.patient for case in other.cases])
-        if names := [case.name for case in part.cases if case.patient in dict(pairs)]:
-            part.remarks[f"named so much like one in {other.name} that they may be one patient"] = names
+def _target(draft: _Draft, drafts: Sequence[_Draft], source: Path, left_out: Mapping[str, list[str]]) -> Target:
+    """Complete a target with what exported files tell of its cases, and with names like those of the other side."""
+    known = read_provenance(draft.cases, source)
+    held_out = [name for name, one in known.items() if one.part == TEST]
+    if draft.side == TRAIN and held_out:
+        raise UserError(
+            f"{source}: {name_some(held_out)}: exported from the test part of a split, as a file beside them says, "
+            f"so nothing may be trained on them, but this split puts them into {draft.path.name}: give the former "
+            "split with --split-file, or convert them by themselves into one archive, which is then one for testing"
+        )
+    remarks = {
+        "of the test part of a former split, where it stays": held_out,
+        "generated slices; the archive still knows whom their generator learned from": [
+            name for name, one in known.items() if one.seen is not None
+        ],
+    }
+    for other in drafts:
+        if other is not draft:
+            pairs = dict(alike([case.patient for case in draft.cases], [case.patient for case in other.cases]))
+            remarks[f"named so much like one in {other.path.name} that they may be one patient"] = [
+                case.name for case in draft.cases if case.patient in pairs
+            ]
+    return Target(
+        side=draft.side,
+        path=draft.path,
+        choice=draft.choice,
+        lesion_free=draft.lesion_free,
+        cases=tuple(draft.cases),
+        left_out=left_out,
+        remarks={remark: names for remark, names in remarks.items() if names},
+        known=known,
+    )
+
+
+# --- cut --------------------------------------------------------------------------------------------------------------
+
+
+def _workplace(conversion: Conversion) -> Workplace:
+    options = conversion.settled_options
+    job = {
+        "sources": sources_sha256("dnnlib", "slices"),
+        "schema": config.to_json(conversion.schema),
+        "options": {name: options[name] for name in _CUTTING},
+    }
+    dest = conversion.dest
+    return Workplace(dest / ".converting" if conversion.split else dest.with_name(f".{dest.name}.converting"), job)
 
 
 @contextlib.contextmanager
@@ -265,7 +282,7 @@ def _saying_what_is_kept(workplace: Workplace, total: int) -> Iterator[None]:
 
 
 class _Job(NamedTuple):
-    """One case to be cut, and where its part goes."""
+    """One case to be cut, and where it goes."""
 
     case: Case
     choice: str
@@ -273,34 +290,37 @@ class _Job(NamedTuple):
     path: Path
 
 
-def _cut_all(
-    parts: list[Part], workplace: Workplace, schema: Schema, options: ConvertOptions, workers: int, on_error: str
-) -> None:
-    """Cut every case of every part that an earlier call did not."""
-    jobs = [
-        (part, _Job(case, part.choice, part.lesion_free, workplace.path(part.side, case)))
-        for part in parts
-        for case in part.cases
-        if not workplace.finished(part.side, case)
-    ]
-    total = sum(len(part.cases) for part in parts)
-    if len(jobs) < total:
-        tqdm.write(
-            f"going on: {total - len(jobs)} of {count(total, 'case')} were cut by an earlier call", file=sys.stderr
-        )
-    results = map_in_order(partial(_cut_job, schema, options), [job for _, job in jobs], workers)
+def cut(conversion: Conversion, workplace: Workplace, workers: int, on_error: str) -> tuple[Outcome, ...]:
+    """Cut every case of every target that an earlier call did not. Returns what came of each target.
+
+    Raises UserError, and keeps no cut cases, if there is no slice for one of them.
+    """
+    cases = [(target, case) for target in conversion.targets for case in target.cases]
+    left = [(target, case) for target, case in cases if not workplace.finished(target.side, case)]
+    if len(left) < len(cases):
+        done = len(cases) - len(left)
+        tqdm.write(f"going on: {done} of {count(len(cases), 'case')} were cut by an earlier call", file=sys.stderr)
+    jobs = [_Job(c, t.choice, t.lesion_free, workplace.path(t.side, c)) for t, c in left]
+    results = map_in_order(partial(_cut_job, conversion.schema, conversion.options), jobs, workers)
+    errors: dict[Path, dict[str, str]] = {target.path: {} for target in conversion.targets}
     with (
         contextlib.closing(results),
-        tqdm(total=total, initial=total - len(jobs), desc="converting", unit="case") as bar,
+        tqdm(total=len(cases), initial=len(cases) - len(jobs), desc="converting", unit="case") as bar,
     ):
-        for (part, job), error in zip(jobs, results, strict=True):
+        for (target, case), error in zip(left, results, strict=True):
             bar.update()
             if error and on_error == "fail":
-                raise UserError(f"{error}; --on-error skip leaves out what can't be read" if total > 1 else error)
+                advice = "; --on-error skip leaves out what can't be read" if len(cases) > 1 else ""
+                raise UserError(f"{error}{advice}")
             if error:
-                part.errors.append(error)
-                part.left_out.setdefault(UNREADABLE, []).append(job.case.name)
+                errors[target.path][case.name] = error
                 bar.write(f"left out: {error}", file=sys.stderr)
+    outcomes = tuple(_outcome(conversion, target, workplace, errors[target.path]) for target in conversion.targets)
+    for outcome in outcomes:
+        if not outcome.cut:
+            workplace.remove()
+            raise UserError(_nothing(conversion, outcome))
+    return outcomes
 
 
 def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
@@ -310,7 +330,7 @@ def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
         cut = cut_case(job.case, job.choice, schema, options, job.lesion_free)
     except UserError as error:
         return str(error)
-    record = CaseRecord(
+    record = CutRecord(
         origin=origin,
         volume=cut.volume if cut.indices else None,
         indices=cut.indices,
@@ -321,106 +341,92 @@ def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
         lost=cut.lost,
     )
     members = [pack_slice(schema.join(*pair)) for pair in zip(cut.contrasts, cut.classes, strict=True)]
-    write_part(job.path, members, record)
+    write_cut_case(job.path, members, record)
     return None
 
 
-def _describe(part: Part, workplace: Workplace, source: Path, options: ConvertOptions) -> None:
-    """Fill in what came of a part. Raises UserError, and keeps no cut cases, if that is nothing."""
-    for case in part.readable:
-        record = PartReader.open(workplace.path(part.side, case)).record
-        part.skipped.update(record.skipped)
-        for remark in (*record.counted, *record.remarks):
-            part.remarks.setdefault(remark, []).append(case.name)
-        part.counted.update(record.counted)
-        for remark, share in record.lost.items():
-            part.lost.setdefault(remark, {})[case.name] = share
-        if record.indices:
-            part.tally.add(case.patient, record.areas)
-            part.pixels.add(record.volume.pixel)
-        else:
-            unseen = part.choice == "tumor" and record.lost.get(OUT_OF_VIEW) == 1
-            reason = (
-                "the whole lesion lies outside the field of view" if unseen else f"no slice chosen by '{part.choice}'"
-            )
-            part.left_out.setdefault(reason, []).append(case.name)
-    if not part.tally.areas.num_slices:
-        workplace.remove()
-        raise UserError(_nothing(part, source, options))
+def _outcome(conversion: Conversion, target: Target, workplace: Workplace, errors: Mapping[str, str]) -> Outcome:
+    records = {
+        case.name: CutCase.open(workplace.path(target.side, case)).record
+        for case in target.cases
+        if case.name not in errors
+    }
+    return Outcome(target, conversion.schema, records, errors)
 
 
-def _write_archives(
-    parts: list[Part],
-    split: Split | None,
-    options: ConvertOptions,
-    found: Recognised,
-    workplace: Workplace,
-    source: Path,
-    staged: Staged,
-) -> None:
-    """Put the archives together from the cut cases."""
-    schema = found.release.schema
-    names = GRADES if options.class_by == "grade" else None
-    for part in parts:
-        made = _made(part, split, options, found, source)
-        seen = {patient for case in part.readable for patient in part.known[case.name].seen or ()}
-        with ArchiveWriter(staged.place(part.path), schema, options.resolution, made, names, seen) as writer:
-            for case in part.readable:
-                side = part.side or part.known[case.name].part
-                _append(case, PartReader.open(workplace.path(part.side, case)), side, writer, options)
-
-
-def _append(case: Case, cut: PartReader, side: str | None, writer: ArchiveWriter, options: ConvertOptions) -> None:
-    """Append the slices of a cut case to an archive."""
-    if not cut.record.indices:
-        return
-    writer.volumes[case.name] = cut.record.volume
-    label = GRADES.index(case.grade) if options.class_by == "grade" else None
-    most = writer.schema.num_channels * options.resolution**2 + 1024
-    for member, index in zip(cut.members(most), cut.record.indices, strict=True):
-        writer.add_packed(member, patient=case.patient, part=side, volume=case.name, index=index, label=label)
-
-
-def _nothing(part: Part, source: Path, options: ConvertOptions) -> str:
-    cases = len(part.cases)
-    nobody = f"none of the {cases} cases for {part.name}" if cases > 1 else f"not even the only case for {part.name}"
-    if unreadable := part.left_out.get(UNREADABLE):
-        if len(unreadable) == cases:
-            advice = "; --split-seed or --split-file chooses others" if part.side else ""
-            return f"{source}: {nobody} can be read{advice}: {part.errors[0]}"
-    wanted = f"a lesion of {options.min_tumor_pixels} or more pixels" if part.choice == "tumor" else "a brain"
-    option = "--test-slices" if part.side == TEST else "--slices"
-    view, wider = (f" and --fov {options.fov:g}", "a larger --fov, ") if OUT_OF_VIEW in part.lost else ("", "")
+def _nothing(conversion: Conversion, outcome: Outcome) -> str:
+    """What to say if there is no slice for an archive."""
+    target, options, source = outcome.target, conversion.options, conversion.found.source
+    cases = len(target.cases)
+    nobody = (
+        f"none of the {cases} cases for {target.name}" if cases > 1 else f"not even the only case for {target.name}"
+    )
+    if outcome.errors and not outcome.records:
+        advice = "; --split-seed or --split-file chooses others" if target.side else ""
+        return f"{source}: {nobody} can be read{advice}: {next(iter(outcome.errors.values()))}"
+    wanted = f"a lesion of {options.min_tumor_pixels} or more pixels" if target.choice == "tumor" else "a brain"
+    option = "--test-slices" if target.side == TEST else "--slices"
+    view, wider = (f" and --fov {options.fov:g}", "a larger --fov, ") if OUT_OF_VIEW in outcome.lost else ("", "")
     return (
         f"{source}: {nobody} has a slice with {wanted} "
         f"at --resolution {options.resolution}{view}: choose {option} all, {wider}or other patients"
     )
 
 
-def _made(part: Part, split: Split | None, options: ConvertOptions, found: Recognised, source: Path) -> dict[str, Any]:
-    """How an archive came to be. Names of folders only: where they lay is nobody's business."""
-    shown = config.to_json(options) | {"source": source.absolute().name, "release": found.release.name}
-    if options.split_file:
-        shown["split_file"] = Path(options.split_file).name
-    shown["cases"] = found.table
-    if found.release.name == OWN:  # no table says how these were read
-        release = found.release
-        shown |= {
+# --- write ------------------------------------------------------------------------------------------------------------
+
+
+def write(conversion: Conversion, outcomes: Sequence[Outcome], workplace: Workplace, force: bool) -> None:
+    """Put the archives together from the cut cases. They appear when all are complete, with the split."""
+    with Staged(conversion.paths[0], force) as staged:
+        for outcome in outcomes:
+            _write_archive(conversion, outcome, workplace, staged.place(outcome.target.path))
+        if conversion.split is not None:
+            staged.write(conversion.dest / SPLIT_FILE, files.json_bytes(conversion.split))
+
+
+def _write_archive(conversion: Conversion, outcome: Outcome, workplace: Workplace, place: Path) -> None:
+    target, options = outcome.target, conversion.options
+    label_names = GRADES if options.class_by == "grade" else None
+    seen = {patient for name in outcome.records for patient in target.known[name].seen or ()}
+    made = _describe_making(conversion, outcome)
+    most = conversion.schema.num_channels * options.resolution**2 + 1024  # bytes of a slice, unpacked
+    with ArchiveWriter(place, conversion.schema, options.resolution, made, label_names, seen) as writer:
+        for case, record in outcome.cut:
+            assert record.volume is not None
+            writer.volumes[case.name] = record.volume
+            side = target.side or target.known[case.name].part
+            label = None if label_names is None or case.grade is None else label_names.index(case.grade)
+            members = CutCase.open(workplace.path(target.side, case)).members(most)
+            for member, index in zip(members, record.indices, strict=True):
+                writer.add_packed(member, patient=case.patient, part=side, volume=case.name, index=index, label=label)
+
+
+def _describe_making(conversion: Conversion, outcome: Outcome) -> dict[str, Any]:
+    """How an archive came to be."""
+    release, found, split = conversion.found.release, conversion.found, conversion.split
+    options = conversion.settled_options | {
+        "source": found.source.absolute().name,
+        "release": release.name,
+        "cases": found.table,
+    }
+    if release.name == OWN:  # no table says how these were read
+        options |= {
             "contrasts": dict(release.names),
             "pattern": release.pattern,
             "mask_pattern": release.mask_pattern,
         }
-    return {
-        "version": tool_version(),
-        "command": "dataset_tool.py convert",
-        "options": {name: value for name, value in shown.items() if value is not None},
-        "split": None if split is None else {"part": part.side, **config.to_json(split)},
-        "skipped": {
-            "patients": part.left_out,
-            "slices": dict(sorted(part.skipped.items())),
-            **({"files": found.passed_over} if found.passed_over else {}),
-        },
-        "remarks": part.remarks,
-        **({"voxels": dict(part.counted)} if part.counted else {}),
-        **({"lost": part.lost} if part.lost else {}),
+    skipped = {
+        "patients": outcome.left_out,
+        "slices": dict(sorted(outcome.skipped.items())),
+        **({"files": found.passed_over} if found.passed_over else {}),
     }
+    return describe_making(
+        "dataset_tool.py convert",
+        {name: value for name, value in options.items() if value is not None},
+        split=None if split is None else {"part": outcome.target.side, **config.to_json(split)},
+        skipped=skipped,
+        remarks=outcome.remarks,
+        **({"voxels": dict(outcome.counted)} if outcome.counted else {}),
+        **({"lost": outcome.lost} if outcome.lost else {}),
+    )

@@ -1,4 +1,4 @@
-"""From the volumes of a case to slices."""
+"""From the volumes of a case to the slices of an archive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from dnnlib.errors import UserError
 from slices.archive.format import Volume
 from slices.convert.cases import Case
-from slices.convert.head import ALL, find_head, head_above, parse_head
 from slices.convert.options import CHOICES, ConvertOptions
 from slices.convert.volumes import CaseVolumes, judge_nan, read_case
 from slices.geometry import PixelGrid, pixel_size
@@ -26,129 +25,158 @@ _RIM = 0.01  # share of a case's lesion voxels that may lie outside the head uns
 
 @dataclass(frozen=True)
 class CaseSlices:
-    """The chosen slices of a case, and what became of the others.
+    """The slices chosen from a case, and what became of the others."""
 
-    contrasts: uint8 [N, C, R, R]; classes: class indices, uint8 [N, R, R]; indices: their places along S;
-    skipped: reason -> number of slices; counted: remark -> voxels; lost: remark -> share of the lesion's volume.
-    """
-
-    case: Case
     volume: Volume
-    indices: tuple[int, ...]
-    contrasts: np.ndarray
-    classes: np.ndarray
-    skipped: dict[str, int]
+    indices: tuple[int, ...]  # places of the chosen slices along S
+    contrasts: np.ndarray  # uint8 [N, C, R, R]
+    classes: np.ndarray  # class indices, uint8 [N, R, R]
+    skipped: dict[str, int]  # reason -> slices that were not chosen
     remarks: tuple[str, ...]
-    counted: dict[str, int]
-    lost: dict[str, float]
+    counted: dict[str, int]  # remark -> voxels
+    lost: dict[str, float]  # remark -> share of the lesion's voxels
+
+
+@dataclass(frozen=True)
+class _View:
+    """What all slices of a case are seen through."""
+
+    head: np.ndarray  # bool [S, P, L]
+    grid: PixelGrid
+    pixel: float  # edge of a pixel, mm
+    windows: tuple[tuple[float, float], ...]  # intensity window of each contrast
+
+    def covers_head(self, k: int) -> np.ndarray:
+        """Pixels of slice k that are head, bool [R, R]."""
+        return self.grid.covers(self.head[k])
 
 
 def cut_case(
     case: Case, choice: str, schema: Schema, options: ConvertOptions, lesion_free: float | None = None
 ) -> CaseSlices:
-    """Read a case and cut the slices of one of CHOICES out of it, and lesion-free ones that are to be such a share."""
+    """Read a case and cut slices out of it.
+
+    choice: which slices, one of CHOICES. lesion_free: the share that slices with brain and no lesion are to have; they
+    are added to those with a lesion. Raises UserError, with the file or folder, for what can't be cut.
+    """
     assert choice in CHOICES, choice
     volumes = read_case(case, schema)
-    sides, spacing = volumes.labels.shape[1:], volumes.spacing[1:]
-    try:
-        pixel = pixel_size(sides, spacing, options.resolution, options.fov)
-        head = _head(volumes, options)
-    except UserError as error:
-        raise UserError(f"{case.contrasts[0].path.parent}: {error}") from None
-    grid = PixelGrid.of(sides, spacing, options.resolution, pixel)
-    windows = [intensity_window(contrast[head]) for contrast in volumes.contrasts]
-    scales = [GrayLevels(window, c.dtype) for window, c in zip(windows, volumes.contrasts, strict=True)]
-
-    blank = [name for name, (low, high) in zip(schema.contrasts, windows, strict=True) if low == high]
-    remarks = [
-        *volumes.remarks,
-        *judge_nan(volumes, head),
-        *(f"{name} has one value in nearly all of the head" for name in blank),
-        *(["no background found, every voxel is head"] if options.head is None and head.all() else []),
-    ]
-    lost = _lost_voxels(volumes.labels, head, grid)
-
-    pictures = [grid.majority(labels, max(1, schema.num_maps)) for labels in volumes.labels]
-    reasons = [_no_tumour(picture, options.min_tumor_pixels) if choice == "tumor" else None for picture in pictures]
+    view = _view(case, volumes, options)
+    remarks = _remarks(volumes, view, schema, options)
+    label_maps = [view.grid.majority(labels, max(1, schema.num_maps)) for labels in volumes.labels]  # S of [R, R]
+    reasons = [_reason_against(choice, k, labels, view, options) for k, labels in enumerate(label_maps)]
     if lesion_free:
-        candidates = [k for k in range(len(head)) if not volumes.labels[k].any() and grid.covers(head[k]).any()]
         wanted = round(reasons.count(None) * lesion_free / (1 - lesion_free))
-        for k in _draw_slices(case, candidates, wanted):
-            reasons[k] = None
-        if len(candidates) < wanted:
+        drawn = _draw_lesion_free(case, volumes, view, wanted)
+        reasons = [None if k in drawn else reason for k, reason in enumerate(reasons)]
+        if len(drawn) < wanted:
             remarks.append("fewer slices without lesion than --lesion-free asks for")
-
-    indices, contrasts, classes, skipped = [], [], [], Counter()
-    for k, (labels, reason) in enumerate(zip(pictures, reasons, strict=True)):
-        if reason:
-            skipped[reason] += 1
-            continue
-        inside = grid.covers(head[k])
-        if choice == "brain" and not inside.any():
-            skipped["no brain"] += 1
-            continue
-        indices.append(k)
-        classes.append(labels)
-        contrasts.append(
-            [
-                _gray_levels(grid, contrast[k], head[k], inside, scale)
-                for contrast, scale in zip(volumes.contrasts, scales, strict=True)
-            ]
-        )
+    chosen = [k for k, reason in enumerate(reasons) if reason is None]
+    lost = _lost_voxels(volumes.labels, view)
     edge = options.resolution
     return CaseSlices(
-        case=case,
-        volume=Volume(
-            patient=case.patient,
-            shape=volumes.shape,
-            affine=tuple(tuple(float(v) for v in row) for row in volumes.affine),
-            pixel=pixel,
-            windows=dict(zip(schema.contrasts, windows, strict=True)),
-        ),
-        indices=tuple(indices),
-        contrasts=np.array(contrasts, np.uint8).reshape(-1, schema.num_contrasts, edge, edge),
-        classes=np.array(classes, np.uint8).reshape(-1, edge, edge),
-        skipped=dict(skipped),
+        volume=_describe_volume(case, volumes, view, schema),
+        indices=tuple(chosen),
+        contrasts=_gray_levels(volumes, view, chosen).reshape(-1, schema.num_contrasts, edge, edge),
+        classes=np.array([label_maps[k] for k in chosen], np.uint8).reshape(-1, edge, edge),
+        skipped=dict(Counter(reason for reason in reasons if reason is not None)),
         remarks=tuple(remarks),
         counted={**volumes.counted, **lost},
         lost={remark: round(n / int(np.count_nonzero(volumes.labels)), 4) for remark, n in lost.items()},
     )
 
 
-def _head(volumes: CaseVolumes, options: ConvertOptions) -> np.ndarray:
-    """Which voxels are head, bool [S, P, L]."""
-    if volumes.head is not None:
-        return volumes.head
-    said = None if options.head is None else parse_head(options.head)
-    if said is None:
-        return find_head(volumes.contrasts)
-    return np.ones(volumes.labels.shape, bool) if said == ALL else head_above(volumes.contrasts, said)
+def _view(case: Case, volumes: CaseVolumes, options: ConvertOptions) -> _View:
+    """Find the head, and how pixels lie over voxels. Raises UserError, with the case's folder, if that can't be."""
+    sides, spacing = volumes.labels.shape[1:], volumes.spacing[1:]
+    try:
+        pixel = pixel_size(sides, spacing, options.resolution, options.fov)
+        head = options.head_rule.find(volumes.contrasts, volumes.head)
+    except UserError as error:
+        raise UserError(f"{case.contrasts[0].path.parent}: {error}") from None
+    return _View(
+        head=head,
+        grid=PixelGrid.of(sides, spacing, options.resolution, pixel),
+        pixel=pixel,
+        windows=tuple(intensity_window(contrast[head]) for contrast in volumes.contrasts),
+    )
 
 
-def _lost_voxels(labels: np.ndarray, head: np.ndarray, grid: PixelGrid) -> dict[str, int]:
+def _remarks(volumes: CaseVolumes, view: _View, schema: Schema, options: ConvertOptions) -> list[str]:
+    """What the user should know of the case. Raises UserError for NaN inside the head."""
+    blank = [name for name, (low, high) in zip(schema.contrasts, view.windows, strict=True) if low == high]
+    all_head = options.head_rule.is_auto and view.head.all()
+    return [
+        *volumes.remarks,
+        *judge_nan(volumes, view.head),
+        *(f"{name} has one value in nearly all of the head" for name in blank),
+        *(["no background found, every voxel is head"] if all_head else []),
+    ]
+
+
+def _describe_volume(case: Case, volumes: CaseVolumes, view: _View, schema: Schema) -> Volume:
+    return Volume(
+        patient=case.patient,
+        shape=volumes.shape,
+        affine=tuple(tuple(float(v) for v in row) for row in volumes.affine),
+        pixel=view.pixel,
+        windows=dict(zip(schema.contrasts, view.windows, strict=True)),
+    )
+
+
+def _lost_voxels(labels: np.ndarray, view: _View) -> dict[str, int]:
     """Remark -> lesion voxels that the archive shows no picture of: cut off, or on black."""
     lesion = labels.astype(bool)
-    cut_off = round(float((lesion.sum(axis=0) * (1 - grid.shown())).sum()))
-    on_black = int(np.count_nonzero(lesion & ~head))
+    cut_off = round(float((lesion.sum(axis=0) * (1 - view.grid.shown())).sum()))
+    on_black = int(np.count_nonzero(lesion & ~view.head))
     few = _RIM * np.count_nonzero(lesion)
     found = {OUT_OF_VIEW: cut_off, NOT_IN_HEAD: on_black if on_black > few else 0}
     return {remark: n for remark, n in found.items() if n}
 
 
-def _no_tumour(classes: np.ndarray, min_tumor_pixels: int) -> str | None:
-    """Why a slice has no tumour, or None if it has one."""
-    lesion = np.count_nonzero(classes)
+# --- which slices -----------------------------------------------------------------------------------------------------
+
+
+def _reason_against(choice: str, k: int, labels: np.ndarray, view: _View, options: ConvertOptions) -> str | None:
+    """Why slice k, with these class indices [R, R], is not taken; None if it is."""
+    if choice == "tumor":
+        return _no_tumor(labels, options.min_tumor_pixels)
+    if choice == "brain" and not view.covers_head(k).any():
+        return "no brain"
+    return None
+
+
+def _no_tumor(labels: np.ndarray, min_tumor_pixels: int) -> str | None:
+    """Why a slice counts as one without a tumor; None if it has one. The words are stored in archives."""
+    lesion = np.count_nonzero(labels)
     if not lesion:
         return "no tumour"
     return f"fewer than {min_tumor_pixels} tumour pixels" if lesion < min_tumor_pixels else None
 
 
-def _draw_slices(case: Case, indices: Sequence[int], count: int) -> list[int]:
-    """So many of a case's slices, or all; drawn by a hash, as patients are for a split."""
-    return sorted(indices, key=lambda k: hashlib.sha256(f"{case.name}:{k}".encode()).digest())[:count]
+def _draw_lesion_free(case: Case, volumes: CaseVolumes, view: _View, wanted: int) -> set[int]:
+    """Up to `wanted` slices with brain and no lesion voxel, drawn by a hash, as patients are for a split."""
+    candidates = [k for k, labels in enumerate(volumes.labels) if not labels.any() and view.covers_head(k).any()]
+    return set(sorted(candidates, key=lambda k: hashlib.sha256(f"{case.name}:{k}".encode()).digest())[:wanted])
 
 
-def _gray_levels(
+# --- gray levels ------------------------------------------------------------------------------------------------------
+
+
+def _gray_levels(volumes: CaseVolumes, view: _View, chosen: Sequence[int]) -> np.ndarray:
+    """The contrasts of the chosen slices as they are stored, uint8 [N, C, R, R]."""
+    scales = [GrayLevels(window, c.dtype) for window, c in zip(view.windows, volumes.contrasts, strict=True)]
+    stored = []
+    for k in chosen:
+        inside = view.covers_head(k)
+        stored += [
+            _stored_contrast(view.grid, contrast[k], view.head[k], inside, scale)
+            for contrast, scale in zip(volumes.contrasts, scales, strict=True)
+        ]
+    return np.array(stored, np.uint8)
+
+
+def _stored_contrast(
     grid: PixelGrid, picture: np.ndarray, head: np.ndarray, inside: np.ndarray, scale: GrayLevels
 ) -> np.ndarray:
     """Intensities [P, L] -> stored contrast, uint8 [R, R]; rounded once, after the mean over areas."""

@@ -45,7 +45,7 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a case was, and of which files: another one makes another part."""
+    """What a case was, and of which files: of another one, the case is cut again."""
 
     case: str
     patient: str
@@ -55,18 +55,17 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class CaseRecord:
-    """What was cut from a case. volume is None if no slice was chosen; skipped: reason -> slices; counted: remark ->
-    voxels; lost: remark -> share of the lesion's volume."""
+class CutRecord:
+    """What was cut from a case, besides the slices themselves."""
 
     origin: Origin
-    volume: Volume | None
-    indices: tuple[int, ...]
+    volume: Volume | None  # None: no slice was chosen
+    indices: tuple[int, ...]  # places of the chosen slices, from the feet up
     areas: ClassAreas
-    skipped: dict[str, int]
+    skipped: dict[str, int]  # reason -> slices
     remarks: tuple[str, ...]
-    counted: dict[str, int]
-    lost: dict[str, float]
+    counted: dict[str, int]  # remark -> voxels
+    lost: dict[str, float]  # remark -> share of the lesion's voxels
 
 
 def origin_of(case: Case) -> Origin:
@@ -77,7 +76,8 @@ def origin_of(case: Case) -> Origin:
     return Origin(case.name, case.patient, case.grid, tuple(file.channel for file in case.contrasts), tuple(found))
 
 
-def write_part(path: Path, members: list[Packed], record: CaseRecord) -> None:
+def write_cut_case(path: Path, members: list[Packed], record: CutRecord) -> None:
+    """Write a cut case; it appears at `path` when it is complete."""
     with files.atomic_path(path) as temporary, contextlib.closing(ZipWriter(temporary)) as writer:
         for n, member in enumerate(members):
             writer.add(f"{n:05d}.npy", member)
@@ -85,16 +85,16 @@ def write_part(path: Path, members: list[Packed], record: CaseRecord) -> None:
 
 
 @dataclass(frozen=True)
-class PartReader:
+class CutCase:
     """A cut case: its record, and its packed slices."""
 
-    record: CaseRecord
+    record: CutRecord
     file: ZipReader
 
     @classmethod
-    def open(cls, path: Path) -> PartReader:
+    def open(cls, path: Path) -> CutCase:
         file = ZipReader(path)
-        record = config.from_json(CaseRecord, json.loads(file.read(_RECORD, _RECORD_BYTES)), str(path))
+        record = config.from_json(CutRecord, json.loads(file.read(_RECORD, _RECORD_BYTES)), str(path))
         return cls(record, file)
 
     def members(self, most: int) -> Iterator[Packed]:
@@ -192,7 +192,7 @@ class Workplace:
         if not path.exists():
             return False
         try:
-            return PartReader.open(path).record.origin == origin_of(case)
+            return CutCase.open(path).record.origin == origin_of(case)
         except (UserError, ValueError):
             return False
 

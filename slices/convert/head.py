@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -33,22 +34,43 @@ _CROSS = ndimage.generate_binary_structure(3, 1)
 _IN_PICTURES = _CROSS & np.array([False, True, False])[:, None, None]
 
 
-def parse_head(text: str) -> str | float | Pattern | None:
-    """What `--head` says: None to find the head, ALL, a number that its voxels exceed, or where masks lie.
+@dataclass(frozen=True)
+class HeadRule:
+    """How `--head` says what is head."""
 
-    Raises UserError for anything else.
-    """
-    if text in (AUTO, ALL):
-        return None if text == AUTO else ALL
-    with contextlib.suppress(ValueError):
-        if math.isfinite(value := float(text)):
-            return value
-    if "{" not in text:
-        raise UserError(
-            f"--head {text}: expected {AUTO}, {ALL}, a number that voxels of the head exceed, or a pattern of masks "
-            "such as '{case}/{case}_brainmask.nii.gz'"
-        )
-    return Pattern.parse(text, "--head")
+    text: str  # as given; AUTO: find the head in the images; ALL: every voxel
+    above: float | None = None  # voxels above it in any contrast
+    masks: Pattern | None = None  # where masks of the head lie
+
+    @classmethod
+    def parse(cls, text: str) -> HeadRule:
+        """Raises UserError for what is neither AUTO, ALL, a number nor a pattern of files."""
+        if text in (AUTO, ALL):
+            return cls(text)
+        with contextlib.suppress(ValueError):
+            if math.isfinite(above := float(text)):
+                return cls(text, above=above)
+        if "{" not in text:
+            raise UserError(
+                f"--head {text}: expected {AUTO}, {ALL}, a number that voxels of the head exceed, or a pattern of "
+                "masks such as '{case}/{case}_brainmask.nii.gz'"
+            )
+        return cls(text, masks=Pattern.parse(text, "--head"))
+
+    @property
+    def is_auto(self) -> bool:
+        return self.text == AUTO
+
+    def find(self, contrasts: Sequence[np.ndarray], mask: np.ndarray | None = None) -> np.ndarray:
+        """Which voxels are head, bool [S, P, L]; of C intensities [S, P, L], or the mask that was read.
+
+        Raises UserError if none is.
+        """
+        if mask is not None:
+            return mask
+        if self.above is not None:
+            return head_above(contrasts, self.above)
+        return np.ones(contrasts[0].shape, bool) if self.text == ALL else find_head(contrasts)
 
 
 def head_above(contrasts: Sequence[np.ndarray], value: float) -> np.ndarray:

@@ -1,12 +1,18 @@
-"""What `dataset_tool.py convert` can be told."""
+"""What `dataset_tool.py convert` can be told: what the source is, and which slices become which archives."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 
+from dnnlib.cli import Checked, option
 from dnnlib.errors import UserError
+from dnnlib.processes import default_workers
 from slices.archive.format import LARGEST_RESOLUTION
-from slices.convert.head import parse_head
+from slices.convert.head import AUTO as AUTO_HEAD
+from slices.convert.head import HeadRule
+from slices.convert.releases import AUTO, GRADES, RELEASE_NAMES, Release, describe_release, release_of_name
 from slices.geometry import SMALLEST_RESOLUTION
 
 CHOICES = ("tumor", "brain", "all")
@@ -14,48 +20,152 @@ ON_ERROR = ("fail", "skip")
 
 
 @dataclass(frozen=True)
-class ConvertOptions:
-    """What `dataset_tool.py convert` can be told; the same for every number of workers.
+class SourceOptions(Checked):
+    """What is to be converted: a release that is known, or data that these options describe."""
 
-    resolution: pixels along an edge, a power of two; fov: mm along an edge, None for the whole slice.
-    head: what is head, as `--head` says; None: it is found.
-    slices, test_slices: which slices of a patient are taken, one of CHOICES; 'tumor' takes those with at least
-    `min_tumor_pixels` lesion pixels at the output's resolution. None: 'tumor', or 'brain' for data without labels, and
-    'all' for testing.
-    lesion_free: so large a share of the training slices is to have brain but no lesion, besides 'tumor'; None: none.
-    grade: one of GRADES, or 'all'; class_by: 'grade' stores it as class label.
-    The last four concern the split into train and test and stay None for a single archive.
+    source: Path = option("Folder of a release, or of your own data; see above.")
+    release: str | None = option(
+        "What the source is. auto: recognized by file names, never by label values.",
+        default=None,
+        choices=(AUTO, *RELEASE_NAMES),
+        shown=AUTO,
+    )
+    contrasts: str | None = option(
+        "Your own data: its contrasts, each with its name in files if that differs.", default=None, metavar="A,B=…"
+    )
+    labels: str | None = option(
+        "Lesion classes and their values in masks; those of 'ignore' count as background. Without it, no label maps.",
+        default=None,
+        metavar="A=1+4,…",
+    )
+    pattern: str | None = option(
+        "Where files lie, such as '{case}/{case}_{contrast}.nii.gz'; without {contrast}, 4-D files. [_{visit}] may be "
+        "missing, * is anything, {patient:4} has 4 characters, {patient:[A-Z]+} is a regular expression.",
+        default=None,
+    )
+    mask_pattern: str | None = option("Where masks lie.", default=None, shown="--pattern with 'seg' for {contrast}")
+    table: Path | None = option(
+        "Table (.csv) with the columns case and patient, visit or grade: says whose the cases are, of any source.",
+        default=None,
+        flag="--cases",
+    )
+    regions: str | None = option("Unions of classes that evaluations report.", default=None, metavar="A=B+C,…")
+
+    @property
+    def wanted_release(self) -> Release | None:
+        """The release that is named or described; None if it is to be recognized."""
+        own = {"--contrasts": self.contrasts, "--pattern": self.pattern}
+        extra = {"--labels": self.labels, "--mask-pattern": self.mask_pattern, "--regions": self.regions}
+        given = [name for name, value in (own | extra).items() if value is not None]
+        if not given:
+            return None if self.release in (None, AUTO) else release_of_name(self.release)
+        if self.release is not None:
+            raise UserError(
+                f"{given[0]} describes your own data, --release {self.release} a known one: leave one of them out"
+            )
+        if self.contrasts is None or self.pattern is None:
+            missing = next(name for name, value in own.items() if value is None)
+            raise UserError(f"{missing} is needed as well: your own data takes --contrasts and --pattern")
+        return describe_release(self.contrasts, self.pattern, self.labels, self.mask_pattern, self.regions)
+
+
+@dataclass(frozen=True)
+class ConvertOptions(Checked):
+    """Which slices become which archives, as it was asked for; None leaves it open.
+
+    An archive does not depend on anything else but the source and the program. The last four concern the split into
+    train and test: they are for a folder of archives only.
     """
 
-    resolution: int = 256
-    fov: float | None = None
-    head: str | None = None
-    slices: str | None = None
-    min_tumor_pixels: int = 1
-    lesion_free: float | None = None
-    grade: str = "all"
-    class_by: str | None = None
-    test_slices: str | None = None
-    test_fraction: float | None = None
-    split_seed: int | None = None
-    split_file: str | None = None
+    resolution: int = option(
+        "Pixels along an edge, a power of two. Slices that fit are padded, never enlarged; larger ones are averaged.",
+        default=256,
+    )
+    fov: float | None = option(
+        "Edge of the square cut out of the middle, in mm.",
+        default=None,
+        shown="the whole slice",
+        above=0,
+        noun="a length in mm",
+        example=200,
+    )
+    head: str | None = option(
+        "What is head; the rest becomes background. auto: found in the images; all: every voxel; VALUE: voxels above "
+        "it in any contrast; PATTERN: where masks lie, such as '{case}/{case}_brainmask.nii.gz'.",
+        default=None,
+        metavar="auto|all|VALUE|PATTERN",
+        shown=AUTO_HEAD,
+    )
+    slices: str | None = option(
+        "Slices to take: tumor, those with a lesion; brain, or all; with a folder as --dest, for train.zip.",
+        default=None,
+        choices=CHOICES,
+        shown="tumor; brain without labels",
+    )
+    min_tumor_pixels: int = option(
+        "What counts as a slice with a lesion, in pixels of the archive.", default=1, least=1
+    )
+    lesion_free: float | None = option(
+        "Add slices with brain and no lesion to those with a lesion, until they are such a share of train.zip, or of "
+        "the single archive; for example 0.2.",
+        default=None,
+        metavar="SHARE",
+        shown="add none",
+        above=0,
+        below=1,
+        noun="a share",
+        example=0.2,
+    )
+    grade: str = option(
+        "Patients to take: high-grade or low-grade glioma, or all.", default="all", choices=(*GRADES, "all")
+    )
+    class_by: str | None = option(
+        "Store the grade as class label, for a conditional GAN.", default=None, choices=("grade",)
+    )
+    test_slices: str | None = option("--slices for test.zip.", default=None, choices=CHOICES, shown="all")
+    test_fraction: float | None = option(
+        "Share of the patients in test.zip.",
+        default=None,
+        shown="0.1",
+        above=0,
+        below=1,
+        noun="a share",
+        example=0.1,
+    )
+    split_seed: int | None = option("Draws another split of the same patients.", default=None, shown="0")
+    split_file: Path | None = option('Split to use instead: {"train": [patients], "test": [patients]}.', default=None)
 
     def __post_init__(self) -> None:
-        if self.resolution < SMALLEST_RESOLUTION or self.resolution & (self.resolution - 1):
-            lower = max(SMALLEST_RESOLUTION, 1 << (self.resolution.bit_length() - 1) if self.resolution > 0 else 0)
+        super().__post_init__()
+        lower = 1 << max(self.resolution, SMALLEST_RESOLUTION).bit_length() - 1
+        if self.resolution < SMALLEST_RESOLUTION or self.resolution != lower:
             raise UserError(
                 f"--resolution {self.resolution}: expected a power of two from {SMALLEST_RESOLUTION} up, "
                 f"such as {lower} or {2 * lower}"
             )
         if self.resolution > LARGEST_RESOLUTION:
             raise UserError(f"--resolution {self.resolution}: expected at most {LARGEST_RESOLUTION}")
-        if self.fov is not None and not 0 < self.fov < float("inf"):
-            raise UserError(f"--fov {self.fov:g}: expected a length in mm, such as 200")
-        if self.head is not None:
-            parse_head(self.head)
-        if self.min_tumor_pixels < 1:
-            raise UserError(f"--min-tumor-pixels {self.min_tumor_pixels}: expected 1 or more")
-        if self.lesion_free is not None and not 0 < self.lesion_free < 1:
-            raise UserError(f"--lesion-free {self.lesion_free:g}: expected a share between 0 and 1, such as 0.2")
-        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
-            raise UserError(f"--test-fraction {self.test_fraction:g}: expected a share between 0 and 1, such as 0.1")
+        assert self.head_rule  # made now, to be refused now
+
+    @functools.cached_property
+    def head_rule(self) -> HeadRule:
+        """What is head, as `head` says."""
+        return HeadRule.parse(AUTO_HEAD if self.head is None else self.head)
+
+
+@dataclass(frozen=True)
+class RunOptions(Checked):
+    """How the work is done. What the archives hold depends on none of these."""
+
+    on_error: str = option(
+        "What to do about a case that can't be read: end, or leave it out and say so.",
+        default="fail",
+        choices=ON_ERROR,
+    )
+    workers: int = option(
+        "Processes; the result does not depend on it.",
+        default=default_workers,
+        shown="number of CPUs, at most 8",
+        least=1,
+    )
+    force: bool = option("Replace what is there.", switch=True)

@@ -15,7 +15,7 @@ import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from dnnlib.errors import UserError
@@ -72,6 +72,10 @@ class Pattern:
         if not all({"case", "patient"} & set(_names(tokens)) for tokens in variants):
             raise UserError(f"{option} {text}: needs {{case}} or {{patient}}, which tells whose files they are")
         return cls(text, variants, {**(meanings or {}), **rules})
+
+    def with_meanings(self, meanings: Mapping[str, str]) -> Pattern:
+        """The same pattern, with meanings where it doesn't say them itself."""
+        return replace(self, meanings={**meanings, **self.meanings})
 
     @property
     def names(self) -> set[str]:

@@ -26,25 +26,23 @@ _VISIT = re.compile(
 _LAST_PART = re.compile(r"(?P<stem>.+)[-_. ](?P<ending>[^-_. ]+)")
 
 
-class Recognised(NamedTuple):
-    """A release, its cases ordered by patient, and in words what was found and from what.
+class Recognized(NamedTuple):
+    """A release and its cases, as they were found in a folder."""
 
-    passed_over: reason -> files that belong to no case. table: the name of the one that says whose the cases are.
-    """
-
+    source: Path
     release: Release
-    cases: list[Case]
-    words: str
-    passed_over: Mapping[str, int] = {}
-    table: str | None = None
+    cases: list[Case]  # in order of patient and name
+    words: str  # what was found and from what
+    passed_over: Mapping[str, int]  # reason -> files that belong to no case
+    table: str | None  # name of the table that says whose the cases are
 
 
 def find_cases(
-    source: Path, release: Release | None = None, head: str | None = None, table: Path | None = None
-) -> Recognised:
-    """The cases of a folder; release None recognises one of RELEASES by the names of files.
+    source: Path, release: Release | None = None, head: Pattern | None = None, table: Path | None = None
+) -> Recognized:
+    """Find the cases of a folder; without a release, recognize one of RELEASES by the names of files.
 
-    head: pattern of masks of the head. table: says whose the cases are. Raises UserError if there is no case, if two
+    head: where masks of the head lie. table: says whose the cases are. Raises UserError if there is no case, if two
     have one name, or if several releases are possible.
     """
     source = Path(source)
@@ -52,9 +50,9 @@ def find_cases(
         raise UserError(f"{source}: {'a file; expected a folder of cases' if source.exists() else 'no such folder'}")
     depth = max(row.images.depth for row in (RELEASES if release is None else [release]))
     files = files_below(source, depth)
-    how, others = "", []
+    how, others = "", list[Case]()
     if release is None:
-        release, how = _recognise(source, files), ", recognised by file names"
+        release, how = _recognize(source, files), ", recognized by file names"
         wanted = _with_head(release, head)
     else:
         wanted = _with_head(release.any_case, head)
@@ -76,17 +74,24 @@ def find_cases(
         "not .nii.gz or .nii": len(left.unread),
     }
     words = _describe_found(source, release, how, cases, others, left)
-    return Recognised(release, cases, words, {why: n for why, n in counts.items() if n}, table and table.name)
+    return Recognized(
+        source=source,
+        release=release,
+        cases=cases,
+        words=words,
+        passed_over={why: n for why, n in counts.items() if n},
+        table=None if table is None else table.name,
+    )
 
 
-def _with_head(release: Release, head: str | None) -> Release:
-    """The release with a pattern of head masks. Raises UserError for placeholders that its images don't tell."""
+def _with_head(release: Release, head: Pattern | None) -> Release:
+    """The release with masks of the head. Raises UserError for placeholders that its images don't tell."""
     if head is None:
         return release
     known = {*release.images.names, "case"} - {"contrast"}
-    if unknown := sorted(Pattern.parse(head, "--head").names - known):
-        raise UserError(f"--head {head}: {{{unknown[0]}}} is not known from {release.pattern}")
-    return replace(release, head_pattern=head)
+    if unknown := sorted(head.names - known):
+        raise UserError(f"--head {head.text}: {{{unknown[0]}}} is not known from {release.pattern}")
+    return replace(release, head_masks=head)
 
 
 def _without_others(source: Path, cases: list[Case], release: Release) -> tuple[list[Case], list[Case]]:
@@ -99,7 +104,7 @@ def _without_others(source: Path, cases: list[Case], release: Release) -> tuple[
     if release.name == OWN or not others:
         return cases, []
     if not own:
-        whose, remedy = _whose(others[0], release)
+        whose, remedy = _whose(others[0], release) or ("", "")
         raise UserError(
             f"{source}: {others[0].name} is a name of {whose}, not of {release.title}, so its label values may mean "
             f"something else: {remedy}"
@@ -129,21 +134,25 @@ def _strangers(files: Sequence[str], belonging: set[str], release: Release, case
 
     What others derived from the images (`derivatives` of BIDS) does not count, unless patterns lie there.
     """
-    patterns = f"{release.pattern} {release.mask_pattern} {release.head_pattern}"
-    derived = "derivatives" if "derivatives" not in patterns else "\0"
+    head = release.head_masks.text if release.head_masks is not None else ""
+    asked_for = "derivatives" in f"{release.pattern} {release.mask_pattern} {head}"
     known = {case.name for case in cases} | {case.patient for case in cases}
     lengths = {len(name) for name in known}
 
     def mentions_a_case(file: str) -> bool:
         return any(file[i : i + n] in known for n in lengths for i in range(len(file) - n + 1))
 
-    found = [file for file in files if file not in belonging and derived not in file.split("/")[:-1]]
+    found = [file for file in files if file not in belonging and (asked_for or "derivatives" not in _folders(file))]
     order, folders = {}, set()
     for file in found:
         folder = file.rpartition("/")[0]
         order[file] = (mentions_a_case(file), folder in folders)
         folders.add(folder)
-    return sorted(found, key=order.get)
+    return sorted(found, key=lambda file: order[file])
+
+
+def _folders(file: str) -> list[str]:
+    return file.split("/")[:-1]
 
 
 def _like_visits(cases: Sequence[Case]) -> tuple[str, str] | None:
@@ -158,8 +167,8 @@ def _like_visits(cases: Sequence[Case]) -> tuple[str, str] | None:
     # Patients, if numbered, have as many endings as there are; visits have few that come again and again.
     for found in (told, ended if 2 * len(endings) <= len(ended) else {}):
         pairs = [names for names in found.values() if len(names) > 1]
-        if pairs and len(found) > 1:  # of one stem alone, they are numbered patients
-            return tuple(pairs[0][:2])
+        if pairs and len(found) > 1:  # with one stem alone, they are numbered patients
+            return pairs[0][0], pairs[0][1]
     return None
 
 
@@ -188,7 +197,7 @@ def _describe_found(
 # ---- Which release? ------------------------------------------------------------------------------------------------
 
 
-def _recognise(source: Path, files: Files) -> Release:
+def _recognize(source: Path, files: Files) -> Release:
     """The one release whose names the files bear."""
     found = {release.name: cases_of(source, files.read, release)[0] for release in RELEASES}
     found = {name: cases for name, cases in found.items() if cases}
@@ -206,7 +215,7 @@ def _recognise(source: Path, files: Files) -> Release:
 
 
 def _hint(found: Mapping[str, list[Case]]) -> str:
-    grids = ", ".join(f"{'×'.join(map(str, release_of_name(n).grid))} in {n}" for n in found)
+    grids = ", ".join(f"{'×'.join(map(str, release_of_name(n).grid or ()))} in {n}" for n in found)
     return f". Volumes have {grids}, and their label values mean different things"
 
 

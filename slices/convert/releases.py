@@ -26,30 +26,22 @@ _LARGEST_VALUE = 2**31 - 1  # of a label: what NIfTI files hold as whole numbers
 
 @dataclass(frozen=True)
 class Release:
-    """A data set: one row of RELEASES, or one that the user described.
-
-    pattern: where a case's files lie (slices/patterns.py). Without {contrast} one 4-D file holds the contrasts in the
-    order of `names`. mask_pattern: where label maps lie, if not where a contrast called MASK would. head_pattern: where
-    masks of the head lie, if there are any.
-    names: for each contrast of the schema, what files call it. known: regular expressions of what placeholders stand
-    for, which tell this release from others. odd_masks: case -> file name of its label map, where that is unlike all
-    others. grid: voxels of its volumes, if all have the same.
-    """
+    """A data set: one row of RELEASES, or one that the user described."""
 
     name: str
     title: str
     schema: Schema
-    pattern: str
-    names: Mapping[str, str]
-    mask_pattern: str | None = None
-    known: Mapping[str, str] = field(default_factory=dict)
-    odd_masks: Mapping[str, str] = field(default_factory=dict)
-    grid: tuple[int, int, int] | None = None
-    head_pattern: str | None = None
+    pattern: str  # where files lie (slices/convert/patterns.py); without {contrast}, one 4-D file holds all of `names`
+    names: Mapping[str, str]  # contrast of the schema -> what files call it
+    mask_pattern: str | None = None  # where label maps lie, if not where a contrast called MASK would
+    known: Mapping[str, str] = field(default_factory=dict)  # placeholder -> regular expression; tells releases apart
+    odd_masks: Mapping[str, str] = field(default_factory=dict)  # case -> its label map, if that has a name of its own
+    grid: tuple[int, int, int] | None = None  # voxels of its volumes, if all have the same
+    head_masks: Pattern | None = None  # where masks of the head lie, if they are asked for
 
     @property
     def any_case(self) -> Release:
-        """The same for cases and patients of any name: what a user says who names the release."""
+        """The same release with cases and patients of any name, for a user who says which release it is."""
         return replace(self, known={key: value for key, value in self.known.items() if key == "visit"})
 
     @property
@@ -58,10 +50,15 @@ class Release:
 
     @functools.cached_property
     def images(self) -> Pattern:
-        """The pattern of its images, and of masks that are named like contrasts, read."""
+        """The pattern of images, and of masks that are named like contrasts."""
         files = [*self.names.values(), *([] if self.mask_pattern else [MASK])]
         meanings = {"grade": "|".join(GRADES), "contrast": "|".join(map(re.escape, files)), **self.known}
         return Pattern.parse(self.pattern, "--pattern", meanings)
+
+    @property
+    def masks(self) -> Pattern | None:
+        """Where label maps lie, if not where a contrast would."""
+        return None if self.mask_pattern is None else Pattern.parse(self.mask_pattern, "--mask-pattern")
 
 
 # ---- The table -----------------------------------------------------------------------------------------------------
@@ -198,7 +195,7 @@ def describe_release(
         masks = " (where masks lie, unless --mask-pattern says otherwise)" if twice[0] == MASK else ""
         raise UserError(f"--contrasts {contrasts}: {twice[0]}{masks} would be read as two channels: each needs its own")
     known = {*release.images.names, "case"} - {"contrast"}
-    if mask_pattern and (unknown := sorted(Pattern.parse(mask_pattern, "--mask-pattern").names - known)):
+    if release.masks is not None and (unknown := sorted(release.masks.names - known)):
         raise UserError(f"--mask-pattern {mask_pattern}: {{{unknown[0]}}} is not known from --pattern {pattern}")
     if schema.classes and release.in_one_file and mask_pattern is None:
         raise UserError(

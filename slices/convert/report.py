@@ -4,74 +4,81 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from dnnlib.text import count, format_table
-from slices.archive.describe import shorten
-from slices.convert.conversion import Part, Tally
+from slices.archive.describe import describe_areas, describe_pixels, first_names
+from slices.convert.outcome import Outcome
 
 MOST_NOTES = 20  # many name a file
 
 
-def describe_tallies(tallies: dict[str, Tally]) -> str:
-    """Tables of slices and patients, and of class areas, per archive."""
-    rows = [(name, len(tally.patients), tally.areas.num_slices) for name, tally in tallies.items()]
-    tables = [format_table(("archive", "patients", "slices"), rows)]
-    rows = [
-        (
-            f"{name}  {class_name}",
-            areas.class_slices[class_name],
-            f"{pixels / max(1, areas.class_slices[class_name]):.0f}",
-            f"{100 * pixels / areas.num_pixels:.3f} %",
-        )
-        for name, areas in ((name, tally.areas) for name, tally in tallies.items())
-        for class_name, pixels in areas.class_pixels.items()
-    ]
-    rows += [
-        (f"{name}  none", tally.areas.num_lesion_free, "", "")
-        for name, tally in tallies.items()
-        if tally.schema.classes
-    ]
-    if rows:
-        tables.append(format_table(("class", "slices with it", "mean pixels in those", "of all pixels"), rows))
-    return "\n\n".join(tables)
+def describe_outcomes(outcomes: Sequence[Outcome], resolution: int) -> str:
+    """Tables of what the archives hold, what was left out and what was odd; and where the archives are."""
+    areas = describe_areas({outcome.name: (outcome.num_patients, outcome.areas) for outcome in outcomes})
+    written = (f"{one.target.path} ({describe_pixels(one.pixels, resolution)})" for one in outcomes)
+    return "\n\n".join(filter(None, [areas, describe_notes(outcomes), f"written: {', '.join(written)}"]))
 
 
-def describe_notes(parts: Sequence[Part]) -> str:
+def describe_notes(outcomes: Sequence[Outcome]) -> str:
     """What was left out and why, and what was odd; empty if there is nothing to say."""
-    rows = []
-    for reason in dict.fromkeys(reason for part in parts for reason in part.left_out):
-        names = dict.fromkeys(name for part in parts for name in part.left_out.get(reason, []))
-        rows.append((f"left out: {reason}", count(len(names), "patient"), shorten(names)))
-    for part in parts:
-        # Archives keep the word that they were first made with, but not every lesion is a tumor.
-        noun = "tumour" if any("tumour" in c.title for c in part.tally.schema.classes) else "lesion"
-        for why, n in part.skipped.items():
-            rows.append((f"{part.name} left out: {why.replace('tumour', noun)}", count(n, "slice"), ""))
-    notes = _kinds_of_remarks(parts)
-    for remarks, names in notes[:MOST_NOTES]:
-        voxels = sum(part.counted[remark] for part in parts for remark in remarks)
-        lost = {case: share for part in parts for case, share in part.lost.get(remarks[0], {}).items()}
-        many = count(len(names), "case") + (f", {count(voxels, 'voxel')}" if voxels else "")
-        if lost:
-            many += f", {100 * np.mean(list(lost.values())):.3g} % on average"
-            names = [f"{name} {100 * share:.3g} %" for name, share in lost.items()]
-        alike = f" (the first of {len(remarks)})" if len(remarks) > 1 else ""
-        rows.append((f"note: {remarks[0]}{alike}", many, shorten(names)))
+    rows = [*_rows_of_left_out(outcomes), *_rows_of_skipped(outcomes)]
+    notes = _notes(outcomes)
+    rows += [_row_of_note(note, outcomes) for note in notes[:MOST_NOTES]]
     if (more := len(notes) - MOST_NOTES) > 0:
         rows.append((f"and {count(more, 'note')} more, which `inspect` lists", "", ""))
     return format_table(("notes", "how many", "which"), rows) if rows else ""
 
 
-def _kinds_of_remarks(parts: Sequence[Part]) -> list[tuple[list[str], list[str]]]:
-    """Remarks that differ in names of cases and in numbers only, and the cases that they are of."""
+def _rows_of_left_out(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
+    rows = []
+    for reason in dict.fromkeys(reason for outcome in outcomes for reason in outcome.left_out):
+        names = list(dict.fromkeys(name for outcome in outcomes for name in outcome.left_out.get(reason, [])))
+        rows.append((f"left out: {reason}", count(len(names), "patient"), first_names(names)))
+    return rows
+
+
+def _rows_of_skipped(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
+    rows = []
+    for outcome in outcomes:
+        # Archives keep the word that they were first made with, but not every lesion is a tumor.
+        noun = "tumour" if any("tumour" in c.title for c in outcome.schema.classes) else "lesion"
+        for why, n in outcome.skipped.items():
+            rows.append((f"{outcome.name} left out: {why.replace('tumour', noun)}", count(n, "slice"), ""))
+    return rows
+
+
+class _Note(NamedTuple):
+    """Remarks that differ in names of cases and in numbers only, and the cases that they are about."""
+
+    remarks: list[str]
+    cases: list[str]
+
+
+def _notes(outcomes: Sequence[Outcome]) -> list[_Note]:
     cases: dict[str, list[str]] = {}
-    for remark, names in (pair for part in parts for pair in part.remarks.items()):
-        cases.setdefault(remark, []).extend(names)
+    for outcome in outcomes:
+        for remark, names in outcome.remarks.items():
+            cases.setdefault(remark, []).extend(names)
     kinds: dict[str, list[str]] = {}
     for remark, names in cases.items():
+        # A case's own name and all numbers do not make it another kind.
         kinds.setdefault(re.sub(r"\d[\d.]*", "0", remark.replace(names[0], "")), []).append(remark)
     return [
-        (alike, list(dict.fromkeys(name for remark in alike for name in cases[remark]))) for alike in kinds.values()
+        _Note(alike, list(dict.fromkeys(name for remark in alike for name in cases[remark])))
+        for alike in kinds.values()
     ]
+
+
+def _row_of_note(note: _Note, outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
+    first, names = note.remarks[0], note.cases
+    voxels = sum(outcome.counted[remark] for outcome in outcomes for remark in note.remarks)
+    many = count(len(names), "case") + (f", {count(voxels, 'voxel')}" if voxels else "")
+    lost = {case: share for outcome in outcomes for case, share in outcome.lost.get(first, {}).items()}
+    if lost:
+        many += f", {100 * np.mean(list(lost.values())):.3g} % on average"
+        names = [f"{name} {100 * share:.3g} %" for name, share in lost.items()]
+    alike = f" (the first of {len(note.remarks)})" if len(note.remarks) > 1 else ""
+    return f"note: {first}{alike}", many, first_names(names)

@@ -12,7 +12,7 @@ from slices import leaks
 from slices.archive.format import TEST, TRAIN
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
-from slices.convert.conversion import convert_release
+from slices.convert import conversion
 from slices.convert.options import ConvertOptions
 from slices.convert.recognition import find_cases
 from slices.convert.releases import describe_release
@@ -33,10 +33,8 @@ def fakes(tmp_path) -> Path:
 
 def convert(source: Path, dest: Path, pattern: str = OWN[1], **options) -> list[ArchiveReader]:
     found = find_cases(source, describe_release(OWN[0], pattern, OWN[2]))
-    return [
-        ArchiveReader(part.path)
-        for part in convert_release(source, dest, found, ConvertOptions(resolution=32, slices="all", **options))
-    ]
+    planned = conversion.plan(ConvertOptions(resolution=32, slices="all", **options), found, dest)
+    return [ArchiveReader(outcome.target.path) for outcome in conversion.convert(planned)]
 
 
 def exported(archive: Path, form: str = "nifti") -> Path:
@@ -102,7 +100,7 @@ def test_who_was_held_out_stays_so(tmp_path):
     split.write_text(
         json.dumps({side: [n for n in names if n.startswith(f"drawn{i}")] for side, i in (("train", 7), ("test", 0))})
     )
-    readers = convert(train, tmp_path / "folder", split_file=str(split))
+    readers = convert(train, tmp_path / "folder", split_file=split)
     assert [sorted({r.part for r in reader.info.slices}) for reader in readers] == [[TRAIN], [TEST]]
 
 

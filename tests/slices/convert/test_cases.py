@@ -359,7 +359,7 @@ BIDS = "'sub-{patient}/[ses-{visit}/]anat/sub-{patient}[_ses-{visit}][_*]_{contr
         (gli("Clinic-00008-000"), r"--release 2023-gli \(1 .*\), --release 2024-gli \(1 non-enhancing tumour core,"),
     ],
 )
-def test_nothing_recognised_says_what_is_there_and_what_would_do(tmp_path, files, words):
+def test_nothing_recognized_says_what_is_there_and_what_would_do(tmp_path, files, words):
     folder = tmp_path / "s"
     folder.mkdir()
     with pytest.raises(UserError, match=f"no cases found of any release: 2017, 2018, .*{words}"):

@@ -1,4 +1,4 @@
-"""Releases: every layout, what is recognised from names and what is not, and the traps that published files hold."""
+"""Releases: every layout, what is recognized from names and what is not, and the traps that published files hold."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def write_release(source, name):
 
 @pytest.mark.parametrize("name", [release.name for release in RELEASES])
 def test_every_release(tmp_path, name):
-    """Recognised where names tell, and read so that the same anatomy gives the same slices in every release."""
+    """Recognized where names tell, and read so that the same anatomy gives the same slices in every release."""
     write_release(tmp_path / "source", name)
     wanted = None
     if name.endswith("-gli"):
@@ -98,7 +98,7 @@ def test_every_release(tmp_path, name):
     output = convert(
         tmp_path / "source", tmp_path / "x.zip", "--slices", "all", *(["--release", name] if wanted else [])
     )
-    how = "" if wanted else ", recognised by file names"
+    how = "" if wanted else ", recognized by file names"
     assert re.search(rf"^{re.escape(found.release.title)}{how}: 2 cases of 2 patients, such as .*\.nii", output), output
 
     reader = ArchiveReader(tmp_path / "x.zip")

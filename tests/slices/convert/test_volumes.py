@@ -633,8 +633,9 @@ def test_the_head_may_be_said(tmp_path):
     nib.save(image.as_reoriented([[1, -1], [2, 1], [0, -1]]), folder / "a_brain.nii.gz")  # in axes of its own
 
     def shown(head):
-        (case,) = find_cases(tmp_path, BRATS_2018, head if "{" in head else None).cases
-        cut = cut_case(case, "all", BRATS, ConvertOptions(resolution=64, head=head))
+        options = ConvertOptions(resolution=64, head=head)
+        (case,) = find_cases(tmp_path, BRATS_2018, options.head_rule.masks).cases
+        cut = cut_case(case, "all", BRATS, options)
         return cut, cut.contrasts[:, :, 2:62, 2:62] > 0
 
     assert shown("all")[1].all()
@@ -722,7 +723,7 @@ def test_options_are_checked():
         (dict(resolution=-4), "power of two"),
         (dict(fov=0.0), "length in mm"),
         (dict(fov=float("nan")), "length in mm"),
-        (dict(min_tumor_pixels=0), "1 or more"),
+        (dict(min_tumor_pixels=0), "from 1 up"),
         (dict(test_fraction=1.0), "between 0 and 1"),
     ):
         with pytest.raises(UserError, match=words):

@@ -1,0 +1,121 @@
+"""What came of the cases of an archive: which were cut, what was left out, and what was odd."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from slices.areas import ClassAreas
+from slices.convert.cases import Case
+from slices.convert.cut import OUT_OF_VIEW
+from slices.convert.cut_cases import CutRecord
+from slices.provenance import Provenance
+from slices.schema import Schema
+
+UNREADABLE = "could not be read"
+
+
+@dataclass(frozen=True)
+class Target:
+    """An archive that a conversion is to write, and what is known of it before anything is cut."""
+
+    side: str | None  # TRAIN or TEST; None for a single archive
+    path: Path
+    choice: str  # which slices of a case, one of CHOICES
+    lesion_free: float | None  # share of the slices that are to have brain and no lesion
+    cases: tuple[Case, ...]
+    left_out: Mapping[str, list[str]]  # reason -> patients
+    remarks: Mapping[str, list[str]]  # remark -> cases
+    known: Mapping[str, Provenance]  # case -> what exported files tell of it
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the cases of a target. All but the fields is counted from them."""
+
+    target: Target
+    schema: Schema
+    records: Mapping[str, CutRecord]  # case -> what was cut from it; in the order of the cases
+    errors: Mapping[str, str]  # case that could not be read -> why
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+    @functools.cached_property
+    def cut(self) -> list[tuple[Case, CutRecord]]:
+        """The cases that were cut, with at least one slice each."""
+        found = ((case, self.records.get(case.name)) for case in self.target.cases)
+        return [(case, record) for case, record in found if record is not None and record.volume is not None]
+
+    @functools.cached_property
+    def left_out(self) -> dict[str, list[str]]:
+        """Reason -> patients, or cases."""
+        found = {reason: list(names) for reason, names in self.target.left_out.items()}
+        if self.errors:
+            found[UNREADABLE] = list(self.errors)
+        for name, record in self.records.items():
+            if record.volume is None:
+                found.setdefault(self._reason_against(record), []).append(name)
+        return found
+
+    def _reason_against(self, record: CutRecord) -> str:
+        """Why a case gave no slice."""
+        if self.target.choice == "tumor" and record.lost.get(OUT_OF_VIEW) == 1:
+            return "the whole lesion lies outside the field of view"
+        return f"no slice chosen by '{self.target.choice}'"
+
+    @functools.cached_property
+    def skipped(self) -> Counter[str]:
+        """Reason -> slices that were not chosen."""
+        return _sum(record.skipped for record in self.records.values())
+
+    @functools.cached_property
+    def remarks(self) -> dict[str, list[str]]:
+        """Remark -> cases."""
+        found = {remark: list(names) for remark, names in self.target.remarks.items()}
+        for name, record in self.records.items():
+            for remark in (*record.counted, *record.remarks):
+                found.setdefault(remark, []).append(name)
+        return found
+
+    @functools.cached_property
+    def counted(self) -> Counter[str]:
+        """Remark -> voxels."""
+        return _sum(record.counted for record in self.records.values())
+
+    @functools.cached_property
+    def lost(self) -> dict[str, dict[str, float]]:
+        """Remark -> case -> share of its lesion's voxels."""
+        found: dict[str, dict[str, float]] = {}
+        for name, record in self.records.items():
+            for remark, share in record.lost.items():
+                found.setdefault(remark, {})[name] = share
+        return found
+
+    @functools.cached_property
+    def areas(self) -> ClassAreas:
+        return sum((record.areas for _, record in self.cut), ClassAreas.none(self.schema))
+
+    @property
+    def num_patients(self) -> int:
+        return len({case.patient for case, _ in self.cut})
+
+    @property
+    def pixels(self) -> set[float]:
+        """Edges of pixels, mm."""
+        return {record.volume.pixel for _, record in self.cut if record.volume is not None}
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return total
