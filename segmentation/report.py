@@ -1,29 +1,40 @@
-"""What is told of one evaluation: its table, what a reader of the numbers must know, and a picture."""
+"""One evaluation for a reader: its table, what must be known of the numbers, and a picture of three examinations."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dnnlib.files import atomic_path
 from dnnlib.text import count, format_table, name_some
 from segmentation.data import describe_pixels, is_known_size, pixels_of
+from segmentation.predict import Segmented
 from segmentation.scores import Evaluation, ExaminationDice, Target, targets_of
 from slices import render
 from slices.leaks import describe_shared, warn_of_alike
 from slices.schema import Schema
 
+if TYPE_CHECKING:
+    from matplotlib.patches import Patch
+
+
+OUTSIDE_HEAD = "voxels outside the head"  # title of a column
+MASK = (
+    "masked: with background wherever every contrast is 0, outside the head, which hides what a network answers there; "
+    "without that, the Dice is of its own answer"
+)
+
 
 class Table(NamedTuple):
-    """Cells as text, for the terminal or for a document, and what a reader of them must know, in sentences."""
+    """Cells as text, for the terminal or for a document."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a reader of the cells must know, in sentences
 
     def text(self) -> str:
         return "\n".join([format_table(self.header, self.rows), *self.notes])
@@ -34,23 +45,8 @@ class Table(NamedTuple):
         return "\n".join([*table, *([""] if self.notes else []), *(f"- {note}" for note in self.notes)])
 
 
-class Choice(NamedTuple):
-    """An examination that the picture shows, and the reason: "worst", "median" or "best"."""
-
-    rank: str
-    target: Target
-    examination: ExaminationDice
-
-    @property
-    def dice(self) -> float:
-        return self.examination.result(self.target).dice
-
-
-OUTSIDE_HEAD = "voxels outside the head"
-
-
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Rows: regions and labels; columns: mean ± SD over patients, worst and best examination, those without, masked."""
+    """Rows: regions and labels; columns: mean ± SD over patients, worst and best examination, and what is masked."""
     rows = []
     for target in targets_of(evaluation.model.info.schema):
         summary = evaluation.summary(target)
@@ -82,14 +78,8 @@ def describe_data(evaluation: Evaluation) -> str:
 # --- what a reader of the numbers must know ---------------------------------------------------------------------------
 
 
-MASK = (
-    "masked: with background wherever every contrast is 0, outside the head, which hides what a network answers there; "
-    "without that, the Dice is of its own answer"
-)
-
-
 def notes_on(evaluation: Evaluation) -> list[str]:
-    """On one evaluation, a sentence each."""
+    """All notes on one evaluation, a sentence each."""
     seed = evaluation.model.info.training.seed
     return [
         *about_data(evaluation),
@@ -101,6 +91,7 @@ def notes_on(evaluation: Evaluation) -> list[str]:
 
 
 def about_names(evaluation: Evaluation) -> list[str]:
+    """A warning if names of patients on both sides are alike."""
     return warn_of_alike(evaluation.model.info.known_patients, evaluation.patients)
 
 
@@ -109,19 +100,19 @@ def _examinations(evaluation: Evaluation) -> str:
 
 
 def about_data(evaluation: Evaluation) -> list[str]:
-    """Who counts, and whether these are whole volumes."""
+    """What the mean is over, whether volumes are whole, and what the archive lacks."""
     examinations = evaluation.examinations
     several = len(evaluation.patients) < len(examinations)
-    whole = all(e.of is not None and not is_partial(e) for e in examinations)
+    whole = all(e.of is not None and not _is_partial(e) for e in examinations)
     notes = [
         f"mean ± SD over patients: {_examinations(evaluation)}, {count(sum(e.slices for e in examinations), 'slice')}"
         + (", all that their volumes have" if whole else "")
         + ("; a patient counts once, with the mean of the examinations" if several else "")
     ]
-    if partial := [e for e in examinations if is_partial(e)]:
-        of = [e for e in examinations if e.of is not None]
+    if partial := [e for e in examinations if _is_partial(e)]:
+        known = [(e.slices, e.of) for e in examinations if e.of is not None]
         notes.append(
-            f"Dice of {sum(e.slices for e in of)} of {count(sum(e.of for e in of), 'slice')}: the archive lacks "
+            f"Dice of {sum(n for n, _ in known)} of {count(sum(of for _, of in known), 'slice')}: the archive lacks "
             f"slices of {len(partial)} of {count(len(examinations), 'examination')}, so this is not the "
             "Dice of whole volumes"
         )
@@ -133,7 +124,7 @@ def about_data(evaluation: Evaluation) -> list[str]:
     return notes + [f"{evaluation.data.file}: {remark}" for remark in evaluation.data.remarks]
 
 
-def is_partial(examination: ExaminationDice) -> bool:
+def _is_partial(examination: ExaminationDice) -> bool:
     """Whether slices of its volume are known to be missing."""
     return examination.of is not None and examination.slices < examination.of
 
@@ -157,69 +148,98 @@ def about_pixels(evaluation: Evaluation) -> list[str]:
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
+class Choice(NamedTuple):
+    """An examination that the picture shows."""
+
+    rank: str  # why it is shown: "worst", "median", "best" or "only patient"
+    target: Target  # whose Dice ranks the examinations
+    examination: ExaminationDice
+
+    @property
+    def dice(self) -> float:
+        return self.examination.result(self.target).dice
+
+
 def worst_median_best(evaluation: Evaluation) -> list[Choice]:
-    """Three examinations by the first region, or by the first label without regions; fewer where there are fewer."""
+    """Three examinations by their Dice of the first region, or of the first label without regions.
+
+    There are fewer choices where there are fewer examinations.
+    """
     target = targets_of(evaluation.model.info.schema)[0]
     ranked = sorted(evaluation.examinations, key=lambda e: e.result(target).dice)
     places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
     if len(ranked) == 1:
         places = {"only patient": 0}
-    chosen: dict[int, Choice] = {}
+    chosen: dict[int, Choice] = {}  # one examination has one rank, the first
     for rank, place in places.items():
         chosen.setdefault(place, Choice(rank, target, ranked[place]))
     return list(chosen.values())
 
 
-def draw_examinations(path: str | os.PathLike, choices: Sequence[Choice], segmented: Sequence, schema: Schema) -> None:
-    """Write a PNG; rows: examinations, columns: last contrast, truth and prediction over it, where most lesion is.
+def draw_examinations(
+    path: str | os.PathLike, choices: Sequence[Choice], segmented: Sequence[Segmented], schema: Schema
+) -> None:
+    """Write a PNG; rows: examinations; columns: last contrast, truth and prediction over it, where most lesion is.
 
-    segmented: the Segmented of each choice.
+    segmented: what a U-Net made of each choice.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
-    tile, title, legend = 3.0, 0.45, 0.35 + 0.2 * math.ceil(len(schema.classes) / 3)  # inches
-    figure = Figure(figsize=(3 * tile, len(choices) * (tile + title) + legend), dpi=120, layout="constrained")
+    tile, above, legend = 3.0, 0.45, 0.35 + 0.2 * math.ceil(len(schema.classes) / 3)  # inches
+    figure = Figure(figsize=(3 * tile, len(choices) * (tile + above) + legend), dpi=120, layout="constrained")
     axes = figure.subplots(len(choices), 3, squeeze=False)
     for row, choice, one in zip(axes, choices, segmented, strict=True):
         s = slice_to_show(one.truth, one.prediction)
         pictures = _pictures(one.background[s], one.truth[s], one.prediction[s], schema)
-        titles = (
-            f"{choice.rank}: {_name(choice.examination)}\n{_place(one, s, choice.examination)}, "
-            f"{schema.contrasts[schema.shown]}",
-            "truth",
-            f"prediction\n{choice.target.name} Dice {choice.dice:.3f} ({_extent(choice.examination)})",
-        )
-        for axis, picture, title in zip(row, pictures, titles, strict=True):
+        for axis, picture, title in zip(row, pictures, _titles(choice, one, s, schema), strict=True):
             axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axis.set_title(title, fontsize=9)
             axis.set_axis_off()
-    patches = [
-        Patch(color=np.array(render.class_color(i)) / 255, label=f"{c.name}: {c.title}" if c.title else c.name)
-        for i, c in enumerate(schema.classes, start=1)
-    ]
+    patches = _legend(schema)
     figure.legend(handles=patches, loc="outside lower center", ncols=min(3, len(patches)), fontsize=9, frameon=False)
     FigureCanvasAgg(figure)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def _name(examination: ExaminationDice) -> str:
-    return examination.volume or examination.patient
+def _legend(schema: Schema) -> list[Patch]:
+    """A patch of color for each class."""
+    from matplotlib.patches import Patch
+
+    patches = []
+    for i, c in enumerate(schema.classes, start=1):
+        red, green, blue = (level / 255 for level in render.class_color(i))
+        patches.append(Patch(color=(red, green, blue), label=f"{c.name}: {c.title}" if c.title else c.name))
+    return patches
 
 
-def _place(one, s: int, examination: ExaminationDice) -> str:
-    if one.places[s] is None or examination.of is None:
+def _titles(choice: Choice, one: Segmented, s: int, schema: Schema) -> tuple[str, str, str]:
+    """Titles of an examination's three pictures, of its slice s."""
+    examination = choice.examination
+    return (
+        f"{choice.rank}: {examination.volume or examination.patient}\n"
+        f"{_place(one, s, examination)}, {schema.contrasts[schema.shown]}",
+        "truth",
+        f"prediction\n{choice.target.name} Dice {choice.dice:.3f} ({_extent(examination)})",
+    )
+
+
+def _place(one: Segmented, s: int, examination: ExaminationDice) -> str:
+    """Which slice is shown: of the volume, or of those that are there."""
+    place = one.places[s]
+    if place is None or examination.of is None:
         return f"slice {s + 1} of {examination.slices}"
-    return f"slice {one.places[s] + 1} of {examination.of}"
+    return f"slice {place + 1} of {examination.of}"
 
 
 def _extent(examination: ExaminationDice) -> str:
     """What a Dice is of."""
-    if is_partial(examination):
+    if examination.of is None:
+        return f"of {count(examination.slices, 'slice')}"
+    if _is_partial(examination):
         return f"of {examination.slices} of {count(examination.of, 'slice')}"
-    return f"of {'all ' if examination.of else ''}{count(examination.slices, 'slice')}"
+    return f"of all {count(examination.slices, 'slice')}"
 
 
 def slice_to_show(truth: np.ndarray, prediction: np.ndarray) -> int:
@@ -234,5 +254,5 @@ def slice_to_show(truth: np.ndarray, prediction: np.ndarray) -> int:
 def _pictures(background: np.ndarray, truth: np.ndarray, prediction: np.ndarray, schema: Schema) -> list[np.ndarray]:
     """The plain picture and two overlays, enlarged before drawing so that outlines stay thin."""
     factor = max(1, math.ceil(256 / background.shape[0]))
-    grey, truth, prediction = (np.kron(a, np.ones((factor, factor), np.uint8)) for a in (background, truth, prediction))
-    return [grey, render.overlay(grey, truth, schema), render.overlay(grey, prediction, schema)]
+    gray, truth, prediction = (np.kron(a, np.ones((factor, factor), np.uint8)) for a in (background, truth, prediction))
+    return [gray, render.overlay(gray, truth, schema), render.overlay(gray, prediction, schema)]

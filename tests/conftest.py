@@ -1,4 +1,4 @@
-"""Fixtures for all tests; what they share besides lies in drawn.py, goldens.py, faces.py and commands.py."""
+"""Fixtures for all tests; what tests share besides lies in the modules beside this file, such as drawn.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
