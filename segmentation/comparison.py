@@ -1,21 +1,141 @@
-"""Arms of an experiment side by side: U-Nets that learned from different slices, tested on one archive."""
+"""Arms of an experiment side by side: U-Nets that learned from different slices, tested on one archive.
+
+Results become one record, a Comparison; tables, picture and results.json are made from that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from dnnlib.errors import UserError
+from dnnlib.files import json_bytes
+from dnnlib.staged import Staged
 from dnnlib.text import count
-from segmentation.report import MASK, OUTSIDE_HEAD, Table, about_data, about_names, about_pixels
+from segmentation.chart import DICE_TITLE, draw_chart
+from segmentation.config import COMPARED
+from segmentation.report import (
+    MASK,
+    OUTSIDE_HEAD,
+    Table,
+    about_data,
+    about_names,
+    about_pixels,
+    describe_data,
+)
 from segmentation.scores import Evaluation, targets_of
+from slices.areas import ClassAreas
+
+AREAS_TITLE = "Mean area of each class in a training slice"
+
+
+@dataclass(frozen=True)
+class GanFacts:
+    """The GAN that made the fakes."""
+
+    kimg: int  # length of its training
+    seed: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms, and the slices that they learned from."""
+
+    arms: Mapping[str, Evaluation]  # by name, in the order of the rows; all on one test archive
+    relative_to: Mapping[str, str]  # arm -> the arm as a share of whose Dice its own is told
+    real: ClassAreas  # in all real training slices
+    fake: ClassAreas  # in all fakes
+    gan: GanFacts
+
+    @property
+    def first(self) -> Evaluation:
+        """Any arm will do for what is said of the test archive."""
+        return next(iter(self.arms.values()))
+
+
+def write_comparison(comparison: Comparison, outdir: Path) -> None:
+    """Write results.json, results.md and dice.png, all or none, over those of an earlier call."""
+    values, words, picture = (outdir / name for name in COMPARED)
+    with Staged(values, force=True) as staged:
+        staged.write(values, json_bytes(to_content(comparison)))
+        staged.write(words, to_markdown(comparison).encode())
+        draw_chart(staged.place(picture), comparison.arms, comparison.real, comparison.fake)
+
+
+def to_content(comparison: Comparison) -> dict[str, Any]:
+    """What results.json holds."""
+    return {
+        "notes": dice_table(comparison).notes,
+        "dice": dict(comparison.arms),
+        "class_areas": {"real": comparison.real.shares, "fake": comparison.fake.shares},
+        "slices_without_lesion": {"real": _lesion_free(comparison.real), "fake": _lesion_free(comparison.fake)},
+        "gan": comparison.gan,
+    }
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """Both tables for a document."""
+    dice, areas = dice_table(comparison), areas_table(comparison.real, comparison.fake)
+    return f"{DICE_TITLE}\n\n{dice.markdown()}\n\n{AREAS_TITLE}\n\n{areas.markdown()}\n"
+
+
+def to_text(comparison: Comparison) -> str:
+    """Both tables for the terminal."""
+    dice, areas = dice_table(comparison), areas_table(comparison.real, comparison.fake)
+    tested = describe_data(comparison.first)
+    return f"=== {DICE_TITLE}\n{tested}\n{dice.text()}\n\n=== {AREAS_TITLE}\n{areas.text()}"
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def dice_table(comparison: Comparison) -> Table:
+    """The arms' table, with notes on the GAN, the slices, and how far some arms come."""
+    table = arms_table(comparison.arms)
+    real, fake = _lesion_free(comparison.real), _lesion_free(comparison.fake)
+    notes = (
+        *table.notes,
+        f"one GAN, with seed {comparison.gan.seed}, of {comparison.gan.kimg} kimg",
+        f"training slices without lesion: {real:.1%} of the real ones, {fake:.1%} of the fakes",
+        *(_ratio(comparison.arms, arm, base) for arm, base in comparison.relative_to.items()),
+    )
+    return table._replace(notes=notes)
+
+
+def areas_table(real: ClassAreas, fake: ClassAreas) -> Table:
+    """Rows: classes; columns: mean share of a real and of a fake slice, and how these compare."""
+    rows = tuple(
+        (name, f"{share:.3%}", f"{fake.shares[name]:.3%}", f"{fake.shares[name] / share:.2f}" if share else "-")
+        for name, share in real.shares.items()
+    )
+    return Table(("class", "real", "fake", "fake / real"), rows)
+
+
+def _lesion_free(areas: ClassAreas) -> float:
+    """Share of the slices that have no lesion."""
+    return areas.num_lesion_free / areas.num_slices
+
+
+def _ratio(arms: Mapping[str, Evaluation], arm: str, base: str) -> str:
+    """How far an arm comes compared with another, in the schema's first region (WT for BraTS)."""
+    target = targets_of(arms[base].model.info.schema)[0]
+    one, other = arms[arm].summary(target), arms[base].summary(target)
+    own, masked = _share_of(one.mean, other.mean), _share_of(one.masked_mean, other.masked_mean)
+    return f"{target.name}: the Dice of {arm} is {own} that of {base}; masked, {masked} it"
+
+
+def _share_of(portion: float, whole: float) -> str:
+    return f"{portion / whole:.0%} of" if whole else "not comparable with"
 
 
 def arms_table(arms: Mapping[str, Evaluation]) -> Table:
     """Rows: arms, for example "100% R"; columns: Dice of regions and labels, mean ± SD over the patients.
 
-    First the networks' own answers, then these with background outside the head. An arm that knew test patients, or
-    pixels of another size, says so, and so do notes on what the arms differ in. Raises UserError if the arms were not
-    evaluated on one and the same archive.
+    The networks' own answers come first, then these with background outside the head. An arm that knew test patients
+    says so in its row. Notes tell of pixels of another size, and of what the arms differ in. Raises UserError if the
+    arms were not evaluated on one and the same archive.
     """
     evaluations = list(arms.values())
     if len({e.data.sha256 for e in evaluations}) != 1:
@@ -42,7 +162,7 @@ def _remark(evaluation: Evaluation) -> str:
 
 
 def _empty_truths(evaluation: Evaluation) -> list[str]:
-    """What some examinations don't have: there a Dice is 1 or 0, and finding nothing scores 1."""
+    """Which regions and labels some examinations lack: there a Dice is 1 or 0, and finding nothing scores 1."""
     summaries = [(t.title, evaluation.summary(t).empty_truth) for t in targets_of(evaluation.model.info.schema)]
     some = ", ".join(f"{title} {empty}" for title, empty in summaries if empty)
     text = (
@@ -52,7 +172,7 @@ def _empty_truths(evaluation: Evaluation) -> list[str]:
 
 
 def _differences(arms: Mapping[str, Evaluation]) -> list[str]:
-    """What the arms' trainings were told, or drew, and differ in; nothing of it belongs to what is compared."""
+    """Options and draws in which the arms' trainings differ, though they should not: only their slices are compared."""
     infos = {name: e.model.info for name, e in arms.items()}
     facts = {
         f"--{name.replace('_', '-')}": {arm: getattr(info.training, name) for arm, info in infos.items()}

@@ -14,6 +14,8 @@ import segmentation.__main__
 import torch_utils.ops.__main__
 import train
 from commands import ROOT
+from dnnlib.cli import arguments
+from reproduction import PRESETS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = ("-m pytest",)  # not ours
@@ -64,17 +66,17 @@ def test_commands_parse(page):
 
 
 def test_what_reproduce_runs_parses():
-    for preset in reproduce.PRESETS.values():
-        parse(["dataset_tool.py", "convert", "--source=x", "--dest=y", *preset.convert])
-        parse(["train.py", "--outdir=x", "--data=y", *preset.train])
-        parse(["-m", "segmentation", "train", "--data=x", "--outdir=y", *preset.unet])
+    for preset in PRESETS.values():
+        parse(["dataset_tool.py", "convert", "--source=x", "--dest=y", *arguments(preset.convert)])
+        parse(["train.py", "--outdir=x", "--data=y", *arguments(preset.train)])
+        parse(["-m", "segmentation", "train", "--data=x", "--outdir=y", *arguments(preset.unet)])
         if preset.phantom:
-            parse(["dataset_tool.py", "phantom", "--dest=x", *preset.phantom])
+            parse(["dataset_tool.py", "phantom", "--dest=x", *arguments(preset.phantom)])
 
 
 def test_the_demo_is_shown_as_it_is():
     (command,) = (c for c in commands_on(ROOT / "docs" / "training.md") if "--cbase" in c)
-    assert set(reproduce.PRESETS["demo"].train) - set(command.split()) <= {"--cfg=auto", "--snap=2"}
+    assert set(arguments(PRESETS["demo"].train)) - set(command.split()) <= {"--cfg=auto", "--snap=2"}
 
 
 def test_a_wrong_option_would_be_noticed():

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
 
 import generate
 import train as gan
@@ -523,9 +522,6 @@ def test_incomplete_volumes_are_told(tmp_path, trained):
     result = load_evaluation(tmp_path / "out" / "results.json")
     table = arms_table({"R": result})
     assert words in table.text() and words in table.markdown()
-    assert report._extent(result.examinations[0]) == "of 2 of 7 slices"
-    shown = list(predict_examinations(unet.load_unet(trained.model), ArchiveReader(some), [("a", "a")]))[0]
-    assert report._place(shown, 1, result.examinations[0]) == "slice 6 of 7"
 
 
 def test_pixels_of_another_size_are_refused_unless_one_insists(tmp_path):
@@ -576,26 +572,6 @@ def test_label_maps_of_another_coding_are_refused(tmp_path, trained):
         assert not (tmp_path / "new").exists()
 
 
-def test_the_picture_shows_worst_median_and_best(evaluated, folder):
-    choices = report.worst_median_best(evaluated)
-    dice = sorted(p.regions["whole"].dice for p in evaluated.examinations)
-    assert [c.rank for c in choices] == ["worst", "median", "best"]
-    assert [c.dice for c in choices] == [dice[0], dice[1], dice[3]]
-    with Image.open(folder / "evaluated" / "patients.png") as image:
-        assert image.format == "PNG" and image.width > 700 and image.height > image.width
-    one = dataclasses.replace(evaluated, examinations=evaluated.examinations[:1])
-    assert [c.rank for c in report.worst_median_best(one)] == ["only patient"]
-
-
-def test_the_slice_shown_is_that_with_most_lesion():
-    truth, prediction = np.zeros((5, 4, 4), np.uint8), np.zeros((5, 4, 4), np.uint8)
-    assert report.slice_to_show(truth, prediction) == 2
-    prediction[4, 0, 0] = 1
-    assert report.slice_to_show(truth, prediction) == 4
-    truth[1, :2], truth[3, :3] = 3, 1
-    assert report.slice_to_show(truth, prediction) == 3
-
-
 def test_a_schema_without_regions_is_evaluated_by_its_labels(tmp_path):
     one = Schema(("t1", "t2", "flair"), (LesionClass("MS", "", 1),))
     rng = np.random.default_rng(0)
@@ -604,54 +580,6 @@ def test_a_schema_without_regions_is_evaluated_by_its_labels(tmp_path):
     result = evaluate_archive(record.model, archive, tmp_path, allow_overlap=True)
     assert result.regions == {} and result.labels["MS"].sd is None
     assert (tmp_path / "patients.png").exists()
-
-
-def test_tables_of_arms(evaluated):
-    half = scores.Summary(0.5, 0.25, 0, masked_mean=0.75, masked_sd=0.125, removed=3)
-    half = dataclasses.replace(evaluated, regions={**evaluated.regions, "whole": half})
-    table = arms_table({"100% R": evaluated, "100% F": half})
-    targets = ("whole (region)", "core (region)", "core (label)", "rim (label)")
-    assert table.header == ("trained on", *targets, "voxels outside the head")
-    assert [row[0] for row in table.rows] == ["100% R", "100% F", "100% R, masked", "100% F, masked"]
-    assert table.rows[0][1] == str(evaluated.regions["whole"]) and table.rows[1][1] == "0.500 ± 0.250"
-    assert table.rows[2][1] == evaluated.regions["whole"].masked and table.rows[3][1] == "0.750 ± 0.125"
-    assert [row[-1] for row in table.rows] == [f"{evaluated.removed:,}"] * 2 + ["removed"] * 2
-    assert table.text().splitlines()[3].startswith("100% F")
-    assert table.markdown().splitlines()[1] == "| --- | ---: | ---: | ---: | ---: | ---: |"
-    for words in (
-        "4 examinations of 4 patients",
-        "examinations, of 4, without any in the truth: whole (region) 1, ",
-        "100% F 0",
-    ):
-        assert sum(words in note for note in table.notes) == 1 and f"\n- {words}"[:3] in table.markdown(), words
-    assert not any("differ" in note for note in table.notes)
-    table = arms_table({"100% R": dataclasses.replace(evaluated, overlap=("a", "c"))})
-    assert table.rows[0][0] == "100% R (knew 2 of 4 test patients)"
-    other = dataclasses.replace(evaluated, data=dataclasses.replace(evaluated.data, sha256="0" * 64, file="b.zip"))
-    with pytest.raises(UserError, match="b.zip, test.zip"):
-        arms_table({"100% R": evaluated, "100% F": other})
-
-
-def test_what_arms_differ_in_is_said(evaluated):
-    info = evaluated.model.info
-
-    def arm(drawn=info.drawn, **options):
-        changed = dataclasses.replace(info, training=dataclasses.replace(info.training, **options), drawn=drawn)
-        return dataclasses.replace(evaluated, model=dataclasses.replace(evaluated.model, info=changed))
-
-    def differences(one, other):
-        return [n for n in arms_table({"R": one, "F": other}).notes if "differ" in n]
-
-    assert differences(arm(seed=1), arm(workers=0)) == []
-    assert differences(arm(), arm(empty=0.0)) == ["the arms differ in --empty: R 0.05, F 0.0"]
-    assert differences(arm(lesion_free=0.2), arm(steps=60)) == [
-        "the arms differ in --steps: R 120, F 60",
-        "the arms differ in --lesion-free: R 0.2, F None",
-        "the arms differ in share of slices without lesion: R 23.8%, F 47.5%",
-    ]
-    assert differences(arm(), arm(Drawn(912, 0, 48))) == [
-        "the arms differ in share of slices without lesion: R 23.8%, F 0.0%"
-    ]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,129 @@
+"""The paper's experiment: what its stages are told, the slices and fakes that they make, and the arms of the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dnnlib.cli import arguments
+from dnnlib.stages import Stage, Stages, fingerprint
+from slices.archive.reader import ArchiveReader
+
+ARMS = {"100 % R": ("real",), "100 % F": ("fake",), "100 % F + 100 % R": ("fake", "real")}
+RELATIVE_TO = {"100 % F": "100 % R"}  # how far the fakes alone come is told as a share of what the real slices reach
+# U-Nets are tested on all slices, and only those that have learned what has no lesion leave it alone. The real training
+# slices get this share, so that the GAN learns it too, and every arm draws the same one, whatever its fakes have.
+LESION_FREE = {"lesion_free": 0.2}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What the stages are told: option -> value, for the command that each field's name says."""
+
+    convert: dict[str, Any]
+    train: dict[str, Any]
+    unet: dict[str, Any]
+    phantom: dict[str, Any] = field(default_factory=dict)  # empty: the patients are not made, but given
+
+
+PRESETS = {
+    # Chosen so that all of it takes about a quarter of an hour on two busy CPU cores.
+    "demo": Preset(
+        phantom={"patients": 90, "seed": 0, "shape": "96x96x62"},
+        convert={"resolution": 64, "fov": 200, "min_tumor_pixels": 16, **LESION_FREE, "test_fraction": 0.15},
+        train={
+            "cfg": "auto",
+            "mirror": True,
+            "batch": 8,
+            "lrate": 0.005,
+            "gamma": 5,
+            "mixing": 0,
+            "pl_weight": 0,
+            "z_dim": 128,
+            "cbase": 1024,
+            "cmax": 64,
+            "fp32": True,
+            "kimg": 22,
+            "snap": 2,
+        },
+        unet={"steps": 700, "width": 8, "batch": 8, "lr": 0.01, "empty": 0.05, **LESION_FREE},
+    ),
+    # The abstract leaves open what --slices, --min-tumor-pixels and the U-Net's options say; see the README.
+    "paper": Preset(
+        convert={"resolution": 256, "grade": "HGG", **LESION_FREE},
+        train={"cfg": "stylegan2", "mirror": True},
+        unet={"steps": 20000, "width": 32, "batch": 32, "empty": 0.05, **LESION_FREE},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the stages before the U-Nets leave."""
+
+    real: Path  # archive of the training patients' slices
+    test: Path  # archive of the test patients' slices
+    snapshot: Path  # of the GAN, at the end of its training
+    fake: Path  # archive of fake slices, as many as there are real ones
+    sheet: Path  # picture of the first fakes
+
+
+def make_phantoms(stages: Stages, preset: Preset) -> Path:
+    """Make synthetic patients, and return their folder."""
+    told = arguments(preset.phantom)
+    folder = "phantoms-" + fingerprint(told)[:8]  # other patients go elsewhere, never among these
+    (patients,) = stages.run(
+        Stage(
+            "phantom",
+            purpose="make synthetic patients",
+            command=["dataset_tool.py", "phantom", f"--dest={{out}}/{folder}", *told],
+            inputs=[],
+            outputs=[folder],
+        )
+    )
+    return patients
+
+
+def make_slices(stages: Stages, preset: Preset, source: Path) -> Made:
+    """Cut real slices from the patients of `source`, train a GAN on those for training, and generate fakes."""
+    real, test, _ = stages.run(
+        Stage(
+            "convert",
+            purpose="cut the patients' volumes into joint slices, split by patient",
+            command=["dataset_tool.py", "convert", f"--source={source}", "--dest={out}/real"]
+            + arguments(preset.convert),
+            inputs=[source],
+            outputs=["real/train.zip", "real/test.zip", "real/split.json"],
+        )
+    )
+    (snapshot,) = stages.run(
+        Stage(
+            "train",
+            purpose="train the GAN on the real training slices",
+            command=["train.py", "--outdir={out}/gan", f"--data={real}", f"--exclude={test}"] + arguments(preset.train),
+            inputs=[real, test],
+            outputs=["gan/*/network-snapshot-*.safetensors"],
+            replaces=False,
+        )
+    )
+    last = len(ArchiveReader(real)) - 1
+    (fake,) = stages.run(
+        Stage(
+            "generate",
+            purpose="as many fake slices as there are real ones",
+            command=["generate.py", f"--network={snapshot}", f"--seeds=0-{last}", "--dest={out}/fake/fake.zip"],
+            inputs=[snapshot, real],
+            outputs=["fake/fake.zip"],
+        )
+    )
+    sheet, _ = stages.run(
+        Stage(
+            "panels",
+            purpose="pictures of the first fakes",
+            command=["generate.py", f"--network={snapshot}", "--seeds=0-23", "--outdir={out}/panels"],
+            inputs=[snapshot],
+            outputs=["panels/contact_sheet.png", "panels/seed*.png"],
+        )
+    )
+    return Made(real, test, snapshot, fake, sheet)

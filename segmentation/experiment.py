@@ -1,0 +1,49 @@
+"""Arms of an experiment: a U-Net is trained on the slices of each, and all are tested on one archive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dnnlib.cli import arguments
+from dnnlib.stages import Stage, Stages
+
+
+def run_arms(
+    stages: Stages,
+    arms: Mapping[str, Sequence[str]],
+    archives: Mapping[str, Path],
+    test: Path,
+    options: Mapping[str, Any],
+) -> dict[str, Path]:
+    """Train and test a U-Net for each arm, in two stages. Returns the results.json of each.
+
+    arms: name of the arm -> names of the archives that its U-Net learns from. test: an archive of other patients.
+    options: of the training, the same for every arm.
+    """
+    results = {}
+    for arm, sources in arms.items():
+        name = "unet-" + "-".join(sources)
+        data = [archives[source] for source in sources]
+        chosen = {"data": data, "exclude": test, **options, "outdir": f"{{out}}/{name}"}
+        unet, _ = stages.run(
+            Stage(
+                name,
+                purpose=f"train a U-Net on {arm}",
+                command=["-m", "segmentation", "train", *arguments(chosen)],
+                inputs=[*data, test],
+                outputs=[f"{name}/unet.safetensors", f"{name}/training.json"],
+            )
+        )
+        tested = {"model": unet, "data": test, "outdir": f"{{out}}/{name}-test"}
+        results[arm], _ = stages.run(
+            Stage(
+                f"{name}-test",
+                purpose=f"Dice of that U-Net ({arm}) on the test patients",
+                command=["-m", "segmentation", "evaluate", *arguments(tested)],
+                inputs=[unet, test],
+                outputs=[f"{name}-test/results.json", f"{name}-test/patients.png"],
+            )
+        )
+    return results
