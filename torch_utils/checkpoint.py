@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +20,7 @@ from dnnlib.text import name_some
 
 FORMAT, VERSION = "stylegan2-mr", 1
 LONGEST_METADATA = 1 << 24  # characters; a name of every patient is a small part of it
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 Network = TypeVar("Network", bound=torch.nn.Module)
 _KEY = "checkpoint"  # safetensors' own metadata maps strings to strings: ours is one JSON document under one key
 
@@ -57,14 +58,19 @@ def load(path: str | os.PathLike, kind: str, version: int = VERSION) -> Checkpoi
     version.
     """
     with _open(path) as file:
-        metadata = _metadata(path, file, kind, version)
+        metadata = _metadata(path, file, kind, version, {})
         return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, metadata)
 
 
-def read_metadata(path: str | os.PathLike, kind: str, version: int = VERSION) -> dict[str, Any]:
-    """The caller's metadata alone; raises as `load` does."""
+def read_metadata(
+    path: str | os.PathLike, kind: str, version: int = VERSION, upgrades: Mapping[int, Upgrade] | None = None
+) -> dict[str, Any]:
+    """Read the caller's metadata alone; raises as `load` does.
+
+    upgrades: an older version that is read as well -> function that turns its metadata into those of the next version.
+    """
     with _open(path) as file:
-        return _metadata(path, file, kind, version)
+        return _metadata(path, file, kind, version, upgrades or {})
 
 
 def load_network(path: str | os.PathLike, build: Callable[[], Network], prefix: str = "") -> Network:
@@ -133,7 +139,9 @@ def _what_else(path: Path) -> str:
     return "not a .safetensors file"
 
 
-def _metadata(path: str | os.PathLike, file: Any, kind: str, version: int) -> dict[str, Any]:
+def _metadata(
+    path: str | os.PathLike, file: Any, kind: str, version: int, upgrades: Mapping[int, Upgrade]
+) -> dict[str, Any]:
     try:
         text = (file.metadata() or {})[_KEY]
         if len(text) > LONGEST_METADATA:
@@ -147,9 +155,12 @@ def _metadata(path: str | os.PathLike, file: Any, kind: str, version: int) -> di
         raise UserError(f"{path}: a .safetensors file, but not one of this project; expected a {kind}")
     if found != kind:
         raise UserError(f"{path} is a {name_some([found])}; expected a {kind}")
-    if found_version != version:
+    readable = [*sorted(upgrades), version]
+    if type(found_version) is not int or found_version not in readable:
         raise UserError(
-            f"{path}: version {shorten(found_version)} of the {kind} format; this program reads version {version}: "
-            "make it again"
+            f"{path}: version {shorten(found_version)} of the {kind} format; this program reads version "
+            f"{' and '.join(map(str, readable))}: make it again"
         )
+    for older in range(found_version, version):
+        metadata = upgrades[older](metadata)
     return metadata

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from dnnlib.errors import UserError
 from dnnlib.files import atomic_path, make_folder, refuse_existing
 from dnnlib.text import count
 from slices import render
@@ -76,6 +77,11 @@ def write_archive(generated: Generated, dest: Path, options: dict[str, Any], for
     """
     refuse_existing(dest, force)
     network, info = generated.network, generated.network.info
+    if info.patients is None:
+        raise UserError(
+            f"{network.path} does not say which patients it was trained on, so an archive of its slices could not say "
+            "it either, and the leak guard could not tell: only pictures can be made (--outdir)"
+        )
     snapshot = {"name": network.path.name, "sha256": network.sha256, "kimg": info.kimg}
     made = describe_making("generate.py", options, snapshot=snapshot)
     known: dict[str, Any] = {"label_names": info.label_names, "seen": info.patients, "pixel": info.pixel}

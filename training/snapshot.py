@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,51 +16,55 @@ from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from slices.schema import Schema, is_plain_name
 from torch_utils import checkpoint
-from training.config import TrainingConfig
+from training.config import DiscriminatorConfig, GeneratorConfig, TrainingConfig
 from training.networks.generator import Generator
 
-KIND, VERSION = "network snapshot", 2
+KIND, VERSION = "network snapshot", 3
 _NAME = re.compile(r"network-snapshot-(\d{6,})\.safetensors")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SnapshotInfo:
-    """What travels with the weights.
-
-    patients: whom the networks learned from, sorted: the patients of the slices that were used, not of all in the
-    archive; and if those were generated, whom their own generator saw.
-    training.data.path: the archive's name without its folder, which is nobody's business; data_sha256: its content.
-    label_names: names of the classes that a conditional generator knows. label_counts: how many slices of each it
-    learned from, which may be none. pixel: the least and the most mm of a pixel in the slices. None where nobody knows.
-    """
+    """What travels with the weights. None is unknown, as in an imported network, unless another meaning is given."""
 
     schema: Schema
-    training: TrainingConfig
-    data_sha256: str
-    kimg: float
-    patients: tuple[str, ...]
-    label_names: tuple[str, ...] | None = None
-    label_counts: tuple[int, ...] | None = config.optional(None)
-    pixel: tuple[float, float] | None = config.optional(None)
+    generator: GeneratorConfig  # enough to build G and G_ema again
+    kimg: float  # real images that the networks were shown, in thousands
+    # Sorted: the patients of the slices that were used, not of all in the archive; and if those slices were generated,
+    # the patients that their own generator was trained on.
+    patients: tuple[str, ...] | None
+    discriminator: DiscriminatorConfig | None = None  # None: the file has no D
+    training: TrainingConfig | None = None  # its data.path has no folder, which is nobody's business
+    data_sha256: str | None = None  # content of the archive
+    label_names: tuple[str, ...] | None = None  # of the class labels of a conditional generator; None: they have none
+    label_counts: tuple[int, ...] | None = config.optional(None)  # slices of each class label; may be 0
+    pixel: tuple[float, float] | None = config.optional(None)  # least and most mm of a pixel in the slices
 
     def __post_init__(self) -> None:
-        """Refuse what the parts say of each other and isn't so."""
-        generator = self.training.generator
-        if self.schema.num_contrasts != generator.num_contrasts or self.schema.num_maps != generator.num_maps:
-            raise UserError(
-                f"a generator of {generator.num_contrasts} contrasts and {generator.num_maps} label maps, but a schema "
-                f"of {self.schema.num_contrasts} and {self.schema.num_maps}"
-            )
+        """Refuse fields that contradict each other."""
+        self._check_networks()
+        c_dim = self.generator.c_dim
         if self.kimg < 0:
             raise UserError(f"kimg {self.kimg:g}: expected 0 or more")
-        if self.label_names is not None and len(set(self.label_names)) != generator.c_dim:
-            raise UserError(f"{len(set(self.label_names))} names of classes for a generator of {generator.c_dim}")
-        if (counts := self.label_counts) is not None and (len(counts) != generator.c_dim or min(counts, default=0) < 0):
-            raise UserError(f"{shorten(counts)} slices of classes, for a generator of {generator.c_dim}")
+        if self.label_names is not None and len(set(self.label_names)) != c_dim:
+            raise UserError(f"{len(set(self.label_names))} names of classes for a generator of {c_dim}")
+        if (counts := self.label_counts) is not None and (len(counts) != c_dim or min(counts, default=0) < 0):
+            raise UserError(f"{shorten(counts)} slices of classes, for a generator of {c_dim}")
         if self.pixel is not None and not 0 < self.pixel[0] <= self.pixel[1]:
             raise UserError(f"pixels of {self.pixel[0]:g} to {self.pixel[1]:g} mm")
-        if odd := [name for name in (*self.patients, *(self.label_names or ())) if not is_plain_name(name)]:
+        names = (*(self.patients or ()), *(self.label_names or ()))
+        if odd := [name for name in names if not is_plain_name(name)]:
             raise UserError(f"{shorten(odd[0])} can't be a name: it looks like a path, or is too long")
+
+    def _check_networks(self) -> None:
+        schema, generator, training = self.schema, self.generator, self.training
+        if schema.num_contrasts != generator.num_contrasts or schema.num_maps != generator.num_maps:
+            raise UserError(
+                f"a generator of {generator.num_contrasts} contrasts and {generator.num_maps} label maps, but a schema "
+                f"of {schema.num_contrasts} and {schema.num_maps}"
+            )
+        if training and (training.generator, training.discriminator) != (generator, self.discriminator):
+            raise UserError("networks that differ from those of the training configuration beside them")
 
     def label_name(self, label: int) -> str:
         """What a class is called: its name, or its number where the archive has no names."""
@@ -81,7 +86,7 @@ def snapshot_name(kimg: float) -> str:
 
 
 def save_snapshot(path: str | os.PathLike, networks: dict[str, nn.Module], info: SnapshotInfo) -> None:
-    """Write G, D and G_ema; `networks` has these as keys, which prefix the names of their tensors."""
+    """Write networks; their names, such as G, D and G_ema, become prefixes of the names of their tensors."""
     tensors = {
         f"{prefix}.{name}": value
         for prefix, network in networks.items()
@@ -96,9 +101,18 @@ def load_generator(source: str | os.PathLike) -> LoadedGenerator:
     Raises UserError naming the file when it is missing, damaged, or no snapshot.
     """
     path = find_snapshot(source)
-    info = config.from_json(SnapshotInfo, checkpoint.read_metadata(path, KIND, VERSION), str(path))
-    generator = checkpoint.load_network(path, lambda: Generator(info.training.generator), prefix="G_ema.")
+    metadata = checkpoint.read_metadata(path, KIND, VERSION, upgrades={2: _from_version_2})
+    info = config.from_json(SnapshotInfo, metadata, str(path))
+    generator = checkpoint.load_network(path, lambda: Generator(info.generator), prefix="G_ema.")
     return LoadedGenerator(generator.eval().requires_grad_(False), info, path, sha256(path))
+
+
+def _from_version_2(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 had the arguments of the networks in the training configuration only."""
+    training = metadata.get("training")
+    if not isinstance(training, dict):
+        return metadata
+    return {**{name: training[name] for name in ("generator", "discriminator") if name in training}, **metadata}
 
 
 def find_snapshot(source: str | os.PathLike) -> Path:

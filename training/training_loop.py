@@ -82,10 +82,12 @@ def describe_training(config: TrainingConfig, dataset: SliceDataset) -> Snapshot
     archive = dataset.archive
     return SnapshotInfo(
         schema=dataset.schema,
-        training=replace(config, data=replace(config.data, path=archive.path.name)),
-        data_sha256=sha256(archive.path),
+        generator=config.generator,
+        discriminator=config.discriminator,
         kimg=0,
         patients=dataset.patients,
+        training=replace(config, data=replace(config.data, path=archive.path.name)),
+        data_sha256=sha256(archive.path),
         label_names=archive.info.label_names if config.data.cond else None,
         label_counts=dataset.label_counts,
         pixel=archive.info.pixels,

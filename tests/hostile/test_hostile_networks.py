@@ -30,7 +30,15 @@ def write_snapshot(path: Path) -> None:
     data = write_archive(path.with_suffix(".zip"), count=2)
     recipe = replace(find_recipe("auto", 16), batch=4, cbase=64, cmax=8, z_dim=8, map_depth=2)
     config = resolve(recipe, DataConfig(str(data)), BRATS, 16, snap=0)
-    info = SnapshotInfo(BRATS, config, "0" * 64, 1.5, SliceDataset(data).patients)
+    info = SnapshotInfo(
+        schema=BRATS,
+        generator=config.generator,
+        discriminator=config.discriminator,
+        kimg=1.5,
+        patients=SliceDataset(data).patients,
+        training=config,
+        data_sha256="0" * 64,
+    )
     save_snapshot(path, {"G_ema": Generator(config.generator)}, info)
 
 
@@ -41,7 +49,7 @@ def write_unet(path: Path) -> None:
 
 
 NETWORKS = {"snapshot": (write_snapshot, load_generator), "unet": (write_unet, load_unet)}
-G = "training.generator."
+G = "generator."
 LIES = [  # which file, what its metadata say instead, words of the refusal
     ("snapshot", {G + "resolution": 1 << 30}, "power of two from 4 to 4096"),
     ("snapshot", {G + "resolution": 24}, "power of two"),
@@ -60,7 +68,12 @@ LIES = [  # which file, what its metadata say instead, words of the refusal
     ("snapshot", {G + "c_dim": -1}, "c_dim -1: expected"),
     ("snapshot", {G + "num_fp16_res": HUGE}, "num_fp16_res 4611686018427387904: expected"),
     ("snapshot", {G + "conv_clamp": -1.0}, "conv_clamp -1: expected a number from 0"),
+    ("snapshot", {"discriminator.mbstd_group_size": 0}, "mbstd_group_size 0"),
     ("snapshot", {"training.discriminator.mbstd_group_size": 0}, "mbstd_group_size 0"),
+    ("snapshot", {"training.discriminator.mbstd_group_size": 2}, "networks that differ from those of the training"),
+    ("snapshot", {"training.generator.w_dim": 16}, "networks that differ from those of the training"),
+    ("snapshot", {"discriminator": None}, "networks that differ from those of the training"),
+    ("snapshot", {"generator": None}, "expected an object"),
     ("snapshot", {"training.batch": HUGE, "training.batch_gpu": HUGE - 1}, "--batch"),
     ("snapshot", {"kimg": -0.5}, "kimg -0.5: expected 0 or more"),
     ("snapshot", {"patients": ["../../x"]}, "can't be a name"),
@@ -154,6 +167,8 @@ def it_lies_about_the_network(bench, random, k):
     for path, value in changes.items():
         *outer, name = path.split(".")
         find(document["metadata"], tuple(outer))[name] = value
+        if path.startswith(G):  # the training configuration says it again
+            document["metadata"]["training"]["generator"][name] = value
     bench.refuse(kind, packed(document, tensors), words)
 
 

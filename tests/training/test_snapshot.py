@@ -1,19 +1,27 @@
 """Snapshots: what they hold, and what is refused."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from click.testing import CliRunner
 from trainings import TINY_OPTIONS, tiny_trainer, tiny_training
 
+import generate
 import train
+from dnnlib.config import to_json
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from drawn import write_archive
 from slices.archive.reader import ArchiveReader
 from slices.dataset import SliceDataset
+from slices.schema import BRATS
 from torch_utils import checkpoint
+from training.config import GeneratorConfig
 from training.networks.discriminator import Discriminator
-from training.snapshot import KIND, VERSION, find_snapshot, load_generator
+from training.networks.generator import Generator
+from training.snapshot import KIND, VERSION, SnapshotInfo, find_snapshot, load_generator, save_snapshot
 from training.training_loop import describe_training, save
 
 
@@ -58,7 +66,8 @@ def test_a_snapshot_that_does_not_say_whom_it_learned_from_is_refused(tmp_path, 
     tensors, metadata = checkpoint.load(tiny_training(tmp_path, archive).snapshot, KIND, VERSION)
     del metadata["patients"]
     for version, message in [
-        (1, "version 1 of the network snapshot format; this program reads version 2"),
+        (1, "version 1 of the network snapshot format; this program reads version 2 and 3"),
+        (2, "the field 'patients' is missing"),
         (VERSION, "the field 'patients' is missing"),
     ]:
         checkpoint.save(tmp_path / "old.safetensors", tensors, metadata, KIND, version)
@@ -73,3 +82,65 @@ def test_find_snapshot_takes_the_latest(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no network-snapshot-NNNNNN.safetensors"):
         find_snapshot(tmp_path / "empty")
+
+
+VERSION_2 = json.loads((Path(__file__).parent / "snapshot_version_2.json").read_text())  # metadata of a real file
+
+
+def write_version_2(path: Path, metadata: dict) -> Generator:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(**VERSION_2["training"]["generator"]))
+    tensors = {f"G_ema.{name}": value for name, value in generator.state_dict().items()}
+    checkpoint.save(path, tensors, metadata, KIND, version=2)
+    return generator
+
+
+def test_a_snapshot_of_version_2_is_read(tmp_path):
+    generator = write_version_2(tmp_path / "old.safetensors", VERSION_2)
+    loaded = load_generator(tmp_path / "old.safetensors")
+    z, c = torch.randn(2, 8), torch.eye(2)
+    assert torch.equal(loaded.generator(z, c, noise_mode="const"), generator(z, c, noise_mode="const"))
+    info = to_json(loaded.info)
+    assert info.pop("generator") == info["training"]["generator"]
+    assert info.pop("discriminator") == info["training"]["discriminator"]
+    assert info == VERSION_2
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"training": 3}, "the field 'generator' is missing"),
+        ({"training": {}}, "the field 'generator' is missing"),
+        ({"training": {**VERSION_2["training"], "generator": [1]}}, "generator: expected an object"),
+        ({"generator": {**VERSION_2["training"]["generator"], "w_dim": 9}}, "differ from those of the training"),
+    ],
+)
+def test_a_damaged_snapshot_of_version_2_is_refused(tmp_path, change, message):
+    write_version_2(tmp_path / "old.safetensors", {**VERSION_2, **change})
+    with pytest.raises(UserError, match=f"old.safetensors.*{message}"):
+        load_generator(tmp_path / "old.safetensors")
+
+
+def write_imported(path: Path) -> None:
+    """A snapshot as of a network that somebody else trained: neither D nor training nor patients are known."""
+    config = GeneratorConfig(16, 4, 4, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8)
+    info = SnapshotInfo(schema=BRATS, generator=config, kimg=25000, patients=None)
+    save_snapshot(path, {"G_ema": Generator(config)}, info)
+
+
+def test_a_network_needs_neither_training_nor_patients(tmp_path):
+    write_imported(tmp_path / "imported.safetensors")
+    info = load_generator(tmp_path / "imported.safetensors").info
+    assert info.patients is info.training is info.discriminator is info.data_sha256 is None
+    assert SnapshotInfo(schema=BRATS, generator=info.generator, kimg=0, patients=()).patients == (), "nobody is known"
+
+
+def test_fakes_of_a_network_of_unknown_patients_are_pictures_only(tmp_path):
+    """An archive of them would tell the leak guard that the network saw nobody."""
+    write_imported(tmp_path / "imported.safetensors")
+    common = [f"--network={tmp_path / 'imported.safetensors'}", "--seeds=0-1"]
+    refusal = CliRunner().invoke(generate.main, [*common, f"--dest={tmp_path / 'new' / 'fake.zip'}"])
+    assert refusal.exit_code == 2 and not (tmp_path / "new").exists()
+    assert "imported.safetensors does not say which patients it was trained on" in refusal.output
+    pictures = CliRunner().invoke(generate.main, [*common, f"--outdir={tmp_path / 'out'}"])
+    assert pictures.exit_code == 0 and (tmp_path / "out" / "seed0001.png").exists(), pictures.output
