@@ -15,7 +15,7 @@ from dnnlib.errors import UserError
 from dnnlib.staged import Staged
 from dnnlib.text import count
 from segmentation.config import EVALUATED_AT_ONCE
-from segmentation.data import ArchiveFacts, describe, describe_pixels, is_known_size, pixels_of
+from segmentation.facts import ArchiveFacts, collect_facts, describe_pixels, is_known_size, pixels_of
 from segmentation.fit import MODEL
 from segmentation.predict import predict_examinations
 from segmentation.report import draw_examinations, notes_on, worst_median_best
@@ -62,7 +62,7 @@ def evaluate_archive(
         unet = load_unet(model_path, default_device())
         reader = ArchiveReader(data_path)
         _require_fit(unet, model_path, reader)
-        facts = describe(reader)
+        facts = collect_facts(reader)
         _require_pixels(unet.info, model_path, reader, facts, allow_other_pixels)
         overlap = find_overlap(unet.info, model_path, reader, allow_overlap)
 

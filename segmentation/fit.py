@@ -1,4 +1,4 @@
-"""Train one U-Net on the union of some archives, for a fixed number of steps."""
+"""Train one U-Net on the slices of some archives, for a fixed number of steps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from dnnlib.runs import Log
 from dnnlib.staged import Staged
 from dnnlib.text import count, format_time
 from segmentation.config import TrainUNetConfig
-from segmentation.data import UnionOfArchives, describe, describe_pixels, is_one_size, loader, pixels_of
+from segmentation.data import PairDataset, loader
 from segmentation.draws import Draws
+from segmentation.facts import collect_facts, describe_pixels, is_one_size, pixels_of
 from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, save_unet, to_input
 from slices.leaks import doubts
 from torch_utils.distributed import default_device
@@ -32,17 +33,17 @@ _LINES = 10  # progress lines in the log
 
 @dataclass(frozen=True)
 class LossPoint:
-    """Mean training loss of the steps since the point before."""
+    """One point of the loss curve."""
 
     step: int
-    loss: float
+    loss: float  # mean of the steps since the point before
 
 
 @dataclass(frozen=True)
 class TrainRecord:
-    """What a training left: the content of training.json. Paths are as the user gave them."""
+    """What a training left: the content of training.json."""
 
-    model: str
+    model: str  # path of the saved U-Net, as the user gave it
     unet: UNetInfo
     device: str
     seconds: float
@@ -53,29 +54,28 @@ def train_unet(
     config: TrainUNetConfig,
     archives: Sequence[str | os.PathLike],
     outdir: str | os.PathLike,
-    force: bool = False,
-    exclude: Sequence[str | os.PathLike] = (),
+    force: bool = False,  # replace a U-Net that is there
+    exclude: Sequence[str | os.PathLike] = (),  # archives whose patients must not be among those learned from
 ) -> TrainRecord:
     """Train a U-Net; write unet.safetensors and training.json into `outdir` when it is done, log.txt on the way.
 
-    force: replace those files if they are there. exclude: archives whose patients must not be among those learned from.
-    Raises UserError for archives that don't fit each other, hold no classes or patients who are held out for testing,
-    for files in the way, and for a loss that ran off.
+    Raises UserError for archives that don't fit each other, hold no classes, or hold patients kept for testing; for
+    files in the way; and for a loss that runs off.
     """
     outdir = Path(outdir)
     for name in (MODEL, RECORD):
         files.refuse_existing(outdir / name, force)
-    data = UnionOfArchives(archives, exclude=exclude)
+    data = PairDataset(archives, exclude)
     draws = data.draws(config)
     info = UNetInfo(
         schema=data.schema,
         resolution=data.resolution,
         network=configure_unet(data.schema, data.resolution, config.width),
         training=config,
-        archives=tuple(describe(archive) for archive in data.archives),
+        archives=tuple(collect_facts(archive) for archive in data.archives),
         patients=tuple(sorted({p for archive in data.archives for p in archive.info.patients})),
         seen=tuple(sorted({p for archive in data.archives for p in archive.info.seen})),
-        drawn=data.count(draws),
+        drawn=draws.count(),
     )
     with contextlib.closing(Log(files.make_folder(outdir) / LOG)) as log:  # goes on in a log that is there
         for path in exclude:
@@ -85,11 +85,23 @@ def train_unet(
         return _train(data, draws, info, outdir, force, log)
 
 
-def _train(data: UnionOfArchives, draws: Draws, info: UNetInfo, outdir: Path, force: bool, log: Log) -> TrainRecord:
-    config, device, start = info.training, default_device(), time.monotonic()
+def segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Soft Dice loss of the lesion classes plus cross-entropy of all: (logits [N, K, H, W], indices [N, 1, H, W]).
+
+    Dice is summed over the batch before dividing: most slices lack some class, and the Dice of such a slice would be
+    noise.
+    """
+    from monai.losses import DiceCELoss  # takes seconds to import
+
+    return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+
+
+def _train(data: PairDataset, draws: Draws, info: UNetInfo, outdir: Path, force: bool, log: Log) -> TrainRecord:
+    """Train and save."""
+    device, start = default_device(), time.monotonic()
     log(_announce(data, info, device))
-    network = build_unet(info.network, config.seed).to(device)
-    curve = _optimize(network, data, draws, config, log)
+    network = build_unet(info.network, info.training.seed).to(device)
+    curve = _optimize(network, data, draws, info.training, log)
     seconds = time.monotonic() - start
 
     record = TrainRecord(str(outdir / MODEL), info, str(device), round(seconds, 2), curve)
@@ -100,18 +112,8 @@ def _train(data: UnionOfArchives, draws: Draws, info: UNetInfo, outdir: Path, fo
     return record
 
 
-def segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Soft Dice loss of the lesion classes plus cross-entropy of all: (logits [N, K, H, W], indices [N, 1, H, W]).
-
-    Dice is summed over the batch before dividing, for most slices lack some class, whose own Dice would be noise.
-    """
-    from monai.losses import DiceCELoss  # takes seconds to import
-
-    return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-
-
 def _optimize(
-    network: torch.nn.Module, data: UnionOfArchives, draws: Draws, config: TrainUNetConfig, log: Log
+    network: torch.nn.Module, data: PairDataset, draws: Draws, config: TrainUNetConfig, log: Log
 ) -> tuple[LossPoint, ...]:
     """Take config.steps steps of Adam; the network is changed in place. Returns the loss curve."""
     device = next(network.parameters()).device
@@ -121,8 +123,7 @@ def _optimize(
     batches = loader(data, draws, config.workers, pin=device.type == "cuda", log=log)
 
     interval, line = max(1, config.steps // _POINTS), max(1, config.steps // _LINES)
-    curve: list[LossPoint] = []
-    total, steps_since = torch.zeros((), device=device), 0  # summed on the device: asking at every step would stall it
+    curve = _Curve(config, device)
     network.train()
     with tqdm(batches, desc="U-Net", total=config.steps, unit="step", disable=None, leave=False) as progress:
         for step, pair in enumerate(progress, start=1):
@@ -133,24 +134,39 @@ def _optimize(
             loss.backward()
             optimizer.step()
             schedule.step()
-            total, steps_since = total + loss.detach(), steps_since + 1
 
+            curve.add(loss.detach())
             if step % interval == 0 or step == config.steps:
-                curve.append(LossPoint(step, _finite(total.item() / steps_since, step, config)))
-                total, steps_since = torch.zeros((), device=device), 0
-                progress.set_postfix(loss=f"{curve[-1].loss:.3f}")
+                progress.set_postfix(loss=f"{curve.mark(step):.3f}")
             if step % line == 0:
-                log(f"step {step:6d} of {config.steps}  loss {curve[-1].loss:.4f}")
-    return tuple(curve)
+                log(f"step {step:6d} of {config.steps}  loss {curve.points[-1].loss:.4f}")
+    return tuple(curve.points)
 
 
-def _finite(loss: float, step: int, config: TrainUNetConfig) -> float:
-    if not math.isfinite(loss):
-        raise UserError(f"the loss is {loss} at step {step}: try a smaller --lr than {config.lr:g}")
-    return loss
+class _Curve:
+    """The loss curve of a training so far, and the steps since its last point."""
+
+    def __init__(self, config: TrainUNetConfig, device: torch.device) -> None:
+        self.points: list[LossPoint] = []
+        self._config = config
+        # Summed on the device: to ask for the loss at every step would stall it.
+        self._total, self._steps = torch.zeros((), device=device), 0
+
+    def add(self, loss: torch.Tensor) -> None:
+        self._total, self._steps = self._total + loss, self._steps + 1
+
+    def mark(self, step: int) -> float:
+        """Add a point. Returns its loss. Raises UserError if that is no number."""
+        loss = self._total.item() / self._steps
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {step}: try a smaller --lr than {self._config.lr:g}")
+        self.points.append(LossPoint(step, loss))
+        self._total, self._steps = torch.zeros_like(self._total), 0
+        return loss
 
 
-def _announce(data: UnionOfArchives, info: UNetInfo, device: torch.device) -> str:
+def _announce(data: PairDataset, info: UNetInfo, device: torch.device) -> str:
+    """What is about to be trained, and on which slices."""
     c = info.training
     sources = " + ".join(
         f"{a.file} ({count(a.slices, 'slice')}, {count(a.patients, 'patient')})" for a in info.archives

@@ -11,7 +11,7 @@ import numpy as np
 
 from dnnlib.files import atomic_path
 from dnnlib.text import count, format_table, name_some
-from segmentation.data import describe_pixels, is_known_size, pixels_of
+from segmentation.facts import describe_pixels, is_known_size, pixels_of
 from segmentation.predict import Segmented
 from segmentation.scores import Evaluation, ExaminationDice, Target, targets_of
 from slices import render

@@ -1,8 +1,12 @@
-"""Archives as a torch Dataset, for training the GAN."""
+"""Slices of archives in memory or not, and the GAN's view of them as a torch data set.
+
+The U-Net's view is in segmentation/data.py.
+"""
 
 import os
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,33 +15,59 @@ from dnnlib.errors import UserError
 from dnnlib.text import count
 from slices.archive.reader import ArchiveReader
 
-MEMORY = 2 << 30  # bytes of slices that are kept in memory once they are read
+MEMORY = 2 << 30  # bytes that the slices of one data set may take in memory
+
+Kept = TypeVar("Kept")
+
+
+class StoredSlices(Generic[Kept]):
+    """Slices of one or several archives by number, each checked when it is read.
+
+    If all of them fit in memory, a slice is read once and kept; else it is read whenever it is asked for.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[tuple[ArchiveReader, int]],  # the archive of each slice, and its number there
+        keep: Callable[[np.ndarray], Kept],  # stored slice, uint8 [C + K, H, W], read-only -> what is needed of it
+        slice_bytes: int,  # what is kept of one slice
+        memory: int | None = None,  # bytes that all slices may take; None: MEMORY
+    ) -> None:
+        self._places, self._keep = places, keep
+        self.in_memory = len(places) * slice_bytes <= (MEMORY if memory is None else memory)
+        self._kept: dict[int, Kept] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, n: int) -> Kept:
+        if n in self._kept:
+            return self._kept[n]
+        archive, i = self._places[n]
+        kept = self._keep(archive.read_checked(i))
+        if self.in_memory:
+            self._kept[n] = kept
+        return kept
 
 
 class Example(NamedTuple):
-    """One training example."""
+    """One training example of the GAN."""
 
     stored: torch.Tensor  # uint8 [C + K, H, W]
     label: torch.Tensor  # float32 [c_dim], one-hot; c_dim = 0 without --cond
 
 
-class SliceDataset(torch.utils.data.Dataset):
-    """Joint slices of an archive, optionally doubled by mirrored copies.
-
-    subset: use this many slices, drawn at random with `seed`; None takes all.
-    mirror: append every slice flipped left to right.
-    use_labels: return the archive's class labels, for a conditional GAN.
-    memory: keep what was read, if all of it takes no more than so many bytes; None takes MEMORY.
-    """
+class SliceDataset(torch.utils.data.Dataset[Example]):
+    """Joint slices of an archive, optionally followed by their mirrored copies."""
 
     def __init__(
         self,
         path: str | os.PathLike,
-        subset: int | None = None,
-        mirror: bool = False,
-        use_labels: bool = False,
+        subset: int | None = None,  # use this many slices, drawn with `seed`; None: all
+        mirror: bool = False,  # append every slice flipped left to right
+        use_labels: bool = False,  # give the archive's class labels, for a conditional GAN
         seed: int = 0,
-        memory: int | None = None,
+        memory: int | None = None,  # bytes that the slices may take in memory; None: MEMORY
     ) -> None:
         self.archive = ArchiveReader(path)
         self.schema, self.resolution = self.archive.schema, self.archive.resolution
@@ -46,57 +76,70 @@ class SliceDataset(torch.utils.data.Dataset):
                 f"{path} holds no class labels, which --cond needs: convert with --class-by grade, or leave out --cond"
             )
         self.c_dim = self.archive.info.num_labels if use_labels else 0
-
-        chosen = np.arange(len(self.archive))
-        if subset is not None:
-            if not 1 <= subset <= len(chosen):
-                raise UserError(
-                    f"--subset {subset}: {path} holds {count(len(chosen), 'slice')}; choose from 1 to {len(chosen)}"
-                )
-            chosen = np.sort(np.random.RandomState(seed).permutation(chosen)[:subset])
-        self.num_originals = len(chosen)  # come first; their mirrored copies follow
-        flips = [False, True] if mirror else [False]
-        self._items = [(int(i), flip) for flip in flips for i in chosen]
-
-        size = self.num_originals * self.schema.num_channels * self.resolution**2
-        self.in_memory = size <= (MEMORY if memory is None else memory)
-        self._kept: dict[int, np.ndarray] = {}
+        self.chosen = _choose(self.archive, subset, seed)  # their numbers in the archive, ascending
+        self.num_originals = len(self.chosen)  # come first; their mirrored copies follow
+        flips = (False, True) if mirror else (False,)
+        self._items = [(k, flip) for flip in flips for k in range(self.num_originals)]
+        self._slices = StoredSlices(
+            [(self.archive, i) for i in self.chosen],
+            keep=_whole,
+            slice_bytes=self.schema.num_channels * self.resolution**2,
+            memory=memory,
+        )
 
     def __len__(self) -> int:
         return len(self._items)
 
-    @property
-    def patients(self) -> tuple[str, ...]:
-        """Whom a network learns from here: patients of the slices in use, and whom the generator of fakes saw."""
-        info = self.archive.info
-        return tuple(sorted({*(info.slices[i].patient for i, _ in self._items), *info.seen}))
-
-    @property
-    def label_counts(self) -> tuple[int, ...] | None:
-        """How many slices each class has here, mirrored copies not counted; None without class labels."""
-        if not self.c_dim:
-            return None
-        counts = Counter(self.archive.label(i) for i, _ in self._items[: self.num_originals])
-        return tuple(counts[label] for label in range(self.c_dim))
-
     def __getitem__(self, n: int) -> Example:
-        i, flip = self._items[n]
-        stored = self._read(i)
+        k, flip = self._items[n]
+        stored = self._slices[k]
         if flip:
             stored = stored[:, :, ::-1]
         return Example(torch.from_numpy(stored.copy()), self.label(n))
 
-    def _read(self, i: int) -> np.ndarray:
-        if i in self._kept:
-            return self._kept[i]
-        stored = self.archive.read_checked(i)
-        if self.in_memory:
-            self._kept[i] = stored
-        return stored
-
     def label(self, n: int) -> torch.Tensor:
-        """One-hot class label of example n, [c_dim], without reading the slice."""
+        """One-hot class label of example n, float32 [c_dim], without reading the slice."""
         label = torch.zeros(self.c_dim)
         if self.c_dim:
-            label[self.archive.label(self._items[n][0])] = 1
+            label[self._class_of(self.chosen[self._items[n][0]])] = 1
         return label
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether slices are kept in memory once they are read."""
+        return self._slices.in_memory
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Patients that a network knows after training on this: those of the slices in use, and those behind fakes."""
+        info = self.archive.info
+        return tuple(sorted({*(info.slices[i].patient for i in self.chosen), *info.seen}))
+
+    @property
+    def label_counts(self) -> tuple[int, ...] | None:
+        """Number of slices of each class label, without mirrored copies; None without class labels."""
+        if not self.c_dim:
+            return None
+        counts = Counter(self._class_of(i) for i in self.chosen)
+        return tuple(counts[label] for label in range(self.c_dim))
+
+    def _class_of(self, i: int) -> int:
+        """Class label of the archive's slice i."""
+        label = self.archive.label(i)
+        assert label is not None, "the reader refuses archives that label some slices only"
+        return label
+
+
+def _choose(archive: ArchiveReader, subset: int | None, seed: int) -> list[int]:
+    """Numbers of the slices to use, ascending. Raises UserError if there are fewer than `subset`."""
+    total = len(archive)
+    if subset is None:
+        return list(range(total))
+    if not 1 <= subset <= total:
+        raise UserError(f"--subset {subset}: {archive.path} holds {count(total, 'slice')}; choose from 1 to {total}")
+    return sorted(np.random.RandomState(seed).permutation(np.arange(total))[:subset].tolist())
+
+
+def _whole(stored: np.ndarray) -> np.ndarray:
+    """All channels, as the GAN learns them."""
+    return stored

@@ -189,3 +189,22 @@ def describe_pixels(pixels: Collection[float], resolution: int) -> str:
 def first_names(names: Collection[str], most: int = 3) -> str:
     """The first names, and whether there are more."""
     return ", ".join(str(name) for name in list(names)[:most]) + (", …" if len(names) > most else "")
+
+
+def remarks_on(info: ArchiveInfo) -> list[str]:
+    """What an archive lacks, by how it was made; other programs may have written anything there."""
+    remarks = []
+    split, voxels = _mapping(info.made.get("split")), _mapping(info.made.get("voxels"))
+    part = split.get("part")
+    names = split.get(part) if isinstance(part, str) else None
+    wanted = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    if missing := wanted.difference(info.patients):
+        remarks.append(f"{len(missing)} of the {len(wanted)} patients on this side of the split have no slice here")
+    for what, n in voxels.items():
+        if type(n) is int and what.isprintable():
+            remarks.append(f"{what}: {count(n, 'voxel')}")
+    return remarks
+
+
+def _mapping(value: object) -> dict:
+    return value if isinstance(value, dict) else {}

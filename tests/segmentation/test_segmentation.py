@@ -22,7 +22,7 @@ from segmentation import evaluate, fit, predict, report, scores, unet
 from segmentation.__main__ import main
 from segmentation.comparison import arms_table
 from segmentation.config import TrainUNetConfig
-from segmentation.data import UnionOfArchives, loader
+from segmentation.data import PairDataset, loader
 from segmentation.draws import Draw, Drawn, Draws
 from segmentation.evaluate import evaluate_archive, load_evaluation
 from segmentation.predict import predict_examinations, predict_slices
@@ -218,7 +218,7 @@ def test_the_loss_is_dice_of_the_lesions_plus_cross_entropy_of_all_classes():
 
 
 def test_flips_move_image_and_labels_together(train_zip):
-    union = UnionOfArchives([train_zip])
+    union = PairDataset([train_zip])
     stored = union.archives[0].read(3)
     contrasts, indices = RING.split(stored)
     plain, flipped = union[Draw(3, False)], union[Draw(3, True)]
@@ -231,11 +231,11 @@ def test_mixing_draws_every_slice_of_the_union_equally_often(tmp_path):
     rng = np.random.default_rng(0)
     few = write_archive(tmp_path / "few.zip", (("f", draw_slice(rng)) for _ in range(3)))
     many = write_archive(tmp_path / "many.zip", (("m", draw_slice(rng)) for _ in range(7)))
-    union = UnionOfArchives([few, many])
+    union = PairDataset([few, many])
     assert len(union) == 10
     assert (union[Draw(2, False)].contrasts.numpy() == union.archives[0].read(2)[:2]).all()
     assert (union[Draw(3, False)].contrasts.numpy() == union.archives[1].read(0)[:2]).all()
-    draws = [draw for batch in Draws(len(union), batch=4, steps=500, seed=0) for draw in batch]
+    draws = [draw for batch in Draws(union.has_lesion, TrainUNetConfig(steps=500, batch=4, empty=0)) for draw in batch]
     assert Counter(draw.slice for draw in draws) == {n: 200 for n in range(10)}
     assert 850 < sum(draw.flip for draw in draws) < 1150
     assert {draw.slice for draw in draws[:10]} == set(range(10)), "shuffled, not drawn with replacement"
@@ -243,13 +243,13 @@ def test_mixing_draws_every_slice_of_the_union_equally_often(tmp_path):
 
 
 def test_a_batch_may_be_larger_than_the_archive():
-    (batch,) = Draws(3, batch=8, steps=1, seed=0)
+    (batch,) = Draws(np.ones(3, bool), TrainUNetConfig(steps=1, batch=8, empty=0))
     assert len(batch) == 8 and {draw.slice for draw in batch} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("batch, steps, empty, lesion_free", [(8, 40, 0.05, 0.2), (7, 29, 0.29, 0.31), (3, 5, 0, 0.9)])
 def test_shares_are_exact_over_a_whole_training_and_even_in_it(train_zip, batch, steps, empty, lesion_free):
-    union = UnionOfArchives([train_zip])  # 36 of 48 slices have a lesion
+    union = PairDataset([train_zip])  # 36 of 48 slices have a lesion
     assert np.flatnonzero(~union.has_lesion).tolist() == list(range(0, 48, 4))
     draws = union.draws(TrainUNetConfig(steps, batch, seed=3, empty=empty, lesion_free=lesion_free))
     batches = [[d.slice for d in one] for one in draws]
@@ -258,9 +258,9 @@ def test_shares_are_exact_over_a_whole_training_and_even_in_it(train_zip, batch,
     for name, is_of in sorts.items():
         share = {"empty": empty, "lesion_free": lesion_free}[name]
         counts = np.array([sum(map(is_of, one)) for one in batches])
-        assert counts.sum() == round(share * batch * steps) == getattr(union.count(draws), name)
+        assert counts.sum() == round(share * batch * steps) == getattr(draws.count(), name)
         assert np.abs(counts - share * batch).max() < 2, "in every batch as nearly as can be"
-    assert sum(union.count(draws).__dict__.values()) == batch * steps
+    assert sum(draws.count().__dict__.values()) == batch * steps
     times = Counter(n for one in batches for n in one if n is not None)
     for lesion in (True, False):  # of a sort, every slice is used equally often
         of_sort = [times[n] for n in np.flatnonzero(union.has_lesion == lesion).tolist()]
@@ -270,17 +270,17 @@ def test_shares_are_exact_over_a_whole_training_and_even_in_it(train_zip, batch,
 
 @pytest.mark.parametrize("lesion_free, steps", [(None, 1), (None, 35), (0.0, 7), (0.3, 35)])
 def test_what_is_drawn_is_counted_without_drawing_it(train_zip, lesion_free, steps):
-    union = UnionOfArchives([train_zip])
+    union = PairDataset([train_zip])
     draws = union.draws(TrainUNetConfig(steps, batch=7, seed=1, lesion_free=lesion_free))
     numbers = list(draws.numbers())
     lesion = [union.has_lesion[n] for n in numbers if n is not None]
-    assert union.count(draws) == Drawn(sum(lesion), len(lesion) - sum(lesion), numbers.count(None))
-    many = union.count(union.draws(TrainUNetConfig(48 * 10**9, batch=20, lesion_free=lesion_free)))
+    assert draws.count() == Drawn(sum(lesion), len(lesion) - sum(lesion), numbers.count(None))
+    many = union.draws(TrainUNetConfig(48 * 10**9, batch=20, lesion_free=lesion_free)).count()
     assert many.empty == 48 * 10**9 and many.lesion_free == {None: 228, 0.0: 0, 0.3: 288}[lesion_free] * 10**9
 
 
 def test_a_blank_slice_is_background_in_every_contrast_and_in_truth(train_zip):
-    blank = UnionOfArchives([train_zip])[Draw(None, True)]
+    blank = PairDataset([train_zip])[Draw(None, True)]
     assert blank.contrasts.shape == (2, SIZE, SIZE) and blank.indices.shape == (SIZE, SIZE)
     assert blank.contrasts.dtype == blank.indices.dtype == torch.uint8
     assert not blank.contrasts.any() and not blank.indices.any()
@@ -308,9 +308,13 @@ def test_a_network_leaves_empty_slices_alone(trained):
 
 def test_slices_read_by_workers_are_those_held_in_memory(train_zip):
     def batches(memory):
-        union = UnionOfArchives([train_zip], memory)
+        union = PairDataset([train_zip], memory=memory)
         assert union.in_memory == bool(memory)
-        return list(loader(union, Draws(len(union), 5, 4, seed=7), workers=2, pin=False))
+        return list(
+            loader(
+                union, Draws(union.has_lesion, TrainUNetConfig(steps=4, batch=5, seed=7, empty=0)), workers=2, pin=False
+            )
+        )
 
     held, read = batches(1 << 30), batches(0)
     assert len(held) == len(read) == 4 and held[0].contrasts.shape == (5, 2, SIZE, SIZE)

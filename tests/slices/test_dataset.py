@@ -1,5 +1,7 @@
 """The GAN's view of an archive's slices."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ def test_mirror_doubles_and_subset_draws(archive):
     assert len(doubled) == 2 * len(plain)
     assert torch.equal(doubled[len(plain) + 5].stored, plain[5].stored.flip(2))
     first, again, other = (SliceDataset(archive, subset=10, seed=s) for s in (1, 1, 2))
-    assert [i for i, _ in first._items] == [i for i, _ in again._items] != [i for i, _ in other._items]
+    assert first.chosen == again.chosen != other.chosen
     with pytest.raises(UserError, match="--subset 25: .* holds 24 slices"):
         SliceDataset(archive, subset=25)
 
@@ -24,3 +26,11 @@ def test_slices_that_fit_into_memory_are_read_once(archive):
     kept.archive.read = None
     for n in (3, 3 + kept.num_originals):
         assert torch.equal(kept[n].stored, read_anew[n].stored)
+
+
+def test_a_data_set_goes_to_other_processes(archive):
+    for memory in (None, 0):
+        here = SliceDataset(archive, mirror=True, memory=memory)
+        first = here[0].stored
+        there = pickle.loads(pickle.dumps(here))
+        assert torch.equal(there[0].stored, first) and torch.equal(there[30].stored, here[30].stored)
