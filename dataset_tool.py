@@ -18,7 +18,7 @@ from slices.convert import conversion
 from slices.convert.options import ConvertOptions, RunOptions, SourceOptions
 from slices.convert.recognition import find_cases
 from slices.convert.report import describe_outcomes
-from slices.export import ExportOptions, export_archive
+from slices.export.export import ExportOptions, export_archive
 from slices.phantom import PhantomOptions, write_patients
 
 PICTURED = 8  # slices in the picture of `inspect`

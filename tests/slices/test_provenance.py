@@ -16,7 +16,7 @@ from slices.convert import conversion
 from slices.convert.options import ConvertOptions
 from slices.convert.recognition import find_cases
 from slices.convert.releases import describe_release
-from slices.export import export_archive
+from slices.export.export import export_archive
 from slices.schema import BRATS
 
 OWN = ("t1,t1ce,t2,flair", "{case}/{case}_{contrast}.nii.gz", "NCR=1,ED=2,ET=4")
