@@ -352,7 +352,7 @@ class Bench:
             require(code == 0, "one bad case is not skipped:", words)
             patients = self._check(dest)
             left_out = re.findall(r"^left out: (.*)", words, re.MULTILINE)
-            self.judge(None if case.name in patients else left_out[0], expected, *unreadable or [case])
+            self.judge(None if case.name in patients else left_out[0], expected, *unreadable or [case.name])
             require(not unreadable or case.name not in patients, "read after all", unreadable)
             return
         self.judge(words if code else None, expected, *unreadable or [source])
