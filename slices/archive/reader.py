@@ -31,8 +31,8 @@ from slices.archive.zips import Packed, ZipReader
 from slices.schema import LABEL_ON, Schema, is_plain_name
 
 _NAME = re.compile(r"slices/[0-9]{5,10}/[0-9]{8,13}\.npy")
-# dataset.json takes at most so many bytes, and so many more for every member; Python's lists and
-# dictionaries of it may take thirty times as much.
+# Most bytes of dataset.json, and most bytes more for every member. Python's lists and dictionaries of it may take
+# thirty times as much.
 _INDEX_BYTES = (1 << 22, 1 << 11)
 
 
@@ -46,7 +46,7 @@ class ArchiveReader:
         self.path = Path(path)
         if self.path.is_dir():
             raise UserError(f"{self.path} is a folder; expected a .zip made by dataset_tool.py or generate.py")
-        if not self.path.is_file():  # of a pipe, the beginning would never come
+        if not self.path.is_file():  # the beginning of a pipe would never come
             raise UserError(f"{self.path}: {'not a regular file' if self.path.exists() else 'no such file'}")
         self._zip = ZipReader(self.path)
         self.info = self._read_info()
@@ -95,7 +95,9 @@ class ArchiveReader:
     def label_name(self, i: int) -> str | None:
         """Name of the class label of slice i, or its number where labels have no names."""
         label = self.label(i)
-        return None if label is None else self.info.label_names[label] if self.info.label_names else str(label)
+        if label is None:
+            return None
+        return self.info.label_names[label] if self.info.label_names else str(label)
 
     def by_patient(self) -> dict[str, list[int]]:
         """Patient -> numbers of that patient's slices, in the order of the archive."""
@@ -105,7 +107,7 @@ class ArchiveReader:
         return groups
 
     def by_examination(self) -> dict[tuple[str, str | None], list[int]]:
-        """(patient, volume) -> numbers of its slices; those of a patient that are of no volume, as fakes, are one."""
+        """(patient, volume) -> numbers of its slices; a patient's slices of no volume, such as fakes, lie together."""
         groups: dict[tuple[str, str | None], list[int]] = {}
         for i, record in enumerate(self.info.slices):
             groups.setdefault((record.patient, record.volume), []).append(i)
@@ -123,7 +125,7 @@ class ArchiveReader:
 
     @property
     def _most_bytes(self) -> int:
-        """Of a slice's member: a header written by another program may be longer than ours."""
+        """Most bytes of a slice's member, unpacked: the header of another program may be longer than ours."""
         return self._bytes + (1 << 16)
 
     def _read_info(self) -> ArchiveInfo:
@@ -195,8 +197,8 @@ class ArchiveReader:
         labels = dict(info.labels)
         if len(labels) < len(info.labels):
             raise UserError(f"{self.path}: {INDEX} labels a slice twice")
-        if unlabelled := [r.file for r in info.slices if r.file not in labels]:
-            raise UserError(f"{self.path}: {len(unlabelled)} slices have no class label, the first is {unlabelled[0]}")
+        if unlabeled := [r.file for r in info.slices if r.file not in labels]:
+            raise UserError(f"{self.path}: {len(unlabeled)} slices have no class label, the first is {unlabeled[0]}")
         most = min(info.num_labels - 1, LARGEST_LABEL)
         if wrong := [label for label in labels.values() if not 0 <= label <= most]:
             raise UserError(f"{self.path}: class label {wrong[0]} is not one of 0 to {most}")

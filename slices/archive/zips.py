@@ -1,8 +1,8 @@
 """Zip files member by member: packed in any process, appended by one, read from many at once.
 
 Python's zipfile packs what it writes, keeps one file position for all readers, and inflates with zlib. Here packing is
-a function of its own, so worker processes can do it; a member is read at its place in the file, without a position to
-share; and ISA-L inflates three times as fast. The directory of a zip is left to zipfile.
+a function, which worker processes can call; a member is read at its place in the file, without a position to share; and
+ISA-L inflates three times as fast as zlib. The directory of a zip is left to zipfile.
 """
 
 from __future__ import annotations
@@ -29,8 +29,18 @@ _LOCAL = struct.Struct("<4s22xHH")  # a member's header: signature, …, lengths
 _SIGNATURE = b"PK\x03\x04"
 _ENCRYPTED, _UTF8 = 1, 0x800  # flags of a member
 _MOST_DEFLATED = 1032  # deflate never packs more bytes into one
-# What zipfile raises for files that are none; the last two come from lengths and places beyond all measure.
-_NOT_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError, MemoryError)
+# isal's stub takes its error for an instance.
+_Damage: type[Exception] = isal_zlib.error  # type: ignore[assignment]
+# What zipfile raises for files that can't be read or are no zips; the last two come from absurd lengths and places.
+_NOT_ZIP: tuple[type[Exception], ...] = (
+    OSError,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    ValueError,
+    struct.error,
+    OverflowError,
+    MemoryError,
+)
 
 
 class Packed(NamedTuple):
@@ -65,6 +75,7 @@ class ZipWriter:
         info.file_size, info.compress_size, info.CRC = member.size, len(member.deflated), member.crc
         # zipfile has no call for bytes that are packed already; these are its own steps.
         file = self._zip.fp
+        assert file is not None, "closed"
         file.seek(self._zip.start_dir)
         info.header_offset = file.tell()
         file.write(info.FileHeader())
@@ -72,9 +83,14 @@ class ZipWriter:
         self._zip.start_dir = file.tell()
         self._zip.filelist.append(info)
         self._zip.NameToInfo[name] = info
-        self._zip._didModify = True
+        self._set_modified(True)
+
+    def _set_modified(self, modified: bool) -> None:
+        """Say whether zipfile is to write a directory when it closes the file."""
+        setattr(self._zip, "_didModify", modified)  # noqa: B010 (types know no private names)
 
     def close(self) -> None:
+        """Write the directory."""
         with self._naming_the_file():
             self._zip.close()
 
@@ -88,7 +104,7 @@ class ZipWriter:
 
     def abandon(self) -> None:
         """Close without a directory: what was written is of no use."""
-        self._zip._didModify = False
+        self._set_modified(False)
         try:
             self._zip.close()
         except OSError:  # a full disk: what was to be flushed doesn't matter any more
@@ -96,19 +112,18 @@ class ZipWriter:
 
 
 class ZipReader:
-    """Read members of a zip file, from any number of threads and processes, forked or sent a copy.
+    """Read members of a zip file, from any number of threads and processes; a copy may be sent to another process.
 
     Raises UserError with the file, the member and the reason for whatever doesn't fit. No member takes more memory than
-    its reader allows, whatever the file says.
+    the caller allows, whatever the file says.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
-        self._file: int | None = None
         try:
             with zipfile.ZipFile(self.path) as file:
                 members, end = file.infolist(), file.start_dir
-        except (OSError, *_NOT_ZIP) as error:
+        except _NOT_ZIP as error:
             if isinstance(error, OSError) and error.filename is not None:  # it could not be opened
                 raise
             raise UserError(f"{self.path}: not a complete zip archive ({error})") from None
@@ -126,7 +141,7 @@ class ZipReader:
         return len(self._members)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_file": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -136,11 +151,11 @@ class ZipReader:
         self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
+        if "_file" in self.__dict__:
             os.close(self._file)
 
     def packed(self, name: str, most: int) -> Packed:
-        """A member to be appended to another zip, its deflated bytes as they are. `most`: see `read`."""
+        """A member for another zip, its deflated bytes as they are. most: bytes that it may have, unpacked."""
         member = self._find(name, most)
         raw = self._raw(member)
         if member.compress_type == zipfile.ZIP_STORED:
@@ -148,14 +163,14 @@ class ZipReader:
         return Packed(raw, member.file_size, member.CRC)
 
     def read(self, name: str, most: int) -> bytes:
-        """The content of a member, checked against its CRC-32. `most`: bytes that it may have."""
+        """The content of a member, checked against its CRC-32. most: bytes that it may have."""
         member = self._find(name, most)
         content = self._raw(member)
         if member.compress_type == zipfile.ZIP_DEFLATED:
             inflate = isal_zlib.decompressobj(_RAW)
             try:
                 content = inflate.decompress(content, member.file_size + 1)
-            except isal_zlib.error as error:
+            except _Damage as error:
                 raise self._damaged(name, error) from None
             if not inflate.eof:
                 raise self._damaged(name, f"does not inflate to its {member.file_size} bytes")

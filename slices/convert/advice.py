@@ -1,4 +1,4 @@
-"""What to say of a folder in which no case was found: what is there, which layout it looks like, and what would do."""
+"""Advice for a folder without cases: what is there, which layout it looks like, and what would do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DECATHLON = re.compile(r"imagesTr/[^/]+\.nii(\.gz)?")
 
 
 def explain(source: Path, files: Files, release: Release | None) -> str:
-    """One message. release: the one that was looked for, None if any of RELEASES."""
+    """The message for a folder without cases. release: the one that was looked for, None for any of RELEASES."""
     if release is None:
         expected = f"no cases found of any release: {', '.join(RELEASE_NAMES)}"
     else:
@@ -61,15 +61,15 @@ def _some(files: Sequence[str]) -> str:
 
 
 def _guesses(source: Path, files: Sequence[str], release: Release | None) -> Iterator[str]:
-    own = release is not None and release.name == OWN
-    if own:
-        yield _other_contrasts(files, release)
+    own = release if release is not None and release.name == OWN else None
+    if own is not None:
+        yield _other_contrasts(files, own)
         yield _layout(files)
     else:
         yield _another_release(source, files, release)
     yield _elsewhere(source, files, RELEASES if release is None else [release.any_case])
     yield _challenge(files)
-    if not own:
+    if own is None:
         yield _layout(files)
         yield _unknown_names(source, files)
     for folder, inside in _below(files):
@@ -78,7 +78,7 @@ def _guesses(source: Path, files: Sequence[str], release: Release | None) -> Ite
 
 
 def _cases(source: Path, files: Sequence[str], release: Release) -> list[Case]:
-    """The cases, if they can be told at all."""
+    """The cases of a release; none where files can't be grouped at all."""
     with contextlib.suppress(UserError):
         return cases_of(source, files, release)[0]
     return []
@@ -128,7 +128,7 @@ def _challenge(files: Sequence[str]) -> str:
 
 
 def _other_contrasts(files: Sequence[str], release: Release) -> str:
-    """For a description whose contrasts have other names in files."""
+    """Advice for a description whose contrasts have other names in files."""
     pattern = replace(release, known={}).images
     anything = replace(pattern, meanings={**pattern.meanings, "contrast": "[^/]+"})
     named = {way.values["contrast"] for file in files for way in anything.ways(file) if "contrast" in way.values}
@@ -165,16 +165,17 @@ def _layout(files: Sequence[str]) -> str:
 
 
 def _unknown_names(source: Path, files: Sequence[str]) -> str:
-    """For cases that are laid out like a release but bear the names of none, or have no masks."""
+    """Advice for cases that are laid out like a release but bear the names of none, or have no masks."""
     like = [(row, cases) for row in _OF_ANY_NAMES if (cases := _cases(source, files, row))]
     if not like:
         return ""
     row, cases = like[0]
     name, title = cases[0].name, row.title.partition(" 20")[0]
-    if not any(case.mask.is_file() for case in cases):
+    masks = [case.mask for case in cases if case.mask is not None]  # every release has them
+    if not any(mask.is_file() for mask in masks):
         return (
             f"{name} and the other cases are laid out like {title}, but there are no masks such as "
-            f"{cases[0].mask.name}: is it a validation set? Describe it without --labels: "
+            f"{masks[0].name}: is it a validation set? Describe it without --labels: "
             f"{describe_as_own(row, labels=False)}"
         )
     by_values: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The cases of a folder: which files belong to one, and whose case it is."""
+"""The cases of a folder: which files belong to a case, and which patient it is of."""
 
 from __future__ import annotations
 
@@ -33,19 +33,15 @@ class VolumeFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One examination of a patient. Its files may be missing: `missing_file` tells.
-
-    grade: one of GRADES, where folders or a table say so. contrasts: in the order of the schema. mask: None without
-    classes. grid: voxels that the release's volumes have, if all have the same. head: a mask of the head, if asked for.
-    """
+    """The files of one examination of a patient. Some may be missing: `missing_file` tells."""
 
     name: str
     patient: str
-    grade: str | None
-    contrasts: tuple[VolumeFile, ...]
-    mask: Path | None
-    grid: tuple[int, int, int] | None = None
-    head: Path | None = None
+    grade: str | None  # one of GRADES, where folders or a table say it
+    contrasts: tuple[VolumeFile, ...]  # in the order of the schema
+    mask: Path | None  # None without classes
+    grid: tuple[int, int, int] | None = None  # voxels that the release's volumes have, if all have the same
+    head: Path | None = None  # a mask of the head, if asked for
 
     @property
     def paths(self) -> list[Path]:
@@ -55,7 +51,7 @@ class Case:
 
     @property
     def short_names(self) -> dict[Path, str]:
-        """What words call each file: its path below the folder that holds them all, mostly its name."""
+        """File -> its path below the folder that holds all, mostly its name: what messages call it."""
         above = os.path.commonpath([path.parent for path in self.paths])
         return {path: path.relative_to(above).as_posix() for path in self.paths}
 
@@ -70,7 +66,7 @@ class Case:
             raise UserError(f"{missing}: {words}")
         names = ", ".join(self.short_names.values())
         there = [name for path, name in self.short_names.items() if path.is_file()]
-        few = f", of which there is only {', '.join(there)}" if len(there) < len(self.paths) - 1 and there else ""
+        few = f", but there is only {', '.join(there)}" if len(there) < len(self.paths) - 1 and there else ""
         bare = "; for data without masks give --contrasts and --pattern, but no --labels"
         raise UserError(
             f"{missing} is missing; the case {self.name} consists of {names}{few}{bare if missing == self.mask else ''}"
@@ -88,10 +84,10 @@ class Files(NamedTuple):
 
 
 def files_below(source: Path, depth: int) -> Files:
-    """All files, however deep, behind links as well; hidden ones (._BRATS_001.nii.gz) are no data.
+    """List all files, however deep, behind links as well. Hidden ones (._BRATS_001.nii.gz) are no data.
 
-    A folder that can't be read counts as such a form, and so does a link to nothing, which may have been a folder; at
-    most `depth` folders down, where cases may lie, the first is an OSError.
+    A folder that can't be read counts as unread, and so does a link to nothing, which may have been a folder. depth:
+    folders below `source` that cases may lie in; down to there, a folder that can't be read is an OSError.
     """
     found = Files([], [])
 
@@ -124,14 +120,15 @@ def files_below(source: Path, depth: int) -> Files:
 
 @dataclass
 class _Group:
-    """The files of a case: how the first was read, and for each contrast, by its name in files, those that claim it."""
+    """The files of a case."""
 
-    way: Way
+    way: Way  # how the name of the first was read
+    # What files call a contrast -> the files that claim to be it.
     files: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
 def cases_of(source: Path, files: Sequence[str], release: Release) -> tuple[list[Case], set[str]]:
-    """The cases that files of a release make, in order of patient and name, and all files that belong to them."""
+    """Group the files of a release to cases. Returns these in order of patient and name, and all files they have."""
     pattern = release.images
     groups = _grouped(source, files, release, pattern)
     finders = {
@@ -140,7 +137,8 @@ def cases_of(source: Path, files: Sequence[str], release: Release) -> tuple[list
         if masks is not None
     }
     if release.in_one_file:
-        masks = {  # which may be named like images
+        # Masks may be named like images.
+        masks = {
             file
             for group in groups.values()
             for finder in finders.values()
@@ -148,7 +146,7 @@ def cases_of(source: Path, files: Sequence[str], release: Release) -> tuple[list
             if file not in group.files[""]
         }
         groups = {name: group for name, group in groups.items() if not masks.issuperset(group.files[""])}
-    cases, belonging, there = [], set(), set(files)
+    cases, belonging, there = [], set[str](), set(files)
     for name, group in groups.items():
         cases.append(case := _case(source, there, release, pattern, name, group, finders))
         belonging |= {path.relative_to(source).as_posix() for path in case.paths}
@@ -157,7 +155,10 @@ def cases_of(source: Path, files: Sequence[str], release: Release) -> tuple[list
 
 
 def _grouped(source: Path, files: Sequence[str], release: Release, pattern: Pattern) -> dict[str, _Group]:
-    """Case -> its images, and masks that are named like contrasts."""
+    """Case -> its images, and masks that are named like contrasts.
+
+    Raises UserError if a name can be read in two ways, or two cases have one name.
+    """
     groups: dict[str, _Group] = {}
     for file in files:
         ways = pattern.ways(file)
@@ -182,13 +183,13 @@ def _several_ways(source: Path, pattern: str, file: str, ways: Sequence[Way]) ->
     shown = " or ".join(", ".join(f"{name} {value}" for name, value in way.values.items()) for way in ways[:2])
     return (
         f"{source}: {pattern} fits {file} in {'two' if len(ways) == 2 else len(ways)} ways: {shown}; separate the "
-        "parts by a folder, give one a width or an expression, such as {patient:4} or {patient:[A-Z]+}, or write "
-        "{case} and say with --cases whose they are"
+        "placeholders by a folder, give one a width or an expression, such as {patient:4} or {patient:[A-Z]+}, or "
+        "write {case} and say with --cases whose they are"
     )
 
 
 class _Finder:
-    """Which files a pattern of masks names for some cases."""
+    """Finds the masks of cases by a pattern."""
 
     def __init__(self, files: Sequence[str], pattern: Pattern, cases: Iterable[_Group]) -> None:
         self.pattern = pattern
@@ -198,8 +199,8 @@ class _Finder:
                 self._found[key].append(file)
 
     def of(self, values: Mapping[str, str]) -> list[str]:
-        """values: of a case. Of the variants of the pattern, the first that files have counts."""
-        return next(filter(None, map(self._found.get, self._keys(values))), [])
+        """The masks of a case with these values of placeholders, by the first variant of the pattern that has any."""
+        return next((files for key in self._keys(values) if (files := self._found.get(key))), [])
 
     def _keys(self, values: Mapping[str, str]) -> list[frozenset]:
         return [_key(names, values) for names in self.pattern.names_of_variants if names <= set(values)]
@@ -249,12 +250,12 @@ def _case(
 
 
 def _the_one(source: Path, files: list[str], expected: str, name: str, own: bool) -> str:
-    """The file to take of those that claim to be the same, or the one that should be.
+    """The one of some files that claim to be the same, or the one that is expected if there is none.
 
     own: users wrote the pattern, and its ending tells x.nii from x.nii.gz. Nothing else tells which is right.
     """
     if own and len(files) > 1:
-        files = [file for file in files if ENDING.search(file)[0] == ENDING.search(expected)[0]] or files
+        files = [file for file in files if file.endswith(".gz") == expected.endswith(".gz")] or files
     if len(files) > 1:
         raise UserError(
             f"{source}: {files[0]} and {files[1]} claim to be the same file of the case {name}, and which one is right "
@@ -267,7 +268,7 @@ def _the_one(source: Path, files: list[str], expected: str, name: str, own: bool
 
 
 def apply_table(cases: Sequence[Case], path: Path) -> list[Case]:
-    """The cases with the patients and grades of a table, in order of patient and name.
+    """Give cases the patients and grades of a table; they come in order of patient and name.
 
     Raises UserError unless the table has one row for every case, and no other.
     """
@@ -285,18 +286,17 @@ def apply_table(cases: Sequence[Case], path: Path) -> list[Case]:
     for case in cases:
         row = rows[case.name]
         told.append(replace(case, patient=row.get("patient", case.patient), grade=row.get("grade", case.grade)))
-    visits = defaultdict(list)
+    visits: dict[tuple[str, str], str] = {}
     for case in told:
         if visit := rows[case.name].get("visit"):
-            visits[case.patient, visit].append(case.name)
-    if twice := [(key, names) for key, names in visits.items() if len(names) > 1]:
-        ((patient, visit), names), *_ = twice
-        raise UserError(f"{path}: {names[0]} and {names[1]} are both visit {visit} of {patient}")
+            other = visits.setdefault((case.patient, visit), case.name)
+            if other != case.name:
+                raise UserError(f"{path}: {other} and {case.name} are both visit {visit} of {case.patient}")
     return _in_order(told)
 
 
 def _read_table(path: Path) -> dict[str, dict[str, str]]:
-    """Case -> what the row says of it, without empty cells."""
+    """Case -> its row, without empty cells. Raises UserError for what is no table of cases."""
     if not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}; expected a table of cases")
     try:

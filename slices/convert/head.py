@@ -19,16 +19,14 @@ AUTO, ALL = "auto", "all"
 TOLERANCE = 0.01
 # The background is constant if this share of the values near it, within five tolerances, is within one.
 CONSTANT = 0.9
-# Tissue is brighter than this share of what is bright, and than so many times the typical dark voxel: 99.8 % of noise
-# without signal, whose magnitudes follow Rayleigh's distribution, is not.
-TISSUE, NOISE = 0.2, 3.0
-# There is air if so large a share of the foreground's outline is farther from tissue than such a share of a picture's
-# edge.
-AIR, NEAR = 0.4, 0.02
-# Parts of less than such a share of the largest are specks.
-SPECK = 0.01
-# The skin is blurred over about such a share of a picture's edge.
-SKIN = 1 / 256
+TISSUE = 0.2  # tissue is brighter than this share of what is bright
+# Tissue is brighter than this many times the typical dark voxel. 99.8 % of noise without signal is not: its magnitudes
+# follow Rayleigh's distribution.
+NOISE = 3.0
+AIR = 0.4  # there is air if this share of the foreground's outline is far from tissue
+NEAR = 0.02  # share of a picture's edge that is not far
+SPECK = 0.01  # pieces smaller than this share of the largest are specks
+SKIN = 1 / 256  # share of a picture's edge over which the skin is blurred
 
 _CROSS = ndimage.generate_binary_structure(3, 1)
 _IN_PICTURES = _CROSS & np.array([False, True, False])[:, None, None]
@@ -85,9 +83,9 @@ def head_above(contrasts: Sequence[np.ndarray], value: float) -> np.ndarray:
 def find_head(contrasts: Sequence[np.ndarray]) -> np.ndarray:
     """Which voxels belong to the head: C intensities [S, P, L] -> bool [S, P, L].
 
-    What is foreground in any contrast, without specks and thin bridges, as one connected part with its holes filled. If
-    that is surrounded by air, its tissue instead, in each picture with its holes filled and a margin for the blurred
-    skin. Raises UserError if every contrast is constant.
+    The head is what is foreground in any contrast: one connected piece without specks and thin bridges, its holes
+    filled. If air surrounds that, the head is the tissue in it: in each picture with its holes filled and a margin for
+    the blurred skin. Raises UserError if every contrast is constant.
     """
     seen = np.zeros(contrasts[0].shape, bool)
     bright = seen.copy()
@@ -98,12 +96,12 @@ def find_head(contrasts: Sequence[np.ndarray]) -> np.ndarray:
     if not seen.any():
         raise UserError("no head found: in every contrast all voxels have one value")
     box = _bounding_box(seen)
-    found = _largest_part(np.ascontiguousarray(seen[box]), _CROSS)
-    edge = max(seen.shape[1:])
+    found = _largest_piece(np.ascontiguousarray(seen[box]), _CROSS)
+    edge = int(max(seen.shape[1:]))
     near = max(2, round(NEAR * edge))
     whole = _filled(_closed(_without_specks(bright[box]), near), _IN_PICTURES)
     if _far_share(found, whole, near) > AIR:
-        found = _grown(_largest_part(whole, _IN_PICTURES), round(SKIN * edge))
+        found = _grown(_largest_piece(whole, _IN_PICTURES), round(SKIN * edge))
     head = np.zeros_like(seen)
     head[box] = found
     return head
@@ -131,8 +129,8 @@ def foreground(volume: np.ndarray) -> np.ndarray:
 def tissue(volume: np.ndarray, there: np.ndarray) -> np.ndarray:
     """Voxels brighter than air, which gives no signal but noise: intensities [S, P, L] -> bool of the same shape.
 
-    there: the foreground. What is bright in it lies above Otsu's threshold. No signal is 0, or the lowest value where
-    some are negative.
+    there: the foreground. Bright are its voxels above Otsu's threshold. No signal is 0, or the lowest value if some are
+    negative.
     """
     values = volume[::2, ::2, ::2][there[::2, ::2, ::2]]
     if not values.size:
@@ -155,12 +153,12 @@ def _bound(volume: np.ndarray, value: float, rounded: Callable[[float], int]) ->
 
 
 def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
-    """The threshold that maximises the variance between the two groups it makes (Otsu 1979)."""
+    """The threshold that maximizes the variance between the two groups it makes (Otsu 1979)."""
     counts, edges = np.histogram(values.astype(np.float64, copy=False), bins)
-    centres = (edges[:-1] + edges[1:]) / 2
+    centers = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)[:-1]  # [bins − 1]: how many lie below each inner edge
     above = counts.sum() - below
-    sums = np.cumsum(counts * centres)
+    sums = np.cumsum(counts * centers)
     mean_below = sums[:-1] / np.maximum(below, 1)
     mean_above = (sums[-1] - sums[:-1]) / np.maximum(above, 1)
     between = below.astype(float) * above * (mean_below - mean_above) ** 2
@@ -176,54 +174,57 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _largest_part(seen: np.ndarray, structure: np.ndarray) -> np.ndarray:
-    """The largest part, without specks and thin bridges, with its holes filled."""
+def _largest_piece(seen: np.ndarray, structure: np.ndarray) -> np.ndarray:
+    """The largest connected piece, without specks and thin bridges, with its holes filled."""
     core = grow(~grow(~seen))  # an opening; a head that the field of view cuts off goes on beyond it
-    parts, count = ndimage.label(core if core.any() else seen, _CROSS)
-    largest = parts == np.bincount(parts.ravel(), minlength=count + 1)[1:].argmax() + 1
-    return _filled(grow(largest, corners=True) & seen, structure)  # gives back the corners that opening took
+    pieces, count = ndimage.label(core if core.any() else seen, _CROSS)
+    largest = pieces == np.bincount(pieces.ravel(), minlength=count + 1)[1:].argmax() + 1
+    # Growing into the corners gives back those that the opening took.
+    return _filled(grow(largest, corners=True) & seen, structure)
 
 
 def _filled(mask: np.ndarray, structure: np.ndarray) -> np.ndarray:
     """A mask with the holes that the structure doesn't connect with the outside."""
     outside, _ = ndimage.label(np.pad(~mask, 1, constant_values=True), structure)
+    # The first voxel of each picture lies in the padding, which is outside.
     return (outside != outside[:, :1, :1])[1:-1, 1:-1, 1:-1]
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
-    """The parts that are not much smaller than the largest; thin ones stay, as skin is."""
-    parts, _ = ndimage.label(mask, _CROSS)
-    sizes = np.bincount(parts.ravel())
+    """The pieces that are not much smaller than the largest; thin ones stay, such as skin."""
+    pieces, _ = ndimage.label(mask, _CROSS)
+    sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    return (sizes >= SPECK * sizes.max())[parts] & mask
+    return (sizes >= SPECK * sizes.max())[pieces] & mask
 
 
 def _closed(mask: np.ndarray, voxels: int) -> np.ndarray:
-    """Closing within pictures: bone, as dark as air, parts skin from brain. Beyond the edges all goes on as it is."""
+    """Close gaps within pictures: bone, as dark as air, separates skin from brain. All goes on beyond the edges."""
     around = [(0, 0), (voxels, voxels), (voxels, voxels)]
     grown = _grown(np.pad(mask, around, mode="edge"), voxels)
     return ~_grown(~grown, voxels)[:, voxels:-voxels, voxels:-voxels]
 
 
 def _far_share(found: np.ndarray, inner: np.ndarray, voxels: int) -> float:
-    """The share of the outline of a mask, in its pictures, that is more than so many voxels away from another mask."""
+    """Share of the outline of `found`, in its pictures, that is more than `voxels` away from `inner`."""
     around = np.pad(~found, [(0, 0), (1, 1), (1, 1)], constant_values=True)
     outline = found & _grown(around, 1)[:, 1:-1, 1:-1]
     return np.count_nonzero(outline & ~_grown(inner, voxels)) / np.count_nonzero(outline)
 
 
 def _grown(mask: np.ndarray, voxels: int) -> np.ndarray:
-    """Dilation within pictures."""
+    """Dilate within pictures."""
     for _ in range(voxels):
         mask = grow(mask, axes=(1, 2))
     return mask
 
 
 def grow(mask: np.ndarray, corners: bool = False, axes: Sequence[int] = (0, 1, 2)) -> np.ndarray:
-    """Binary dilation by one voxel along the axes, or into the corners as well; many times as fast as SciPy's."""
+    """Dilate by one voxel along the axes, or into the corners as well; many times as fast as SciPy does."""
     grown = mask.copy()
     for axis in axes:
         source = grown.copy() if corners else mask
+        # All voxels but the first along the axis, and all but the last: each voxel's two neighbors.
         first = (slice(None),) * axis
         ahead, behind = (*first, slice(1, None)), (*first, slice(None, -1))
         grown[ahead] |= source[behind]

@@ -1,10 +1,10 @@
 """Where files lie below a folder, in a line: `sub-{patient}/[ses-{visit}/]anat/sub-{patient}[_*]_{contrast}.nii.gz`.
 
-    {patient}       some part of a folder's or file's name; at a second place the same once more
-    {patient:4}     exactly so many characters
+    {patient}       some stretch of a folder's or file's name; the same again at a second place
+    {patient:4}     exactly 4 characters
     {patient:EXPR}  what a regular expression says
     [...]           may be missing; it is taken where it fits
-    *               anything, within one name
+    *               anything within one name
 
 The ending .nii.gz stands for .nii as well, and the other way round.
 """
@@ -28,37 +28,39 @@ _MOST_VARIANTS = 64
 
 
 class _Blank(NamedTuple):
-    """A placeholder, or a star. A star has a name, such as *0, where it is of a folder above a case: what it stands for
-    there tells cases apart."""
+    """A placeholder, or a star.
+
+    A star in a folder above a case has a name, such as *0: what it stands for tells cases apart. Other stars have none.
+    """
 
     name: str
-    rule: str | None = None
+    rule: str | None = None  # a width or a regular expression
 
 
 _Tokens = tuple[str | _Blank, ...]
 
 
 class Way(NamedTuple):
-    """One way to read a file's path: which of the variants it has, and what the placeholders stand for."""
+    """One way to read a file's path."""
 
-    variant: int
-    values: dict[str, str]
+    variant: int  # number of the pattern's variant that fits
+    values: dict[str, str]  # what the placeholders stand for
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A pattern as it was written, and its variants: with the optional parts first, then without.
+    """A pattern of files."""
 
-    meanings: what placeholders may be, as regular expressions, where the pattern itself doesn't say.
-    """
-
-    text: str
-    variants: tuple[_Tokens, ...]
-    meanings: Mapping[str, str]
+    text: str  # as it was written
+    variants: tuple[_Tokens, ...]  # with what may be missing first, then without
+    meanings: Mapping[str, str]  # placeholder -> regular expression
 
     @classmethod
     def parse(cls, text: str, option: str = "--pattern", meanings: Mapping[str, str] | None = None) -> Pattern:
-        """option: what an error calls the text. Raises UserError for what is no pattern."""
+        """Read a pattern. option: what errors call the text; meanings: of placeholders that the text says nothing of.
+
+        Raises UserError for what is no pattern.
+        """
         text = re.sub(r"(?<![^/])\./+", "", re.sub(r"(?<=.)/+", "/", text))
         if text.startswith("/") or {"..", ""} & set(text.split("/")):
             raise UserError(f"{option} {text}: expected a path relative to --source, without ..")
@@ -88,18 +90,18 @@ class Pattern:
 
     @property
     def forms(self) -> list[str]:
-        """The pattern without brackets: one for every possibility."""
+        """The pattern without brackets, once for every variant."""
         blanks = {name: f"{{{name}}}" for name in self.names}
         return [self.fill(blanks, n) for n in range(len(self.variants))]
 
     @property
     def depth(self) -> int:
-        """How many folders lie above its files, at most."""
+        """Most folders that lie above its files."""
         return max("".join(t for t in tokens if isinstance(t, str)).count("/") for tokens in self.variants)
 
     @property
     def ending(self) -> str:
-        return ENDING.search(self.text)[0]
+        return ".nii.gz" if self.text.endswith(".gz") else ".nii"
 
     def ways(self, file: str) -> list[Way]:
         """All ways in which the pattern fits a relative path, with or without .gz."""
@@ -112,8 +114,10 @@ class Pattern:
         ]
 
     def fill(self, values: Mapping[str, str], variant: int | None = None) -> str:
-        """The path that the pattern gives, with stars for what is unknown; of the variants, this one, or the first of
-        which all placeholders are known."""
+        """The path that the pattern gives, with stars for what is unknown.
+
+        variant: its number; without one, the first whose placeholders are all known.
+        """
         if variant is None:
             variant = next((n for n, names in enumerate(self.names_of_variants) if names <= set(values)), 0)
         pieces = (t if isinstance(t, str) else values.get(t.name, "*") for t in self.variants[variant])
@@ -141,7 +145,8 @@ class Pattern:
         return self.meanings.get(name, _ANYTHING)
 
     def _readings(self, tokens: _Tokens, stem: str) -> list[dict[str, str]]:
-        """All that the placeholders can stand for: from left to right, each place reached and how."""
+        """All that the placeholders of a variant can stand for."""
+        # From left to right: each place that is reached, and what the placeholders stand for on the way there.
         states: set[tuple[int, tuple[tuple[str, str], ...]]] = {(0, ())}
         for token, follower in itertools.zip_longest(tokens, tokens[1:], fillvalue=""):
             states = {state for start, values in states for state in self._next(token, follower, stem, start, values)}
@@ -150,9 +155,10 @@ class Pattern:
     def _next(
         self, token: str | _Blank, follower: str | _Blank, stem: str, start: int, values: tuple
     ) -> Iterator[tuple[int, tuple]]:
-        """Where a token can end that starts here, and what is known then. follower: the token behind it."""
+        """Where a token can end that starts at `start`, and what is known then. follower: the token behind it."""
         known = token if isinstance(token, str) else dict(values).get(token.name)
-        if known is not None:
+        if isinstance(token, str) or known is not None:
+            assert known is not None
             if stem.startswith(known, start):
                 yield start + len(known), values
             return
@@ -203,15 +209,19 @@ def _variants(tokens: Iterator[str | _Blank], inside: bool = False) -> list[_Tok
 
 
 def _tidied(tokens: _Tokens) -> _Tokens:
-    """A variant without the slash of a folder that is left out, and with names for the stars of folders above the first
-    that is named after a case or patient."""
-    joined: list[str | _Blank] = [""]
+    """A variant without the slash of a folder that is left out, and with names for some stars.
+
+    These are the stars in folders above the first that is named after a case or patient.
+    """
+    joined: list[str | _Blank] = []
     for token in tokens:
-        if isinstance(token, str) and isinstance(joined[-1], str):
-            joined[-1] = (joined[-1] + token).replace("//", "/")
+        before = joined[-1] if joined else ""
+        if isinstance(token, str) and isinstance(before, str):
+            text = (before + token).replace("//", "/")
+            # At the beginning there is no folder for a slash to end.
+            joined[-1:] = [text.lstrip("/") if len(joined) < 2 else text]
         else:
             joined.append(token)
-    joined[0] = joined[0].lstrip("/")
     tokens = tuple(token for token in joined if token != "")
     case = next((n for n, t in enumerate(tokens) if isinstance(t, _Blank) and t.name in ("case", "patient")), 0)
     last = max((n for n, t in enumerate(tokens[:case]) if isinstance(t, str) and "/" in t), default=0)
@@ -219,7 +229,7 @@ def _tidied(tokens: _Tokens) -> _Tokens:
 
 
 def _rules(blanks: set[_Blank]) -> dict[str, str]:
-    """Placeholder -> regular expression, where the pattern says it."""
+    """Placeholder -> regular expression, where the pattern has one."""
     found: dict[str, str] = {}
     for name, rule in sorted((b.name, b.rule) for b in blanks if b.rule is not None):
         if name in ("contrast", "grade"):

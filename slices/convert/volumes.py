@@ -1,7 +1,7 @@
-"""One case of a release, read in a common orientation.
+"""The files of a case -> volumes on one voxel grid, in one orientation.
 
 In memory every volume is a stack of pictures, [S, P, L]: slices from feet to head, rows from front to back, columns
-from the patient's right to left. So a picture stands as radiologists see it: nose up, patient's left on the right.
+from the patient's right to left. A picture stands as radiologists see it: nose up, patient's left on the right.
 """
 
 from __future__ import annotations
@@ -23,95 +23,107 @@ from slices.orientation import Orientation
 from slices.place import ROUNDING, SAME, Fit, Place, axes_of, differences, fit, is_nowhere
 from slices.schema import Schema
 
-EDGE = 3  # voxels deep in the head, which contrasts that were stripped of the skull one by one may lack
-_COARSEST_STEP = 0.5  # between values of a file; in coarser ones a value tells no whole number from the next
-_FLOAT_NOISE = 1e-5  # of a label, by which arithmetic may miss a whole number
+EDGE = 3  # voxels deep in the head, where contrasts that were stripped of the skull one by one may have nothing
+CONTRAST, LABELS, HEAD = "contrast", "labels", "head"  # kinds of files
+_COARSEST_STEP = 0.5  # between the values of a file; with a larger one a value tells no whole number from the next
+_FLOAT_NOISE = 1e-5  # share of a label by which arithmetic may miss a whole number
 
 
 class Nan(NamedTuple):
-    """The voxels of a file that are NaN, bool [S, P, L]; the background's value stands in their place."""
+    """The voxels of a file that are NaN. The background's value stands in their place."""
 
     path: Path
-    name: str
-    voxels: np.ndarray
+    name: str  # what messages call the file
+    voxels: np.ndarray  # bool [S, P, L]
 
 
 @dataclass(frozen=True)
 class CaseVolumes:
-    """The volumes of a case as stacks of pictures, and the grid that the files had.
+    """The volumes of a case as stacks of pictures, and the voxel grid that the files had."""
 
-    contrasts: C of [S, P, L], in the files' numbers and intensities; labels: class indices, uint8 [S, P, L], all 0 for
-    a schema without classes; spacing: mm between voxels along S, P, L; shape, affine: the files'; remarks: oddities
-    that the user should know of; nan: to be judged once the head is known; counted: remark -> voxels; head: the given
-    mask of the head, bool [S, P, L].
-    """
-
-    contrasts: tuple[np.ndarray, ...]
-    labels: np.ndarray
-    spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-    remarks: tuple[str, ...]
-    nan: tuple[Nan, ...] = ()
-    counted: Mapping[str, int] = field(default_factory=dict)
-    head: np.ndarray | None = None
+    contrasts: tuple[np.ndarray, ...]  # C of [S, P, L], in the files' numbers and intensities
+    labels: np.ndarray  # class indices, uint8 [S, P, L]; all 0 for a schema without classes
+    spacing: tuple[float, float, float]  # mm between voxels along S, P, L
+    shape: tuple[int, int, int]  # the files'
+    affine: np.ndarray  # the files', 4×4
+    remarks: tuple[str, ...]  # oddities that the user should know of
+    nan: tuple[Nan, ...] = ()  # to be judged once the head is known
+    counted: Mapping[str, int] = field(default_factory=dict)  # remark -> voxels
+    head: np.ndarray | None = None  # the mask of the head that is given, bool [S, P, L]
 
 
 @dataclass(frozen=True)
 class _File:
-    """A contrast or the label map, as it is read, where from, and what words call it."""
+    """A file, or one channel of it, as it is read."""
 
     path: Path
-    name: str
+    name: str  # what messages call it
     nifti: Nifti
-    is_mask: bool = False
+    kind: str  # CONTRAST, LABELS or HEAD
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.nifti.voxels.shape
+    def shape(self) -> tuple[int, int, int]:
+        x, y, z = self.nifti.voxels.shape
+        return x, y, z
 
     @property
     def place(self) -> Place:
         return self.nifti.place
 
 
+class _Volume(NamedTuple):
+    """The voxels of a file on the case's grid."""
+
+    file: _File
+    voxels: np.ndarray  # in the axes of the grid; NaN is replaced
+    nan: np.ndarray | None  # voxels that were NaN, bool; None if there is nothing to judge
+    remarks: list[str]
+
+
 def read_case(case: Case, schema: Schema) -> CaseVolumes:
-    """Read the files of a case. They must share one grid, in any axes: those of the first contrast hold for all.
+    """Read the files of a case. They must share one voxel grid, in any axes.
 
     Raises UserError naming the file that is missing, damaged, on another grid than the others, or that holds a label
     value that the schema doesn't know.
     """
     case.require_files()
     files = _without_rivals(_read_files(case))
-    grid = _most_shared([file for file in files if not file.is_mask], files)
-    volumes, nan, odd, ignored = [], [], [], 0
-    for file in files:
-        voxels, remarks = _on_grid(file, grid, published=case.grid == grid.shape)
-        if voxels.dtype.kind == "f" and (places := np.isnan(voxels)).any():
-            remarks.append(f"{count(np.count_nonzero(places), 'voxel')} of NaN taken as background")
-            if not file.is_mask or (voxels == 0).any():  # a mask without any 0 has NaN in its place
-                nan.append(Nan(file.path, file.name, _pictures(places, grid.place.affine)))
-            voxels = np.where(places, np.float32(0) if file.is_mask else _background(voxels), voxels)
-        if case.mask is not None and len(volumes) == len(case.contrasts):  # after the contrasts
-            voxels, ignored = _class_indices(file, voxels, schema)
-        volumes.append(voxels)
-        odd += [(remark, file.name) for remark in (*file.nifti.remarks, *remarks)]
-    head = volumes.pop() != 0 if case.head is not None else None
-    if head is not None and not head.any():
-        raise UserError(f"{case.head}: expected a mask of the head, but every voxel is 0")
-    labels = volumes.pop() if case.mask is not None else np.zeros(grid.shape, np.uint8, order="F")
-    affine = Orientation.of(grid.place.affine).affine_lps(grid.place.affine, grid.shape)
+    grid = _most_shared([file for file in files if file.kind == CONTRAST], files)
+    affine = grid.place.affine
+    volumes = [_on_grid_without_nan(file, grid, published=case.grid == grid.shape) for file in files]
+    labels, ignored = np.zeros(grid.shape, np.uint8, order="F"), 0
+    head = None
+    for volume in volumes:
+        if volume.file.kind == LABELS:
+            labels, ignored = _class_indices(volume.file, volume.voxels, schema)
+        elif volume.file.kind == HEAD:
+            head = volume.voxels != 0
+            if not head.any():
+                raise UserError(f"{case.head}: expected a mask of the head, but every voxel is 0")
+    odd = [(remark, volume.file.name) for volume in volumes for remark in volume.remarks]
+    s, p, l = nib.affines.voxel_sizes(Orientation.of(affine).affine_lps(affine, grid.shape))[::-1]
     return CaseVolumes(
-        contrasts=tuple(_pictures(voxels, grid.place.affine) for voxels in volumes),
-        labels=_pictures(labels, grid.place.affine),
-        spacing=tuple(float(mm) for mm in nib.affines.voxel_sizes(affine)[::-1]),
+        contrasts=tuple(_pictures(volume.voxels, affine) for volume in volumes if volume.file.kind == CONTRAST),
+        labels=_pictures(labels, affine),
+        spacing=(float(s), float(p), float(l)),
         shape=grid.shape,
-        affine=grid.place.affine,
+        affine=affine,
         remarks=(*_remarks_on_grid(case, grid), *_by_files(odd, {file.name for file in files})),
-        nan=tuple(nan),
+        nan=tuple(Nan(v.file.path, v.file.name, _pictures(v.nan, affine)) for v in volumes if v.nan is not None),
         counted={"label values that are ignored, taken as background": ignored} if ignored else {},
-        head=None if head is None else _pictures(head, grid.place.affine),
+        head=None if head is None else _pictures(head, affine),
     )
+
+
+def _on_grid_without_nan(file: _File, grid: _File, published: bool) -> _Volume:
+    voxels, remarks = _on_grid(file, grid, published)
+    remarks, nan = [*file.nifti.remarks, *remarks], None
+    if voxels.dtype.kind == "f" and (places := np.isnan(voxels)).any():
+        remarks.append(f"{count(int(np.count_nonzero(places)), 'voxel')} of NaN taken as background")
+        if file.kind == CONTRAST or (voxels == 0).any():  # a mask without any 0 has NaN in its place
+            nan = places
+        voxels = np.where(places, _background(voxels) if file.kind == CONTRAST else np.float32(0), voxels)
+    return _Volume(file, voxels, nan, remarks)
 
 
 def _remarks_on_grid(case: Case, grid: _File) -> list[str]:
@@ -122,7 +134,10 @@ def _remarks_on_grid(case: Case, grid: _File) -> list[str]:
 
 
 def _by_files(odd: Sequence[tuple[str, str]], names: set[str]) -> list[str]:
-    """Remarks, each with the names of the files that it is true of; the same words for cases with the same in all."""
+    """Join remarks on single files: each comes once, with the names of its files, or "all files".
+
+    odd: pairs of a remark and a file's name. names: of all files.
+    """
     files: dict[str, dict[str, None]] = {}
     for remark, name in odd:
         files.setdefault(remark, {})[name] = None
@@ -141,57 +156,66 @@ def judge_nan(volumes: CaseVolumes, head: np.ndarray) -> list[str]:
     for path, name, places in volumes.nan:
         if not (inside := places & head).any():
             continue
-        parts, _ = ndimage.label(places)
-        enclosed = ~np.isin(parts, np.unique(parts[~head]))  # no way of NaN leads out of the head
+        pieces, _ = ndimage.label(places)
+        enclosed = ~np.isin(pieces, np.unique(pieces[~head]))  # no way of NaN leads out of the head
         edge = min(EDGE, max(1, len(head) // 8))  # a stack of few slices is edge all through
         wrong = inside & (enclosed | ndimage.binary_erosion(head, iterations=edge))
         if wrong.any():
-            where = f"in {count(np.count_nonzero(wrong), 'voxel')}"
+            where = f"in {count(int(np.count_nonzero(wrong)), 'voxel')}"
             raise UserError(f"{path}: NaN in the head, {where}; repair the file or leave the case out")
-        remarks.append(f"{name}: {count(np.count_nonzero(inside), 'voxel')} of NaN at the edge of the head")
+        remarks.append(f"{name}: {count(int(np.count_nonzero(inside)), 'voxel')} of NaN at the edge of the head")
     return remarks
 
 
 def _read_files(case: Case) -> list[_File]:
-    """The contrasts in the order of the schema, from files of their own or out of one 4-D file, then the masks of
-    lesions and of the head."""
+    """Read the contrasts in the order of the schema, then the masks of lesions and of the head, if there are any.
+
+    Contrasts come from files of their own or out of one 4-D file.
+    """
     first, names = case.contrasts[0], case.short_names
-    if first.channel is None:
-        files = [_File(path, names[path], read_nifti(path)) for path, _ in case.contrasts]
-    else:
-        whole = read_channels(first.path, len(case.contrasts))
-        files = [_File(path, names[path], whole[channel]) for path, channel in case.contrasts]
-    masks = [path for path in (case.mask, case.head) if path is not None]
-    return files + [_File(path, names[path], read_nifti(path), is_mask=True) for path in masks]
+    channels = [] if first.channel is None else read_channels(first.path, len(case.contrasts))
+    files = [
+        _File(path, names[path], read_nifti(path) if channel is None else channels[channel], CONTRAST)
+        for path, channel in case.contrasts
+    ]
+    for path, kind in ((case.mask, LABELS), (case.head, HEAD)):
+        if path is not None:
+            files.append(_File(path, names[path], read_nifti(path), kind))
+    return files
 
 
 # --- one grid -------------------------------------------------------------------------------------------------------
 
 
 def _share_grid(file: _File, grid: _File) -> bool:
+    """Whether two files have one voxel grid, in any axes, and both or neither state an orientation."""
     found = fit(file.place.affine, file.shape, grid.place.affine)
     return found.shape == grid.shape and found.off <= SAME and file.place.oriented == grid.place.oriented
 
 
 def _most_shared(files: Sequence[_File], among: Sequence[_File]) -> _File:
-    """That of `files` whose grid most of the others have; of several, the first that states an orientation."""
+    """The one of `files` whose grid most of `among` have. A tie goes to one that states an orientation, the first."""
     return max(files, key=lambda file: (sum(_share_grid(other, file) for other in among), file.place.oriented))
 
 
 def _without_rivals(files: list[_File]) -> list[_File]:
-    """The files, each with one place; a remark tells of those whose headers contradict themselves.
+    """Decide for one place where headers contradict themselves; a remark tells of it.
 
-    Of sform and qform the first is taken, unless the second alone is that of the other files.
+    The sform is taken, unless the qform alone is that of the other files.
     """
     sure = [file for file in files if file.place.rival is None and file.place.oriented]
     grid = _most_shared(sure, sure) if sure else None
-    return [file if file.place.rival is None else _decided(file, grid) for file in files]
+    return [_decided(file, grid) for file in files]
 
 
 def _decided(file: _File, grid: _File | None) -> _File:
     sform, qform = file.place.affine, file.place.rival
-    found = [fit(affine, file.shape, grid.place.affine) for affine in (sform, qform)] if grid else []
-    as_stored = [f.shape == grid.shape and f.off <= SAME and not f.is_turned for f in found]
+    if qform is None:
+        return file
+    as_stored: list[bool] = []  # whether each of the two gives the voxels the grid of the other files, in the same axes
+    if grid is not None:
+        found = [fit(affine, file.shape, grid.place.affine) for affine in (sform, qform)]
+        as_stored = [f.shape == grid.shape and f.off <= SAME and not f.is_turned for f in found]
     taken = "qform" if as_stored == [False, True] else "sform"
     why = ", as in the other files" if len(set(as_stored)) == 2 else ""
     how = differences(fit(sform, file.shape, qform), sform, qform, "the sform's", "the qform")
@@ -201,10 +225,10 @@ def _decided(file: _File, grid: _File | None) -> _File:
 
 
 def _on_grid(file: _File, grid: _File, published: bool) -> tuple[np.ndarray, list[str]]:
-    """A file's voxels in the axes of the grid, for programs may save them in others, and what is odd in that.
+    """A file's voxels in the axes of the grid, and remarks. Programs may save them in other axes.
 
-    published: the files are a release's, as many voxels say; all of those are stored on one grid.
-    Raises UserError if they don't lie on the grid.
+    published: the number of voxels tells that the files are a release's, which are stored on one grid. Raises UserError
+    if the voxels don't lie on the grid.
     """
     name, voxels = grid.name, file.nifti.voxels
     found = fit(file.place.affine, file.shape, grid.place.affine)
@@ -212,7 +236,7 @@ def _on_grid(file: _File, grid: _File, published: bool) -> tuple[np.ndarray, lis
     if alike and found.shape == grid.shape and found.off <= SAME:
         odd = [f"lies {found.distance:.2g} mm off {name}, voxels taken as on its grid"] if found.off > ROUNDING else []
         return nib.orientations.apply_orientation(voxels, found.turn), odd
-    if file.shape == grid.shape and not alike and (file.is_mask or not found.is_turned):
+    if file.shape == grid.shape and not alike and (file.kind != CONTRAST or not found.is_turned):
         bare = "its header" if grid.place.oriented else f"the header of {name}"
         return voxels, [f"{bare} states no orientation, voxels taken as on the grid of {name}"]
     if file.shape == grid.shape and _is_lost(file, found, published):
@@ -234,8 +258,9 @@ def _on_grid(file: _File, grid: _File, published: bool) -> tuple[np.ndarray, lis
 
 
 def _is_lost(file: _File, found: Fit, published: bool) -> bool:
-    """Whether a header says nothing of the place: in axes that are right, it puts the voxels nowhere, or beside all
-    others. Nowhere, a published file's axes say nothing either, for what writes an identity knows of none.
+    """Whether a header says nothing of the place: its axes are right, but it puts the voxels nowhere or beside others.
+
+    In a published file that lies nowhere, axes say nothing either: a program that writes an identity knows of none.
     """
     beside = bool((np.abs(found.shift) >= found.shape).any()) and not found.is_turned
     nowhere = is_nowhere(file.place.affine, file.shape) and (published or not found.is_turned)
@@ -244,7 +269,7 @@ def _is_lost(file: _File, found: Fit, published: bool) -> bool:
 
 
 def _background(voxels: np.ndarray) -> np.float32:
-    """What to put in the place of NaN: the value of a background of another kind, or what no head is darker than."""
+    """What to put in the place of NaN: the value of a background that is not NaN, or one below any head."""
     seen = voxels[~np.isnan(voxels)]
     values, counts = np.unique(seen[::8], return_counts=True)
     return values[counts.argmax()] if counts.max() >= counts.sum() / 4 else min(np.float32(0), seen.min())
@@ -254,7 +279,7 @@ def _background(voxels: np.ndarray) -> np.float32:
 
 
 def _pictures(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """A volume in any axes -> [S, P, L]; axes are turned round and exchanged, never interpolated.
+    """A volume in any axes -> [S, P, L]. Axes are turned round and exchanged, never interpolated.
 
     Rows of the result lie together in memory; for BraTS's files it is a view.
     """
@@ -263,7 +288,7 @@ def _pictures(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def _class_indices(file: _File, voxels: np.ndarray, schema: Schema) -> tuple[np.ndarray, int]:
-    """Label values -> class indices, uint8 of the same shape, and how many voxels the schema ignores.
+    """Label values -> class indices, uint8 of the same shape, and the number of voxels that the schema ignores.
 
     Looks at lesions only, a thousandth of the voxels.
     """
@@ -279,7 +304,10 @@ def _class_indices(file: _File, voxels: np.ndarray, schema: Schema) -> tuple[np.
 
 
 def _whole_numbers(voxels: np.ndarray, step: float) -> np.ndarray:
-    """Labels without what arithmetic, or the steps between the values of a scaled file, added to whole numbers."""
+    """Round labels that arithmetic, or the steps between the values of a scaled file, moved off whole numbers.
+
+    Raises UserError for values too far from whole numbers.
+    """
     whole = np.rint(voxels)
     odd = voxels != whole
     values = voxels[odd]

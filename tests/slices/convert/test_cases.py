@@ -397,7 +397,7 @@ def test_a_mask_pattern_that_asks_for_more_than_a_case_has(tmp_path):
 def test_the_words_of_a_case_with_few_of_its_files(tmp_path):
     touch(tmp_path, *flat("Brats18_X_1_1", ("t2",)))
     (case,) = find_cases(tmp_path).cases
-    with pytest.raises(UserError, match="_t1.nii.gz is missing; .* of which there is only Brats18_X_1_1_t2.nii.gz"):
+    with pytest.raises(UserError, match="_t1.nii.gz is missing; .* but there is only Brats18_X_1_1_t2.nii.gz"):
         case.require_files()
 
 
