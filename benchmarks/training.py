@@ -46,7 +46,7 @@ from training.trainer import Phase, Trainer
 PERIOD = 16  # steps after which every phase has been due
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "demo": dict(batch=8, lrate=0.005, gamma=5, mixing=0, pl_weight=0, z_dim=128, cbase=1024, cmax=64, fp32=True),
-    "twice as wide, all regularisation": dict(batch=16, gamma=1, z_dim=128, cbase=2048, cmax=64, fp32=True),
+    "twice as wide, all regularization": dict(batch=16, gamma=1, z_dim=128, cbase=2048, cmax=64, fp32=True),
 }
 
 

@@ -19,17 +19,17 @@ from dnnlib.system import plain_text
 from dnnlib.text import name_some
 
 FORMAT, VERSION = "stylegan2-mr", 1
-LONGEST_METADATA = 1 << 24  # characters; a name of every patient is a small part of it
+LONGEST_METADATA = 1 << 24  # characters, far more than the names of all patients take
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 Network = TypeVar("Network", bound=torch.nn.Module)
 _KEY = "checkpoint"  # safetensors' own metadata maps strings to strings: ours is one JSON document under one key
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds: tensors on the CPU, and the caller's metadata."""
+    """What a file holds."""
 
-    tensors: dict[str, torch.Tensor]
-    metadata: dict[str, Any]
+    tensors: dict[str, torch.Tensor]  # on the CPU
+    metadata: dict[str, Any]  # the caller's
 
 
 def save(
@@ -41,8 +41,8 @@ def save(
 ) -> None:
     """Write tensors and JSON-able metadata to a .safetensors file, which appears only when complete.
 
-    kind: what the file is for, for example "snapshot"; version: of that kind's content. `load` asks for both again.
-    Raises TypeError or ValueError for metadata that JSON doesn't know (NaN included).
+    kind: what the file is for, for example "snapshot". version: of that kind's content. `load` asks for both again.
+    Raises TypeError or ValueError for metadata that JSON can't hold (NaN included).
     """
     document = {"format": FORMAT, "kind": kind, "version": version, "metadata": metadata}
     text = json.dumps(document, allow_nan=False)
@@ -54,8 +54,7 @@ def save(
 def load(path: str | os.PathLike, kind: str, version: int = VERSION) -> Checkpoint:
     """Read what `save` wrote.
 
-    Raises UserError naming the file when it is missing, damaged, or something else than a checkpoint of this kind and
-    version.
+    Raises UserError naming the file if it is missing, damaged, or no checkpoint of this kind and version.
     """
     with _open(path) as file:
         metadata = _metadata(path, file, kind, version, {})
@@ -76,9 +75,9 @@ def read_metadata(
 def load_network(path: str | os.PathLike, build: Callable[[], Network], prefix: str = "") -> Network:
     """The network that `build` makes, filled with the file's tensors whose names begin with `prefix`.
 
-    `build` follows the file's own metadata, so it is called on PyTorch's meta device first, where a tensor of any size
-    takes no memory, and for good only if the file has just these tensors. Raises UserError naming the file and the
-    tensor if it has not, or if a value is no finite number.
+    `build` follows the file's own metadata, which may lie. So it is called on PyTorch's meta device first, where a
+    tensor of any size takes no memory, and again only if the file has exactly these tensors. Raises UserError naming
+    the file and the tensor if it has not, or if a value is no finite number.
     """
     with torch.device("meta"):
         expected = {prefix + name: tensor for name, tensor in build().state_dict().items()}
@@ -103,6 +102,7 @@ def load_network(path: str | os.PathLike, build: Callable[[], Network], prefix: 
 def _checked(
     path: str | os.PathLike, name: str, tensor: torch.Tensor, expected: dict[str, torch.Tensor]
 ) -> torch.Tensor:
+    """The tensor, if it has the expected type and finite values. Raises UserError."""
     if tensor.dtype != expected[name].dtype:
         raise UserError(f"{path}: {name} holds {tensor.dtype}; expected {expected[name].dtype}")
     if not tensor.isfinite().all():
@@ -114,10 +114,11 @@ def _open(path: str | os.PathLike) -> Any:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; expected a .safetensors file")
-    if not path.is_file():  # of a pipe, the beginning would never come
+    if not path.is_file():  # reading from a pipe might wait for ever
         raise UserError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     try:
-        with open(path, "rb") as file:  # safetensors takes no name that is not UTF-8, but a number will do
+        with open(path, "rb") as file:
+            # safetensors refuses names that are not UTF-8; the number of the open file is another name.
             name = path if plain_text(str(path)) == str(path) else f"/dev/fd/{file.fileno()}"
             return safetensors.safe_open(name, framework="pt", device="cpu")
     except safetensors.SafetensorError as error:
@@ -125,7 +126,7 @@ def _open(path: str | os.PathLike) -> Any:
 
 
 def _what_else(path: Path) -> str:
-    """Say what a file that safetensors can't read most likely is."""
+    """What a file that safetensors can't read most likely is, in words."""
     with open(path, "rb") as file:
         start = file.read(16)
     if not start:
@@ -142,6 +143,7 @@ def _what_else(path: Path) -> str:
 def _metadata(
     path: str | os.PathLike, file: Any, kind: str, version: int, upgrades: Mapping[int, Upgrade]
 ) -> dict[str, Any]:
+    """The caller's metadata of an open file, in their newest version."""
     try:
         text = (file.metadata() or {})[_KEY]
         if len(text) > LONGEST_METADATA:

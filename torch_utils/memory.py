@@ -1,4 +1,4 @@
-"""How this process gets memory from the system, and what it says when there is none left. Imports no torch."""
+"""Memory: how this process gets it from the system, and messages for when none is left. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from dnnlib.errors import UserError
 
-# How PyTorch, its libraries and the system's loader say that no memory is left; Python's own kind says it by type.
+# How PyTorch, its libraries and the system's loader say that no memory is left. Python raises MemoryError.
 _NONE_LEFT = re.compile(
     "out of memory|(can't|cannot|unable to) allocate memory|not enough memory|bad_alloc|_ALLOC_FAILED|"
     "failed to map segment|could not (create|execute) a (primitive|memory)",  # the last is oneDNN
@@ -20,7 +20,7 @@ _NONE_LEFT = re.compile(
 _ASKED = re.compile(r"(?:tried to allocate|unable to allocate) ([\d.]+) (bytes|[KMGTP]i?B)", re.IGNORECASE)
 _OF_GPU = re.compile(r"total capacity of ([\d.]+ \w+)")
 
-# Of glibc's malloc.h.
+# Names of settings in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
@@ -28,8 +28,8 @@ def keep_freed_memory() -> bool:
     """Keep the memory of freed tensors for the next ones, instead of handing it back to the system.
 
     By default glibc returns big blocks when they are freed and asks for them anew, and the system clears every page of
-    them: on a CPU that takes several times as long as filling the tensor. The price is that a process stays as large
-    as it ever was. Returns whether it could be set: on Linux with glibc; elsewhere nothing happens.
+    them. On a CPU that takes several times as long as filling the tensor. The price is that a process never becomes
+    smaller. Returns whether it could be set: it can on Linux with glibc; elsewhere nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -43,7 +43,7 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def naming_what_to_lower(options: str) -> Iterator[None]:
-    """Want of memory in the block, on CPU or GPU, becomes a UserError that names `options`, as "--batch"."""
+    """Turn want of memory in the block, on CPU or GPU, into a UserError that names `options`, such as "--batch"."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
@@ -55,7 +55,7 @@ def naming_what_to_lower(options: str) -> Iterator[None]:
 
 
 def means_no_memory(error: BaseException) -> bool:
-    """Whether an exception, of Python, NumPy, PyTorch or the system, says that no memory was left."""
+    """Whether an exception of Python, NumPy, PyTorch or the system says that no memory was left."""
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
@@ -64,7 +64,7 @@ def means_no_memory(error: BaseException) -> bool:
 
 
 def describe_want(error: BaseException) -> str:
-    """Which memory is out, how much more was asked for and how much a GPU has, as far as the exception says it."""
+    """Which memory ran out, how much was asked for and how much a GPU has, as far as the exception says it."""
     text = str(error)
     kind = "GPU memory" if re.search("CUDA|CUDNN|CUBLAS|HIP", text) else "memory"
     facts = []
@@ -76,6 +76,7 @@ def describe_want(error: BaseException) -> str:
 
 
 def _readable(number: str, unit: str) -> str:
+    """An amount of memory; bytes become MiB or GiB."""
     if unit.lower() != "bytes":
         return f"{number} {unit}"
     return f"{float(number) / 2**20:.3g} MiB" if float(number) < 2**30 else f"{float(number) / 2**30:.3g} GiB"

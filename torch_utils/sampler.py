@@ -11,8 +11,8 @@ import torch
 class EndlessSampler(torch.utils.data.Sampler[int]):
     """Indices of 0..size − 1 without end: a shuffled order that keeps being stirred.
 
-    Each index that was used trades places with one used at most window · size steps before, so passes through the
-    data differ, and the same item does not come back at once.
+    Each index that was used trades places with one that was used at most window · size steps before. So passes through
+    the data differ, and the same item does not come back at once.
     """
 
     def __init__(self, size: int, seed: int = 0, window: float = 0.5) -> None:
@@ -28,5 +28,5 @@ class EndlessSampler(torch.utils.data.Sampler[int]):
             yield int(order[position])
             if self.reach >= 2:
                 other = (position - random.randint(self.reach)) % self.size
-                order[[position, other]] = order[[other, position]]
+                order[[position, other]] = order[[other, position]]  # they trade places
             position = (position + 1) % self.size

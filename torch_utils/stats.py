@@ -1,4 +1,4 @@
-"""Training statistics: moments of whatever is reported, gathered until they are read."""
+"""Training statistics: moments of reported values, gathered until they are read."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import torch
 
 
 class Moments(NamedTuple):
+    """Number, mean and standard deviation of the values of a statistic."""
+
     num: int
     mean: float
     std: float
 
 
 class Statistics:
-    """Accumulates count, sum and sum of squares per name; `collect` returns the moments and starts anew."""
+    """Adds up count, sum and sum of squares per name; `collect` returns the moments and starts anew."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, torch.Tensor] = {}  # [count, sum, sum of squares], float64
 
     def report(self, name: str, values: torch.Tensor | float) -> None:
         """Add values to a statistic; the values stay on their device until `collect`."""

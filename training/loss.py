@@ -46,7 +46,7 @@ def path_lengths(images: torch.Tensor, ws: torch.Tensor, noise: torch.Tensor) ->
     images: [N, C + K, H, W], computed from ws [N, num_ws, w_dim]. noise: unit normal, shaped as the images.
     """
     y = noise / math.sqrt(images.shape[2] * images.shape[3])
-    (gradients,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
+    (gradients,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)  # [N, num_ws, w_dim]
     return gradients.square().sum(dim=2).mean(dim=1).sqrt()
 
 
@@ -103,7 +103,7 @@ class Loss:
         """Dmain: tell fakes from reals."""
         with torch.no_grad():
             images, _ = self._generate(batch.latents)
-        fake_logits, real_logits = self._judge(Labeled(images, batch.latents.c), batch.reals)
+        fake_logits, real_logits = self._judge(Labeled(images, batch.latents.c), batch.reals)  # [N, 1] each
         fake_loss, real_loss = discriminator_loss_on_fakes(fake_logits), discriminator_loss_on_reals(real_logits)
         ((fake_loss.mean() + real_loss.mean()) * gain).backward()
         self.statistics.report("Loss/scores/fake", fake_logits)

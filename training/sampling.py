@@ -16,22 +16,22 @@ from training.snapshot import LoadedGenerator
 
 
 class Sample(NamedTuple):
-    """One generated slice: its seed, and uint8 [C + K, H, W] with one-hot label maps."""
+    """One generated slice."""
 
     seed: int
-    stored: np.ndarray
+    stored: np.ndarray  # uint8 [C + K, H, W], label maps one-hot
 
 
 def latent_of_seed(seed: int, z_dim: int) -> torch.Tensor:
-    """The z of a seed, [z_dim], as published StyleGAN2 generation draws it."""
+    """The z of a seed, [z_dim], drawn as StyleGAN2's own generation program does."""
     return torch.from_numpy(np.random.RandomState(seed).randn(z_dim)).to(torch.float32)
 
 
 def find_class(network: LoadedGenerator, wanted: str | None) -> int | None:
     """The number of a class given by name or number; None for an unconditional generator.
 
-    Raises UserError where a conditional generator is given none, or one that is unknown or that it never saw, and an
-    unconditional one is given one.
+    Raises UserError if a conditional generator is given no class, an unknown one, or one that it never saw, and if an
+    unconditional generator is given a class.
     """
     info, c_dim = network.info, network.generator.config.c_dim
     if c_dim == 0:
@@ -39,7 +39,7 @@ def find_class(network: LoadedGenerator, wanted: str | None) -> int | None:
             raise UserError(f"--class {name_some([wanted])}: {network.path} was trained without --cond; leave it out")
         return None
     names, numbers = [info.label_name(label) for label in range(c_dim)], list(map(str, range(c_dim)))
-    counts = info.label_counts or (1,) * c_dim  # an older snapshot doesn't say
+    counts = info.label_counts or (1,) * c_dim  # if unknown, any may have been seen
     described = [n if n == name else f"{n} ({name})" for n, name in zip(numbers, names, strict=True)]
     choices = name_some([words for words, seen in zip(described, counts, strict=True) if seen], most=20)
     if wanted is None:
@@ -75,13 +75,14 @@ def generate(
 
     c: class label [c_dim]. truncation_psi: 1 is the full variety, 0 the average slice. noise_mode: const uses the
     noise stored in the network, random draws it from the seed, none leaves it out. batch: slices computed at a time.
+    Raises UserError if slices are not finite numbers.
     """
     device = default_device()
     generator = network.generator.to(device)
     codec = SliceCodec(network.info.schema)
     for first in range(0, len(seeds), batch):
         chunk = list(seeds[first : first + batch])
-        z = torch.stack([latent_of_seed(seed, generator.config.z_dim) for seed in chunk]).to(device)
+        z = torch.stack([latent_of_seed(seed, generator.config.z_dim) for seed in chunk]).to(device)  # [N, z_dim]
         labels = None if c is None else c.to(device).expand(len(chunk), -1)
         noise = [torch.Generator().manual_seed(seed) for seed in chunk] if noise_mode == "random" else None
         images = generator(z, labels, truncation_psi=truncation_psi, noise_mode=noise_mode, generators=noise)

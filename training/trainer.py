@@ -24,7 +24,7 @@ class Phase:
     name: str
     network: nn.Module
     optimizer: torch.optim.Optimizer  # one per network serves both of its phases
-    interval: int  # applied every so many steps; its gradients count as many times
+    interval: int  # steps from one application to the next; its gradients count as many times
     accumulate: Callable[[Minibatch, float], None]  # adds gradients of a microbatch, times a gain
 
 
@@ -66,7 +66,7 @@ class Trainer:
     def replace_non_finite_gradients(self, phase: Phase) -> None:
         """Make NaN 0 and infinity large, so that one overflow does not end a run; they are counted."""
         gradients = [p.grad for p in phase.network.parameters() if p.grad is not None]
-        if torch.stack([g.sum() for g in gradients]).isfinite().all():  # one look for the usual case
+        if torch.stack([g.sum() for g in gradients]).isfinite().all():  # one look at all of them, for the usual case
             return
         count = torch.stack([(~g.isfinite()).sum() for g in gradients]).sum()
         self.statistics.report(f"Health/non_finite_gradients/{phase.name}", count)

@@ -1,4 +1,4 @@
-"""The networks against the published implementation, their initialisation, and the joint head."""
+"""The networks against the published implementation, their initialization, and the joint head."""
 
 import pytest
 import torch
@@ -131,7 +131,7 @@ def test_generator_loss_and_its_gradients(published):
     published.require_gradients(published.generator, "Gmain_grad.")
 
 
-def test_initialisation_has_the_published_names_shapes_and_moments():
+def test_initialization_has_the_published_names_shapes_and_moments():
     torch.manual_seed(0)
     networks = {
         "G": Generator(GeneratorConfig(64, 8, 0, mapping_layers=8, channel_base=8192)),

@@ -43,8 +43,8 @@ def test_snapshot_holds_all_three_networks(tmp_path, archive):
 
 
 @pytest.mark.parametrize("subset, patients", [(None, 8), (4, 3)])
-def test_a_snapshot_remembers_whom_it_learned_from(tmp_path, archive, subset, patients):
-    """Of a subset, the patients of its slices alone."""
+def test_a_snapshot_remembers_the_patients_it_learned_from(tmp_path, archive, subset, patients):
+    """With --subset, the patients of those slices alone."""
     options = [f"--outdir={tmp_path}", f"--data={archive}", "--mirror=1", *TINY_OPTIONS]
     options += [f"--subset={subset}"] * (subset is not None)
     assert CliRunner().invoke(train.main, options, catch_exceptions=False).exit_code == 0
@@ -56,13 +56,13 @@ def test_a_snapshot_remembers_whom_it_learned_from(tmp_path, archive, subset, pa
     assert load_generator(folder).info.patients == tuple(sorted(expected))
 
 
-def test_a_gan_trained_on_fakes_knows_whom_their_generator_saw(tmp_path):
+def test_a_gan_trained_on_fakes_knows_the_patients_behind_them(tmp_path):
     data = write_archive(tmp_path / "fake.zip", count=8, seen=["real2", "real1"])
     snapshot = tiny_training(tmp_path, data).snapshot
     assert load_generator(snapshot).info.patients == ("drawn0-0", "drawn0-1", "drawn0-2", "real1", "real2")
 
 
-def test_a_snapshot_that_does_not_say_whom_it_learned_from_is_refused(tmp_path, archive):
+def test_a_snapshot_that_does_not_say_its_patients_is_refused(tmp_path, archive):
     tensors, metadata = checkpoint.load(tiny_training(tmp_path, archive).snapshot, KIND, VERSION)
     del metadata["patients"]
     for version, message in [

@@ -16,19 +16,20 @@ from training.networks.shapes import channels_at, compute_dtype, resolutions_up_
 def minibatch_std(x: torch.Tensor, group_size: int, minibatches: int = 1) -> torch.Tensor:
     """Append to [N, C, H, W] one channel with the mean standard deviation over groups of the minibatch.
 
-    minibatches: so many of equal size M follow each other in x. Members of a group are of one of them, and lie
-    M / group_size apart. M must be a multiple of the group size, or smaller than it.
+    minibatches: the number of minibatches in x, all of one size M, one after the other. The members of a group are of
+    the same minibatch, and lie M / group_size apart. M must be a multiple of the group size, or smaller than it.
     """
     n, _, h, w = x.shape
     assert n % minibatches == 0, f"{n} samples are not {minibatches} minibatches"
     size = n // minibatches
     group_size = min(group_size, size)
     assert size % group_size == 0, f"a minibatch of {size} does not divide into groups of {group_size}"
+    # [minibatches, members of a group, groups of each minibatch, C·H·W]
     groups = x.to(torch.float32).reshape(minibatches, group_size, size // group_size, -1)
     variance = (groups - groups.mean(dim=1, keepdim=True)).square().mean(dim=1)  # on a CPU faster than torch.var
     std = (variance + 1e-8).sqrt().mean(dim=2)  # [minibatches, groups of each]
-    std = std.repeat(1, group_size).reshape(n, 1, 1, 1).expand(n, 1, h, w)
-    return torch.cat([x, std.to(x.dtype)], dim=1)
+    std = std.repeat(1, group_size).reshape(n, 1, 1, 1).expand(n, 1, h, w)  # every member has that of its group
+    return torch.cat([x, std.to(x.dtype)], dim=1)  # [N, C + 1, H, W]
 
 
 class DiscriminatorBlock(nn.Module):
@@ -45,7 +46,7 @@ class DiscriminatorBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.residual, self.use_fp16 = residual, use_fp16
-        # No layer here reads it; published checkpoints carry it under this name.
+        # No layer here reads it, but published checkpoints have it under this name.
         self.register_buffer("resample_filter", setup_filter(LOWPASS))
         self.fromrgb = None
         if img_channels is not None:
@@ -77,10 +78,10 @@ class DiscriminatorEpilogue(nn.Module):
         self.out = FullyConnectedLayer(channels, cmap_dim or 1)
 
     def forward(self, x: torch.Tensor, cmap: torch.Tensor | None, minibatches: int = 1) -> torch.Tensor:
-        x = self.conv(minibatch_std(x.to(torch.float32), self.mbstd_group_size, minibatches))
-        x = self.out(self.fc(x.flatten(1)))
+        x = self.conv(minibatch_std(x.to(torch.float32), self.mbstd_group_size, minibatches))  # [N, C, 4, 4]
+        x = self.out(self.fc(x.flatten(1)))  # [N, cmap_dim or 1]
         if cmap is not None:
-            x = (x * cmap).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
+            x = (x * cmap).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)  # [N, 1]
         return x
 
 
@@ -112,8 +113,8 @@ class Discriminator(nn.Module):
         self.to(memory_format=torch.channels_last)  # on CPU nearly twice as fast; activations follow the weights
 
     def forward(self, img: torch.Tensor, c: torch.Tensor | None = None, minibatches: int = 1) -> torch.Tensor:
-        """minibatches: so many of equal size follow each other, and are judged apart."""
+        """minibatches: the number of minibatches in img, all of one size, one after the other; each is judged apart."""
         x = img.contiguous(memory_format=torch.channels_last)
         for resolution in self.resolutions:
-            x = getattr(self, f"b{resolution}")(x)
+            x = getattr(self, f"b{resolution}")(x)  # [N, C', H / 2, W / 2]
         return self.b4(x, self.mapping(None, c) if self.config.c_dim else None, minibatches)

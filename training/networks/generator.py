@@ -21,6 +21,9 @@ NOISE_MODES = ("random", "const", "none")
 class SynthesisLayer(nn.Module):
     """Modulated 3×3 convolution, noise, bias, leaky ReLU: [N, C, H, W] -> [N, C', H·up, W·up]."""
 
+    noise_const: torch.Tensor  # [resolution, resolution]
+    resample_filter: torch.Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -46,7 +49,7 @@ class SynthesisLayer(nn.Module):
         noise_mode: str = "random",
         generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
-        noise = self._noise(len(x), noise_mode, generators)
+        noise = self._noise(len(x), noise_mode, generators)  # [N, 1, H·up, W·up] or [H·up, W·up]
         x, scale = modulated_conv2d(
             x,
             self.weight,
@@ -122,11 +125,12 @@ class SynthesisBlock(nn.Module):
         dtype = compute_dtype(self.use_fp16, ws.device)
         layer_ws = iter(ws.unbind(dim=1))
         if self.num_conv == 1:
-            x = self.const.to(dtype).expand(len(ws), -1, -1, -1)
+            x = self.const.to(dtype).expand(len(ws), -1, -1, -1)  # [N, C', 4, 4]
         else:
-            x = self.conv0(x.to(dtype), next(layer_ws), **noise)
+            assert x is not None
+            x = self.conv0(x.to(dtype), next(layer_ws), **noise)  # [N, C', H, W], twice the size of what came
         x = self.conv1(x, next(layer_ws), **noise)
-        y = self.torgb(x, next(layer_ws)).to(torch.float32)
+        y = self.torgb(x, next(layer_ws)).to(torch.float32)  # [N, C + K, H, W]
         if img is not None:
             y = upsample2d(img, self.resample_filter) + y
         return x, y

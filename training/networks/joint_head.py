@@ -1,4 +1,4 @@
-"""The joint head: what turns the summed image output into contrasts and label maps."""
+"""The joint head, which turns the summed image output into contrasts and label maps."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ class JointHead(nn.Module):
         super().__init__()
         self.split = [num_contrasts, num_maps]
         self.label_conv = nn.Conv2d(num_maps, num_maps, kernel_size=1)
+        assert self.label_conv.bias is not None
         nn.init.eye_(self.label_conv.weight[:, :, 0, 0].data)
         nn.init.zeros_(self.label_conv.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        contrasts, logits = x.split(self.split, dim=1)
-        return torch.cat([contrasts, 2 * self.label_conv(logits).softmax(dim=1) - 1], dim=1)
+        contrasts, logits = x.split(self.split, dim=1)  # [N, C, H, W], [N, K, H, W]
+        probabilities = self.label_conv(logits).softmax(dim=1)
+        return torch.cat([contrasts, 2 * probabilities - 1], dim=1)  # [N, C + K, H, W]

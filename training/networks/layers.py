@@ -22,10 +22,10 @@ def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
 
 
 class Modulated(NamedTuple):
-    """What a modulated convolution leaves to the layer's tail: x [N, C', H', W'], to be scaled by scale [N, C']."""
+    """What a modulated convolution leaves to the layer's tail: features that are still to be scaled."""
 
-    x: torch.Tensor
-    scale: torch.Tensor | None
+    x: torch.Tensor  # [N, C', H', W']
+    scale: torch.Tensor | None  # [N, C'], the demodulation; None: as it is
 
 
 def modulated_conv2d(
@@ -75,10 +75,10 @@ def _conv1x1_per_sample(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 class FullyConnectedLayer(nn.Module):
-    """[N, in_features] -> [N, out_features], with an equalised learning rate.
+    """[N, in_features] -> [N, out_features], with an equalized learning rate.
 
-    The stored weight is randn / lr_multiplier; the gain lr_multiplier/√fan_in is applied at run time, and the bias
-    is stored divided by lr_multiplier too, so one optimiser step moves this layer lr_multiplier times as far.
+    The stored weight is randn / lr_multiplier; the gain lr_multiplier/√fan_in is applied at run time. The bias is
+    stored divided by lr_multiplier too. So one optimizer step moves this layer lr_multiplier times as far.
     """
 
     def __init__(
@@ -105,7 +105,9 @@ class FullyConnectedLayer(nn.Module):
 
 
 class Conv2dLayer(nn.Module):
-    """[N, C, H, W] -> [N, C', H / down, W / down]: equalised convolution, bias, activation, clamp."""
+    """Convolution with an equalized learning rate, bias, activation, clamp: [N, C, H, W] -> [N, C', H/down, W/down]."""
+
+    resample_filter: torch.Tensor
 
     def __init__(
         self,
@@ -126,8 +128,9 @@ class Conv2dLayer(nn.Module):
         self.register_buffer("resample_filter", setup_filter(LOWPASS))
 
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
+        # Without bias, activation and clamp, the weights take up the gain, which saves a pass over the result.
         bare = self.bias is None and self.activation == "linear" and self.conv_clamp is None
-        weight_gain = self.weight_gain * gain if bare else self.weight_gain  # which saves a pass over the result
+        weight_gain = self.weight_gain * gain if bare else self.weight_gain
         weight = (self.weight * weight_gain).to(x.dtype)
         x = conv2d_resample(x, weight, f=self.resample_filter, down=self.down, padding=self.padding)
         if bare:
@@ -155,7 +158,8 @@ class MappingNetwork(nn.Module):
     truncation pulls towards; it moves only when a forward call is told to update it.
     """
 
-    W_AVG_BETA = 0.995
+    W_AVG_BETA = 0.995  # decay of w_avg at an update
+    w_avg: torch.Tensor  # [w_dim]
 
     def __init__(
         self,
@@ -189,14 +193,16 @@ class MappingNetwork(nn.Module):
         update_average: bool = False,
     ) -> torch.Tensor:
         """truncation_psi moves the first truncation_cutoff w's (all by default) towards w_avg."""
-        parts = []
+        inputs = []
         if self.z_dim > 0:
-            parts.append(normalize_2nd_moment(z.to(torch.float32)))
+            assert z is not None
+            inputs.append(normalize_2nd_moment(z.to(torch.float32)))
         if self.c_dim > 0:
-            parts.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))
-        x = torch.cat(parts, dim=1)
+            assert c is not None
+            inputs.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))  # [N, w_dim]
+        x = torch.cat(inputs, dim=1)  # [N, z_dim + w_dim], or one of them
         for i in range(self.num_layers):
-            x = getattr(self, f"fc{i}")(x)
+            x = getattr(self, f"fc{i}")(x)  # [N, w_dim]
         if update_average:
             self.w_avg.lerp_(x.detach().mean(dim=0), 1 - self.W_AVG_BETA)
         if self.num_ws is None:
