@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from trainings import TINY_OPTIONS
 
 import slices.dataset
 import train
@@ -17,6 +16,7 @@ from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from training.config import DataConfig
 from training.snapshot import load_generator
+from trainings import TINY_OPTIONS
 
 NO_NUMBERS = ["kimg=inf", "kimg=nan", "lrate=nan", "lrate=inf", "lrate=0", "gamma=nan", "pl-weight=inf"]
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from trainings import tiny_trainer
 
 from drawn import write_archive
 from slices.dataset import SliceDataset
@@ -12,6 +11,7 @@ from training.config import DiscriminatorConfig, GeneratorConfig, LossConfig
 from training.minibatches import Labeled, Latents, Minibatch
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
+from trainings import tiny_trainer
 
 
 @pytest.mark.parametrize("cond", [False, True])

@@ -1,11 +1,11 @@
 """Minibatches of real slices, latents beside them, and their microbatches."""
 
 import torch
-from trainings import tiny_trainer
 
 from drawn import write_archive
 from slices.dataset import SliceDataset
 from training.minibatches import Labeled, Latents, Minibatch
+from trainings import tiny_trainer
 
 
 def test_microbatches_are_the_minibatch_in_order():

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from trainings import TINY_OPTIONS, tiny_trainer, tiny_training
 
 import generate
 import train
@@ -23,6 +22,7 @@ from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
 from training.snapshot import KIND, VERSION, SnapshotInfo, find_snapshot, load_generator, save_snapshot
 from training.training_loop import describe_training, save
+from trainings import TINY_OPTIONS, tiny_trainer, tiny_training
 
 
 def test_snapshot_holds_all_three_networks(tmp_path, archive):

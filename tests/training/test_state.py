@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from trainings import tiny_config
 
 from slices.dataset import SliceDataset
 from training.state import TrainingState
+from trainings import tiny_config
 
 
 def initial(archive, **changes) -> TrainingState:

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trainings import TINY_OPTIONS, tiny_config, tiny_training
 
 from commands import ROOT
 from drawn import write_archive
@@ -18,6 +17,7 @@ from slices.schema import Schema
 from training.snapshot import load_generator
 from training.state import TrainingState
 from training.training_loop import snapshot_is_due, tick_is_over
+from trainings import TINY_OPTIONS, tiny_config, tiny_training
 
 
 def test_another_schema_trains_as_well(tmp_path):
