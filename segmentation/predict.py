@@ -1,7 +1,8 @@
-"""What a U-Net answers for whole examinations."""
+"""What a U-Net answers, for slices and for whole examinations."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,17 +19,23 @@ Examination = tuple[str, str | None]  # patient and volume
 
 
 class Segmented(NamedTuple):
-    """All slices of one examination, and what the U-Net made of them.
+    """All slices of one examination, and what the U-Net made of them."""
 
-    background: the contrast that is shown; truth, prediction: class indices; inside: where any contrast isn't 0; all
-    [S, H, W]. places: each slice's index in the volume, if it has one.
-    """
+    background: np.ndarray  # uint8 [S, H, W], the contrast that is shown
+    truth: np.ndarray  # class indices, uint8 [S, H, W]
+    prediction: np.ndarray  # class indices, uint8 [S, H, W], the network's own answer everywhere
+    inside: np.ndarray  # bool [S, H, W], the head: where any contrast isn't 0
+    places: tuple[int | None, ...]  # index of each slice in the volume, None where that is unknown
+
+
+class _SegmentedSlice(NamedTuple):
+    """One slice of a Segmented."""
 
     background: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
     inside: np.ndarray
-    places: tuple[int | None, ...]
+    place: int | None
 
 
 @torch.inference_mode()
@@ -49,21 +56,34 @@ def predict_slices(unet: TrainedUNet, contrasts: np.ndarray) -> np.ndarray:
 def predict_examinations(
     unet: TrainedUNet, reader: ArchiveReader, examinations: Sequence[Examination], batch: int = EVALUATED_AT_ONCE
 ) -> Iterator[Segmented]:
-    """Segment all slices of these, in their order. Batches run across examinations: a fake has one slice."""
-    groups, schema = reader.by_examination(), reader.schema
-    order = [i for examination in examinations for i in groups[examination]]
-    waiting: list[tuple] = []  # background, truth, prediction, inside, place of single slices
-    todo = iter(examinations)
-    examination = next(todo, None)
-    for start in range(0, len(order), batch):
-        numbers = order[start : start + batch]
-        contrasts, truth = schema.split(np.stack([reader.read_checked(i) for i in numbers]))
-        inside = (contrasts != OUTSIDE).any(axis=1)
-        places = [reader.info.slices[i].index for i in numbers]
-        answers = predict_slices(unet, contrasts)
-        waiting += zip(contrasts[:, schema.shown], truth, answers, inside, places, strict=True)
-        while examination is not None and len(waiting) >= len(groups[examination]):
-            complete, waiting = waiting[: len(groups[examination])], waiting[len(groups[examination]) :]
-            *pictures, places = zip(*complete, strict=True)
-            yield Segmented(*(np.stack(part) for part in pictures), places)
-            examination = next(todo, None)
+    """Segment all slices of these examinations, one examination after the other.
+
+    Batches run across examinations: a fake is an examination of one slice, and a network is slow on single slices.
+    """
+    groups = reader.by_examination()
+    slices = _predict_each(unet, reader, [i for one in examinations for i in groups[one]], batch)
+    for examination in examinations:
+        # Slices come in the order of the examinations, so the next ones are this one's.
+        own = list(itertools.islice(slices, len(groups[examination])))
+        yield Segmented(
+            background=np.stack([one.background for one in own]),
+            truth=np.stack([one.truth for one in own]),
+            prediction=np.stack([one.prediction for one in own]),
+            inside=np.stack([one.inside for one in own]),
+            places=tuple(one.place for one in own),
+        )
+
+
+def _predict_each(
+    unet: TrainedUNet, reader: ArchiveReader, numbers: Sequence[int], batch: int
+) -> Iterator[_SegmentedSlice]:
+    """Segment the slices with these numbers in the archive, `batch` at a time, and hand them out one by one."""
+    for start in range(0, len(numbers), batch):
+        some = numbers[start : start + batch]
+        contrasts, truth = reader.schema.split(np.stack([reader.read_checked(i) for i in some]))
+        prediction = predict_slices(unet, contrasts)
+        inside = (contrasts != OUTSIDE).any(axis=1)  # [N, C, H, W] -> [N, H, W]
+        background = contrasts[:, reader.schema.shown]
+        for k, i in enumerate(some):
+            place = reader.info.slices[i].index
+            yield _SegmentedSlice(background[k], truth[k], prediction[k], inside[k], place)
