@@ -15,7 +15,7 @@ from dnnlib.errors import UserError
 from dnnlib.staged import Staged
 from dnnlib.text import count
 from segmentation.config import EVALUATED_AT_ONCE
-from segmentation.facts import ArchiveFacts, collect_facts, describe_pixels, is_known_size, pixels_of
+from segmentation.facts import ArchiveFacts, collect_facts, pixels_of
 from segmentation.fit import MODEL
 from segmentation.predict import predict_examinations
 from segmentation.report import draw_examinations, notes_on, worst_median_best
@@ -39,20 +39,17 @@ RESULTS, PICTURE = "results.json", "patients.png"
 
 
 def evaluate_archive(
-    model_path: str | os.PathLike,
+    model_path: str | os.PathLike,  # a U-Net, or the folder that `train` wrote
     data_path: str | os.PathLike,
     outdir: str | os.PathLike,
-    force: bool = False,
-    allow_overlap: bool = False,
-    allow_other_pixels: bool = False,
+    force: bool = False,  # replace results that are there
+    allow_overlap: bool = False,  # go on if the U-Net knows a patient of the archive; the results say so
+    allow_other_pixels: bool = False,  # go on if it learned from pixels of another size; the results say so
     batch: int = EVALUATED_AT_ONCE,
 ) -> Evaluation:
     """Evaluate a saved U-Net; write results.json and patients.png into `outdir`.
 
-    model_path: a U-Net or the folder that `train` wrote. force: replace those files if they are there. allow_overlap,
-    allow_other_pixels: go on, and record it, if the U-Net knows a patient of the archive, or learned from pixels of
-    another size. Raises UserError for these otherwise, and for a model or an archive that can't be used, or that don't
-    fit each other.
+    Raises UserError for a model or an archive that can't be used or don't fit each other, and for what isn't allowed.
     """
     outdir, model_path = Path(outdir), _model_file(model_path)
     for name in (RESULTS, PICTURE):
@@ -61,55 +58,52 @@ def evaluate_archive(
         _require_writable(outdir)
         unet = load_unet(model_path, default_device())
         reader = ArchiveReader(data_path)
-        _require_fit(unet, model_path, reader)
+        _require_fit(unet.info, model_path, reader)
         facts = collect_facts(reader)
         _require_pixels(unet.info, model_path, reader, facts, allow_other_pixels)
         overlap = find_overlap(unet.info, model_path, reader, allow_overlap)
 
-        evaluation = Evaluation(
-            format=FORMAT,
-            version=VERSION,
-            measure=MEASURE,
-            notes=(),
-            data=facts,
-            overlap=overlap,
-            regions={},
-            labels={},
-            examinations=_score(unet, reader, batch),
-            model=ModelFacts(model_path.name, files.sha256(model_path), unet.info),
-        )
-        evaluation = _summarize(evaluation)
+        examinations = _score(unet, reader, batch)
+        model = ModelFacts(model_path.name, files.sha256(model_path), unet.info)
+        evaluation = _evaluation(examinations, facts, overlap, model)
         chosen = worst_median_best(evaluation)
-        shown = predict_examinations(
-            unet, reader, [(c.examination.patient, c.examination.volume) for c in chosen], batch
-        )
+        names = [(choice.examination.patient, choice.examination.volume) for choice in chosen]
+        shown = list(predict_examinations(unet, reader, names, batch))
         with Staged(outdir / RESULTS, force) as staged:
-            draw_examinations(staged.place(outdir / PICTURE), chosen, list(shown), reader.schema)
+            draw_examinations(staged.place(outdir / PICTURE), chosen, shown, reader.schema)
             staged.write(outdir / RESULTS, files.json_bytes(evaluation))
     return evaluation
 
 
 def _score(unet: TrainedUNet, reader: ArchiveReader, batch: int) -> tuple[ExaminationDice, ...]:
-    examinations = list(reader.by_examination())
+    """The Dice of every examination of the archive."""
+    names = list(reader.by_examination())
+    segmented = predict_examinations(unet, reader, names, batch)
     results = []
-    with tqdm(total=len(examinations), desc="evaluating", unit="examination", disable=None, leave=False) as bar:
-        for (patient, volume), one in zip(
-            examinations, predict_examinations(unet, reader, examinations, batch), strict=True
-        ):
+    with tqdm(total=len(names), desc="evaluating", unit="examination", disable=None, leave=False) as bar:
+        for (patient, volume), one in zip(names, segmented, strict=True):
             of = None if volume is None else reader.info.volumes[volume].slices
             results.append(score_examination(patient, one.prediction, one.truth, one.inside, reader.schema, volume, of))
             bar.update()
     return tuple(results)
 
 
-def _summarize(evaluation: Evaluation) -> Evaluation:
-    """The evaluation with means and notes."""
-    targets = targets_of(evaluation.model.info.schema)
-    summaries = [(t, summarize(evaluation.examinations, t)) for t in targets]
-    evaluation = replace(
-        evaluation,
-        regions={t.name: s for t, s in summaries if t.kind == "region"},
-        labels={t.name: s for t, s in summaries if t.kind == "label"},
+def _evaluation(
+    examinations: tuple[ExaminationDice, ...], data: ArchiveFacts, overlap: tuple[str, ...], model: ModelFacts
+) -> Evaluation:
+    """The record of these examinations, with means over the patients and notes."""
+    summaries = [(target, summarize(examinations, target)) for target in targets_of(model.info.schema)]
+    evaluation = Evaluation(
+        format=FORMAT,
+        version=VERSION,
+        measure=MEASURE,
+        notes=(),
+        data=data,
+        overlap=overlap,
+        regions={target.name: summary for target, summary in summaries if target.kind == "region"},
+        labels={target.name: summary for target, summary in summaries if target.kind == "label"},
+        examinations=examinations,
+        model=model,
     )
     return replace(evaluation, notes=tuple(notes_on(evaluation)))
 
@@ -133,8 +127,8 @@ def _model_file(path: str | os.PathLike) -> Path:
     return path / MODEL if path.is_dir() else path
 
 
-def _require_fit(unet: TrainedUNet, model_path: Path, reader: ArchiveReader) -> None:
-    info = unet.info
+def _require_fit(info: UNetInfo, model_path: Path, reader: ArchiveReader) -> None:
+    """Raise UserError unless the archive has the channels and the resolution that the U-Net was made for."""
     if reader.schema.channels != info.schema.channels:
         raise UserError(
             f"{reader.path} has the channels {reader.schema.describe_channels()}, but {model_path} was trained on "
@@ -149,12 +143,11 @@ def _require_fit(unet: TrainedUNet, model_path: Path, reader: ArchiveReader) -> 
 
 def _require_pixels(info: UNetInfo, model_path: Path, reader: ArchiveReader, facts: ArchiveFacts, allow: bool) -> None:
     """Raise UserError if slices have other pixels than those that the U-Net learned from, unless that is allowed."""
-    learned = pixels_of(info.archives)
-    if not allow and learned and facts.pixel and not is_known_size(facts.pixel, learned):
+    learned, tested = pixels_of(info.archives), pixels_of([facts])
+    if not allow and learned and tested and not tested.is_within(learned):
         raise UserError(
-            f"{reader.path} has pixels of {describe_pixels(facts.pixel)}, but {model_path} learned from pixels of "
-            f"{describe_pixels(learned)}: convert both with the same --resolution and --fov, or insist with "
-            "--allow-other-pixels"
+            f"{reader.path} has pixels of {tested}, but {model_path} learned from pixels of {learned}: convert both "
+            "with the same --resolution and --fov, or insist with --allow-other-pixels"
         )
 
 
@@ -165,10 +158,10 @@ def _require_writable(folder: Path) -> None:
 
 
 def find_overlap(info: UNetInfo, model_path: Path, reader: ArchiveReader, allow: bool) -> tuple[str, ...]:
-    """Patients of the archive whom the U-Net knows, sorted. Raises UserError if there are any, unless that is allowed.
+    """Patients of the archive that the U-Net knows, sorted. Raises UserError if there are any, unless that is allowed.
 
-    Only the names in the archive count, not whom a GAN behind it saw: how a U-Net of real slices does on the fakes that
-    were learned from the same patients is a fair question.
+    Only the names in the archive count, not the patients behind a GAN that made it: how a U-Net of real slices does on
+    fakes that were learned from the same patients is a fair question.
     """
     overlap = shared_patients(info.known_patients, reader.info.patients)
     if overlap and not allow:

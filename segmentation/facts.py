@@ -1,4 +1,4 @@
-"""What a U-Net and its results remember of an archive, and the size of its pixels in words."""
+"""What a U-Net and its results remember of an archive."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from dnnlib.files import sha256
 from slices.archive.describe import remarks_on
 from slices.archive.reader import ArchiveReader
-
-SAME_PIXEL = 0.01  # edges of pixels that differ by less than this share are taken as one
+from slices.pixels import PixelSize
 
 
 @dataclass(frozen=True)
@@ -41,21 +40,6 @@ def collect_facts(archive: ArchiveReader) -> ArchiveFacts:
     )
 
 
-def pixels_of(archives: Sequence[ArchiveFacts]) -> tuple[float, float] | None:
-    """The least and the most mm of all archives' pixels, as far as they are known."""
-    known = [mm for archive in archives for mm in archive.pixel or ()]
-    return (min(known), max(known)) if known else None
-
-
-def is_one_size(pixel: tuple[float, float]) -> bool:
-    """Whether the least and the most mm are hardly different."""
-    return pixel[1] <= pixel[0] * (1 + SAME_PIXEL)
-
-
-def is_known_size(pixel: tuple[float, float], learned: tuple[float, float]) -> bool:
-    """Whether pixels are of the sizes that were learned from."""
-    return pixel[0] >= learned[0] * (1 - SAME_PIXEL) and pixel[1] <= learned[1] * (1 + SAME_PIXEL)
-
-
-def describe_pixels(pixel: tuple[float, float]) -> str:
-    return f"{pixel[0]:.3g} mm" if is_one_size(pixel) else f"{pixel[0]:.3g} to {pixel[1]:.3g} mm"
+def pixels_of(archives: Sequence[ArchiveFacts]) -> PixelSize | None:
+    """The pixels of all archives together, as far as their size is known."""
+    return PixelSize.of(mm for archive in archives for mm in archive.pixel or ())

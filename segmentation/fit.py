@@ -21,7 +21,7 @@ from dnnlib.text import count, format_time
 from segmentation.config import TrainUNetConfig
 from segmentation.data import PairDataset, loader
 from segmentation.draws import Draws
-from segmentation.facts import collect_facts, describe_pixels, is_one_size, pixels_of
+from segmentation.facts import collect_facts, pixels_of
 from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, save_unet, to_input
 from slices.leaks import doubts
 from torch_utils.distributed import default_device
@@ -178,7 +178,7 @@ def _announce(data: PairDataset, info: UNetInfo, device: torch.device) -> str:
         f"slices to draw: {info.drawn}; the archives have {int(data.has_lesion.sum())} with, "
         f"{int((~data.has_lesion).sum())} without",
     ]
-    if (pixel := pixels_of(info.archives)) and not is_one_size(pixel):
-        lines.append(f"the slices have pixels of {describe_pixels(pixel)}: was it meant to mix them?")
+    if (pixels := pixels_of(info.archives)) and not pixels.is_one_size:
+        lines.append(f"the slices have pixels of {pixels}: was it meant to mix them?")
     lines += [f"pixel size unknown: {count(a.unmeasured, 'slice')} of {a.file}" for a in info.archives if a.unmeasured]
     return "\n".join(lines)

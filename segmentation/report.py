@@ -11,7 +11,7 @@ import numpy as np
 
 from dnnlib.files import atomic_path
 from dnnlib.text import count, format_table, name_some
-from segmentation.facts import describe_pixels, is_known_size, pixels_of
+from segmentation.facts import pixels_of
 from segmentation.predict import Segmented
 from segmentation.scores import Evaluation, ExaminationDice, Target, targets_of
 from slices import render
@@ -132,12 +132,12 @@ def _is_partial(examination: ExaminationDice) -> bool:
 def about_pixels(evaluation: Evaluation) -> list[str]:
     """Whether the U-Net learned from pixels of the size that it was tested on."""
     data, archives = evaluation.data, evaluation.model.info.archives
-    learned = pixels_of(archives)
+    learned, tested = pixels_of(archives), pixels_of([data])
     notes = []
-    if learned and data.pixel and not is_known_size(data.pixel, learned):
+    if learned and tested and not tested.is_within(learned):
         notes.append(
-            f"the U-Net learned from pixels of {describe_pixels(learned)} and was tested on pixels of "
-            f"{describe_pixels(data.pixel)}: its Dice says nothing about pixels that it knows"
+            f"the U-Net learned from pixels of {learned} and was tested on pixels of {tested}: its Dice says nothing "
+            "about pixels that it knows"
         )
     if unknown := [a for a in (*archives, data) if a.unmeasured]:
         files = ", ".join(f"{count(a.unmeasured, 'slice')} of {name_some([a.file])}" for a in unknown)

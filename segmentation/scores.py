@@ -26,11 +26,11 @@ MEASURE = (
 
 @dataclass(frozen=True)
 class Target:
-    """What a Dice is of: a label class or a region, by name, with its class indices."""
+    """What a Dice is taken of: a label class or a region."""
 
     kind: str  # "label" or "region"; names alone don't tell, BraTS has an ET of either kind
     name: str
-    classes: tuple[int, ...]
+    classes: tuple[int, ...]  # class indices
 
     @property
     def title(self) -> str:
@@ -39,28 +39,25 @@ class Target:
 
 @dataclass(frozen=True)
 class TargetDice:
-    """Dice of one target in one examination, and its voxels in truth and in the network's own answer.
+    """Dice of one target in one examination."""
 
-    masked_dice: with background outside the head; removed: predicted voxels there.
-    """
-
-    dice: float
-    truth: int
-    predicted: int
-    masked_dice: float
-    removed: int
+    dice: float  # of the network's own answer
+    truth: int  # voxels in the truth
+    predicted: int  # voxels in the network's own answer
+    masked_dice: float  # of the answer with background outside the head
+    removed: int  # predicted voxels outside the head
 
 
 @dataclass(frozen=True)
 class ExaminationDice:
-    """One examination; volume: None for slices of none; of: how many slices that has; `regions`, `labels` by name."""
+    """Dice of one examination: all slices of one volume of one patient."""
 
     patient: str
-    volume: str | None
-    slices: int
-    of: int | None
-    regions: dict[str, TargetDice]
-    labels: dict[str, TargetDice]
+    volume: str | None  # None: slices of no known volume
+    slices: int  # that the archive has
+    of: int | None  # slices that the volume has; None: unknown
+    regions: dict[str, TargetDice]  # by name
+    labels: dict[str, TargetDice]  # by name of the class
 
     def result(self, target: Target) -> TargetDice:
         """The entry of a region or a label."""
@@ -74,14 +71,14 @@ class ExaminationDice:
 
 @dataclass(frozen=True)
 class Summary:
-    """Dice over the patients; sds are None for one patient. empty_truth: examinations whose truth lacks the target."""
+    """Dice of one target over the patients. An sd is None for one patient."""
 
     mean: float
     sd: float | None
-    empty_truth: int
+    empty_truth: int  # examinations whose truth lacks the target
     masked_mean: float
     masked_sd: float | None
-    removed: int
+    removed: int  # predicted voxels outside the heads
 
     def __str__(self) -> str:
         return _format(self.mean, self.sd)
@@ -97,29 +94,25 @@ def _format(mean: float, sd: float | None) -> str:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Which U-Net was evaluated: file name, SHA-256, and what it says of itself."""
+    """Which U-Net was evaluated."""
 
-    file: str
+    file: str  # its name, without the folder
     sha256: str
-    info: UNetInfo
+    info: UNetInfo  # what it says of itself
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One U-Net on one archive: the content of results.json.
-
-    notes: what a reader of the numbers must know, in sentences. overlap: patients of the archive whom the U-Net knew,
-    from their slices or through a GAN; empty unless allowed.
-    """
+    """One U-Net on one archive: the content of results.json."""
 
     format: str
     version: int
     measure: str
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # what a reader of the numbers must know, in sentences
     data: ArchiveFacts
-    overlap: tuple[str, ...]
-    regions: dict[str, Summary]
-    labels: dict[str, Summary]
+    overlap: tuple[str, ...]  # patients of the archive that the U-Net knew, from their slices or through a GAN
+    regions: dict[str, Summary]  # by name
+    labels: dict[str, Summary]  # by name of the class
     examinations: tuple[ExaminationDice, ...]
     model: ModelFacts  # last: it names every slice's patient, and a reader of the file looks for Dice
 
@@ -146,14 +139,14 @@ def targets_of(schema: Schema) -> tuple[Target, ...]:
 
 def score_examination(
     patient: str,
-    prediction: np.ndarray,
-    truth: np.ndarray,
-    inside: np.ndarray,
+    prediction: np.ndarray,  # class indices [S, H, W] of all slices
+    truth: np.ndarray,  # class indices [S, H, W]
+    inside: np.ndarray,  # bool [S, H, W], the head
     schema: Schema,
     volume: str | None = None,
-    of: int | None = None,
+    of: int | None = None,  # slices that the volume has
 ) -> ExaminationDice:
-    """Compare class indices [S, H, W] of all slices of an examination; inside: bool [S, H, W], the head."""
+    """Compare an examination's prediction with its truth."""
     targets = targets_of(schema)
     predicted_masks, true_masks = _masks(prediction, targets), _masks(truth, targets)
     dice, masked = _dice(predicted_masks, true_masks), _dice(predicted_masks & inside, true_masks)
@@ -170,7 +163,7 @@ def score_examination(
 
 
 def summarize(examinations: Sequence[ExaminationDice], target: Target) -> Summary:
-    """Mean and SD over the patients, each of whom counts once."""
+    """Mean and SD of one target over the patients: each counts once, whatever the number of examinations."""
     results = [examination.result(target) for examination in examinations]
     patients = [examination.patient for examination in examinations]
     mean, sd = _over_patients(patients, [r.dice for r in results])
@@ -180,7 +173,7 @@ def summarize(examinations: Sequence[ExaminationDice], target: Target) -> Summar
 
 
 def _over_patients(patients: Sequence[str], dice: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and SD of the patients' means over their examinations."""
+    """Mean and SD of the patients' means. Both arguments: one entry for every examination."""
     of_patient: dict[str, list[float]] = {}
     for patient, value in zip(patients, dice, strict=True):
         of_patient.setdefault(patient, []).append(value)
@@ -198,5 +191,6 @@ def _dice(prediction: np.ndarray, truth: np.ndarray) -> list[float]:
     import torch
     from monai.metrics import compute_dice  # takes seconds to import
 
-    batch = [torch.from_numpy(masks)[None] for masks in (prediction, truth)]  # [1, T, S, H, W]
-    return compute_dice(*batch, ignore_empty=False)[0].double().tolist()
+    # [1, T, S, H, W]: a batch of one picture with T channels, whose pixels are all voxels of the examination
+    one, other = torch.from_numpy(prediction)[None], torch.from_numpy(truth)[None]
+    return compute_dice(one, other, ignore_empty=False)[0].double().tolist()

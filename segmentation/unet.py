@@ -25,20 +25,16 @@ KIND, VERSION = "unet", 3
 
 @dataclass(frozen=True)
 class UNetInfo:
-    """What a saved U-Net says of itself.
-
-    patients: of the slices that it learned from, sorted. seen: whom it knows through a GAN that made some of these.
-    drawn: how many slices of each sort it learned from.
-    """
+    """What a saved U-Net says of itself."""
 
     schema: Schema
     resolution: int
     network: UNetConfig
     training: TrainUNetConfig
-    archives: tuple[ArchiveFacts, ...]
-    patients: tuple[str, ...]
-    seen: tuple[str, ...]
-    drawn: Drawn
+    archives: tuple[ArchiveFacts, ...]  # that it learned from
+    patients: tuple[str, ...]  # of these archives' slices, sorted
+    seen: tuple[str, ...]  # patients that it knows through a GAN that made some of the slices, sorted
+    drawn: Drawn  # what it learned from
 
     def __post_init__(self) -> None:
         if (self.network.in_channels, self.network.out_channels) != (self.schema.num_contrasts, self.schema.num_maps):
@@ -51,20 +47,20 @@ class UNetInfo:
 
     @property
     def known_patients(self) -> frozenset[str]:
-        """Whom it must not be tested on."""
+        """Patients that it must not be tested on."""
         return frozenset((*self.patients, *self.seen))
 
 
 @dataclass(frozen=True)
 class TrainedUNet:
-    """A network, [N, C, H, W] in [−1, 1] -> logits [N, K, H, W], with what it was made for."""
+    """A U-Net ready to predict."""
 
-    network: torch.nn.Module
+    network: torch.nn.Module  # [N, C, H, W] in [−1, 1] -> logits [N, K, H, W]
     info: UNetInfo
 
 
 def configure_unet(schema: Schema, resolution: int, width: int) -> UNetConfig:
-    """The network for slices of a schema. Raises UserError where there is nothing to segment, or too few pixels."""
+    """The network for slices of a schema. Raises UserError if there is nothing to segment, or too few pixels."""
     if not schema.num_maps:
         raise UserError(f"the slices have no lesion classes ({schema.describe()}), so there is nothing to segment")
     if resolution < SMALLEST:
@@ -78,10 +74,8 @@ def build_unet(network: UNetConfig, seed: int = 0) -> torch.nn.Module:
     """A new network on the CPU; its weights depend on the seed alone, and torch's global generator stays as it was."""
     from monai.networks.nets import BasicUNet  # takes seconds to import
 
-    with (
-        torch.random.fork_rng(devices=[]),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):  # some versions print their widths
+    # Some versions of MONAI print the widths.
+    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
         torch.default_generator.manual_seed(seed)
         return BasicUNet(
             spatial_dims=2,
@@ -97,6 +91,7 @@ def to_input(contrasts: torch.Tensor, schema: Schema) -> torch.Tensor:
 
 
 def save_unet(path: str | os.PathLike, unet: TrainedUNet) -> None:
+    """Write a U-Net, network and info, as one safetensors file."""
     metadata: dict[str, Any] = configs.to_json(unet.info)
     checkpoint.save(path, unet.network.state_dict(), metadata, kind=KIND, version=VERSION)
 
