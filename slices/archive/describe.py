@@ -15,6 +15,7 @@ from dnnlib.text import count, format_table
 from slices.archive.format import ArchiveInfo
 from slices.archive.reader import ArchiveReader
 from slices.areas import ClassAreas
+from slices.pixels import PixelSize
 from slices.schema import Schema
 
 
@@ -78,7 +79,7 @@ def describe_archive(reader: ArchiveReader) -> str:
     parts = Counter(record.part for record in info.slices if record.part is not None)
     if parts:
         lines.append("part of the split: " + ", ".join(f"{count(n, 'slice')} {part}" for part, n in parts.items()))
-    if pixels := {*(volume.pixel for volume in info.volumes.values()), *(info.pixel or ())}:
+    if pixels := info.pixels:
         lines.append(describe_pixels(pixels, info.resolution))
     return "\n".join([*lines, *_lines_of_making(info.made)])
 
@@ -179,11 +180,9 @@ def describe_areas(archives: Mapping[str, tuple[int, ClassAreas]]) -> str:
     return "\n\n".join(tables)
 
 
-def describe_pixels(pixels: Collection[float], resolution: int) -> str:
-    """The edge of pixels in mm, and of the picture; of several volumes the least and the most."""
-    sizes = sorted({f"{mm:.3g}": mm for mm in sorted(pixels)}.values())
-    shown = sizes if len(sizes) == 1 else [sizes[0], sizes[-1]]
-    return f"{' to '.join(f'{mm:.3g}' for mm in shown)} mm pixels, {sizes[-1] * resolution:.4g} mm across"
+def describe_pixels(pixels: PixelSize, resolution: int) -> str:
+    """The size of pixels, and the edge of the largest pictures."""
+    return f"{pixels} pixels, {pixels.most * resolution:.4g} mm across"
 
 
 def first_names(names: Collection[str], most: int = 3) -> str:

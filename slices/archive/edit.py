@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from slices.archive.reader import ArchiveReader
 from slices.archive.together import refuse_twice
 from slices.archive.writer import ArchiveWriter
 from slices.leaks import warn_of_alike
+from slices.pixels import PixelSize
 from slices.schema import Schema
 from slices.split import SPLIT_FILE, draw_split, shuffle_names
 
@@ -80,13 +80,13 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     return Written(dest, len(writer), len(patients), (*said, *warn_of_alike(patients, patients)))
 
 
-def _pixel(readers: Sequence[ArchiveReader]) -> tuple[float, float] | None:
-    """Least and most mm of a pixel in what generators learned from; None if one archive doesn't say it."""
+def _pixel(readers: Sequence[ArchiveReader]) -> PixelSize | None:
+    """The size of pixels in what generators learned from; None if one archive doesn't say it."""
     sizes = [reader.info.pixel for reader in readers if any(r.volume is None for r in reader.info.slices)]
     known = [size for size in sizes if size is not None]
     if not known or len(known) < len(sizes):
         return None
-    return min(least for least, _ in known), max(most for _, most in known)
+    return PixelSize.of(mm for size in known for mm in size)
 
 
 def _renumbered(readers: Sequence[ArchiveReader], label_names: tuple[str, ...]) -> dict[str, list[str]]:
@@ -103,12 +103,12 @@ def _renumbered(readers: Sequence[ArchiveReader], label_names: tuple[str, ...]) 
 def _other_pixels(readers: Sequence[ArchiveReader]) -> dict[str, list[str]]:
     """A remark on every archive, if their pixels differ in size."""
     known = [(reader, reader.info.pixels) for reader in readers if reader.info.pixels is not None]
-    if all(math.isclose(a, b, rel_tol=0.01) for _, sizes in known for a, b in zip(sizes, known[0][1], strict=True)):
+    if all(pixels.is_like(known[0][1]) for _, pixels in known):
         return {}
     remarks: dict[str, list[str]] = {}
-    for reader, (least, most) in known:
-        size = f"{least:.4g}" + (f" to {most:.4g}" if f"{least:.4g}" != f"{most:.4g}" else "")
-        remarks.setdefault(f"pixels of {size} mm, of other sizes elsewhere", []).append(reader.path.name)
+    for reader, pixels in known:
+        words = f"pixels of {pixels.describe(digits=4)}, of other sizes elsewhere"
+        remarks.setdefault(words, []).append(reader.path.name)
     return remarks
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dnnlib import config
 from slices.archive.zips import Packed, pack
+from slices.pixels import PixelSize
 from slices.schema import Schema
 
 FORMAT, VERSION = "joint-slices", 2
@@ -96,10 +97,9 @@ class ArchiveInfo:
     pixel: tuple[float, float] | None = config.optional(None)
 
     @property
-    def pixels(self) -> tuple[float, float] | None:
-        """Least and most mm that a pixel has, where that is known."""
-        known = [*(volume.pixel for volume in self.volumes.values()), *(self.pixel or ())]
-        return (min(known), max(known)) if known else None
+    def pixels(self) -> PixelSize | None:
+        """The size of the slices' pixels, as far as it is known."""
+        return PixelSize.of([*(volume.pixel for volume in self.volumes.values()), *(self.pixel or ())])
 
     @property
     def patients(self) -> list[str]:

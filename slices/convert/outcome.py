@@ -12,6 +12,7 @@ from slices.areas import ClassAreas
 from slices.convert.cases import Case
 from slices.convert.cut import OUT_OF_VIEW
 from slices.convert.cut_cases import CutRecord
+from slices.pixels import PixelSize
 from slices.provenance import Provenance
 from slices.schema import Schema
 
@@ -109,9 +110,11 @@ class Outcome:
         return len({case.patient for case, _ in self.cut})
 
     @property
-    def pixels(self) -> set[float]:
-        """Edges of pixels, mm."""
-        return {record.volume.pixel for _, record in self.cut if record.volume is not None}
+    def pixels(self) -> PixelSize:
+        """The size of the slices' pixels."""
+        pixels = PixelSize.of(record.volume.pixel for _, record in self.cut if record.volume is not None)
+        assert pixels is not None, "an archive without slices"
+        return pixels
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
