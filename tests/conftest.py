@@ -1,5 +1,6 @@
 """Fixtures for all tests; what tests share besides lies in the modules beside this file, such as drawn.py."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,3 +26,14 @@ def face(request) -> Iterator[str]:
 @pytest.fixture
 def archive(tmp_path) -> Path:
     return write_archive(tmp_path / "drawn.zip")
+
+
+@pytest.fixture
+def odd_folder(tmp_path) -> Path:
+    """A folder whose name is not UTF-8."""
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/M\xfcller \xff"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system takes names of UTF-8 only")
+    return folder

@@ -2,12 +2,15 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from commands import ROOT
+from dnnlib.stages import Programs, Stage, Stages
 
 
 def run(*arguments, **options):
@@ -44,3 +47,42 @@ def test_nothing_is_copied_into_site_packages(tmp_path):
     found = run("setup.py", "build", "--build-base", str(tmp_path), cwd=ROOT)
     assert found.returncode and "install it with: pip install --editable ." in found.stderr
     assert not list(tmp_path.rglob("*.py"))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib comes with Python 3.11")
+def test_environment_yml_lists_what_pyproject_does():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    in_yml = re.findall(r"^      - (\S+)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    assert in_yml == listed
+    readme = (ROOT / "README.md").read_text()
+    for requirement in listed:
+        name = re.match(r"[a-z]+", requirement)[0]
+        assert re.search(rf"^\| `{name}`", readme, re.MULTILINE), f"the README gives no reason for {name}"
+
+
+@pytest.fixture
+def strangers(tmp_path, monkeypatch) -> Path:
+    """A working folder with modules of this project's names, none of which may run."""
+    for name in ("train.py", "dataset_tool.py", "config.py", "slices/__init__.py", "dnnlib/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('a stranger runs')")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("program", [[str(ROOT / "segmentation")], ["-m", "segmentation"], [str(ROOT / "train.py")]])
+def test_modules_of_the_working_folder_are_not_taken_for_the_projects(strangers, program):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.startswith("Usage: "), done.stderr
+
+
+def test_stages_run_the_projects_own_segmentation(strangers):
+    (strangers / "segmentation.py").write_text("raise SystemExit('a stranger runs')")
+    (strangers / "record.txt").write_text("of an earlier run")
+    stages = Stages(strangers, Programs(ROOT, {}))
+    command = ["-m", "segmentation", "train", "--help"]
+    stages.run(Stage("unet", "", command, [], ["record.txt"], replaces=False))

@@ -114,3 +114,9 @@ def test_a_failed_write_leaves_the_old_file_as_it_was(tmp_path):
             checkpoint.save(path, example(), unfit, kind="snapshot")
     assert checkpoint.load(path, "snapshot").metadata == {"round": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_networks_are_saved_below_a_folder_whose_name_is_no_text(odd_folder):
+    checkpoint.save(odd_folder / "a.safetensors", {"x": torch.arange(3)}, {"data": "a.zip"}, kind="toy")
+    tensors, metadata = checkpoint.load(odd_folder / "a.safetensors", kind="toy")
+    assert tensors["x"].tolist() == [0, 1, 2] and metadata == {"data": "a.zip"}

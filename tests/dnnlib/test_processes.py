@@ -1,0 +1,139 @@
+"""Work for several processes: in order, with a quiet end, whatever ends it."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from commands import ROOT
+from dnnlib.errors import UserError
+from dnnlib.processes import _interrupts_held, _result, map_in_order
+
+
+def test_one_worker_is_this_process_and_works_as_asked():
+    done = []
+    results = map_in_order(lambda n: done.append(n) or n * n, [1, 2, 3], workers=1)
+    assert next(results) == 1 and done == [1]
+    assert list(results) == [4, 9]
+
+
+def test_a_worker_that_dies_is_reported():
+    with pytest.raises(UserError, match="a worker process was killed.*use fewer --workers"):
+        list(map_in_order(os._exit, [3, 3, 3], workers=2))
+
+
+def want_memory(n):
+    raise MemoryError("Unable to allocate 89.3 MiB")
+
+
+@pytest.mark.parametrize("workers, advice", [(1, "more than there is for one process"), (2, "use fewer --workers")])
+def test_want_of_memory_is_one_message(workers, advice):
+    with pytest.raises(UserError, match=f"out of memory .Unable to allocate 89.3 MiB.: .*{advice}"):
+        list(map_in_order(want_memory, range(3), workers))
+
+
+@pytest.mark.parametrize("broken", ["Event", "SimpleQueue", "Lock"])
+def test_without_semaphores_one_process_does_all(monkeypatch, capsys, broken):
+    """As where shared memory is full, read-only or missing, at the first one that is made or at a later one."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn"), broken, full)
+    assert list(map_in_order(lambda n: (n, os.getpid()), range(3), workers=2)) == [(n, os.getpid()) for n in range(3)]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "one process instead of 2, for want of shared memory (No space left on device): see /dev/shm" in line
+
+
+def test_a_process_that_cannot_be_started_is_reported(monkeypatch):
+    def none_left(*_):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", none_left)
+    with pytest.raises(UserError, match="can't be started .Resource temporarily unavailable.: use fewer --workers"):
+        list(map_in_order(abs, range(3), workers=2))
+
+
+def remember_set_up():
+    os.environ["SET_UP"] = "done"
+
+
+def read_set_up(_):
+    return os.environ.get("SET_UP")
+
+
+def test_every_worker_is_set_up_and_this_process_is_not():
+    assert list(map_in_order(read_set_up, range(6), workers=2, set_up=remember_set_up)) == ["done"] * 6
+    assert "SET_UP" not in os.environ
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """As the kernel does where memory runs out: nothing of the family is left, and no pipe stays open."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, signal, time\n"
+        "from dnnlib.processes import map_in_order\n"
+        "def work(n):\n"
+        "    return os.getpid()\n"
+        "if __name__ == '__main__':\n"
+        "    pids = set()\n"
+        "    for pid in map_in_order(work, range(6), 2):\n"
+        "        print(pid, flush=True)\n"
+        "        if (n := globals().setdefault('n', 0) + 1) == 3:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        globals()['n'] = n\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    out, _ = process.communicate(timeout=60)  # ends when the last one that holds the pipe does
+    assert process.returncode == -signal.SIGKILL and len(out.split()) == 3
+
+
+@pytest.mark.parametrize("sender", ["this thread", "another thread"])
+def test_an_interrupt_waits_until_a_process_has_started(sender):
+    started, go = [], threading.Event()
+
+    def send():
+        go.wait()
+        if sender == "another thread":
+            signal.raise_signal(signal.SIGINT)
+
+    other = threading.Thread(target=send)
+    other.start()  # before the mask, as the threads of a pool or of a progress bar
+    with pytest.raises(KeyboardInterrupt), _interrupts_held():
+        if sender == "this thread":
+            signal.raise_signal(signal.SIGINT)
+        go.set()
+        other.join()
+        started.append(True)
+    assert started == [True] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_between_the_locks_of_a_future_is_a_ctrl_c():
+    """As Python's own waiting for a result ends when it is interrupted while it takes the lock again."""
+
+    class Interrupted:
+        def result(self):
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise RuntimeError("cannot release un-acquired lock")
+
+    with pytest.raises(KeyboardInterrupt):
+        _result(Interrupted())
+
+    class Failed:
+        def result(self):
+            raise RuntimeError("of the function's own")
+
+    with pytest.raises(RuntimeError, match="own"):
+        _result(Failed())
