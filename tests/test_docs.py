@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import click
+import click.testing
 import pytest
 
 import dataset_tool
@@ -82,6 +83,19 @@ def test_the_demo_is_shown_as_it_is():
 def test_a_wrong_option_would_be_noticed():
     with pytest.raises(click.ClickException):
         parse(["train.py", "--outdir=x", "--data=y", "--augpipe=bgc"])
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_speak_in_one_manner(name):
+    """-h and --help; an option's help is a sentence or explains a choice, with its default and limits in brackets."""
+    program = PROGRAMS[name]
+    for command in [program, *getattr(program, "commands", {}).values()]:
+        for option in (p for p in command.params if isinstance(p, click.Option)):
+            known = r"(  \[(default: [^][]+|(from|above|below|between|up to) [^][]+)\])?"
+            start = "|".join(["[A-Z-]", *(f"{re.escape(choice)}: " for choice in getattr(option.type, "choices", ()))])
+            assert re.fullmatch(rf"(?s)({start}).*\.{known}", option.help or ""), f"{name} {option.opts}: {option.help}"
+    result = click.testing.CliRunner().invoke(program, ["-h"])
+    assert result.exit_code == 0 and "-h, --help" in result.output
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
