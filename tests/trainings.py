@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from dnnlib.cli import arguments
 from dnnlib.runs import Log
 from slices.dataset import SliceDataset
-from torch_utils.distributed import default_device
 from torch_utils.stats import Statistics
 from training.config import DataConfig, TrainingConfig, find_recipe, resolve
 from training.minibatches import MinibatchSource
@@ -19,16 +20,16 @@ TINY_OPTIONS = arguments({**TINY, "workers": 0})  # of train.py
 
 
 def tiny_config(dataset: SliceDataset, cfg: str = "auto", **changes) -> TrainingConfig:
-    """changes: of the recipe."""
+    """The configuration of four steps of four slices; `changes` are of its recipe."""
     data = DataConfig(str(dataset.archive.path), cond=dataset.c_dim > 0, workers=0)
     recipe = replace(find_recipe(cfg, dataset.resolution), **{**TINY, **changes})
     return resolve(recipe, data, dataset.schema, dataset.resolution, dataset.c_dim, snap=0)
 
 
 def tiny_trainer(tmp_path: Path, data: Path, cfg: str = "auto", cond: bool = False, **changes) -> Trainer:
-    """A trainer before its first step."""
+    """A trainer before its first step, on the CPU."""
     dataset = SliceDataset(data, use_labels=cond)
-    config, device = tiny_config(dataset, cfg, **changes), default_device()
+    config, device = tiny_config(dataset, cfg, **changes), torch.device("cpu")
     state = TrainingState.initial(config, device)
     return Trainer(config, state, MinibatchSource(config, dataset, device, Log(tmp_path / "log.txt")), Statistics())
 
