@@ -1,4 +1,4 @@
-"""The one border between stored bytes and network values."""
+"""The border of stored bytes and network values."""
 
 import torch
 
@@ -18,8 +18,8 @@ class SliceCodec:
     def to_stored(self, images: torch.Tensor) -> torch.Tensor:
         """Network values [N, C + K, H, W] -> uint8: contrasts clamped, label maps one-hot at their largest value."""
         contrasts, maps = images.split([self.schema.num_contrasts, self.schema.num_maps], dim=1)
-        parts = [(contrasts * 127.5 + 128).clamp(0, 255).to(torch.uint8)]
+        stored = [(contrasts * 127.5 + 128).clamp(0, 255).to(torch.uint8)]
         if self.schema.num_maps:
             on = torch.zeros_like(maps, dtype=torch.bool).scatter_(1, maps.argmax(dim=1, keepdim=True), True)
-            parts.append(torch.where(on, LABEL_ON, LABEL_OFF).to(torch.uint8))
-        return torch.cat(parts, dim=1)
+            stored.append(torch.where(on, LABEL_ON, LABEL_OFF).to(torch.uint8))
+        return torch.cat(stored, dim=1)

@@ -119,7 +119,7 @@ class PixelGrid:
         return (self.columns @ (self.rows @ picture.astype(np.float64)).T).T
 
     def covers(self, mask: np.ndarray) -> np.ndarray:
-        """bool [P, L] -> [R, R]: pixels of which the mask covers half or more."""
+        """bool [P, L] -> [R, R]: whether the mask covers half of a pixel or more."""
         return self.moved(mask) if self.moves else self.mean(mask) >= 0.5 - 1e-9
 
     def majority(self, classes: np.ndarray, num_classes: int) -> np.ndarray:

@@ -26,7 +26,7 @@ def test_stored_slices_come_back_from_the_network(schema):
     assert torch.equal(codec.to_stored(images), stored)
 
 
-def test_every_grey_level_comes_back():
+def test_every_gray_level_comes_back():
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     codec = SliceCodec(Schema(("t1",)))
     assert torch.equal(codec.to_stored(codec.to_network(levels)), levels)

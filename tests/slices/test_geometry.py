@@ -90,7 +90,7 @@ def test_majority_is_the_class_of_largest_area():
         cells = round(pixel * 16)
         edge = cells * resolution
         canvas = np.zeros((edge, edge), np.uint8)
-        put, take = zip(*(_centred(edge, n * 16) for n in (48, 50)), strict=True)
+        put, take = zip(*(_centered(edge, n * 16) for n in (48, 50)), strict=True)
         canvas[put] = fine[take]
         counts = np.stack(
             [(canvas == c).reshape(resolution, cells, resolution, cells).sum(axis=(1, 3)) for c in range(4)]
@@ -98,7 +98,7 @@ def test_majority_is_the_class_of_largest_area():
         np.testing.assert_array_equal(grid.majority(classes, 4), counts.argmax(axis=0))  # equal areas: lower class
 
 
-def _centred(outer, inner):
+def _centered(outer, inner):
     """Slices that put the middle of a line of `inner` cells into one of `outer`."""
     shift = (outer - inner) // 2
     assert (outer - inner) % 2 == 0

@@ -7,7 +7,7 @@ from slices.intensity import GrayLevels, apply_window, intensity_window, undo_wi
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE
 
 
-def test_grey_levels_inside_a_window():
+def test_gray_levels_inside_a_window():
     values = np.array([-50.0, 100, 227, 354, 1e5])
     np.testing.assert_allclose(apply_window(values, (100.0, 354.0)), [1, 1, 128, 255, 255])
     with np.errstate(all="raise"):

@@ -50,7 +50,7 @@ def turned_cases(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def padded(turned_cases, tmp_path_factory):
-    """Their slices with tumour, padded to 64×64 pixels."""
+    """Their slices with tumor, padded to 64×64 pixels."""
     path = tmp_path_factory.mktemp("padded") / "x.zip"
     convert(turned_cases, path, 64)
     return path
@@ -167,8 +167,8 @@ def test_resampled_pixels_lie_where_they_were(tmp_path, axes, spacing, resolutio
     shares = [area_weights(n, mm, resolution, pixel).toarray() for n, mm in zip((47, 60), spacing[:2], strict=True)]
     full = [np.flatnonzero(np.isclose(share.sum(axis=1), 1)) for share in shares]
     for i, j, k in itertools.product(full[0][[0, 3, -1]], full[1][[0, 3, -1]], (0, 7)):
-        centre = [middle(share[at] * pixel / mm) for share, at, mm in zip(shares, (i, j), spacing, strict=False)]
-        expected = nib.affines.apply_affine(to_world, (*centre, k))
+        center = [middle(share[at] * pixel / mm) for share, at, mm in zip(shares, (i, j), spacing, strict=False)]
+        expected = nib.affines.apply_affine(to_world, (*center, k))
         np.testing.assert_allclose(nib.affines.apply_affine(image.affine, (i, j, k)), expected, atol=0.01)
     # What is there is the archive's: pictures [P, L], stacked from the feet upwards.
     for i, record in enumerate(reader.info.slices):
@@ -179,12 +179,12 @@ def test_resampled_pixels_lie_where_they_were(tmp_path, axes, spacing, resolutio
         low, high = reader.info.volumes[folder.name].windows["t1"]
         expected = np.where(contrasts[0], low + (contrasts[0] - 1.0) / 254 * (high - low), 0)
         np.testing.assert_allclose(image.dataobj[:, :, record.index], expected.T, rtol=1e-6)
-    # And without any of the above: the tumour has its centre where it had it.
-    centres = [
+    # And without any of the above: the tumor has its center where it had it.
+    centers = [
         nib.affines.apply_affine(i.affine, np.argwhere(np.asarray(i.dataobj) > 0)).mean(axis=0)
         for i in (load(out, "seg"), load(folder, "seg"))
     ]
-    np.testing.assert_allclose(centres[0], centres[1], atol=pixel / 2)
+    np.testing.assert_allclose(centers[0], centers[1], atol=pixel / 2)
 
 
 # --- slices of no known volume --------------------------------------------------------------------------------------
@@ -281,8 +281,8 @@ def test_pictures(padded, tmp_path):
         labels = Image.open(f"{stem}_seg.png")
         assert labels.mode == "P" and open(f"{stem}_seg.png", "rb").read()[24] == 8  # the bit depth in the header
         np.testing.assert_array_equal(np.asarray(labels), classes)
-        colours = np.array([(0, 0, 0), *PALETTE])
-        np.testing.assert_array_equal(np.asarray(labels.convert("RGB")), colours[classes])
+        colors = np.array([(0, 0, 0), *PALETTE])
+        np.testing.assert_array_equal(np.asarray(labels.convert("RGB")), colors[classes])
     about = json.loads((tmp_path / "out" / "channels.json").read_text())
     assert [(c["index"], c["name"], c["value"]) for c in about["labels"]] == [
         (0, "background", 0),
