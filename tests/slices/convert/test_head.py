@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from slices.convert.head import find_head
+from dnnlib.errors import UserError
+from drawn import draw_head
+from slices.convert.head import find_head, foreground, grow, otsu_threshold
+from slices.schema import BRATS
 
 SHAPE = (12, 100, 90)  # S, P, L
 
@@ -123,3 +127,92 @@ def test_a_stripped_brain_is_what_differs_from_the_background_however_dark():
 def test_pictures_of_one_value_on_a_background():
     for value in (-1.0, 7.0):
         np.testing.assert_array_equal(find_head([np.where(BRAIN, value, 0)]), BRAIN)
+
+
+# --- on the heads of drawn.py -----------------------------------------------------------------------------------------
+
+DRAWN = np.stack([draw_head()[contrast].T for contrast in BRATS.contrasts]).astype(np.float32)
+INSIDE = DRAWN[0] > 0  # [S, P, L]
+
+
+def z_score(contrast, background=0.0):
+    values = contrast[INSIDE]
+    return np.where(INSIDE, (contrast - values.mean()) / values.std(), background)
+
+
+@pytest.mark.parametrize(
+    "contrasts",
+    [
+        DRAWN,
+        np.where(INSIDE, DRAWN, -1000),
+        np.where(INSIDE, -DRAWN, 0),
+        np.where(INSIDE, DRAWN - 300, 0),
+        np.stack([z_score(c) for c in DRAWN]),
+        np.stack([z_score(c, z_score(c).min()) for c in DRAWN]),
+        np.concatenate([np.zeros_like(DRAWN[:1]), DRAWN[1:]]),
+        DRAWN + np.random.default_rng(0).uniform(-2, 2, DRAWN.shape),
+    ],
+    ids=[
+        "as drawn",
+        "-1000",
+        "negative",
+        "zeros inside",
+        "z-scores",
+        "background = min",
+        "an empty contrast",
+        "ripples",
+    ],
+)
+def test_the_head_is_found_whatever_the_intensities(contrasts):
+    np.testing.assert_array_equal(find_head(contrasts.astype(np.float32)), INSIDE)
+
+
+def test_specks_and_ringing_do_not_count_and_holes_do():
+    contrasts = DRAWN.copy()
+    contrasts[:, 4:6, 20:24, 28:32] = 0  # a hole
+    contrasts[2, 2, 55, 3] = 900  # a speck
+    contrasts[1, :, 2, :] = 40  # one line of ringing through all slices, from face to face
+    contrasts[0, 5, 56:59, 50:53] = 900  # a fragment
+    contrasts[3, 0, 0, 0] = 30000  # an outlier
+    np.testing.assert_array_equal(find_head(contrasts), INSIDE)
+
+
+@pytest.mark.parametrize("corners", [False, True])
+def test_growing_is_binary_dilation(corners):
+    mask = np.random.default_rng(0).random((9, 7, 8)) < 0.03
+    structure = ndimage.generate_binary_structure(3, 3 if corners else 1)
+    np.testing.assert_array_equal(grow(mask, corners), ndimage.binary_dilation(mask, structure))
+
+
+def test_foreground_of_integers_is_that_of_the_same_floats():
+    rng = np.random.default_rng(0)
+    for dtype, background in (("int16", -100), ("int16", 0), ("uint8", 0), ("uint16", 3), ("int32", -5)):
+        volume = np.full((12, 12, 12), background, dtype)
+        volume[2:10, 2:10, 2:10] = rng.integers(background, 120, (8, 8, 8)).astype(dtype)
+        np.testing.assert_array_equal(foreground(volume), foreground(volume.astype(np.float64)))
+
+
+def test_noise_in_the_background():
+    rng = np.random.default_rng(0)
+    noisy = np.abs(DRAWN + rng.normal(0, 15, DRAWN.shape) + 1j * rng.normal(0, 15, DRAWN.shape)).round()
+    found = find_head(noisy.astype(np.float32))
+    assert np.count_nonzero(found != INSIDE) < 0.01 * INSIDE.sum()
+
+
+def test_a_head_cut_off_by_the_field_of_view():
+    cropped = DRAWN[:, 3:7, 15:45, 15:]  # the head fills two faces and touches four
+    np.testing.assert_array_equal(find_head(cropped), INSIDE[3:7, 15:45, 15:])
+    one_slice = DRAWN[:, 4:5]
+    np.testing.assert_array_equal(find_head(one_slice), INSIDE[4:5])
+
+
+def test_nothing_to_find():
+    with pytest.raises(UserError, match="no head found"):
+        find_head(np.full((4, 5, 6, 7), 3, np.float32))
+
+
+def test_otsu_lies_in_the_gap():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(10, 2, 5000), rng.normal(100, 10, 800)])
+    assert 25 < otsu_threshold(values) < 65
+    assert foreground(np.float32([[[5, 5, 5, 9]]])).tolist() == [[[False, False, False, True]]]

@@ -1,4 +1,4 @@
-"""Volumes and how slices are cut from them, on heads drawn here: orientation, one grid, labels, NaN, head, choices."""
+"""Volumes as they are read, on heads drawn here: files, orientation, one grid, label maps, NaN."""
 
 import gzip
 from dataclasses import replace
@@ -8,19 +8,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from cases import BRATS_2018, cut_only_case, read_only_case
 from dnnlib.errors import UserError
 from drawn import BRIGHT, DIRECTIONS, SHAPE, draw_head, turned, write_case, write_nifti
-from slices.convert.cut import cut_case
-from slices.convert.head import find_head, foreground, grow, otsu_threshold
-from slices.convert.options import ConvertOptions
 from slices.convert.recognition import find_cases
-from slices.convert.releases import describe_release, release_of_name
-from slices.convert.volumes import read_case
+from slices.convert.releases import describe_release
 from slices.nifti import read_nifti
 from slices.schema import BRATS
-
-BRATS_2018 = replace(release_of_name("2018"), grid=None)  # drawn volumes are small
-
 
 # --- drawn data -----------------------------------------------------------------------------------------------------
 
@@ -28,19 +22,6 @@ BRATS_2018 = replace(release_of_name("2018"), grid=None)  # drawn volumes are sm
 def described(contrasts, labels=None):
     """Data in the layout of the drawn cases, with contrasts and classes of its own."""
     return describe_release(contrasts, "{case}/{case}_{contrast}.nii.gz", labels)
-
-
-def only_case(source, release=BRATS_2018):
-    (case,) = find_cases(source, release).cases
-    return case
-
-
-def read_only_case(source, release=BRATS_2018):
-    return read_case(only_case(source, release), release.schema)
-
-
-def cut_only_case(source, choice="tumor", release=BRATS_2018, **options):
-    return cut_case(only_case(source, release), choice, release.schema, ConvertOptions(**options))
 
 
 # --- cases ----------------------------------------------------------------------------------------------------------
@@ -488,243 +469,3 @@ def test_nan_at_the_edge_of_the_head(tmp_path):
     write_with_nan(folder, "t2", drawn["t2"], (drawn["t1"] == 0) | edge)
     remarks = cut_only_case(tmp_path).remarks
     assert f"case1_t2.nii.gz: {edge.sum()} voxels of NaN at the edge of the head" in remarks
-
-
-# --- head -----------------------------------------------------------------------------------------------------------
-
-DRAWN = np.stack([draw_head()[contrast].T for contrast in BRATS.contrasts]).astype(np.float32)
-INSIDE = DRAWN[0] > 0  # [S, P, L]
-
-
-def z_score(contrast, background=0.0):
-    values = contrast[INSIDE]
-    return np.where(INSIDE, (contrast - values.mean()) / values.std(), background)
-
-
-@pytest.mark.parametrize(
-    "contrasts",
-    [
-        DRAWN,
-        np.where(INSIDE, DRAWN, -1000),
-        np.where(INSIDE, -DRAWN, 0),
-        np.where(INSIDE, DRAWN - 300, 0),
-        np.stack([z_score(c) for c in DRAWN]),
-        np.stack([z_score(c, z_score(c).min()) for c in DRAWN]),
-        np.concatenate([np.zeros_like(DRAWN[:1]), DRAWN[1:]]),
-        DRAWN + np.random.default_rng(0).uniform(-2, 2, DRAWN.shape),
-    ],
-    ids=[
-        "as drawn",
-        "-1000",
-        "negative",
-        "zeros inside",
-        "z-scores",
-        "background = min",
-        "an empty contrast",
-        "ripples",
-    ],
-)
-def test_the_head_is_found_whatever_the_intensities(contrasts):
-    np.testing.assert_array_equal(find_head(contrasts.astype(np.float32)), INSIDE)
-
-
-def test_specks_and_ringing_do_not_count_and_holes_do():
-    contrasts = DRAWN.copy()
-    contrasts[:, 4:6, 20:24, 28:32] = 0  # a hole
-    contrasts[2, 2, 55, 3] = 900  # a speck
-    contrasts[1, :, 2, :] = 40  # one line of ringing through all slices, from face to face
-    contrasts[0, 5, 56:59, 50:53] = 900  # a fragment
-    contrasts[3, 0, 0, 0] = 30000  # an outlier
-    np.testing.assert_array_equal(find_head(contrasts), INSIDE)
-
-
-@pytest.mark.parametrize("corners", [False, True])
-def test_growing_is_binary_dilation(corners):
-    mask = np.random.default_rng(0).random((9, 7, 8)) < 0.03
-    structure = ndimage.generate_binary_structure(3, 3 if corners else 1)
-    np.testing.assert_array_equal(grow(mask, corners), ndimage.binary_dilation(mask, structure))
-
-
-def test_foreground_of_integers_is_that_of_the_same_floats():
-    rng = np.random.default_rng(0)
-    for dtype, background in (("int16", -100), ("int16", 0), ("uint8", 0), ("uint16", 3), ("int32", -5)):
-        volume = np.full((12, 12, 12), background, dtype)
-        volume[2:10, 2:10, 2:10] = rng.integers(background, 120, (8, 8, 8)).astype(dtype)
-        np.testing.assert_array_equal(foreground(volume), foreground(volume.astype(np.float64)))
-
-
-def test_noise_in_the_background():
-    rng = np.random.default_rng(0)
-    noisy = np.abs(DRAWN + rng.normal(0, 15, DRAWN.shape) + 1j * rng.normal(0, 15, DRAWN.shape)).round()
-    found = find_head(noisy.astype(np.float32))
-    assert np.count_nonzero(found != INSIDE) < 0.01 * INSIDE.sum()
-
-
-def test_a_head_cut_off_by_the_field_of_view():
-    cropped = DRAWN[:, 3:7, 15:45, 15:]  # the head fills two faces and touches four
-    np.testing.assert_array_equal(find_head(cropped), INSIDE[3:7, 15:45, 15:])
-    one_slice = DRAWN[:, 4:5]
-    np.testing.assert_array_equal(find_head(one_slice), INSIDE[4:5])
-
-
-def test_nothing_to_find():
-    with pytest.raises(UserError, match="no head found"):
-        find_head(np.full((4, 5, 6, 7), 3, np.float32))
-
-
-def test_otsu_lies_in_the_gap():
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(10, 2, 5000), rng.normal(100, 10, 800)])
-    assert 25 < otsu_threshold(values) < 65
-    assert foreground(np.float32([[[5, 5, 5, 9]]])).tolist() == [[[False, False, False, True]]]
-
-
-# --- grey levels ----------------------------------------------------------------------------------------------------
-
-
-def test_windows_are_percentiles_of_the_head(tmp_path):
-    write_case(tmp_path)
-    result = cut_only_case(tmp_path, resolution=64)
-    for contrast, window in result.volume.windows.items():
-        values = draw_head()[contrast][INSIDE.T].astype(np.float64)
-        assert window == pytest.approx(tuple(np.percentile(values, (0.5, 99.5))), rel=1e-12)
-
-
-def test_a_slice_that_fits_is_padded_and_nothing_else(tmp_path):
-    drawn = draw_head()
-    write_case(tmp_path)
-    result = cut_only_case(tmp_path, "all", resolution=64)
-    assert result.contrasts.shape == (10, 4, 64, 64) and result.contrasts.dtype == np.uint8
-    middle = result.contrasts[:, :, 2:62, 2:62]
-    for n, contrast in enumerate(BRATS.contrasts):
-        low, high = result.volume.windows[contrast]
-        pictures = drawn[contrast].T.astype(np.float64)  # [S, P, L]
-        expected = np.where(INSIDE, np.rint(1 + 254 * np.clip((pictures - low) / (high - low), 0, 1)), 0)
-        np.testing.assert_array_equal(middle[:, n], expected)
-    assert result.contrasts.sum() == middle.sum()  # the frame is empty
-    np.testing.assert_array_equal(result.classes[:, 2:62, 2:62] == 3, drawn["seg"].T == 4)
-    assert result.classes.sum() == result.classes[:, 2:62, 2:62].sum()
-
-
-def test_reduced_slices_are_block_means_rounded_once(tmp_path):
-    write_case(tmp_path)
-    fine = cut_only_case(tmp_path, "all", resolution=64)
-    coarse = cut_only_case(tmp_path, "all", resolution=32, fov=64.0)
-    levels, covered = np.empty((10, 4, 60, 60)), INSIDE
-    for n, contrast in enumerate(BRATS.contrasts):
-        low, high = fine.volume.windows[contrast]
-        share = np.clip((DRAWN[n].astype(np.float64) - low) / (high - low), 0, 1)
-        levels[:, n] = np.where(INSIDE, 1 + 254 * share, 0)
-    blocks = np.pad(levels, [(0, 0), (0, 0), (2, 2), (2, 2)]).reshape(10, 4, 32, 2, 32, 2).mean(axis=(3, 5))
-    covered = np.pad(covered, [(0, 0), (2, 2), (2, 2)]).reshape(10, 32, 2, 32, 2).mean(axis=(2, 4)) >= 0.5
-    expected = np.where(covered[:, None], np.clip(np.rint(blocks), 1, 255), 0)
-    np.testing.assert_array_equal(coarse.contrasts, expected)
-    # Rounding first would give other values somewhere: the test would notice.
-    twice = fine.contrasts.reshape(10, 4, 32, 2, 32, 2).mean(axis=(3, 5))
-    assert (np.rint(twice) != expected)[covered[:, None].repeat(4, 1)].any()
-
-
-def test_the_head_may_be_said(tmp_path):
-    drawn = draw_head()
-    folder = write_case(tmp_path, "a")
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[10:50, 5:40, 2:8] = 7
-    image = nib.Nifti1Image(*turned(mask, "LPS"))
-    nib.save(image.as_reoriented([[1, -1], [2, 1], [0, -1]]), folder / "a_brain.nii.gz")  # in axes of its own
-
-    def shown(head):
-        options = ConvertOptions(resolution=64, head=head)
-        (case,) = find_cases(tmp_path, BRATS_2018, options.head_rule.masks).cases
-        cut = cut_case(case, "all", BRATS, options)
-        return cut, cut.contrasts[:, :, 2:62, 2:62] > 0
-
-    assert shown("all")[1].all()
-    above = np.any([drawn[contrast] > 550 for contrast in BRATS.contrasts], axis=0).T
-    np.testing.assert_array_equal(shown("550")[1], above[:, None].repeat(4, 1))
-    cut, masked = shown("{case}/{case}_brain.nii.gz")
-    np.testing.assert_array_equal(masked, (mask.T > 0)[:, None].repeat(4, 1))
-    low = np.percentile(drawn["t2"][mask > 0].astype(float), 0.5)
-    assert cut.volume.windows["t2"][0] == low
-    outside = np.count_nonzero(drawn["seg"][mask == 0])
-    assert cut.counted == {"lesion voxels outside the head": outside} and outside > 0
-    assert cut.lost == {"lesion voxels outside the head": round(outside / np.count_nonzero(drawn["seg"]), 4)}
-    with pytest.raises(UserError, match="--head 100000: no voxel is above that; the highest value is 1500"):
-        shown("1e5")
-    for wrong in ("brain", "nan", "", "{case", "{contrast}.nii.gz"):
-        with pytest.raises(UserError, match="--head"):
-            ConvertOptions(head=wrong)
-
-
-def test_a_few_lesion_voxels_beyond_the_rim_are_no_news(tmp_path):
-    drawn = draw_head()
-    drawn["seg"][0, :6, 5] = 2  # of 678
-    write_case(tmp_path, "few", drawn)
-    assert cut_only_case(tmp_path, resolution=64).lost == {}
-    drawn["seg"][0, :20, 5] = 2
-    write_case(tmp_path / "more", "more", drawn)
-    assert cut_only_case(tmp_path / "more", resolution=64).counted == {"lesion voxels outside the head": 20}
-
-
-def test_what_the_field_of_view_cuts_off_is_told(tmp_path):
-    drawn = draw_head()
-    drawn["seg"][:] = 0
-    drawn["seg"][20:40, 12:16, 4] = 1  # in voxels along P: the square of 32 mm begins at 14
-    write_case(tmp_path, volumes=drawn)
-    cut = cut_only_case(tmp_path, resolution=32, fov=32.0)
-    assert cut.counted == {"lesion voxels outside the field of view": 40}
-    assert cut.lost == {"lesion voxels outside the field of view": 0.5} and cut.indices == (4,)
-    assert cut_only_case(tmp_path, resolution=16, fov=33.0).counted == {"lesion voxels outside the field of view": 30}
-    assert cut_only_case(tmp_path, resolution=64).lost == {} == cut_only_case(tmp_path, resolution=32).lost
-
-
-# --- slices ---------------------------------------------------------------------------------------------------------
-
-
-def test_choices(tmp_path):
-    drawn = draw_head()
-    for volume in drawn.values():
-        volume[:, :, 0] = 0
-    write_case(tmp_path, volumes=drawn)
-    tumour = cut_only_case(tmp_path, "tumor", resolution=64)
-    assert tumour.indices == (3, 4, 5, 6) and tumour.skipped == {"no tumour": 6}
-    brain = cut_only_case(tmp_path, "brain", resolution=64)
-    assert brain.indices == tuple(range(1, 10)) and brain.skipped == {"no brain": 1}
-    everything = cut_only_case(tmp_path, "all", resolution=64)
-    assert everything.indices == tuple(range(10)) and everything.skipped == {}
-    np.testing.assert_array_equal(everything.contrasts[3:7], tumour.contrasts)
-
-
-def test_tumour_pixels_are_counted_in_the_archive(tmp_path):
-    drawn = draw_head()
-    drawn["seg"][:] = 0
-    drawn["seg"][20:24, 20:24, 4] = 1  # 16 voxels, 4 pixels at half the resolution
-    drawn["seg"][20, 20, 6] = 1  # a quarter of a pixel: none
-    write_case(tmp_path, volumes=drawn)
-    assert cut_only_case(tmp_path, resolution=64).indices == (4, 6)
-    assert cut_only_case(tmp_path, resolution=64, min_tumor_pixels=16).indices == (4,)
-    assert cut_only_case(tmp_path, resolution=32, fov=64.0, min_tumor_pixels=4).indices == (4,)
-    result = cut_only_case(tmp_path, resolution=32, fov=64.0, min_tumor_pixels=5)
-    assert result.indices == () and result.contrasts.shape == (0, 4, 32, 32)
-    assert result.skipped == {"no tumour": 9, "fewer than 5 tumour pixels": 1}
-
-
-def test_the_volume_is_described_as_the_file_has_it(tmp_path):
-    write_case(tmp_path, axes="RSA", spacing=(1, 1.5, 2))
-    result = cut_only_case(tmp_path, resolution=32)
-    assert result.volume.patient == "case1" and result.volume.shape == (60, 10, 60)
-    np.testing.assert_array_equal(result.volume.affine, turned(np.zeros(SHAPE), "RSA", (1, 1.5, 2))[1])
-    assert result.indices == (3, 4, 5, 6)  # counted from the feet up, whichever axis that is
-
-
-def test_options_are_checked():
-    for wrong, words in (
-        (dict(resolution=100), "power of two from 16 up, such as 64 or 128"),
-        (dict(resolution=8), "such as 16 or 32"),
-        (dict(resolution=-4), "power of two"),
-        (dict(fov=0.0), "length in mm"),
-        (dict(fov=float("nan")), "length in mm"),
-        (dict(min_tumor_pixels=0), "from 1 up"),
-        (dict(test_fraction=1.0), "between 0 and 1"),
-    ):
-        with pytest.raises(UserError, match=words):
-            ConvertOptions(**wrong)
