@@ -80,4 +80,5 @@ class MinibatchSource:
 
 
 def _leave_ctrl_c_to_the_parent(worker: int) -> None:
+    """Make a worker process ignore Ctrl-C, which reaches it too; the run still needs its data for the last step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -28,12 +28,10 @@ _NON_FINITE = "Health/non_finite_gradients/"
 
 
 class Reporter:
-    """Writes what a run shows: to its log, and beside it in its folder.
-
-    latents: of the sheets of fakes, the same ones in each.
-    """
+    """The log, stats.jsonl and sheets of a run. Parts of the run report values to `statistics`."""
 
     def __init__(self, config: TrainingConfig, dataset: SliceDataset, folder: Path, log: Log, latents: Latents) -> None:
+        """latents: of the sheets of fakes, the same ones in each."""
         self.config, self.dataset, self.folder, self.log, self.latents = config, dataset, folder, log, latents
         self.statistics = Statistics()
         self._start = self._tick_start = self._tick_end = time.time()
@@ -48,6 +46,7 @@ class Reporter:
         self._start = self._tick_start = self._tick_end = time.time()
 
     def describe(self, state: TrainingState) -> None:
+        """Write data, networks and machine into the log."""
         dataset, config, device = self.dataset, self.config, state.device
         mirrored = f", {len(dataset)} with their mirrored copies" if config.data.mirror else ""
         operators = native.available(device.type)
@@ -74,7 +73,7 @@ class Reporter:
         )
 
     def tick(self, state: TrainingState) -> None:
-        """A tick is over: write its status line, warnings and statistics."""
+        """Write the status line, warnings and statistics of the tick that is over."""
         now = time.time()
         seconds, images = now - self._tick_start, state.nimg - state.tick_nimg
         cpu_memory, gpu_memory = memory_in_use(state.device)
@@ -97,7 +96,7 @@ class Reporter:
         append_stats(self.folder / "stats.jsonl", stats)
 
     def start_tick(self) -> None:
-        """The next tick begins; what happened since the end of the last one was maintenance."""
+        """Start the clock of the next tick. The time since the end of the last one counts as maintenance."""
         self._tick_start = time.time()
 
     # ---- Sheets of slices ------------------------------------------------------------------------------------

@@ -60,12 +60,12 @@ def train(config: TrainingConfig, dataset: SliceDataset, folder: Path, log: Log)
 
 
 def tick_is_over(config: TrainingConfig, state: TrainingState) -> bool:
-    """The first tick ends after one step, so that a user sees at once how fast it goes."""
+    """Whether a tick ends here. The first one ends after one step, so that a user sees at once how fast it goes."""
     return state.tick == 0 or state.nimg >= state.tick_nimg + config.kimg_per_tick * 1000
 
 
 def snapshot_is_due(config: TrainingConfig, state: TrainingState) -> bool:
-    """Every `snap` ticks, but not after the first one, which is a single step."""
+    """Whether a snapshot is saved after this tick: every `snap` ticks, but not after the first, which is one step."""
     return config.snap > 0 and state.tick > 0 and state.tick % config.snap == 0
 
 
@@ -78,7 +78,7 @@ def save(state: TrainingState, info: SnapshotInfo, folder: Path) -> Path:
 
 
 def describe_training(config: TrainingConfig, dataset: SliceDataset) -> SnapshotInfo:
-    """What a run's snapshots say of it, at 0 kimg."""
+    """What all snapshots of a run say of it; kimg is 0, to be replaced."""
     archive = dataset.archive
     return SnapshotInfo(
         schema=dataset.schema,
@@ -96,7 +96,7 @@ def describe_training(config: TrainingConfig, dataset: SliceDataset) -> Snapshot
 
 @contextlib.contextmanager
 def _ctrl_c_sets_flag(log: Log) -> Iterator[Callable[[], bool]]:
-    """Within the block the first Ctrl-C asks the loop to finish its step; the second one stops at once."""
+    """Turn the first Ctrl-C within the block into a flag, for the loop to finish its step. The second stops at once."""
     asked: list[bool] = []
 
     def ask(signum, frame):
