@@ -115,6 +115,7 @@ def reproduce(stages: Stages, preset: Preset, source: str | None) -> None:
 
 
 def measure(archive: Path) -> ClassAreas:
+    """The class areas in all slices of an archive."""
     return ClassAreas.of_archive(ArchiveReader(archive))
 
 

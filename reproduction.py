@@ -11,7 +11,7 @@ from dnnlib.stages import Stage, Stages, fingerprint
 from slices.archive.reader import ArchiveReader
 
 ARMS = {"100 % R": ("real",), "100 % F": ("fake",), "100 % F + 100 % R": ("fake", "real")}
-RELATIVE_TO = {"100 % F": "100 % R"}  # how far the fakes alone come is told as a share of what the real slices reach
+RELATIVE_TO = {"100 % F": "100 % R"}  # how far the fakes alone come, compared with the real slices
 # U-Nets are tested on all slices, and only those that have learned what has no lesion leave it alone. The real training
 # slices get this share, so that the GAN learns it too, and every arm draws the same one, whatever its fakes have.
 LESION_FREE = {"lesion_free": 0.2}

@@ -140,6 +140,7 @@ def _bars(n: int, widest: float) -> tuple[np.ndarray, float]:
 
 
 def _name_groups(axis: Axes, names: Sequence[str], inches: float) -> None:
+    """Write names below groups of bars, which are 1 apart; slanted if they are too long for an axis this wide."""
     axis.set_xticks(range(len(names)), names)
     if _names_height(names, inches) > _NAME_LINE:
         for label in axis.get_xticklabels():

@@ -44,7 +44,7 @@ class Comparison:
     """Arms, and the slices that they learned from."""
 
     arms: Mapping[str, Evaluation]  # by name, in the order of the rows; all on one test archive
-    relative_to: Mapping[str, str]  # arm -> the arm as a share of whose Dice its own is told
+    relative_to: Mapping[str, str]  # arm -> another arm; a note tells the ratio of their Dice
     real: ClassAreas  # in all real training slices
     fake: ClassAreas  # in all fakes
     gan: GanFacts
