@@ -24,3 +24,20 @@ def refused(output, *words):
     errors = re.findall(r"^error: .*", output, re.MULTILINE)
     assert len(errors) == 1 and "Traceback" not in output, output
     assert all(str(word) in errors[0] for word in words), errors[0]
+
+
+def convert(source, dest, *arguments, expected=0):
+    """Convert at 64×64 pixels; all words of the program."""
+    return call(
+        "convert", "--source", source, "--dest", dest, "--resolution", 64, "--workers", 1, *arguments, expected=expected
+    )
+
+
+def convert_2018(source, dest, *arguments, expected=0):
+    """Convert cases of any names in the layout of BraTS 2018."""
+    return convert(source, dest, "--release", 2018, *arguments, expected=expected)
+
+
+def content(folder):
+    """Name -> bytes of the files that a user sees in a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}

@@ -148,17 +148,3 @@ def test_the_volume_is_described_as_the_file_has_it(tmp_path):
     assert result.volume.patient == "case1" and result.volume.shape == (60, 10, 60)
     np.testing.assert_array_equal(result.volume.affine, turned(np.zeros(SHAPE), "RSA", (1, 1.5, 2))[1])
     assert result.indices == (3, 4, 5, 6)  # counted from the feet up, whichever axis that is
-
-
-def test_options_are_checked():
-    for wrong, words in (
-        (dict(resolution=100), "power of two from 16 up, such as 64 or 128"),
-        (dict(resolution=8), "such as 16 or 32"),
-        (dict(resolution=-4), "power of two"),
-        (dict(fov=0.0), "length in mm"),
-        (dict(fov=float("nan")), "length in mm"),
-        (dict(min_tumor_pixels=0), "from 1 up"),
-        (dict(test_fraction=1.0), "between 0 and 1"),
-    ):
-        with pytest.raises(UserError, match=words):
-            ConvertOptions(**wrong)

@@ -1,7 +1,5 @@
-"""Releases: every layout, what is recognized from names and what is not, and the traps that published files hold."""
+"""Releases: every layout, descriptions of other data, and the traps that published files hold."""
 
-import json
-import os
 import re
 import shutil
 
@@ -9,79 +7,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from commands import call
+from commands import call, convert
+from dnnlib import config
 from dnnlib.errors import UserError
 from drawn import BRIGHT, MARKER, draw_head, turned, write_nifti
+from layouts import CONTRASTS, GLI, VALUES_OF, draw, own, put, write_decathlon, write_flat, write_release
 from slices.archive.reader import ArchiveReader
-from slices.convert.cut_cases import Workplace
 from slices.convert.recognition import find_cases
 from slices.convert.releases import RELEASES, describe_release, release_of_name
 from slices.convert.volumes import read_case
 from slices.schema import BRATS
-
-CONTRASTS = BRATS.contrasts
-GLI = dict(zip(CONTRASTS, ("t1n", "t1c", "t2w", "t2f"), strict=True))
-# Classes of the drawn label map, whose values are BraTS's of 2018: 1 necrosis, 2 oedema, 4 enhancing tumour.
-VALUES_OF = {"2023-gli": {1: 1, 2: 2, 4: 3}, "2024-gli": {1: 1, 2: 2, 4: 3}, "msd": {1: 2, 2: 1, 4: 3}}
-
-
-def convert(source, dest, *arguments, expected=0):
-    return call(
-        "convert", "--source", source, "--dest", dest, "--resolution", 64, "--workers", 1, *arguments, expected=expected
-    )
-
-
-def draw(seed=0, values=None):
-    """A drawn patient whose label map has other values: {1: …, 2: …, 4: …}."""
-    volumes = draw_head(seed)
-    if values:
-        volumes["seg"] = np.array([0, values[1], values[2], 0, values[4]], np.uint8)[volumes["seg"]]
-    return volumes
-
-
-def put(path, volume, axes="LPS"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_nifti(path, *turned(volume, axes))
-
-
-def write_flat(parent, name, volumes, join="_", names=None, suffix=".nii.gz"):
-    for kind, volume in volumes.items():
-        put(parent / name / f"{name}{join}{(names or {}).get(kind, kind)}{suffix}", volume)
-
-
-def write_decathlon(source, count=2, order=("flair", "t1", "t1ce", "t2")):
-    modality = {str(i): {"flair": "FLAIR", "t1": "T1w", "t1ce": "t1gd", "t2": "T2w"}[c] for i, c in enumerate(order)}
-    for n in range(1, count + 1):
-        volumes = draw(n, VALUES_OF["msd"])
-        image, affine = turned(volumes["seg"], "RAS")
-        channels = np.stack([turned(volumes[contrast], "RAS")[0] for contrast in order], axis=-1)
-        for folder, array in (("imagesTr", channels), ("labelsTr", image)):
-            (source / folder).mkdir(parents=True, exist_ok=True)
-            write_nifti(source / folder / f"BRATS_{n:03d}.nii.gz", array, affine)
-            (source / folder / f"._BRATS_{n:03d}.nii.gz").write_bytes(b"a resource fork of macOS")
-    (source / "dataset.json").write_text(json.dumps({"modality": modality}))
-
-
-def write_release(source, name):
-    """Two drawn patients in the layout and with the names and label values of a release."""
-    two = [draw(n, VALUES_OF.get(name)) for n in (1, 2)]
-    if name == "msd":
-        write_decathlon(source)
-    elif name.endswith("-gli"):
-        for n, volumes in enumerate(two):
-            write_flat(source, f"BraTS-GLI-0000{n}-000", volumes, "-", GLI)
-    elif name in ("2020", "2021"):
-        for n, volumes in enumerate(two, start=1):
-            case = f"BraTS20_Training_00{n}" if name == "2020" else f"BraTS2021_0000{n}"
-            write_flat(source, case, volumes, suffix=".nii" if name == "2020" else ".nii.gz")
-    else:
-        prefix = {"2017": "Brats17_TCIA", "2018": "Brats18_CBICA", "2019": "BraTS19_2013", "phantom": "Phantom000"}[
-            name
-        ]
-        for n, (grade, volumes) in enumerate(zip(("HGG", "LGG"), two, strict=True)):
-            write_flat(source / grade, f"{prefix}_{n}_1", volumes)
-        (source / "survival_data.csv").write_text("stray")
-        (source / "name_mapping.csv").write_text("stray")
 
 
 @pytest.mark.parametrize("name", [release.name for release in RELEASES])
@@ -134,29 +69,6 @@ def test_the_table():
     assert post.grid == (182, 218, 182) and release_of_name("2018").grid == (240, 240, 155)
 
 
-# --- recognition ----------------------------------------------------------------------------------------------------
-
-
-def test_names_of_no_release_are_not_taken_for_one(tmp_path):
-    write_flat(tmp_path, "patient07", draw())
-    with pytest.raises(UserError, match="patient07 .*names of no release.*--release 2018 .*or describe the data"):
-        find_cases(tmp_path)
-    assert [case.name for case in find_cases(tmp_path, release_of_name("2018")).cases] == ["patient07"]
-
-
-def test_two_releases_in_one_folder(tmp_path):
-    write_release(tmp_path, "2018")
-    write_release(tmp_path, "2021")
-    with pytest.raises(UserError, match=r"several releases: choose --release 2018 .*2 cases such as .*--release 2021"):
-        find_cases(tmp_path)
-
-
-def test_a_folder_further_down_is_pointed_at(tmp_path):
-    write_release(tmp_path / "MICCAI_Data", "2020")
-    with pytest.raises(UserError, match="Its folder MICCAI_Data holds cases"):
-        find_cases(tmp_path)
-
-
 def test_label_values_never_decide(tmp_path):
     """2023's data named as 2018's: value 3 is unknown there, and nothing is guessed."""
     write_flat(tmp_path / "source", "Brats18_X_1_1", draw(1, VALUES_OF["2023-gli"]))
@@ -168,36 +80,6 @@ def test_another_grid_than_the_releases_is_remarked(tmp_path):
     write_release(tmp_path / "source", "2024-gli")
     output = convert(tmp_path / "source", tmp_path / "x.zip", "--release", "2024-gli")
     assert "the release's volumes have 182×218×182 voxels, these don't: is it another one?" in output
-
-
-def test_a_decathlon_of_another_order_is_refused(tmp_path):
-    write_decathlon(tmp_path, order=("t1", "flair", "t1ce", "t2"))
-    with pytest.raises(UserError, match=r"dataset.json: the channels are \['T1w', 'FLAIR', 't1gd', 'T2w'\]"):
-        find_cases(tmp_path)
-    (tmp_path / "dataset.json").write_text('{"modality": {"0": "MRI"}}')  # another task of the Decathlon
-    with pytest.raises(UserError, match=r"dataset.json: the channels are \['MRI'\], those of Task01_BrainTumour are"):
-        find_cases(tmp_path)
-    (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(UserError, match="not the description of Task01_BrainTumour"):
-        find_cases(tmp_path)
-
-
-def test_images_and_masks_of_one_name_are_told_apart(tmp_path):
-    write_decathlon(tmp_path, count=1)
-    path = tmp_path / "labelsTr" / "BRATS_001.nii.gz"
-    image = nib.load(path)
-    image.affine[0, 3] += 0.25
-    voxels = np.asarray(image.dataobj)
-    nib.save(nib.Nifti1Image(voxels, image.affine), path)
-    found = find_cases(tmp_path)
-    remark = "labelsTr/BRATS_001.nii.gz: lies 0.25 mm off imagesTr/BRATS_001.nii.gz, voxels taken as on its grid"
-    assert remark in read_case(found.cases[0], found.release.schema).remarks
-    path.unlink()
-    with pytest.raises(UserError, match="consists of imagesTr/BRATS_001.nii.gz, labelsTr/BRATS_001.nii.gz"):
-        found.cases[0].require_files()
-
-
-# --- traps ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_mask_of_case_355(tmp_path):
@@ -281,9 +163,6 @@ def test_a_mask_with_another_affine_and_one_of_another_shape(tmp_path):
     assert str(path) in output and "59×60×10 voxels" in output and not (tmp_path / "b.zip").exists()
 
 
-# --- one's own data -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("contrasts, classes", [(1, 0), (1, 1), (3, 2), (16, 15), (2, 4)])
 def test_any_schema(tmp_path, contrasts, classes):
     """1 to 16 contrasts and 0 to 15 lesion classes, one file each."""
@@ -338,14 +217,6 @@ def test_four_dimensions_with_an_order(tmp_path):
     shutil.copy(tmp_path / "s" / "labelsTr" / "BRATS_001.nii.gz", tmp_path / "s" / "imagesTr" / "BRATS_002.nii.gz")
     output = convert(tmp_path / "s", tmp_path / "c.zip", expected=2)
     assert "BRATS_002.nii.gz: expected 4 volumes, one for each contrast, found the shape 60×60×10" in output
-
-
-def test_patients_and_visits_in_a_pattern(tmp_path):
-    for patient, visit in (("p1", "a"), ("p1", "b"), ("p2", "a")):
-        put(tmp_path / patient / visit / "T1.nii", draw()["t1"])
-    found = find_cases(tmp_path, describe_release("t1=T1", "{patient}/{visit}/{contrast}.nii.gz"))
-    assert [(case.name, case.patient) for case in found.cases] == [("p1-a", "p1"), ("p1-b", "p1"), ("p2-a", "p2")]
-    assert found.cases[0].paths == [tmp_path / "p1" / "a" / "T1.nii"]
 
 
 @pytest.mark.parametrize(
@@ -418,103 +289,6 @@ def test_descriptions_that_make_no_sense(tmp_path, options, words):
     assert words in output and len(re.findall("^error: ", output, re.MULTILINE)) == 1, output
 
 
-# --- conversions that don't end well --------------------------------------------------------------------------------
-
-
-def break_file(path):
-    path.write_bytes(path.read_bytes()[:2000])
-
-
-def test_cases_that_cannot_be_read_are_left_out_if_asked(tmp_path):
-    for n in range(4):
-        write_flat(tmp_path / "s", f"Brats18_X_{n}_1", draw(n))
-    bad = tmp_path / "s" / "Brats18_X_1_1" / "Brats18_X_1_1_t2.nii.gz"
-    break_file(bad)
-    (tmp_path / "s" / "Brats18_X_3_1" / "Brats18_X_3_1_seg.nii.gz").unlink()
-    assert "is missing" in convert(tmp_path / "s", tmp_path / "x.zip", expected=2)
-    output = convert(tmp_path / "s", tmp_path / "x.zip", "--on-error", "skip")
-    assert re.search(r"left out: could not be read +2 patients +Brats18_X_1_1, Brats18_X_3_1", output), output
-    assert f"left out: {bad}: damaged" in output
-    reader = ArchiveReader(tmp_path / "x.zip")
-    assert reader.info.patients == ["Brats18_X_0_1", "Brats18_X_2_1"]
-    assert reader.info.made["skipped"]["patients"] == {"could not be read": ["Brats18_X_1_1", "Brats18_X_3_1"]}
-    assert not list(tmp_path.glob(".*"))
-    for n in (0, 2):
-        break_file(tmp_path / "s" / f"Brats18_X_{n}_1" / f"Brats18_X_{n}_1_t1.nii.gz")
-    output = convert(tmp_path / "s", tmp_path / "y.zip", "--on-error", "skip", expected=2)
-    assert "none of the 4 cases for y.zip can be read" in output and not (tmp_path / "y.zip").exists()
-
-
-def test_a_conversion_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    """Cut again are the cases that failed, those whose files changed, and all of them for other options."""
-    import slices.convert.conversion
-
-    for n in range(5):
-        write_flat(tmp_path / "s", f"Brats18_X_{n}_1", draw(n))
-    convert(tmp_path / "s", tmp_path / "whole.zip")
-    bad = tmp_path / "s" / "Brats18_X_3_1" / "Brats18_X_3_1_t2.nii.gz"
-    good = bad.read_bytes()
-    break_file(bad)
-    output = convert(tmp_path / "s", tmp_path / "x.zip", expected=2)
-    assert re.search(r"3 of 5 cases are kept in .*\.x\.zip\.converting", output), output
-    bad.write_bytes(good)
-
-    cut, original = [], slices.convert.conversion.cut_case
-    monkeypatch.setattr(
-        slices.convert.conversion, "cut_case", lambda case, *rest: cut.append(case.name) or original(case, *rest)
-    )
-    other = tmp_path / "s" / "Brats18_X_0_1" / "Brats18_X_0_1_seg.nii.gz"
-    other.touch()
-    output = convert(tmp_path / "s", tmp_path / "x.zip")
-    assert cut == ["Brats18_X_0_1", "Brats18_X_3_1", "Brats18_X_4_1"]
-    assert "going on: 2 of 5 cases were cut by an earlier call" in output
-    assert (tmp_path / "x.zip").read_bytes() == (tmp_path / "whole.zip").read_bytes()
-    assert not list(tmp_path.glob(".*"))
-
-    break_file(bad)
-    convert(tmp_path / "s", tmp_path / "z.zip", expected=2)
-    bad.write_bytes(good)
-    cut.clear()
-    convert(tmp_path / "s", tmp_path / "z.zip", "--slices", "all")
-    assert len(cut) == 5
-
-
-def test_cases_cut_from_another_source_are_not_taken_for_this_one(tmp_path):
-    """The same names, sizes and dates in another folder are other patients."""
-    for source, seed in (("s1", 0), ("s2", 5)):
-        for n in range(3):
-            write_flat(tmp_path / source, f"Brats18_X_{n}_1", draw(seed + n), suffix=".nii")
-        for path in (tmp_path / source).rglob("*.nii"):
-            os.utime(path, (0, 0))
-    bad = tmp_path / "s1" / "Brats18_X_2_1" / "Brats18_X_2_1_t1.nii"
-    break_file(bad)
-    assert "2 of 3 cases are kept" in convert(tmp_path / "s1", tmp_path / "x.zip", expected=2)
-    assert "going on" not in convert(tmp_path / "s2", tmp_path / "x.zip")
-    convert(tmp_path / "s2", tmp_path / "fresh.zip")
-    a, b = ArchiveReader(tmp_path / "x.zip"), ArchiveReader(tmp_path / "fresh.zip")
-    assert a.info.slices == b.info.slices and all(np.array_equal(a.read(i), b.read(i)) for i in range(len(a)))
-
-
-def test_two_conversions_to_one_place(tmp_path):
-    """The second is refused while the first holds the folder, and serves once that is gone."""
-    with Workplace(tmp_path / "w", {"a": 1}) as first:
-        with pytest.raises(UserError, match="another conversion to this place is running"):
-            Workplace(tmp_path / "w", {"a": 1}).__enter__()
-        first.remove()
-        with Workplace(tmp_path / "w", {"a": 1}) as second:  # in a new folder of that name
-            first.remove()  # which is not the first one's to remove
-            assert (tmp_path / "w" / "job.json").exists()
-            (tmp_path / "w" / "x.zip").write_text("cut")
-    assert second.folder.exists()
-
-
-def test_names_that_differ_in_capitals_only_or_are_long(tmp_path):
-    for name in ("Brats18_a_1", "Brats18_A_1", "Brats18_" + "x" * 220):
-        write_flat(tmp_path / "s", name, draw(len(name)))
-    convert(tmp_path / "s", tmp_path / "x.zip")
-    assert len(ArchiveReader(tmp_path / "x.zip").info.patients) == 3
-
-
 def test_contrasts_of_another_voxel_size_are_refused(tmp_path):
     write_flat(tmp_path / "s", "Brats18_X_1_1", draw())
     path = tmp_path / "s" / "Brats18_X_1_1" / "Brats18_X_1_1_t2.nii.gz"
@@ -580,24 +354,6 @@ def test_files_saved_in_other_axes_on_the_same_grid(tmp_path, axes):
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes() and "affine of" not in output
 
 
-def test_a_release_that_is_named_takes_no_cases_of_others(tmp_path):
-    write_release(tmp_path, "2020")
-    write_release(tmp_path, "2021")
-    found = find_cases(tmp_path, release_of_name("2021"))
-    assert [case.name for case in found.cases] == ["BraTS2021_00001", "BraTS2021_00002"]
-    assert "left out: 2 cases of other releases, such as BraTS20_Training_001" in found.words
-
-
-def test_a_pattern_that_can_be_read_in_two_ways(tmp_path):
-    for name in ("X_01_v1", "Y_02_v1"):
-        put(tmp_path / f"{name}_t1.nii.gz", draw()["t1"])
-    with pytest.raises(
-        UserError, match="fits X_01_v1_t1.nii.gz in two ways: patient X, visit 01_v1, contrast t1 or pat"
-    ):
-        find_cases(tmp_path, describe_release("t1", "{patient}_{visit}_{contrast}.nii.gz"))
-    assert len(find_cases(tmp_path, describe_release("t1", "{case}_{contrast}.nii.gz")).cases) == 2
-
-
 def test_a_contrast_without_contrast_is_remarked(tmp_path):
     volumes = draw()
     volumes["t2"][:] = 0
@@ -612,3 +368,47 @@ def test_own_data_is_recorded(tmp_path):
     convert(tmp_path / "s", tmp_path / "x.zip", "--contrasts", "t1=0000", "--pattern", "{case}_{contrast}.nii.gz")
     options = ArchiveReader(tmp_path / "x.zip").info.made["options"]
     assert options["contrasts"] == {"t1": "0000"} and options["pattern"] == "{case}_{contrast}.nii.gz"
+
+
+def test_several_values_of_a_class_and_values_to_ignore(tmp_path):
+    """Values 1 and 4 are one class, 2 is ignored: as if the masks had been rewritten so."""
+    drawn = draw()
+    rewritten = drawn | {"seg": np.where(np.isin(drawn["seg"], (1, 4)), 1, 0).astype(np.uint8)}
+    for folder, volumes in (("s", drawn), ("rewritten", rewritten)):
+        write_flat(tmp_path / folder, "a", volumes)
+    described = ("--contrasts", "t1", "--pattern", "{case}/{case}_{contrast}.nii.gz", "--slices", "all")
+    output = convert(tmp_path / "s", tmp_path / "x.zip", *described, "--labels", "core=4+1,ignore=2")
+    ignored = int((drawn["seg"] == 2).sum())
+    note = "label values that are ignored, taken as background"
+    assert re.search(rf"note: {note} +1 case, {ignored} voxels +a\n", output), output
+    convert(tmp_path / "rewritten", tmp_path / "y.zip", *described, "--labels", "core=1")
+    one, other = ArchiveReader(tmp_path / "x.zip"), ArchiveReader(tmp_path / "y.zip")
+    assert len(one) == len(other) and all(np.array_equal(one.read(i), other.read(i)) for i in range(len(one)))
+    assert one.info.made["voxels"] == {note: ignored} and one.schema.ignored == (2,)
+    assert one.schema.classes[0].values == (4, 1) and one.schema.channels == other.schema.channels
+    shown = call("inspect", tmp_path / "x.zip")
+    assert "class core: values 4, 1 in NIfTI files" in shown and "value 2 in NIfTI files" in shown
+    assert "1 contrast and 2 label maps" in shown
+    call("export", tmp_path / "x.zip", "--dest", tmp_path / "e", "--format", "nifti")
+    values = np.unique(nib.load(tmp_path / "e" / "a" / "a_seg.nii.gz").dataobj)
+    assert values.tolist() == [0, 4]
+    assert config.to_json(BRATS.classes[0]) == {"name": "NCR", "title": "necrosis / non-enhancing", "value": 1}
+    assert list(config.to_json(BRATS)) == ["contrasts", "classes", "regions"]  # as it always was
+
+
+@pytest.mark.parametrize(
+    "labels, words",
+    [
+        ("a=3,b=1,a=5", "a stands there twice; several values of one class are written a=3\\+5"),
+        ("a=1,ignore=2+1", "1 stands for a and for ignore: lesion classes need different label values"),
+        ("a=7+7", "7 stands twice"),
+        ("ignore=0,a=1", "0 stands for the background and for ignore"),
+        ("ignore=3", "names no class"),
+        ("Ignore=3", "names no class"),
+        ("a=1+", "such as lesion=1, or several, as in core=1\\+4"),
+        ("a=1,ignore", "or several"),
+    ],
+)
+def test_labels_that_make_no_sense(labels, words):
+    with pytest.raises(UserError, match=words):
+        own("{case}_{contrast}.nii", labels=labels)

@@ -11,7 +11,6 @@ from scipy import ndimage
 from cases import BRATS_2018, cut_only_case, read_only_case
 from dnnlib.errors import UserError
 from drawn import BRIGHT, DIRECTIONS, SHAPE, draw_head, turned, write_case, write_nifti
-from slices.convert.recognition import find_cases
 from slices.convert.releases import describe_release
 from slices.nifti import read_nifti
 from slices.schema import BRATS
@@ -27,59 +26,9 @@ def described(contrasts, labels=None):
 # --- cases ----------------------------------------------------------------------------------------------------------
 
 
-def test_cases_of_graded_and_flat_folders(tmp_path):
-    for parent, name in (("HGG", "B_x_1"), ("LGG", "A[1]"), ("", "C")):
-        write_case(tmp_path / parent, name)
-    (tmp_path / "survival_data.csv").write_text("stray")
-    (tmp_path / "HGG" / "notes.txt").write_text("stray")
-    (tmp_path / "templates").mkdir()
-    write_nifti(tmp_path / "templates" / "atlas.nii.gz", np.zeros((2, 2, 2), np.uint8))
-    write_nifti(tmp_path / "LGG" / "LGG_mean.nii.gz", np.zeros((2, 2, 2), np.uint8))
-    (tmp_path / "HGG" / ".hidden").mkdir()
-    cases = find_cases(tmp_path, BRATS_2018).cases
-    assert [(c.name, c.patient, c.grade) for c in cases] == [
-        ("A[1]", "A[1]", "LGG"),
-        ("B_x_1", "B_x_1", "HGG"),
-        ("C", "C", None),
-    ]
-    assert [c.grade for c in find_cases(tmp_path / "HGG", BRATS_2018).cases] == ["HGG"]
-    assert [path.name for path in cases[2].paths] == [f"C_{kind}.nii.gz" for kind in (*BRATS.contrasts, "seg")]
-
-
 def test_uncompressed_files_will_do(tmp_path):
     write_case(tmp_path, suffix=".nii")
     np.testing.assert_array_equal(read_only_case(tmp_path).contrasts[2].T, draw_head()["t2"])
-
-
-def test_no_cases(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}/none: no such folder"):
-        find_cases(tmp_path / "none", BRATS_2018)
-    (tmp_path / "HGG" / "case").mkdir(parents=True)
-    with pytest.raises(UserError, match="no cases found of BraTS 2018; expected in it {grade}/{case}/.*, flair, seg"):
-        find_cases(tmp_path, BRATS_2018)
-
-
-def test_two_cases_of_one_name(tmp_path):
-    write_case(tmp_path / "HGG", "a")
-    write_case(tmp_path / "LGG", "a")
-    with pytest.raises(UserError, match="HGG/a/a_….nii.gz and LGG/a/a_….nii.gz have one name"):
-        find_cases(tmp_path, BRATS_2018)
-
-
-def test_a_missing_file(tmp_path):
-    (write_case(tmp_path) / "case1_t2.nii.gz").unlink()
-    with pytest.raises(
-        UserError, match=r"case1/case1_t2.nii.gz is missing; the case case1 consists of case1_t1.nii.gz, .*seg"
-    ):
-        read_only_case(tmp_path)
-
-
-def test_a_link_to_nowhere(tmp_path):
-    path = write_case(tmp_path) / "case1_t2.nii.gz"
-    path.unlink()
-    path.symlink_to("../.git/annex/objects/Xk/99/MD5E-s77--0.nii.gz")
-    with pytest.raises(UserError, match=r"case1_t2.nii.gz: a link to .*, which is not there: datalad get"):
-        read_only_case(tmp_path)
 
 
 # --- orientation ----------------------------------------------------------------------------------------------------
