@@ -105,23 +105,35 @@ SCHEMAS = pytest.mark.parametrize("schema", [BRATS, ONE_CLASS, NO_CLASSES], ids=
 # --- slices, as archives ------------------------------------------------------------------------------------------
 
 
-def draw_slice(random: np.random.RandomState, resolution: int, schema: Schema = BRATS) -> np.ndarray:
-    """A grey ellipse as a head with nested discs as lesions, stored uint8 [C + K, H, W]."""
+def draw_slice(
+    random: np.random.RandomState, resolution: int, schema: Schema = BRATS, lesion: bool = True, empty: bool = False
+) -> np.ndarray:
+    """A gray ellipse as a head with nested discs as a lesion, stored uint8 [C + K, H, W]; `empty`: not even a head."""
     y, x = np.mgrid[:resolution, :resolution] / resolution - 0.5
-    head = (x / 0.38) ** 2 + (y / 0.45) ** 2 < 1
+    head = ((x / 0.38) ** 2 + (y / 0.45) ** 2 < 1) & (not empty)
     cx, cy, radius = random.uniform(-0.12, 0.12), random.uniform(-0.12, 0.12), random.uniform(0.14, 0.22)
     distance = np.hypot(x - cx, y - cy) / radius
     classes = np.zeros([resolution, resolution], np.uint8)
-    order = [2, 3, 1] if len(schema.classes) == 3 else range(1, len(schema.classes) + 1)
+    # From the outermost class to the innermost: in BRATS edema, enhancing, necrosis; in others the first is innermost.
+    order = [2, 3, 1] if len(schema.classes) == 3 else range(len(schema.classes), 0, -1)
     for ring, index in enumerate(order):
         classes[distance < 1 - ring / (len(schema.classes) or 1)] = index
-    classes[~head] = 0
+    classes[~head | (not lesion)] = 0
     contrasts = []
     for contrast in range(schema.num_contrasts):
         brightness = np.array([110, *(60 + 50 * ((np.arange(len(schema.classes)) + contrast) % 4))])[classes]
         noisy = brightness + random.randn(resolution, resolution) * 8
         contrasts.append(np.where(head, noisy.clip(1, 255), 0).astype(np.uint8))
     return schema.join(np.stack(contrasts), classes)
+
+
+def write_slices(path: Path, slices, schema: Schema = BRATS, part=None, **options) -> Path:
+    """An archive of (patient, stored slice) in this order. options: of ArchiveWriter."""
+    slices = list(slices)
+    with ArchiveWriter(path, schema, slices[0][1].shape[-1], {"command": "test"}, **options) as archive:
+        for patient, stored in slices:
+            archive.add(stored, patient=patient, part=part)
+    return path
 
 
 def write_archive(
