@@ -108,3 +108,9 @@ def test_links_and_pictures_are_there(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_nothing_is_left_to_fill_in(page):
     assert not re.search(r"@[A-Z]+@|TODO|FIXME", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_examples_import_what_is_there(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        exec("\n".join(line for line in block.splitlines() if line.startswith(("from ", "import "))), {})
