@@ -193,7 +193,7 @@ def first_names(names: Collection[str], most: int = 3) -> str:
 def remarks_on(info: ArchiveInfo) -> list[str]:
     """What an archive lacks, by how it was made; other programs may have written anything there."""
     remarks = []
-    split, voxels = _mapping(info.made.get("split")), _mapping(info.made.get("voxels"))
+    split, voxels = _object(info.made.get("split")), _object(info.made.get("voxels"))
     part = split.get("part")
     names = split.get(part) if isinstance(part, str) else None
     wanted = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
@@ -203,7 +203,3 @@ def remarks_on(info: ArchiveInfo) -> list[str]:
         if type(n) is int and what.isprintable():
             remarks.append(f"{what}: {count(n, 'voxel')}")
     return remarks
-
-
-def _mapping(value: object) -> dict:
-    return value if isinstance(value, dict) else {}

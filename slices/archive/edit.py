@@ -113,7 +113,7 @@ def _other_pixels(readers: Sequence[ArchiveReader]) -> dict[str, list[str]]:
 
 
 def _difference(first: ArchiveReader, other: ArchiveReader) -> str | None:
-    """What two archives differ in that a merged one can have only once, in words; None if nothing."""
+    """A difference that keeps two archives from being merged, in words; None if there is none."""
     for what, a, b in (
         *_facts(first.schema, other.schema),
         ("the resolution", first.resolution, other.resolution),
@@ -127,7 +127,7 @@ def _difference(first: ArchiveReader, other: ArchiveReader) -> str | None:
 
 
 def _facts(a: Schema, b: Schema) -> Iterator[tuple[str, Any, Any]]:
-    """(what, in the first schema, in the second), the most telling first."""
+    """Yield (what, in the first schema, in the second), the most telling fact first."""
     yield "the contrasts", a.contrasts, b.contrasts
     yield "the classes", a.class_names, b.class_names
     for x, y in zip(a.classes, b.classes, strict=False):
@@ -157,9 +157,9 @@ def _refuse_other_volumes(readers: Sequence[ArchiveReader]) -> None:
             volume = reader.info.volumes[name]
             path, other = known.setdefault(name, (reader.path, volume))
             if volume != other:
-                parts = [f.name for f in fields(Volume) if getattr(volume, f.name) != getattr(other, f.name)]
+                differing = [f.name for f in fields(Volume) if getattr(volume, f.name) != getattr(other, f.name)]
                 raise UserError(
-                    f"the volume {name} is not the same in {path} and in {reader.path} (other {', '.join(parts)}): "
+                    f"the volume {name} is not the same in {path} and in {reader.path} (other {', '.join(differing)}): "
                     "merge archives of one conversion"
                 )
 

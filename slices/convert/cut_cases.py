@@ -1,7 +1,7 @@
-"""Cut cases on disk, until all are there: what lets an interrupted conversion go on where it stopped.
+"""Cut cases on disk, which let an interrupted conversion go on where it stopped.
 
-A case becomes a small zip of packed slices, written by the process that cut it, and a record of what they are. Its name
-appears when it is complete. The conversion copies the packed slices into its archives at the end.
+A cut case is a small zip of packed slices and a record of what they are. It is written by the process that cut it, and
+appears when it is complete. When all are there, the conversion copies the packed slices into its archives.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a case was, and of which files: of another one, the case is cut again."""
+    """The case and the files that a cut case was made from. If either differs, the case is cut again."""
 
     case: str
     patient: str
@@ -106,8 +106,8 @@ class CutCase:
 class Workplace:
     """The folder in which one conversion keeps its cut cases; `with` holds it against a second one.
 
-    job: JSON of everything that a cut case depends on, besides its files. What an earlier call left there for another
-    job is removed. A folder that holds anything else than conversions put there is refused, and so is a link.
+    job: JSON of everything that a cut case depends on, besides its files. Cut cases of another job are removed. A
+    folder that holds anything that conversions don't put there is refused, and so is a link.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
@@ -162,7 +162,7 @@ class Workplace:
                 self.folder.rmdir()
 
     def remove_if_done(self, archives: list[Path]) -> None:
-        """Remove cut cases that are older than all the archives: a call was killed when it had only to tidy up."""
+        """Remove cut cases older than all the archives: an earlier call was killed when it only had to tidy up."""
         recover(archives[0])
         cut = list(self.folder.glob("*.zip"))
         if not cut or self.folder.is_symlink() or not all(path.exists() for path in archives):
@@ -183,7 +183,7 @@ class Workplace:
                 path.unlink(missing_ok=True)
 
     def path(self, side: str | None, case: Case) -> Path:
-        """Where a cut case lies. Names of cases may be long, or differ in capitals only: a hash stands for them."""
+        """Where a cut case lies. A hash stands for its name, which may be long, or differ in capitals only."""
         return self.folder / f"{side or 'all'}-{hashlib.sha256(case.name.encode()).hexdigest()[:24]}.zip"
 
     def finished(self, side: str | None, case: Case) -> bool:
@@ -201,7 +201,7 @@ class Workplace:
             return None
         job = files.read_json(self.folder / _JOB)
         if not isinstance(job, dict) or not {"schema", "options"} <= set(job):
-            raise UserError(f"{self.folder / _JOB} belongs to no conversion, whose name it has: move it away")
+            raise UserError(f"{self.folder / _JOB} has the name of a conversion's file but is none: move it away")
         return job
 
 

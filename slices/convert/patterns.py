@@ -198,13 +198,13 @@ def _variants(tokens: Iterator[str | _Blank], inside: bool = False) -> list[_Tok
         if token == "]":
             if inside:
                 return found
-            raise UserError("has a bracket ] without its other one; [...] is a part that may be missing")
+            raise UserError("has a bracket ] without its other one; [...] is what may be missing")
         more = [*_variants(tokens, inside=True), ()] if token == "[" else [(token,)]
         found = [(*one, *other) for one in found for other in more]
         if len(found) > _MOST_VARIANTS:
-            raise UserError(f"too many parts in brackets; they leave more than {_MOST_VARIANTS} possibilities")
+            raise UserError(f"too many brackets; they leave more than {_MOST_VARIANTS} possibilities")
     if inside:
-        raise UserError("has a bracket [ without its other one; [...] is a part that may be missing")
+        raise UserError("has a bracket [ without its other one; [...] is what may be missing")
     return found
 
 

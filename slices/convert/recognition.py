@@ -17,13 +17,13 @@ from slices.convert.cases import Case, Files, apply_table, cases_of, files_below
 from slices.convert.patterns import Pattern
 from slices.convert.releases import OWN, RELEASES, Release, describe_as_own, other_challenge, release_of_name
 
-# What names end with that tell visits: a word for it, a date, or the number of BraTS's challenges since 2023.
+# Ends of names that tell visits: a word for it, a date, or the number that BraTS's challenges have since 2023.
 _VISIT = re.compile(
     r"(?P<who>BraTS-.+)-\d{3}|(?P<when>.+)[-_. ]\d{4}([-_.]?\d\d){2}|(?P<whose>.+?)[-_. ]?(?<=[-_. \d])"
     r"(ses|session|visit|v|tp|timepoint|scan|day|week|month|year|fu|followup|baseline|pre|post)[-_. ]?\d*",
     re.IGNORECASE,
 )
-_LAST_PART = re.compile(r"(?P<stem>.+)[-_. ](?P<ending>[^-_. ]+)")
+_LAST_WORD = re.compile(r"(?P<stem>.+)[-_. ](?P<ending>[^-_. ]+)")
 
 
 class Recognized(NamedTuple):
@@ -95,9 +95,9 @@ def _with_head(release: Release, head: Pattern | None) -> Release:
 
 
 def _without_others(source: Path, cases: list[Case], release: Release) -> tuple[list[Case], list[Case]]:
-    """Cases, and those that bear another release's names beside some that bear this one's.
+    """Separate the cases of this release from those that bear the names of another one.
 
-    Raises UserError if all that is known of the names is that they are others'.
+    Raises UserError if some bear the names of another release and none this one's.
     """
     own = {case.name for case in cases if _bears(case, release)}
     others = [case for case in cases if case.name not in own and _whose(case, release)]
@@ -114,13 +114,13 @@ def _without_others(source: Path, cases: list[Case], release: Release) -> tuple[
 
 
 def _bears(case: Case, release: Release) -> bool:
-    """Whether a case is named as in a release; what stands behind may be a visit."""
+    """Whether a case is named as in a release. A visit may follow."""
     known = release.known.get("case") or release.known.get("patient")
     return known is not None and re.match(rf"(?:{known})(?!\d)", case.patient) is not None
 
 
 def _whose(case: Case, release: Release) -> tuple[str, str] | None:
-    """The other release or challenge that is known to name cases so, and what would do."""
+    """Another release or challenge that names cases like this one, and advice; None if none is known."""
     if challenge := other_challenge(case.patient):
         return challenge, f"describe the data: {describe_as_own(release)}"
     if rows := [row for row in RELEASES if row.known != release.known and _bears(case, row)]:
@@ -130,9 +130,10 @@ def _whose(case: Case, release: Release) -> tuple[str, str] | None:
 
 
 def _strangers(files: Sequence[str], belonging: set[str], release: Release, cases: Sequence[Case]) -> list[str]:
-    """NIfTI files that fit no pattern: first those that don't look like further files of a case, one from each folder.
+    """NIfTI files that fit no pattern, those first that are the most telling in a message.
 
-    What others derived from the images (`derivatives` of BIDS) does not count, unless patterns lie there.
+    These are files that don't look like further ones of a case, one from each folder. Files that were derived from the
+    images (`derivatives` of BIDS) don't count, unless a pattern lies there.
     """
     head = release.head_masks.text if release.head_masks is not None else ""
     asked_for = "derivatives" in f"{release.pattern} {release.mask_pattern} {head}"
@@ -161,10 +162,10 @@ def _like_visits(cases: Sequence[Case]) -> tuple[str, str] | None:
     for name in (case.name for case in cases if case.patient == case.name):
         if match := _VISIT.fullmatch(name):
             told[match["who"] or match["when"] or match["whose"]].append(name)
-        if match := _LAST_PART.fullmatch(name):
+        if match := _LAST_WORD.fullmatch(name):
             ended[match["stem"]].append(name)
             endings.add(match["ending"])
-    # Patients, if numbered, have as many endings as there are; visits have few that come again and again.
+    # Numbered patients have as many endings as there are patients; visits have few endings, which repeat.
     for found in (told, ended if 2 * len(endings) <= len(ended) else {}):
         pairs = [names for names in found.values() if len(names) > 1]
         if pairs and len(found) > 1:  # with one stem alone, they are numbered patients
@@ -220,7 +221,7 @@ def _hint(found: Mapping[str, list[Case]]) -> str:
 
 
 def _check_decathlon(source: Path) -> None:
-    """Compare the Decathlon's own description, where it is there, with what the table says of it."""
+    """Raise UserError if the Decathlon's own description, where it is there, differs from the table's."""
     path = source / "dataset.json"
     if not path.is_file():
         return

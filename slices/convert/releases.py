@@ -1,4 +1,4 @@
-"""Which data sets are known, and how their files are named; data that users describe is one more.
+"""The data sets that are known, and how their files are named; data that users describe is one more.
 
 Label values never tell a release: 4 is enhancing tumour in BraTS 2018 and a resection cavity in BraTS 2024, and the
 Decathlon exchanges 1 and 2.
@@ -139,7 +139,7 @@ def release_of_name(name: str) -> Release:
     return next(release for release in RELEASES if release.name == name)
 
 
-# What other challenges' cases are called, which look like those of BraTS GLI 2023 and later.
+# Names of other challenges' cases, which look like those of BraTS GLI 2023 and later.
 _CHALLENGES = {
     "PED": "BraTS's challenge on pediatric tumors",
     "MET": "BraTS's challenge on metastases",
@@ -152,13 +152,13 @@ _CHALLENGE = re.compile(rf"BraTS[-_]?(?:20\d\d[-_]?)?({'|'.join(_CHALLENGES)})S?
 
 
 def other_challenge(name: str) -> str | None:
-    """The challenge, none of RELEASES, that a case of this name is known to belong to."""
+    """The challenge, none of RELEASES, that names cases like this; None if none is known."""
     match = _CHALLENGE.match(name)
     return _CHALLENGES[match[1].upper()] if match else None
 
 
 def describe_as_own(release: Release, labels: bool = True) -> str:
-    """The words of a command line for data that is laid out like a release, and whose label values users know."""
+    """The options for data that is laid out like a release, but whose label values only users know."""
     contrasts = ",".join(name if name == there else f"{name}={there}" for name, there in release.names.items())
     masks = f" --mask-pattern '{release.mask_pattern}'" if release.mask_pattern and labels else ""
     values = " --labels …" if labels else ""
@@ -171,7 +171,7 @@ def describe_as_own(release: Release, labels: bool = True) -> str:
 def describe_release(
     contrasts: str, pattern: str, labels: str | None = None, mask_pattern: str | None = None, regions: str | None = None
 ) -> Release:
-    """A release from the words of a command line.
+    """Make a release of the options that describe it.
 
     contrasts: "t1,flair=FLAIR": names, each with what files call it if that differs; for a 4-D file in its order.
     labels: "core=1+4,edema=2,ignore=3", or None for data without label maps. regions: "whole=core+edema".
@@ -212,7 +212,7 @@ def _pair(text: str, option: str, example: str) -> tuple[str, str | None]:
 
 
 def _values(labels: str | None) -> dict[str, tuple[int, ...]]:
-    """The words of --labels: class, or IGNORE -> its values in masks."""
+    """Read --labels: class, or IGNORE -> its values in masks."""
     found: dict[str, tuple[int, ...]] = {}
     for text in labels.split(",") if labels is not None else []:
         name, values = _pair(text, "--labels", "lesion=1,edema=2")
