@@ -22,9 +22,11 @@ def call(command, *arguments, expected=0):
     return call_command(*arguments, expected=expected, command=command)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("contrasts, classes", [(1, 0), (1, 1), (3, 2), (16, 15)])
-def test_the_whole_way(tmp_path, contrasts, classes):
+def write_cases(folder, contrasts, classes):
+    """Write three cases of these numbers of contrasts c0, c1, … and lesion classes l0, l1, …
+
+    Returns the options that describe them.
+    """
     names = [f"c{n}" for n in range(contrasts)]
     for case in ("a", "b", "c"):
         drawn = draw_head(ord(case))
@@ -33,59 +35,50 @@ def test_the_whole_way(tmp_path, contrasts, classes):
             mask[20 + k, 25:45, 3:7] = k + 1
         volumes = {name: drawn["t1"] + 9 * n for n, name in enumerate(names)} | {"seg": mask}
         for kind, volume in volumes.items():
-            write_nifti(tmp_path / f"{case}_{kind}.nii.gz", *turned(volume, "RAS"))
+            write_nifti(folder / f"{case}_{kind}.nii.gz", *turned(volume, "RAS"))
     labels = ["--labels", ",".join(f"l{k}={k + 1}" for k in range(classes))] if classes else []
     regions = ["--regions", "whole=" + "+".join(f"l{k}" for k in range(classes))] if classes > 1 else []
-    described = ("--contrasts", ",".join(names), *labels, *regions, "--pattern", "{case}_{contrast}.nii.gz")
+    return "--contrasts", ",".join(names), *labels, *regions, "--pattern", "{case}_{contrast}.nii.gz"
+
+
+def generate_and_check(real, test, folder, contrasts, maps):
+    """Train a GAN on the real slices, and return an archive of its fakes."""
+    call(train.main, "--outdir", folder / "runs", "--data", real, "--exclude", test, *SMALL)
+    (run,) = (folder / "runs").iterdir()
+    call(generate.main, "--network", run, "--seeds", "0-2", "--outdir", folder / "panels")
+    assert Image.open(folder / "panels" / "contact_sheet.png").width > 64 * contrasts
+    call(generate.main, "--network", run, "--seeds", "0-5", "--dest", folder / "fake.zip")
+    fake = ArchiveReader(folder / "fake.zip")
+    assert fake.schema == ArchiveReader(real).schema and len(fake.info.seen) == 2
+    assert fake.read_checked(0).shape == (contrasts + maps, 64, 64)
+    call(dataset_tool.main, "inspect", folder / "fake.zip", "--out", folder / "fake.png")
+    return folder / "fake.zip"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contrasts, classes", [(1, 0), (1, 1), (3, 2), (16, 15)])
+def test_the_whole_way(tmp_path, contrasts, classes):
+    described = write_cases(tmp_path, contrasts, classes)
     options = ("--resolution", 64, "--workers", 1)
     call(dataset_tool.main, "convert", "--source", tmp_path, "--dest", tmp_path / "data", *described, *options)
     real, test = tmp_path / "data" / "train.zip", tmp_path / "data" / "test.zip"
     maps = classes + 1 if classes else 0
     assert ArchiveReader(real).schema.num_channels == contrasts + maps
+    fake = generate_and_check(real, test, tmp_path, contrasts, maps)
 
-    call(train.main, "--outdir", tmp_path / "runs", "--data", real, "--exclude", test, *SMALL)
-    (run,) = (tmp_path / "runs").iterdir()
-    call(generate.main, "--network", run, "--seeds", "0-2", "--outdir", tmp_path / "panels")
-    assert Image.open(tmp_path / "panels" / "contact_sheet.png").width > 64 * contrasts
-    call(generate.main, "--network", run, "--seeds", "0-5", "--dest", tmp_path / "fake.zip")
-    fake = ArchiveReader(tmp_path / "fake.zip")
-    assert fake.schema == ArchiveReader(real).schema and len(fake.info.seen) == 2
-    assert fake.read_checked(0).shape == (contrasts + maps, 64, 64)
-    call(dataset_tool.main, "inspect", tmp_path / "fake.zip", "--out", tmp_path / "fake.png")
     call(dataset_tool.main, "export", test, "--dest", tmp_path / "volumes", "--format", "nifti")
     (case,) = (tmp_path / "volumes").iterdir()
     assert nib.load(case / f"{case.name}_c0.nii.gz").shape == (60, 60, 10)
     assert (case / f"{case.name}_seg.nii.gz").exists() == bool(classes)
 
-    unet = (
-        "--data",
-        real,
-        "--data",
-        tmp_path / "fake.zip",
-        "--exclude",
-        test,
-        "--steps",
-        3,
-        "--batch",
-        4,
-        "--width",
-        2,
-    )
+    unet, judge = tmp_path / "unet", segmentation.__main__.main
+    small = ("--steps", 3, "--batch", 4, "--width", 2)
+    train_unet = ("train", "--data", real, "--data", fake, "--exclude", test, *small, "--outdir", unet)
     if not classes:
-        output = call(segmentation.__main__.main, "train", *unet, "--outdir", tmp_path / "unet", expected=2)
-        assert "no lesion classes" in output
+        assert "no lesion classes" in call(judge, *train_unet, expected=2)
         return
-    call(segmentation.__main__.main, "train", *unet, "--outdir", tmp_path / "unet")
-    call(
-        segmentation.__main__.main,
-        "evaluate",
-        "--model",
-        tmp_path / "unet",
-        "--data",
-        test,
-        "--outdir",
-        tmp_path / "unet",
-    )
-    results = json.loads((tmp_path / "unet" / "results.json").read_text())
+    call(judge, *train_unet)
+    call(judge, "evaluate", "--model", unet, "--data", test, "--outdir", unet)
+    results = json.loads((unet / "results.json").read_text())
     assert list(results["labels"]) == [f"l{k}" for k in range(classes)]
     assert list(results["regions"]) == (["whole"] if classes > 1 else [])
