@@ -5,13 +5,15 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-import dataset_tool
-
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout
 
 
-def call(*arguments, expected=0, command=dataset_tool.main):
-    """Run a program in this process; all its words, if its exit code is the expected one."""
+def call(*arguments, expected=0, command=None):
+    """Run a program, by default dataset_tool.py, in this process; all its words, if it exits as expected."""
+    if command is None:
+        import dataset_tool  # only here: worker processes of tests that need no more than ROOT start faster
+
+        command = dataset_tool.main
     result = CliRunner().invoke(command, [str(a) for a in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -65,7 +65,7 @@ def test_environment_yml_lists_what_pyproject_does():
 
 @pytest.fixture
 def strangers(tmp_path, monkeypatch) -> Path:
-    """A working folder with modules of this project's names, none of which may run."""
+    """A working folder with modules of this project's names. None of them may run."""
     for name in ("train.py", "dataset_tool.py", "config.py", "slices/__init__.py", "dnnlib/__init__.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("raise SystemExit('a stranger runs')")

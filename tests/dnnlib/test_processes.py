@@ -100,6 +100,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 
 @pytest.mark.parametrize("sender", ["this thread", "another thread"])
 def test_an_interrupt_waits_until_a_process_has_started(sender):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     started, go = [], threading.Event()
 
     def send():
