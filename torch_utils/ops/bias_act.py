@@ -11,6 +11,7 @@ from torch_utils.ops.checks import require_floating, require_operand
 from torch_utils.ops.registered import NUMBERS, TAIL
 
 ACTIVATIONS = reference.ACTIVATIONS
+NATIVE_ON_CPU = ("linear", "lrelu")  # what networks use; on GPUs all are native
 
 
 def bias_act(
@@ -30,17 +31,18 @@ def bias_act(
     """
     require_floating(x)
     if b is None:
-        dim = min(1, x.ndim - 1)  # any would do
+        dim = min(1, x.ndim - 1)  # any dimension would do
     else:
         if not 0 <= dim < x.ndim:
             raise ValueError(f"dim {dim} is not one of x {list(x.shape)}; expected 0 to {x.ndim - 1}")
         require_operand(b, "b", x, (x.shape[dim],))
     alpha, gain, limit = activation_settings(act, alpha, gain, clamp)
-    trivial = act == "linear" and gain == 1 and clamp is None  # PyTorch's sum does it in one pass as well
-    if trivial or not native.serve(x):
+    trivial = act == "linear" and gain == 1 and clamp is None  # a plain sum, which PyTorch does in one pass as well
+    if trivial or not serve(x, act):
         return reference.bias_act(x, b, dim, act, alpha, gain, clamp)
     if dim == 1 and x.ndim >= 2:
         return native_tail(x, None, None, None, b, act, alpha, gain, limit)
+    # The native operator wants the bias along dimension 1: what lies before and behind is flattened.
     shape = [math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])] if x.ndim else [1, 1, 1]
     return native_tail(x.reshape(shape), None, None, None, b, act, alpha, gain, limit).reshape(x.shape)
 
@@ -58,8 +60,23 @@ def activation_settings(
     return alpha, default.gain if gain is None else gain, math.inf if clamp is None else clamp
 
 
-def native_tail(x, scale, noise, strength, bias, act, alpha, gain, limit) -> torch.Tensor:
-    """The native operator behind bias_act and synthesis_tail; operands come to it in the type it computes in."""
+def serve(x: torch.Tensor, act: str) -> bool:
+    """Whether the native operator behind bias_act and synthesis_tail serves for x and this activation."""
+    return native.serve(x) and (act in NATIVE_ON_CPU or not x.is_cpu)
+
+
+def native_tail(
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    noise: torch.Tensor | None,
+    strength: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    act: str,
+    alpha: float,
+    gain: float,
+    limit: float,
+) -> torch.Tensor:
+    """The native operator behind bias_act and synthesis_tail, with operands converted to the type it computes in."""
     compute = reference.compute_type(x)
     if scale is not None and scale.dtype != compute:
         scale = scale.to(compute)

@@ -1,11 +1,11 @@
-"""What follows a synthesis layer's convolution: demodulation, noise, bias, activation, gain, clamp; in one pass."""
+"""The tail of a synthesis layer in one pass: demodulation, noise, bias, activation, gain and clamp."""
 
 from __future__ import annotations
 
 import torch
 
-from torch_utils.ops import native, reference
-from torch_utils.ops.bias_act import activation_settings, native_tail
+from torch_utils.ops import reference
+from torch_utils.ops.bias_act import activation_settings, native_tail, serve
 from torch_utils.ops.checks import require_floating, require_operand
 
 
@@ -39,6 +39,6 @@ def synthesis_tail(
     if noise is not None and noise.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"noise {list(noise.shape)} takes no gradient; detach it")
     alpha, gain, limit = activation_settings(act, alpha, gain, clamp)
-    if not native.serve(x):
+    if not serve(x, act):
         return reference.synthesis_tail(x, scale, noise, strength, bias, act, alpha, gain, clamp)
     return native_tail(x, scale, noise, strength, bias, act, alpha, gain, limit)

@@ -1,7 +1,6 @@
-"""Tools of a build, what is told of one that fails, and real builds of both libraries."""
+"""Tools of a build, what is told of one that fails, and a real build of the CUDA library."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -144,14 +143,6 @@ def run_python(*arguments: str, **environment: str) -> str:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
-
-
-@pytest.mark.slow
-@needs_compiler
-def test_cpu_library_builds_and_passes_the_self_check(tmp_path):
-    printed = run_python("-m", "torch_utils.ops", TORCH_EXTENSIONS_DIR=str(tmp_path), STYLEGAN2_MR_OPS="")
-    for operator in ("bias_act", "synthesis_tail", "upfirdn2d"):
-        assert re.search(rf"^{operator} +cpu .* OK$", printed, re.MULTILINE), printed
 
 
 @pytest.mark.slow

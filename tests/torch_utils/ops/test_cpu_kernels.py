@@ -22,7 +22,7 @@ def understands(feature: str) -> bool:
 @pytest.mark.parametrize(
     "machine, feature, options",
     [
-        ("native", None, [*CHECKED, "-DOPS_CACHES=1"]),
+        ("native", None, [*CHECKED, "-O1", "-DOPS_CACHES=1"]),
         ("x86-64-v3", "avx2", ["-O3", "-DOPS_CACHES=8192"]),
         ("x86-64", None, ["-O3", "-DOPS_CACHES=1"]),
     ],

@@ -1,6 +1,10 @@
 """`python -m torch_utils.ops`: what it says of right and of wrong operators."""
 
 import math
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 import torch_utils.ops.__main__ as self_check
+from commands import ROOT
 from torch_utils.ops import build, native
 
 
@@ -36,3 +41,15 @@ def test_self_check_passes_over_devices_without_native_operators(monkeypatch):
     monkeypatch.setenv(native.SWITCH, "reference")
     result = CliRunner().invoke(self_check.main)
     assert result.exit_code == 0 and result.output.count("plain PyTorch serves") == 2
+
+
+@pytest.mark.slow
+def test_cpu_operators_pass():
+    """With the library that all tests share, and whose key says that it is built from these sources."""
+    if not native.available("cpu"):
+        pytest.skip(f"no native operators: {native.status('cpu').error}")
+    command = [sys.executable, "-m", "torch_utils.ops"]
+    run = subprocess.run(command, cwd=ROOT, env=os.environ | {native.SWITCH: ""}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for operator in ("bias_act", "synthesis_tail", "upfirdn2d"):
+        assert re.search(rf"^{operator} +cpu .* OK$", run.stdout, re.MULTILINE), run.stdout

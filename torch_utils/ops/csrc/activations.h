@@ -1,4 +1,5 @@
-// The activations with their first two derivatives: one definition for the CPU and the CUDA kernels.
+// The activations with their first two derivatives, as the CUDA kernels compute them. The CPU kernels serve linear and
+// lrelu only, whose slope alone tells all, and take the list and the clamp from here.
 #pragma once
 
 #include <cmath>

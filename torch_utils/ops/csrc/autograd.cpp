@@ -64,7 +64,8 @@ Gradients2 tail_backward2(const Tensor& v, const std::array<Tensor, 3>& w, const
   static const auto op =
       find<Gradients2(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                       const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                      const OptionalTensor&, int64_t, double, double, double, bool, Mask)>("stylegan2_mr::tail_backward2");
+                      const OptionalTensor&, int64_t, double, double, double, bool, Mask)>(
+          "stylegan2_mr::tail_backward2");
   return op.call(optional(v), optional(w[0]), optional(w[1]), optional(w[2]), dy, x, optional(o[0]), optional(o[1]),
                  optional(o[2]), optional(o[3]), s.activation, s.alpha, s.gain, s.limit, want_x, wanted);
 }
@@ -79,8 +80,8 @@ using Padding = std::array<c10::SymInt, 4>;  // symbolic, for tracing with sizes
 
 Tensor upfirdn2d(const Tensor& x, const Tensor& f, const Resampling& r, const Padding& p) {
   static const auto op =
-      find<Tensor(const Tensor&, const Tensor&, int64_t, int64_t, int64_t, int64_t, c10::SymInt, c10::SymInt, c10::SymInt,
-                  c10::SymInt, bool, double)>("stylegan2_mr::upfirdn2d");
+      find<Tensor(const Tensor&, const Tensor&, int64_t, int64_t, int64_t, int64_t, c10::SymInt, c10::SymInt,
+                  c10::SymInt, c10::SymInt, bool, double)>("stylegan2_mr::upfirdn2d");
   return op.call(x, f, r.up_x, r.up_y, r.down_x, r.down_y, p[0], p[1], p[2], p[3], r.flip, r.gain);
 }
 
@@ -99,7 +100,7 @@ T recall(AutogradContext* ctx, const char* name) {
   return values;
 }
 
-// Which of the tensors given to a node need a gradient in this backward pass. Absent ones have no edge.
+// Which of the tensors given to a node need a gradient in this backward pass. An absent tensor has no edge.
 template <size_t kCount>
 std::array<bool, kCount> wanted(AutogradContext* ctx, const std::array<bool, kCount>& given) {
   std::array<bool, kCount> result{};
@@ -110,7 +111,7 @@ std::array<bool, kCount> wanted(AutogradContext* ctx, const std::array<bool, kCo
   return result;
 }
 
-// Gradients of the operands that are wanted; of the noise there is none.
+// Puts the wanted gradients of operands in their places. The noise has none.
 void put_operand_gradients(variable_list& gradients, size_t at, Mask wanted, const Tensor& scale,
                            const Tensor& strength, const Tensor& bias, const Tensor& strength_given) {
   if (wanted[0]) gradients[at] = scale;
@@ -279,7 +280,7 @@ void refuse_gradient(const OptionalTensor& t, const char* name) {
   TORCH_CHECK_VALUE(!t || !t->requires_grad() || !at::GradMode::is_enabled(), name, " takes no gradient; detach it");
 }
 
-// Whether a derivative may be asked for. If not, there is no need for a node, which takes longer than a small tensor.
+// Whether a derivative may be asked for. If not, a node is left out: it takes longer than the work on a small tensor.
 bool followed(const Tensor& t) {
   return t.defined() && ((at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(0).defined());
 }

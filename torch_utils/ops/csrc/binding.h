@@ -42,7 +42,9 @@ inline double as_stored(double value, DType dtype) {
   }
 }
 
-inline at::ScalarType compute_type(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+inline at::ScalarType compute_type(const Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 inline bool is_channels_last(const Tensor& x) {
   return !x.is_contiguous() && x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast);
@@ -54,8 +56,8 @@ inline Tensor dense(const Tensor& x) { return is_channels_last(x) ? x : x.contig
 // Dense, in the layout of `like`.
 inline Tensor dense_like(const Tensor& x, const Tensor& like, const char* name) {
   TORCH_CHECK_VALUE(x.sizes() == like.sizes() && x.scalar_type() == like.scalar_type() && x.device() == like.device(),
-                    name, " ", x.sizes(), " ", x.scalar_type(), " on ", x.device(), " does not fit x ", like.sizes(), " ",
-                    like.scalar_type(), " on ", like.device());
+                    name, " ", x.sizes(), " ", x.scalar_type(), " on ", x.device(), " does not fit x ", like.sizes(),
+                    " ", like.scalar_type(), " on ", like.device());
   return x.contiguous(is_channels_last(like) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
 }
 
@@ -67,7 +69,8 @@ inline const void* operand(OptionalTensor t, const Tensor& x, Kept& kept, const 
                            int64_t or_size = -1) {
   if (!t) return nullptr;
   TORCH_CHECK_VALUE(t->numel() == size || t->numel() == or_size, name, " ", t->sizes(), " does not fit x ", x.sizes());
-  TORCH_CHECK_VALUE(t->scalar_type() == compute_type(x), name, " is ", t->scalar_type(), "; expected ", compute_type(x));
+  TORCH_CHECK_VALUE(t->scalar_type() == compute_type(x), name, " is ", t->scalar_type(), "; expected ",
+                    compute_type(x));
   TORCH_CHECK_VALUE(t->device() == x.device(), name, " is on ", t->device(), ", x on ", x.device());
   kept.push_back(t->contiguous());
   return kept.back().const_data_ptr();
@@ -105,10 +108,10 @@ inline Tail make_tail(int order, const Tensor& x, OptionalTensor scale, Optional
 using OperandGradients = std::array<Tensor, 3>;
 using Mask = std::array<bool, 3>;
 
-// Backend: chunks(tail), run(tail) and filter(filter) on its device; add(sums, which), the gradient that comes of sums
-// [3, chunks, n, c]; a Guard that makes a tensor's device current; and whether filter() finds out by itself that a filter
-// is a product of two vectors.
-//
+// A Backend has, for its device: chunks(tail), run(tail) and filter(filter); add(sums, which), the gradient that comes
+// of sums [3, chunks, n, c]; a Guard that makes a tensor's device current; and `factorizes`, whether filter() finds out
+// by itself that a filter is a product of two vectors.
+
 // Runs a tail of order 1 or 2. Gradients that nobody wants are undefined.
 template <typename Backend>
 OperandGradients run_for_gradients(Tail& tail, const Tensor& x, const Mask& wanted) {
@@ -217,7 +220,8 @@ Tensor upfirdn2d(const Tensor& input, const Tensor& f, int64_t up_x, int64_t up_
   filter.flip = flip;
 
   // One pass over `from`, along the axes where the filter has taps.
-  const auto pass = [&](const Tensor& from, int64_t height, int64_t width, bool along_x, bool along_y, double pass_gain) {
+  const auto pass = [&](const Tensor& from, int64_t height, int64_t width, bool along_x, bool along_y,
+                        double pass_gain) {
     filter.filter_h = static_cast<int>(height), filter.filter_w = static_cast<int>(width);
     filter.in_h = from.size(2), filter.in_w = from.size(3);
     filter.up_x = along_x ? up_x : 1, filter.down_x = along_x ? down_x : 1, filter.pad_x = along_x ? pad_x0 : 0;
@@ -238,12 +242,12 @@ Tensor upfirdn2d(const Tensor& input, const Tensor& f, int64_t up_x, int64_t up_
     return y;
   };
   if (f.dim() == 2) return pass(x, f.size(0), f.size(1), true, true, gain);
-  if constexpr (Backend::factorises) {
+  if constexpr (Backend::factorizes) {
     const Tensor product = at::outer(taps, taps);
     filter.f = product.const_data_ptr();
     return pass(x, f.size(0), f.size(0), true, true, gain);
   }
-  // What lies between the two passes may be larger than 16 bits can hold, and is not rounded to them.
+  // Between the two passes, numbers may be larger than 16 bits can hold. They are not rounded until the end.
   const Tensor wide = x.to(compute_type(x));
   return pass(pass(wide, 1, f.size(0), true, false, 1), f.size(0), 1, false, true, gain).to(x.scalar_type());
 }

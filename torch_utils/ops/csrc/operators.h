@@ -36,8 +36,8 @@ struct Tail {
   bool channels_last;
 
   const void* x;
-  // Order 1, linear, relu and lrelu without operands: `x` holds y, which tells the slope as well, and `limit` is rounded
-  // as y is.
+  // Order 1, linear, relu and lrelu without operands: `x` holds y, which tells the slope as well, and `limit` is
+  // rounded as y is.
   bool x_is_output;
   const void* scale;     // [n][c]
   const void* noise;     // [p], or [n][p]

@@ -15,13 +15,19 @@
 namespace {
 
 struct Cpu {
-  static constexpr bool factorises = true;
+  static constexpr bool factorizes = true;
   struct Guard {
     explicit Guard(c10::Device) {}
   };
   static int64_t chunks(const ops::Tail& tail) { return ops::cpu::tail_chunks(tail); }
-  static void run(const ops::Tail& tail) { ops::cpu::run_tail(tail); }
-  static at::Tensor add(const at::Tensor& sums, size_t which) {  // by hand, as an operator's call takes longer
+  static void run(const ops::Tail& tail) {
+    const bool serves = tail.activation == ops::Activation::linear || tail.activation == ops::Activation::lrelu;
+    TORCH_CHECK_VALUE(serves, "on CPUs, linear and lrelu alone are native; found the activation number ",
+                      int(tail.activation));
+    ops::cpu::run_tail(tail);
+  }
+  // Sums by hand, as the call of an operator takes longer.
+  static at::Tensor add(const at::Tensor& sums, size_t which) {
     const int64_t n = sums.size(2), c = sums.size(3), size = sums.size(1) * n * c;
     const at::Tensor gradient = which == 0 ? at::empty({n, c}, sums.options())
                                 : which == 1 ? at::empty({}, sums.options())
@@ -30,7 +36,7 @@ struct Cpu {
       const auto* from = sums.const_data_ptr<scalar_t>() + which * size;
       auto* to = gradient.mutable_data_ptr<scalar_t>();
       const int64_t count = gradient.numel();
-      constexpr int64_t kAtOnce = 8;  // as adding to what was added to just before waits for it
+      constexpr int64_t kAtOnce = 8;  // totals in turn: an addition to the total of the last one would wait for it
       std::vector<double> totals(count == 1 ? kAtOnce : count);
       const int64_t width = totals.size();
       for (int64_t at = 0; at < size; at += width) {
@@ -86,7 +92,7 @@ Tensor conv3x3(const Tensor& input, const Tensor& w, bool transposed) {
   return y;
 }
 
-// Of the convolution that is not transposed. The weight tells shape and layout.
+// The gradient of the weight of a convolution that is not transposed. Of w, only shape and layout count.
 Tensor conv3x3_weight_gradient(const Tensor& input, const Tensor& gradient, const Tensor& w) {
   require_convolution(is_float_pictures(input) && is_float_pictures(w), input, w, false);
   const Tensor x = input.contiguous(at::MemoryFormat::ChannelsLast);
@@ -99,7 +105,7 @@ Tensor conv3x3_weight_gradient(const Tensor& input, const Tensor& gradient, cons
   Tensor dw = at::empty_like(w);
   for (int i = 0; i < 4; ++i) convolution.f_strides[i] = dw.stride(i);
   const Tensor at_points = at::empty(
-      {ops::cpu::weight_gradient_parts(convolution), ops::cpu::winograd::kPoints, convolution.in, convolution.out},
+      {ops::cpu::weight_gradient_shares(convolution), ops::cpu::winograd::kPoints, convolution.in, convolution.out},
       x.options());
   convolution.dy = dy.const_data_ptr<float>();
   convolution.df = dw.mutable_data_ptr<float>();

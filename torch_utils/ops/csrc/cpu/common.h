@@ -62,7 +62,7 @@ inline V shuffle(V a, V b, std::index_sequence<kAt...>) {
 #endif
 }
 
-// Of two vectors in a row, every kStep-th element from kFirst on.
+// Every kStep-th element of two vectors in a row, from kFirst on.
 template <int kFirst, int kStep, typename V, size_t... kLane>
 inline V pick(V a, V b, std::index_sequence<kLane...>) {
   return shuffle(a, b, std::index_sequence<kFirst + kStep * kLane...>());
@@ -75,7 +75,7 @@ inline V interleave(V a, V b, std::index_sequence<kLane...>) {
   return shuffle(a, b, std::index_sequence<(kLane % 2 * kLanes + kLane / 2 + kHalf * kLanes / 2)...>());
 }
 
-// What the caches hold, in bytes, on processors like those this is tuned on, and whether there is a way past them.
+// What the caches hold, in bytes, on the processors that this is tuned on, and whether there is a way past them.
 #ifndef OPS_CACHES  // tests make them smaller
 #define OPS_CACHES (32 << 20)
 #endif
@@ -86,8 +86,8 @@ constexpr bool kWayPastCaches = true;
 constexpr bool kWayPastCaches = false;
 #endif
 
-// Store a vector at a multiple of its size, without reading what was in memory there, as processors otherwise do. Other
-// threads may not see it before wait_for_stores.
+// Store a vector at a multiple of its size. A usual store reads what was in memory there; this one does not. Other
+// threads may not see the vector before wait_for_stores.
 template <typename V>
 inline void store_past_caches(void* to, V values) {
 #if defined(__AVX512F__)
@@ -105,8 +105,8 @@ inline void wait_for_stores() {
 #endif
 }
 
-// Ask for a line of the caches that is read or written soon, some way ahead. Processors see by themselves where a loop is
-// heading, but start anew at every page of memory. There may be no such memory: then nothing happens.
+// Ask for a line of the caches that is read or written soon, some way ahead. Processors see by themselves where a loop
+// is heading, but start anew at every page of memory. There may be no such memory: then nothing happens.
 constexpr int kLineBytes = 64;
 constexpr uintptr_t kBytesAhead = 2048;
 inline const void* ahead(const void* at) {

@@ -1,8 +1,8 @@
-// The tail of a synthesis layer on the CPU; operators.h says what it computes.
+// The tail of a synthesis layer on the CPU, for linear and lrelu; operators.h says what it computes.
 //
 // A block is what one thread does at a time, some rows of a sample: contiguous, a row is a channel, whose pixels are
-// neighbours; channels last, a row is a pixel, whose channels are neighbours. Loops run along the neighbours, in vectors
-// that are written out or so that the compiler vectorises them; what differs between the layouts is which operands stay
+// neighbors; channels last, a row is a pixel, whose channels are neighbors. Loops run along the neighbors, in vectors
+// that are written out or so that the compiler vectorizes them; what differs between the layouts is which operands stay
 // the same along the way.
 #pragma once
 
@@ -12,71 +12,67 @@ namespace ops::cpu {
 
 enum class Layout { contiguous, channels_last };
 
-// How many neighbours: known to the compiler for the usual numbers of channels, so that their operands stay in
+// How many neighbors: known to the compiler for the usual numbers of channels, so that their operands stay in
 // registers from pixel to pixel; else 0.
 constexpr int kUsualWidths[] = {16, 32, 64}, kMostWidth = 64;
 
-// The noise of so many pixels stays in the nearest cache from channel to channel, and channels or pixels of a group.
+// Pixels whose noise stays in the nearest cache from channel to channel, and rows of a group.
 constexpr int64_t kNear = 2048, kTogether = 4;
 
 // Vectors of a group in backward_groups, as there are registers for.
 constexpr int kGroup = kVectorBytes == 64 ? 4 : 2;
 
-// Elements of a block some of which are stored past the caches: the rows of its groups then lie far enough apart.
+// Elements of a block that is partly stored past the caches. The rows of its groups then lie far enough apart.
 constexpr int64_t kFar = 4 * kGrain;
 
 template <typename T>
 struct Block {
   using S = Compute<T>;
-  int64_t rows, width, stride;  // rows of neighbours, from the first of one to the first of the next
+  int64_t rows, width, stride;  // rows of neighbors, from the first of one to the first of the next
   int64_t through;              // rows of a group that are stored through the caches, if others go past them
   const T *x, *dy, *v;
-  const S *scale, *noise, *bias, *w_x, *w_noise, *w_1;  // contiguous: noise by neighbour; channels last: noise by row
+  const S *scale, *noise, *bias, *w_x, *w_noise, *w_1;  // contiguous: noise by neighbor; channels last: noise by row
   T *out, *out_x;
   S *sum_x, *sum_noise, *sum_1;  // one number for every channel
 };
 
 template <typename S>
 struct Constants {
-  Activation activation;
-  S alpha;  // the slope below zero of linear, relu and lrelu: 1, 0 and as given
+  S alpha;  // the slope below zero: 1 of linear, of lrelu as given
   S gain, limit, strength;
-  bool linear;  // linear and lrelu, which the compiler can vectorise
   bool convex;  // order 0: gain·act(u) = max(u', alpha·u') where u' = gain·u, which comes of operands times the gain
   bool clamps = !std::isinf(limit);
   S below = gain * alpha;
 
   explicit Constants(const Tail& tail)
-      : activation(tail.activation),
-        alpha(activation == Activation::linear ? 1 : activation == Activation::relu ? 0 : tail.alpha),
+      : alpha(tail.activation == Activation::linear ? 1 : tail.alpha),
         gain(tail.gain),
         limit(tail.limit),
         strength(tail.strength ? *static_cast<const S*>(tail.strength) : S(1)),
-        linear(activation == Activation::linear || activation == Activation::lrelu),
-        convex(tail.order == 0 && linear && 0 < alpha && alpha <= 1 && gain > 0) {
+        convex(tail.order == 0 && 0 < alpha && alpha <= 1 && gain > 0) {
     if (convex) strength *= gain;
   }
 };
 
 // How a tail is run.
 struct Plan {
-  bool linear, convex;  // of the Constants
-  bool plain;           // neither scale nor noise
-  bool vectors;         // forward_groups for convex, backward_groups; numbers are stored as they are computed with
-  bool past_caches;     // some results are stored past the caches: many, at multiples of a vector's size
-  int64_t through;      // rows of a group that go through the caches then
-  bool together;        // contiguous channels, as they share the noise or as memory serves several places faster than one
+  bool convex;       // of the Constants
+  bool plain;        // neither scale nor noise
+  bool vectors;      // forward_groups for convex, backward_groups; numbers are stored as they are computed with
+  bool past_caches;  // some results are stored past the caches: many, at multiples of a vector's size
+  int64_t through;   // rows of a group that go through the caches then
+  bool together;     // contiguous channels, as they share the noise or as memory serves several places faster than one
 
   template <typename T>
   static Plan of(const Tail& tail, const Constants<Compute<T>>& k) {
     const int64_t row_bytes = (tail.channels_last ? tail.c : tail.p) * int64_t(sizeof(T));
     const int64_t bytes = tail.n * tail.c * tail.p * int64_t(sizeof(T));
-    Plan plan{k.linear, k.convex};
+    Plan plan{k.convex};
     plan.plain = !tail.scale && !tail.noise;
     const bool as_computed = std::is_same_v<T, Compute<T>>, grouped = as_computed && k.convex;
     const bool whole = row_bytes % kVectorBytes == 0;
     const bool dense = !tail.channels_last || row_bytes <= kGroup * kVectorBytes;  // else it would read pieces of rows
-    plan.vectors = grouped || (as_computed && tail.order == 1 && k.linear && whole && dense);
+    plan.vectors = grouped || (as_computed && tail.order == 1 && whole && dense);
     plan.past_caches = kWayPastCaches && grouped && 2 * bytes >= kCaches && whole &&
                        reinterpret_cast<uintptr_t>(tail.out) % kVectorBytes == 0;
     plan.through = bytes < 2 * kCaches ? kTogether / 2 : kTogether / 4;
@@ -85,16 +81,10 @@ struct Plan {
   }
 };
 
-// gain·act(u) with its derivatives.
-template <typename S, bool kLinear>
-inline Jet<S> activated(const Constants<S>& k, S u) {
-  if constexpr (kLinear) {
-    const S slope = u > 0 ? k.gain : k.below;
-    return {u * slope, slope, S(0)};
-  } else {
-    const Jet<S> at = activate<S>(k.activation, u, k.alpha);
-    return {k.gain * at.value, k.gain * at.slope, k.gain * at.curvature};
-  }
+// The slope of gain·act(u): u times it is the value, and it has no slope of its own.
+template <typename S>
+inline S slope_at(const Constants<S>& k, S u) {
+  return u > 0 ? k.gain : k.below;
 }
 
 // The sum of a vector's elements.
@@ -110,12 +100,12 @@ inline bool inside(const Constants<S>& k, S y) {
   return !k.clamps | (std::abs(y) <= k.limit);
 }
 
-template <typename T, bool kLinear, Layout kLayout, int kWidth>
+template <typename T, Layout kLayout, int kWidth>
 struct Loops {
   using S = Compute<T>;
   static constexpr bool kLast = kLayout == Layout::channels_last;
 
-  // An operand of a row, by channel or by pixel: along the neighbours it changes (kAlong) or stays the same.
+  // An operand of a row, by channel or by pixel: along the neighbors it changes (kAlong) or stays the same.
   template <bool kAlong>
   struct Operand {
     const S* __restrict values;
@@ -134,7 +124,7 @@ struct Loops {
     if constexpr (!kPlain) u = x * scale + noise * k.strength;
     u = u + bias;
     if constexpr (!kConvex) {
-      return clamp(activated<S, kLinear>(k, u).value, k.limit);
+      return clamp(u * slope_at(k, u), k.limit);
     } else {
       if constexpr (kPlain) u = u * k.gain;
       const V below = u * k.alpha;
@@ -142,7 +132,7 @@ struct Loops {
     }
   }
 
-  // Of all rows, the columns from one on.
+  // All rows, from `column` on.
   template <bool kPlain, bool kConvex>
   static void forward_rows(const Block<T>& block, const Constants<S>& constants, int64_t column) {
     const Constants<S> k = constants;
@@ -169,7 +159,7 @@ struct Loops {
   // The same for a convex activation, and numbers stored as they are computed with: in vectors. A group of them is
   // loaded before any of it is stored, for processors tell by the last 12 bits of addresses whether a load has to wait
   // for an earlier store, and tensors often lie so that it seems so. A group takes kRows rows, for which operands that
-  // change along the neighbours are loaded once.
+  // change along the neighbors are loaded once.
   //
   // Stores past the caches wait for memory, others for the caches: some rows of a group go one way and some the other,
   // which takes less time than either way alone. These rows lie far apart, since the ways disturb each other nearby.
@@ -248,14 +238,13 @@ struct Loops {
         const S a = static_cast<S>(x[i]);
         S g, e = 0;
         if constexpr (kFromOutput) {
-          const S m = a > 0 ? k.gain : k.below;
-          g = !k.clamps | (std::abs(a) < k.limit) ? static_cast<S>(dy[i]) * m : S(0);
+          g = !k.clamps | (std::abs(a) < k.limit) ? static_cast<S>(dy[i]) * slope_at(k, a) : S(0);
           out[i] = static_cast<T>(g);
         } else {
           e = noise[i];
           const S u = a * scale[i] + (e * k.strength + bias[i]);
-          const Jet<S> at = activated<S, kLinear>(k, u);
-          g = inside(k, at.value) ? static_cast<S>(dy[i]) * at.slope : S(0);
+          const S slope = slope_at(k, u);
+          g = inside(k, u * slope) ? static_cast<S>(dy[i]) * slope : S(0);
           out[i] = static_cast<T>(g * scale[i]);
         }
         if constexpr (kSums && kLast) {
@@ -281,9 +270,9 @@ struct Loops {
     sums.store(block);
   }
 
-  // The same in vectors, for linear and lrelu, numbers stored as they are computed with, and neighbours that fill whole
-  // vectors. As in forward_groups, a group is loaded before any of it is stored. Sums stay in registers: contiguous,
-  // along a channel's row; channels last, down the column of some channels.
+  // The same in vectors, for numbers stored as they are computed with, and neighbors that fill whole vectors. As in
+  // forward_groups, a group is loaded before any of it is stored. Sums stay in registers: contiguous, along a channel's
+  // row; channels last, down the column of some channels.
   template <bool kFromOutput, bool kSums>
   static void backward_groups(const Block<T>& block, const Constants<S>& constants) {
     using V = Vector<S>;
@@ -378,6 +367,7 @@ struct Loops {
     }
   }
 
+  // The slope has no slope of its own, so q of operators.h is 0, and with it the sums of noise and of 1.
   template <bool kSums>
   static void backward2(const Block<T>& block, const Constants<S>& constants) {
     const Constants<S> k = constants;
@@ -392,32 +382,23 @@ struct Loops {
       const ByChannel w_x(block.w_x, row), w_noise(block.w_noise, row), w_1(block.w_1, row);
       const ByPixel noise(block.noise, row);
       const int64_t slot = kWidth ? row % kSlots * kWidth : 0;
-      S total_x = 0, total_noise = 0, total_1 = 0;
+      S total_x = 0;
 #pragma GCC ivdep
       for (int64_t i = 0; i < width; ++i) {
         const S a = static_cast<S>(x[i]), e = noise[i], d = scale[i];
         const S tangent = v ? static_cast<S>(v[i]) : S(0), slope_y = static_cast<S>(dy[i]);
-        const Jet<S> at = activated<S, kLinear>(k, a * d + (e * k.strength + bias[i]));
-        const S m = inside(k, at.value) ? at.slope : S(0);
+        const S u = a * d + (e * k.strength + bias[i]), slope = slope_at(k, u);
+        const S m = inside(k, u * slope) ? slope : S(0);
         const S t = tangent * d + a * w_x[i] + e * w_noise[i] + w_1[i];
         const S g = slope_y * m;
-        const S q = kLinear || !inside(k, at.value) ? S(0) : t * slope_y * at.curvature;
         out[i] = static_cast<T>(m * t);
-        if (out_x) out_x[i] = static_cast<T>(g * w_x[i] + q * d);
-        if constexpr (kSums && kLast) {
-          sums.x[slot + i] += g * tangent + q * a;
-          sums.noise[slot + i] += q * e;
-          sums.one[slot + i] += q;
-        } else if constexpr (kSums) {
-          total_x += g * tangent + q * a;
-          total_noise += q * e;
-          total_1 += q;
-        }
+        if (out_x) out_x[i] = static_cast<T>(g * w_x[i]);
+        if constexpr (kSums && kLast) sums.x[slot + i] += g * tangent;
+        else if constexpr (kSums) total_x += g * tangent;
       }
       if constexpr (kSums && !kLast) {
         block.sum_x[row] = total_x;
-        block.sum_noise[row] = total_noise;
-        block.sum_1[row] = total_1;
+        block.sum_noise[row] = block.sum_1[row] = 0;
       }
     }
     sums.store(block);
@@ -426,7 +407,7 @@ struct Loops {
   static auto choose(const Tail& tail, const Plan& plan) {
     if (tail.order == 2) return tail.sums ? backward2<true> : backward2<false>;
     if (tail.order == 1) {
-      if constexpr (kLinear && std::is_same_v<T, S>) {
+      if constexpr (std::is_same_v<T, S>) {
         if (plan.vectors) {
           if (tail.x_is_output) return tail.sums ? backward_groups<true, true> : backward_groups<true, false>;
           return tail.sums ? backward_groups<false, true> : backward_groups<false, false>;
@@ -435,7 +416,7 @@ struct Loops {
       if (tail.x_is_output) return tail.sums ? backward<true, true> : backward<true, false>;
       return tail.sums ? backward<false, true> : backward<false, false>;
     }
-    if constexpr (kLinear && std::is_same_v<T, S>) {
+    if constexpr (std::is_same_v<T, S>) {
       constexpr int kRows = kWidth ? kTogether : 1;
       if (plan.past_caches) {
         return plan.plain ? forward_groups<true, kTogether, true> : forward_groups<false, kTogether, true>;
@@ -445,7 +426,7 @@ struct Loops {
       }
       if (plan.vectors) return plan.plain ? forward_groups<true, kRows, false> : forward_groups<false, kRows, false>;
     }
-    if (plan.convex) return plan.plain ? forward<true, kLinear> : forward<false, kLinear>;
+    if (plan.convex) return plan.plain ? forward<true, true> : forward<false, true>;
     return plan.plain ? forward<true, false> : forward<false, false>;
   }
 
@@ -485,29 +466,25 @@ using Loop = void (*)(const Block<T>&, const Constants<Compute<T>>&);
 
 template <typename T>
 inline Loop<T> choose_loop(const Tail& tail, const Plan& plan) {
-  if (!tail.channels_last) {
-    return plan.linear ? Loops<T, true, Layout::contiguous, 0>::choose(tail, plan)
-                       : Loops<T, false, Layout::contiguous, 0>::choose(tail, plan);
-  }
+  if (!tail.channels_last) return Loops<T, Layout::contiguous, 0>::choose(tail, plan);
   constexpr auto last = Layout::channels_last;
-  if (!plan.linear) return Loops<T, false, last, 0>::choose(tail, plan);
   if constexpr (std::is_same_v<T, float>) {
-    if (tail.c == kUsualWidths[0]) return Loops<T, true, last, kUsualWidths[0]>::choose(tail, plan);
-    if (tail.c == kUsualWidths[1]) return Loops<T, true, last, kUsualWidths[1]>::choose(tail, plan);
-    if (tail.c == kUsualWidths[2]) return Loops<T, true, last, kUsualWidths[2]>::choose(tail, plan);
+    if (tail.c == kUsualWidths[0]) return Loops<T, last, kUsualWidths[0]>::choose(tail, plan);
+    if (tail.c == kUsualWidths[1]) return Loops<T, last, kUsualWidths[1]>::choose(tail, plan);
+    if (tail.c == kUsualWidths[2]) return Loops<T, last, kUsualWidths[2]>::choose(tail, plan);
   }
-  return Loops<T, true, last, 0>::choose(tail, plan);
+  return Loops<T, last, 0>::choose(tail, plan);
 }
 
-// Pixels of a sample are cut into chunks, of about so many elements, that don't depend on the number of threads, so
-// results don't either.
+// The number of chunks that the pixels of a sample are cut into, each of about `elements` elements. It does not depend
+// on the number of threads, so results don't either.
 inline int64_t tail_chunks(const Tail& tail, int64_t elements = kGrain) {
   if (!tail.channels_last) return 1;
   const int64_t pixels = std::max<int64_t>(1, elements / std::max<int64_t>(1, tail.c));
   return std::max<int64_t>(1, (tail.p + pixels - 1) / pixels);
 }
 
-// An operand as given, times `factor`; or, for one that is absent, `count` equal numbers, which stand for all of it.
+// An operand as given, times `factor`. For an absent one, `count` equal numbers stand for all of it.
 template <typename S>
 class Values {
  public:
@@ -525,7 +502,8 @@ class Values {
  private:
   const void* given_;
   const S* values_;
-  c10::SmallVector<S, 1024> own_;  // a block of memory that is taken and left again would disturb those of tensors
+  // Not on the heap: a block that is taken there and freed again would get in the way of the blocks of tensors.
+  c10::SmallVector<S, 1024> own_;
 };
 
 template <typename T>

@@ -1,7 +1,7 @@
 // Upsample, pad, filter, downsample on the CPU; operators.h says what it computes.
 //
 // Everything is a weighted sum of rows. Down the picture, rows of the input are summed into one; along that row, the
-// row is summed with itself, shifted by one pixel a tap. With channels last, a pixel is `channels` neighbours wide;
+// row is summed with itself, shifted by one pixel a tap. With channels last, a pixel is `channels` neighbors wide;
 // else it is one number, and each channel a picture of its own.
 #pragma once
 
@@ -34,12 +34,12 @@ struct Taps {
     const S* f = static_cast<const S*>(a.f);
     const int64_t size = matrix.size();
     for (int64_t i = 0; i < size; ++i) matrix[i] = S(a.gain) * f[a.flip ? i : size - 1 - i];
-    factorise();
+    factorize();
   }
 
  private:
   // A matrix of rank one is the product of the column and the row that its largest entry is in.
-  void factorise() {
+  void factorize() {
     int64_t pivot = 0;
     for (int64_t i = 0; i < int64_t(matrix.size()); ++i) {
       if (std::abs(matrix[i]) > std::abs(matrix[pivot])) pivot = i;
@@ -57,12 +57,13 @@ struct Taps {
   }
 };
 
-// kPixel: numbers a pixel. kUp, kDown, kTaps: alike along both axes. All are 0 where known at run time only; the usual
-// values are compiled in.
-template <typename T, int kPixel, int kUp, int kDown, int kTaps>
+// kPixel: numbers a pixel. kUp, kDown: alike along both axes. All are 0 where known at run time only; the usual values
+// are compiled in, and go with kTaps × kTaps taps.
+template <typename T, int kPixel, int kUp, int kDown>
 class RowFilter {
   using S = Compute<T>;
-  static constexpr bool kUsual = kTaps > 0;
+  static constexpr bool kUsual = kUp > 0;
+  static constexpr int kTaps = 4;
   static constexpr int kMet = kUsual ? kTaps / kUp : 0;  // taps that meet samples, along each axis
   static constexpr bool kWholeRows = kUsual && kUp * kDown == 2 && std::is_same_v<T, S>;  // filter_whole is there
   using V = Vector<S>;
@@ -207,7 +208,7 @@ class RowFilter {
     };
     T* const out = output(plane, y);
     if constexpr (kPixel == 1) {
-      filter_neighbours(down, out);
+      filter_neighbors(down, out);
     } else {
       constexpr int kMost = kVectorBytes == 64 ? 4 : 2;  // as there are registers for
       int64_t channel = 0;
@@ -218,7 +219,7 @@ class RowFilter {
 
   // Along numbers that are pixels.
   template <typename Down>
-  __attribute__((always_inline)) void filter_neighbours(const Down& down, T* out) const {
+  __attribute__((always_inline)) void filter_neighbors(const Down& down, T* out) const {
     if constexpr (kUp == 2) {
       V before{}, now = down(0);
       for (int64_t x = kLanes; x <= a_.in_w; x += kLanes, out += 2 * kLanes) {
@@ -323,8 +324,8 @@ class RowFilter {
       if constexpr (std::is_same_v<S, T>) out = target;
       else out = b.out.data();
       const S* row = b.row.data() + j * pitch();
-      if constexpr (kPixel == 1) {  // along the row is along the neighbours
-        sum_neighbours(out, row + shift_[0], row + shift_[kUp - 1], groups);
+      if constexpr (kPixel == 1) {  // along the row is along the neighbors
+        sum_neighbors(out, row + shift_[0], row + shift_[kUp - 1], groups);
       } else {
         for (int64_t i = 0; i < groups; ++i) {
           for (int r = 0; r < kUp; ++r) {
@@ -341,7 +342,7 @@ class RowFilter {
     }
   }
 
-  void sum_neighbours(S* __restrict out, const S* __restrict first, const S* __restrict second, int64_t count) const {
+  void sum_neighbors(S* __restrict out, const S* __restrict first, const S* __restrict second, int64_t count) const {
     const S a0 = row_[0][0], a1 = row_[0][1];
     const S b0 = kUp == 2 ? row_[kUp - 1][0] : row_[0][kMet - 2], b1 = row_[kUp - 1][kMet - 1];
 #pragma GCC ivdep
@@ -379,7 +380,9 @@ class RowFilter {
           for (int64_t i = 0; i < count; ++i) out[i * up + r] += weight * in[i * a_.down_x];
         } else {
           for (int64_t i = 0; i < count; ++i) {
-            for (int64_t l = 0; l < pixel_; ++l) out[(i * up + r) * pixel_ + l] += weight * in[i * a_.down_x * pixel_ + l];
+            for (int64_t l = 0; l < pixel_; ++l) {
+              out[(i * up + r) * pixel_ + l] += weight * in[i * a_.down_x * pixel_ + l];
+            }
           }
         }
       }
@@ -402,7 +405,7 @@ template <typename T, int kPixel, int kUp, int kDown>
 inline bool run_usual(const Filter& a) {
   if (a.up_x != kUp || a.up_y != kUp || a.down_x != kDown || a.down_y != kDown) return false;
   if (a.filter_w != 4 || a.filter_h != 4) return false;
-  const RowFilter<T, kPixel, kUp, kDown, 4> filter(a);
+  const RowFilter<T, kPixel, kUp, kDown> filter(a);
   if (!filter.separable()) return false;
   filter.run();
   return true;
@@ -423,7 +426,7 @@ inline void run_upfirdn2d_of(const Filter& a) {
     case 64: done = run_usual<T, 64>(a); break;
     default: done = run_usual<T, 0>(a);
   }
-  if (!done) RowFilter<T, 0, 0, 0, 0>(a).run();
+  if (!done) RowFilter<T, 0, 0, 0>(a).run();
 }
 
 inline void run_upfirdn2d(const Filter& filter) {

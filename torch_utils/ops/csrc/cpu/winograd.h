@@ -7,8 +7,8 @@
 //
 //   products[point] [tile][out] = patches[point] [tile][in] · weights[point] [in][out]
 //
-// The points along each axis are 0, ±√½, ±√2 and ∞, which round less than the usual 0, ±1, ±2, ∞: results are about twice
-// as far from exact ones as plain sums are. An infinity or a NaN makes all of its tiles NaN.
+// The points along each axis are 0, ±√½, ±√2 and ∞, which round less than the usual 0, ±1, ±2, ∞: results are about
+// twice as far from exact ones as plain sums are. An infinity or a NaN makes all of its tiles NaN.
 #pragma once
 
 #include "common.h"
@@ -25,7 +25,7 @@ struct Convolution {
   int64_t f_strides[4];  // from output to output channel, input to input channel, down and along the taps
   float* y;              // run_convolution: [n][h][w][out]
   const float* dy;       // run_weight_gradient: as y
-  float* at_points;      // memory for the weight at points, or its gradient in weight_gradient_parts
+  float* at_points;      // memory for the weight at points, or its gradient in weight_gradient_shares
 };
 
 namespace winograd {
@@ -39,9 +39,9 @@ constexpr int64_t kBytesInWork = 1 << 19;
 // Rows of a matrix product that are computed together, as there are registers for: tiles, or input channels.
 constexpr int kTilesTogether = kVectorBytes == 64 ? 12 : 6, kChannelsTogether = kVectorBytes == 64 ? 8 : 4;
 
-// A weight's gradient is summed in as many parts as threads, if each has at least so many tiles, and all take at most so
-// many bytes.
-constexpr int64_t kTilesAPart = 16, kBytesOfParts = 1 << 25;
+// A weight's gradient is summed in as many shares as there are threads, if each has at least kTilesAShare tiles and all
+// of them take at most kBytesOfShares bytes.
+constexpr int64_t kTilesAShare = 16, kBytesOfShares = 1 << 25;
 
 using V = Vector<float>;
 constexpr int kLanes = sizeof(V) / sizeof(float);
@@ -147,7 +147,7 @@ struct Window {
   int64_t first_pixel() const { return (sample * h + top) * w + left; }  // which may be none
 };
 
-// Of a window's kSize×kSize pixels [channels] to values at points, [36][apart].
+// From a window's kSize×kSize pixels [channels] to their values at points, [36][apart].
 template <auto kTransform, int kSize>
 inline void to_points(const Window& window, const float* pixels, int64_t channels, float* points, int64_t apart) {
   const int64_t begin = window.first_pixel() * channels, next_row = window.w * channels;
@@ -279,8 +279,8 @@ inline void weight_to_points(const Convolution& a) {
   });
 }
 
-// The gradient of the weight, of that of its values at points, which is the sum of some parts.
-inline void points_to_weight(const Convolution& a, int64_t parts) {
+// The gradient of the weight from the gradient of its values at points, which is the sum of the shares.
+inline void points_to_weight(const Convolution& a, int64_t shares) {
   const int64_t* const by = a.f_strides;
   const int64_t size = kPoints * a.in * a.out;
   for_each_vector(a, [&](int64_t c, int64_t o) {
@@ -288,7 +288,7 @@ inline void points_to_weight(const Convolution& a, int64_t parts) {
         [&](int row, int column) {
           const float* const points = a.at_points + ((row * kPatch + column) * a.in + c) * a.out + o;
           V sum = load<V>(points);
-          for (int64_t part = 1; part < parts; ++part) sum += load<V>(points + part * size);
+          for (int64_t share = 1; share < shares; ++share) sum += load<V>(points + share * size);
           return sum;
         },
         [&](int row, int column, V value) {
@@ -300,10 +300,10 @@ inline void points_to_weight(const Convolution& a, int64_t parts) {
 
 }  // namespace winograd
 
-inline int64_t weight_gradient_parts(const Convolution& a) {
+inline int64_t weight_gradient_shares(const Convolution& a) {
   const int64_t bytes = winograd::kPoints * a.in * a.out * int64_t(sizeof(float));
   const int64_t tiles = winograd::Tiles(a).count;
-  const int64_t most = std::min(winograd::kBytesOfParts / bytes, tiles / winograd::kTilesAPart);
+  const int64_t most = std::min(winograd::kBytesOfShares / bytes, tiles / winograd::kTilesAShare);
   return std::clamp<int64_t>(most, 1, at::get_num_threads());
 }
 
@@ -339,13 +339,13 @@ inline void run_weight_gradient(const Convolution& a) {
   using namespace winograd;
   const Tiles tiles(a);
   const int64_t most = tiles_in_work(a);
-  const int64_t parts = weight_gradient_parts(a), size = kPoints * a.in * a.out;
-  at::parallel_for(0, parts, 1, [&](int64_t part, int64_t last) {
+  const int64_t shares = weight_gradient_shares(a), size = kPoints * a.in * a.out;
+  at::parallel_for(0, shares, 1, [&](int64_t share, int64_t last) {
     float* const patches = workspace(kPoints * most * (a.in + a.out));
     float* const gradients = patches + kPoints * most * a.in;
-    for (; part < last; ++part) {
-      const int64_t begin = tiles.count * part / parts, end = tiles.count * (part + 1) / parts;
-      float* const sums = a.at_points + part * size;
+    for (; share < last; ++share) {
+      const int64_t begin = tiles.count * share / shares, end = tiles.count * (share + 1) / shares;
+      float* const sums = a.at_points + share * size;
       if (begin == end) std::fill_n(sums, size, 0.0F);
       for (int64_t first = begin; first < end; first += most) {
         const int64_t count = std::min(most, end - first);
@@ -363,7 +363,7 @@ inline void run_weight_gradient(const Convolution& a) {
       }
     }
   });
-  points_to_weight(a, parts);
+  points_to_weight(a, shares);
 }
 
 #undef OPS_INLINE

@@ -10,7 +10,7 @@ namespace {
 void check(const char* error) { TORCH_CHECK(error == nullptr, "CUDA: ", error); }
 
 struct Cuda {
-  static constexpr bool factorises = false;
+  static constexpr bool factorizes = false;
   using Guard = c10::cuda::CUDAGuard;
   static int64_t chunks(const ops::Tail& tail) { return ops::cuda::tail_chunks(tail); }
   static void run(const ops::Tail& tail) { check(ops::cuda::launch_tail(tail, c10::cuda::getCurrentCUDAStream())); }

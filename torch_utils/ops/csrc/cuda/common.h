@@ -25,8 +25,8 @@ __device__ __forceinline__ T smaller(T a, T b) {
   return a < b ? a : b;
 }
 
-// How elements lie in memory (Bits), those that a thread takes at once (Group), sixteen bytes of them (Vector), and
-// what kernels compute in.
+// Types of elements. Bits: one in memory. Group: those that a thread takes at once. Vector: sixteen bytes of them.
+// Compute: what kernels compute in.
 struct Float16 {
   using Bits = unsigned short;
   using Group = ushort4;

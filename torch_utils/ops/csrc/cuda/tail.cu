@@ -118,7 +118,8 @@ __device__ __forceinline__ Channel<typename E::Compute> load_channel(const Argum
 template <Activation activation>
 using Fixed = std::integral_constant<Activation, activation>;
 
-// Decides once for all of a thread's elements, which can then overlap. curved: also those with a second derivative.
+// Chooses the activation once for all of a thread's elements, whose computations can then overlap. curved: also those
+// with a second derivative.
 template <bool curved, typename S, int G>
 __device__ __forceinline__ void activate_all(Activation activation, S alpha, const S (&u)[G], Jet<S> (&jets)[G]) {
   const auto by = [&](auto fixed) {
@@ -168,8 +169,8 @@ __device__ __forceinline__ Element<S> evaluate(const Arguments<E>& a, const Chan
   return {m * t, g * channel.w[0] + q * channel.scale, {g * v + q * x, q * noise, q}};
 }
 
-// A thread's group of elements: loads, computes, stores, and adds to the sums. These and operands are those of one
-// channel or, where each element has its own, of G.
+// Loads, computes and stores a thread's group of elements, and adds to the sums. Sums and operands belong to one
+// channel or, where each element has its own, to G channels.
 template <int order, bool curved, typename E, int G, int channels, typename S = typename E::Compute>
 __device__ __forceinline__ void process(const Arguments<E>& a, int64_t at, S strength, const S (&noise)[G],
                                         const Channel<S> (&operands)[channels], S (&sums)[3][channels]) {
@@ -199,7 +200,7 @@ __device__ __forceinline__ void process(const Arguments<E>& a, int64_t at, S str
   if (order > 1 && a.out_x) store<E>(a.out_x + at, v);
 }
 
-// Brings the noise of some pixels to shared memory: single reads, next to each other whatever the layout.
+// Brings the noise of some pixels to shared memory. Its single reads lie next to each other, whatever the layout.
 template <typename E>
 __device__ __forceinline__ void stage_noise(const Arguments<E>& a, int64_t sample, int64_t pixel, int count) {
   auto* const staged = shared<typename E::Compute>();

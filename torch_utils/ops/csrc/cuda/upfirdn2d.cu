@@ -47,7 +47,7 @@ struct Divider {
 struct Axis {
   int in, out, up, down, taps, pad;
   int lead;     // samples before the picture, enough to count positions from zero
-  int align;    // a power of two: tiles start at multiples of so many samples
+  int align;    // a power of two: the samples of tiles start at multiples of it
   int outputs;  // of a tile
   int samples;  // of a tile
   Divider tiles, by_up;
@@ -62,8 +62,8 @@ struct Arguments {
   int64_t depth;   // channels from one pixel to the next
   int channels;    // of a tile
   Divider groups;  // such channels, in all
-  bool vectors;    // sixteen bytes are fetched at once, else one element
-  int unit_columns, unit_channels;  // what that is
+  bool vectors;    // a unit of sixteen bytes is fetched at once, else one element
+  int unit_columns, unit_channels;  // of a unit
   Divider units, row_units;         // of a pixel, and of a row of a tile
   int fetch_lines;                  // rows that are fetched at the same time
   Divider lanes, lane_channels;     // threads along a row of a tile, and along its pixel
@@ -101,7 +101,7 @@ __device__ __forceinline__ Meeting meet(const Axis& axis, const Place& place, in
   return {place.skip + sample, place.offset + sample * axis.up - output * axis.down};
 }
 
-// A thread keeps to its place in a row, but where a row has more units than the block has threads.
+// A thread keeps to its place in a row, unless a row has more units than the block has threads.
 template <typename Unit, typename E>
 __device__ __forceinline__ void fetch(const Arguments<E>& a, const Place& rows, const Place& columns, int channels,
                                       const typename E::Bits* picture, typename E::Bits* tile) {
@@ -144,8 +144,8 @@ __device__ __forceinline__ void write(typename E::Bits* to, const typename E::Co
   }
 }
 
-// taps: that meet a sample, along each axis. taps and down: 0 where they are known at run time only. pair: channels of
-// a thread.
+// taps: how many meet a sample, along each axis. taps and down are 0 where known at run time only. pair: channels of a
+// thread.
 template <typename E, int taps, int down, int pair>
 __global__ void __launch_bounds__(most_threads, blocks_at_once<E>) upfirdn2d(const Arguments<E> a) {
   using Bits = typename E::Bits;
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(most_threads, blocks_at_once<E>) upfirdn2d(con
   }
 }
 
-// How many samples meet so many outputs, wherever these begin.
+// How many samples meet a number of outputs, wherever these begin.
 int64_t count_samples(int64_t outputs, int up, int down, int taps, int align) {
   const int64_t samples = ((outputs - 1) * down + taps - 1) / up + 1;
   return round_up(samples + align - 1, align);
@@ -267,7 +267,7 @@ const char* launch_tiles(const Filter& filter, void* stream) {
   const bool paired = has_pairs<E> && known && depth % 2 == 0 && aligned<ushort2>(filter.y);
   const int pair = paired ? 2 : 1;
 
-  // A tile as wide as its threads, with some strips for each of them; then smaller until it fits in.
+  // A tile begins as wide as its threads, with some strips for each of them, and shrinks until it fits in.
   const int64_t most = std::max(16, 128 / channels), tiles = divide_up(filter.out_w, most);
   int64_t wide = std::min(filter.out_w, round_up(divide_up(filter.out_w, tiles), align));
   const int64_t full = int64_t(strip) * up_y, lines = std::max<int64_t>(1, most_threads / (wide * channels / pair));
