@@ -1,5 +1,6 @@
 """The CUDA kernels without a GPU: their source runs on the emulated device in emulation/, checked and counted."""
 
+import contextlib
 import itertools
 import math
 import re
@@ -18,6 +19,7 @@ from emulation.harness import (
     ENVIRONMENT,
     FAST,
     HERE,
+    PLAIN,
     SECTOR,
     SOURCES,
     Emulator,
@@ -44,13 +46,17 @@ def compiler(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def emulator(compiler, tmp_path_factory):
-    return Emulator(tmp_path_factory.mktemp("checked"))
+    made = Emulator(tmp_path_factory.mktemp("checked"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
 def fast(compiler, tmp_path_factory):
-    """Without sanitizers, for large tensors. Bounds and alignment of arrays are still checked."""
-    return Emulator(tmp_path_factory.mktemp("fast"), flags=FAST)
+    """Without sanitizers, for many elements. Bounds and alignment of arrays are still checked."""
+    made = Emulator(tmp_path_factory.mktemp("fast"), flags=FAST)
+    yield made
+    made.close()
 
 
 def close(found, expected, tolerance):
@@ -203,7 +209,7 @@ OPERANDS = ["", "b", "s", "n", "ni", "sb", "snib", "v", "w", "bv", "snibv", "sni
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "channels_last"])
 def test_every_operand_may_be_left_out(emulator, operands, channels_last):
     for order in range(3) if not set(operands) & set("vw") else [2]:
-        for dtype, shared in [(torch.float32, True), (torch.float16, False), (torch.float64, False)]:
+        for dtype, shared in [(torch.float32, True), (torch.float16, False)]:
             keywords = draw_tail(order, order, dtype, (3, 4, 64), operands, shared)
             check_tail(emulator, order, keywords, NAMES.index("swish"), {"channels_last": channels_last}, limit=0.75)
     if order == 2:  # nobody asks for the sums, nor for ∂x
@@ -221,11 +227,11 @@ SHAPES = [
     (3, 1, 65),
     (2, 33, 9),
     (1, 257, 3),
-    (2, 7, 1023),
-    (1, 3, 4099),
+    (2, 5, 515),
+    (1, 2, 2051),
     (5, 64, 16),
-    (1, 512, 16),
-    (2, 40, 130),
+    (1, 272, 16),
+    (2, 20, 130),
     (0, 3, 5),
     (2, 3, 0),
 ]
@@ -234,7 +240,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "channels_last"])
 def test_tail_of_every_size_and_alignment(emulator, shape, channels_last):
-    for number, (order, dtype) in enumerate(itertools.product(range(3), DTYPES)):
+    for number, (order, dtype) in enumerate(itertools.product(range(3), [torch.float16, torch.float32, torch.float64])):
         keywords = draw_tail(number, order, dtype, shape, "snibvw", shared_noise=order == 1)
         launch = {"channels_last": channels_last, "offset": number % 2}  # elements past an aligned address
         check_tail(emulator, order, keywords, NAMES.index("lrelu"), launch, limit=1.5)
@@ -242,11 +248,19 @@ def test_tail_of_every_size_and_alignment(emulator, shape, channels_last):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "channels_last"])
-def test_tail_of_more_rows_than_blocks(fast, channels_last, dtype):
-    """Large enough for a block to move on over rows, rather than launching one more block."""
+def test_tail_of_more_rows_than_blocks(emulator, channels_last, dtype):
+    """Large enough for a block to move on over rows, rather than launching one more block. Only the last blocks run,
+    and only the last samples are compared."""
     for order in range(3):
         keywords = draw_tail(order, order, dtype, (150, 72, 72), "snibvw")
-        check_tail(fast, order, keywords, NAMES.index("lrelu"), {"channels_last": channels_last}, limit=1.5)
+        launch = {"channels_last": channels_last, "first_block": -40}
+        found, _ = emulator.run_tail(order=order, activation=NAMES.index("lrelu"), limit=1.5, **keywords, **launch)
+        samples = {name: t if name in ("strength", "bias") else t[-2:] for name, t in keywords.items()}
+        if order == 2:
+            samples["w"] = keywords["w"][:, -2:]
+        for name, expected in tail_reference(order, act=NAMES.index("lrelu"), limit=1.5, **samples).items():
+            last = found[name][:, -2:] if name == "sums" else found[name][-2:]
+            close(last, expected, 72**0.5 * ROUNDING[torch.float32] if name == "sums" else ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("act", ["linear", "relu", "lrelu"])
@@ -354,13 +368,17 @@ def test_upfirdn2d_meets_its_equation(emulator, seed):
 @pytest.mark.parametrize("taps, up, down", [(4, 2, 1), (4, 1, 1), (4, 1, 2), (2, 1, 1), (8, 2, 1)])
 def test_usual_filters_of_any_number_of_channels(emulator, taps, up, down, dtype):
     """These have kernels of their own, and with 16 bits take channels in pairs, where they can."""
-    for seed, c in enumerate([1, 2, 6, 10, 18, 33, 34]):
+    # Without channels last, each channel is a picture of its own: their number shows nothing new.
+    cases = [(c, True) for c in (1, 2, 6, 10, 18, 33, 34)] + [(c, False) for c in (1, 6)]
+    if dtype == torch.bfloat16:  # as float16, but for what its bits mean
+        cases = [(6, True), (33, True), (6, False)]
+    for seed, (c, channels_last) in enumerate(cases):
         torch.manual_seed(seed)
         x, f = torch.randn(2, c, 11, 13).to(dtype), torch.randn(taps, taps)
         keywords = {"f": f, "up": (up, up), "down": (down, down), "padding": (2, 1), "flip": False, "gain": 1.5}
         keywords["out_size"] = tuple((size * up + 3 - taps) // down + 1 for size in x.shape[2:])
         expected = upfirdn2d_reference(x, **keywords)
-        for channels_last, offset in itertools.product([False, True], [0, 1, 2]):
+        for offset in range(3):
             found, _ = emulator.run_upfirdn2d(x, **keywords, channels_last=channels_last, offset=offset)
             close(found, expected, ROUNDING[dtype] * 4)
 
@@ -387,20 +405,20 @@ def test_the_order_of_threads_changes_nothing(emulator, channels_last):
     def results(**launch):
         launch["channels_last"] = channels_last
         for order, dtype in itertools.product(range(3), [torch.float32, torch.float16]):
-            keywords = draw_tail(3, order, dtype, (2, 24, 600), "snibvw")
+            keywords = draw_tail(3, order, dtype, (1, 24, 600), "snibvw")
             yield from emulator.run_tail(order=order, activation=8, limit=1, **keywords, **launch)[0].values()
         for seed in 0, 4, 6, 7, 8:
             yield emulator.run_upfirdn2d(**draw_filter_case(seed), **launch)[0]
 
     forward, reverse, shuffled = range(3)
     expected = list(results(thread_order=forward))
-    for launch in [{"thread_order": reverse}, *({"thread_order": shuffled, "seed": seed} for seed in (1, 2))]:
+    for launch in ({"thread_order": reverse}, {"thread_order": shuffled, "seed": 1}):
         for found, wanted in zip(results(**launch), expected, strict=True):
             assert torch.equal(found, wanted), launch
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "channels_last"])
-def test_tail_beyond_two_to_the_31(fast, channels_last):
+def test_tail_beyond_two_to_the_31(emulator, channels_last):
     """Nearly all of the tensor is zeros that take no memory; its last blocks have numbers to work on."""
     random = torch.Generator().manual_seed(0)
     n, c, p = shape = (4200, 8, 256 * 256)
@@ -408,7 +426,7 @@ def test_tail_beyond_two_to_the_31(fast, channels_last):
     assert total > 2**31
     last, bias = 1 << 16, torch.randn(c, generator=random)
     x = torch.randn(1, c, last // c, generator=random).half() if channels_last else torch.randn(1, 1, last).half()
-    found, traffic = fast.run_tail(
+    found, _ = emulator.run_tail(
         x,
         activation=NAMES.index("lrelu"),
         bias=bias,
@@ -422,14 +440,14 @@ def test_tail_beyond_two_to_the_31(fast, channels_last):
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "channels_last"])
-def test_upfirdn2d_beyond_two_to_the_31(fast, channels_last):
+def test_upfirdn2d_beyond_two_to_the_31(emulator, channels_last):
     random = torch.Generator().manual_seed(0)
     n, c, h, w = shape = (4200, 8, 256, 256)
     assert math.prod(shape) > 2**31
     pictures = (1, c, 256, 256) if channels_last else (1, 1, 256, 256)  # the last ones
     x = torch.randn(pictures, generator=random).half()
     case = {"f": torch.rand(4, 4), "out_size": (256, 256), "up": (1, 1), "down": (1, 1), "padding": (2, 2)}
-    found, _ = fast.run_upfirdn2d(
+    found, _ = emulator.run_upfirdn2d(
         x,
         **case,
         shape=shape,
@@ -442,14 +460,14 @@ def test_upfirdn2d_beyond_two_to_the_31(fast, channels_last):
 
 
 @pytest.mark.parametrize("shape", [(70000, 1, 1), (1, 70000, 1), (70000, 1, 3), (1, 70000, 3), (1, 1, 70000)])
-def test_no_size_exceeds_what_a_grid_may_have(fast, shape):
+def test_no_size_exceeds_what_a_grid_may_have(emulator, shape):
     """A grid has at most 65535 blocks along y and z. The last blocks show that all would be launched."""
     for channels_last in False, True:
         launch = {"channels_last": channels_last, "first_block": -4}
         x = draw_tail(0, 0, torch.float32, shape, "")["x"]
-        found, _ = fast.run_tail(x, activation=NAMES.index("relu"), **launch)
+        found, _ = emulator.run_tail(x, activation=NAMES.index("relu"), **launch)
         assert found["out"].flatten()[-1] == x.flatten()[-1].clamp(min=0)
-        found, _ = fast.run_upfirdn2d(x[:, :, None], torch.ones(1, 1), (1, shape[2]), **launch)
+        found, _ = emulator.run_upfirdn2d(x[:, :, None], torch.ones(1, 1), (1, shape[2]), **launch)
         assert found.flatten()[-1] == x.flatten()[-1]
 
 
@@ -510,9 +528,11 @@ def test_upfirdn2d_moves_little_more_than_it_must(fast, record_property, size, d
     ]:
         before, after = (width, width // 2) if large_in else (width // 2, width)
         x = torch.randn(n, c, before, before).to(dtype)
-        y, traffic = fast.run_upfirdn2d(x, f, (after, after), channels_last=channels_last, **case)
-        close(y[-1:, -2:], upfirdn2d_reference(x[-1:, -2:], f, (after, after), **case), ROUNDING[dtype])
-        ratio = traffic.sectors() / sectors(x, y)
+        y, traffic = fast.run_upfirdn2d(x, f, (after, after), channels_last=channels_last, block_stride=8, **case)
+        written, expected = ~y.isnan(), upfirdn2d_reference(x[-1:, -2:], f, (after, after), **case)
+        assert written[-1:, -2:].any()
+        close(y[-1:, -2:][written[-1:, -2:]], expected[written[-1:, -2:]], ROUNDING[dtype])
+        ratio = traffic.sectors() / (sectors(x, y) * (written.sum() / y.numel()).item())  # of what every 8th block does
         assert ratio <= 1.2
         requests = check_coalesced(traffic, ["x", "y"])
         record_property(name, f"{ratio:.4f} of the least; sectors a request: {requests}")
@@ -546,10 +566,10 @@ def test_planted_bugs_are_found(emulator, fast, tmp_path, name, text, replacemen
     assert len(parts) > 1, f"{name} no longer has {text}"
     glue = [replacement if place in (None, k) else text for k in range(len(parts) - 1)] + [""]
     (sources / "cuda" / name).write_text("".join(itertools.chain(*zip(parts, glue, strict=True))))
-    like = emulator if outcome == POISON else fast
+    like, flags = (emulator, CHECKED) if outcome == POISON else (fast, PLAIN)
     shutil.copytree(like.folder, objects, ignore=lambda *_: ["program", f"{Path(name).stem}.o"])
-    planted = Emulator(objects, sources, like.flags)
-    with pytest.raises((KernelError, AssertionError), match=outcome):
+    planted = Emulator(objects, sources, flags)
+    with contextlib.closing(planted), pytest.raises((KernelError, AssertionError), match=outcome):
         for channels_last, offset, thread_order in itertools.product([False, True], [0, 1], [0, 1]):
             launch = {"channels_last": channels_last, "offset": offset, "thread_order": thread_order}
             if name == "tail.cu":
@@ -629,7 +649,7 @@ def test_emulator_shows_shared_memory_that_nobody_wrote(selftest):
     assert np.isnan(np.frombuffer(selftest("poison"), np.float32)).all()
 
 
-def test_emulator_synchronises_at_barriers_only(selftest):
+def test_emulator_synchronizes_at_barriers_only(selftest):
     expected = np.arange(63, -1, -1, dtype=np.float32)
     for name in "turn", "turn_reversed":
         assert np.array_equal(np.frombuffer(selftest(name), np.float32), expected)

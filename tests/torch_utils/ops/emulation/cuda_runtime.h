@@ -59,7 +59,7 @@ inline void __syncthreads(const char* file = __builtin_FILE(), int line = __buil
   emulator::barrier(file, line);
 }
 
-// A lane beyond the last of its `width` neighbours gives the caller its own value back.
+// A lane beyond the last of its `width` neighbors gives the caller its own value back.
 template <typename T>
 T emulated_shuffle(unsigned mask, T value, unsigned source, unsigned width, const char* file, int line) {
   const unsigned lane = emulator::lane(), last = lane | (width - 1);

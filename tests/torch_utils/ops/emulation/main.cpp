@@ -1,8 +1,9 @@
-// Runs one operator on the emulated device. Standard input: lines key=value, an empty line, then the raw input arrays
-// that the header names, in the order of the calls below. Standard output: one line of JSON, then the raw outputs.
+// Runs operators on the emulated device, one for each request, until the standard input ends. A request: lines
+// key=value, an empty line, then the raw input arrays that the header names, in the order of the calls below. Its
+// answer on the standard output: one line of JSON, which tells how many bytes follow it, then the raw outputs.
 //
-// An array's value is its bytes, or bytes/room to lay it at the end of an array of so many that takes no memory where
-// it is not touched. `offset` elements lie before every array, for addresses off the alignment; nothing lies behind.
+// An array's value is its bytes, or bytes/room to lay it at the end of an array of `room` bytes, which takes no memory
+// where it is not touched. `offset` elements lie before every array, for addresses off the alignment. None lie behind.
 #include <cuda_runtime.h>
 #include <operators.h>
 #include <sys/mman.h>
@@ -21,8 +22,14 @@ struct Array {
   size_t bytes, room;
 };
 
+struct Mapping {
+  void* memory;
+  size_t bytes;  // 0 of what is freed rather than unmapped
+};
+
 std::map<std::string, std::string> header;
 std::vector<Array> outputs;
+std::vector<Mapping> mappings;
 
 bool has(const std::string& key) { return header.count(key); }
 
@@ -55,6 +62,7 @@ Array allocate(const std::string& key, bool writable, bool broadcast) {
     std::fprintf(stderr, "no memory for %zu bytes of %s\n", room, key.c_str());
     std::exit(1);
   }
+  mappings.push_back({memory, slash == std::string::npos ? 0 : offset + room});
   unsigned char* data = static_cast<unsigned char*>(memory) + offset;
   emulator::add_array(key, data, room, writable, broadcast);
   return {data, bytes, room};
@@ -130,13 +138,17 @@ ops::Filter read_filter() {
   return filter;
 }
 
-}  // namespace
-
-int main() {
+bool read_header() {
+  header.clear();
   std::string line;
   while (std::getline(std::cin, line) && !line.empty()) {
     header[line.substr(0, line.find('='))] = line.substr(line.find('=') + 1);
   }
+  return !header.empty();
+}
+
+void answer() {
+  machine = emulator::Machine();
   machine.order = emulator::Order(integer("thread_order"));
   machine.random.seed(integer("seed"));
   if (has("first_block")) machine.first_block = integer("first_block");
@@ -146,11 +158,33 @@ int main() {
   const bool is_tail = header.at("operator") == "tail";
   const char* error = is_tail ? ops::cuda::launch_tail(read_tail(), nullptr)
                               : ops::cuda::launch_upfirdn2d(read_filter(), nullptr);
-  std::printf("{\"error\": \"%s\"", error ? error : "");
+  size_t total = 0;
+  for (const Array& array : outputs) total += array.bytes;
+  std::printf("{\"bytes\": %zu, \"error\": \"%s\"", total, error ? error : "");
   for (const emulator::Region& r : machine.regions) {
     std::printf(", \"%s\": {\"sectors\": %lu, \"requests\": %lu, \"bytes\": %lu}", r.name.c_str(), r.sectors,
                 r.requests, r.bytes);
   }
   std::printf("}\n");
   for (const Array& array : outputs) std::fwrite(array.data + (array.room - array.bytes), 1, array.bytes, stdout);
+  std::fflush(stdout);
+}
+
+void release_arrays() {
+  for (const Mapping& mapping : mappings) {
+    if (mapping.bytes) munmap(mapping.memory, mapping.bytes);
+    else std::free(mapping.memory);
+  }
+  mappings.clear();
+  outputs.clear();
+}
+
+}  // namespace
+
+int main() {
+  std::ios::sync_with_stdio(false);
+  while (read_header()) {
+    answer();
+    release_arrays();
+  }
 }
