@@ -2,12 +2,14 @@
 
     python benchmarks/ops.py
 
-Ratios of medians, forward, and forward + backward (f+b). "PyTorch" is how a good user of PyTorch would write the
-operator: in place where autograd allows it, filters as two depthwise convolutions; "best" is the fastest other way
-known, torch_utils/ops/reference.py among them. "copy" is the time to copy as many bytes as the operator has to read and
-write; with gradients, autograd's copy of such a tensor and of each operand that takes one, since autograd needs some
-microseconds for every tensor, however small. On a CPU also native 3×3 convolutions against PyTorch's. Take figures on
-an idle machine.
+It prints ratios of medians, forward, and forward + backward (f+b).
+
+"PyTorch" is how a good user of PyTorch would write the operator: in place where autograd allows it, filters as two
+depthwise convolutions. "best" is the fastest other way known; torch_utils/ops/reference.py is one of these ways.
+"copy" is the time to copy as many bytes as the operator has to read and write. With gradients it is the time of
+autograd's copy of such a tensor, and of each operand that takes a gradient, since autograd needs some microseconds for
+every tensor, however small. On a CPU, native 3×3 convolutions are compared with PyTorch's too. Take figures on an idle
+machine.
 """
 
 import itertools
@@ -117,11 +119,10 @@ def operators(x: torch.Tensor) -> dict[str, Operator]:
     def pytorch_down(x):
         return depthwise(F.pad(x, [1, 1, 1, 1]), stride=2)
 
-    keywords = {"act": "lrelu", "clamp": CLAMP}
     return {
-        "bias_act": Operator(lambda x: bias_act(x, bias, **keywords), [pytorch_bias_act], 2, 5, [bias]),
+        "bias_act": Operator(lambda x: bias_act(x, bias, act="lrelu", clamp=CLAMP), [pytorch_bias_act], 2, 5, [bias]),
         "tail": Operator(
-            lambda x: synthesis_tail(x, scale, noise, strength, bias, **keywords),
+            lambda x: synthesis_tail(x, scale, noise, strength, bias, act="lrelu", clamp=CLAMP),
             [pytorch_tail],
             2 + 1 / c,
             5 + 2 / c,
@@ -140,7 +141,7 @@ def compare(operator: Operator, x: torch.Tensor, seconds: float, backward: bool)
 
         def once() -> None:
             for operand in operator.operands:
-                operand.grad = None  # as an optimiser leaves it
+                operand.grad = None  # as an optimizer leaves it
             with torch.set_grad_enabled(backward):
                 y = as_list(function(x.detach().requires_grad_(backward)))
                 if backward:
@@ -170,26 +171,29 @@ def as_list(y: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def medians(functions: list[Callable], seconds: float, device: torch.device) -> list[float]:
-    """Median seconds of each, of 5 rounds or more in about so many seconds. They take turns, so that a slow moment of
-    the machine meets them all; as many uncounted calls before the counted ones leave caches and free memory as that
-    function leaves them. With tensors as large as the caches that takes about eight calls."""
-    times = [[] for _ in functions]
+    """Median seconds of a call of each function, from 5 rounds or more.
+
+    seconds: about how long all of it takes. The functions take turns, so that a slow moment of the machine meets them
+    all. Before the calls that count there are as many others, which leave caches and free memory as that function
+    leaves them. With tensors as large as the caches this takes about eight calls.
+    """
+    times: list[list[float]] = [[] for _ in functions]
     begun = time.perf_counter()
     while len(times[0]) < 5 or time.perf_counter() < begun + seconds:
         for function, own in zip(functions, times, strict=True):
             calls = 8 if own and own[-1] < 0.05 else 1
             for _ in range(calls):
                 function()
-            synchronise(device)
+            synchronize(device)
             start = time.perf_counter()
             for _ in range(calls):
                 function()
-            synchronise(device)
+            synchronize(device)
             own.append((time.perf_counter() - start) / calls)
     return [statistics.median(own) for own in times]
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

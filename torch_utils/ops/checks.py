@@ -1,4 +1,4 @@
-"""What operators ask of their arguments, whichever face serves: ValueErrors that show what was given."""
+"""Checks of operators' arguments, the same for plain PyTorch and native code: a ValueError shows what was given."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ _FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def require_floating(x: torch.Tensor, name: str = "x") -> None:
+    """Raise ValueError unless x holds floating-point numbers."""
     if x.dtype not in _FLOATING:
         raise ValueError(f"{name} {list(x.shape)} is {x.dtype}; expected float16, bfloat16, float32 or float64")
 
 
 def require_operand(t: torch.Tensor | None, name: str, x: torch.Tensor, *shapes: tuple[int, ...]) -> None:
-    """t, if given, is floating-point, of one of the shapes, and on the device of x."""
+    """Raise ValueError unless t is None, or floating-point, of one of the shapes, and on the device of x."""
     if t is None:
         return
-    # Calls are for what is wrong only: each takes as long as such a look.
+    # Each condition stands here as well as in the function that is called: a call takes as long as the check itself.
     if t.dtype not in _FLOATING:
         require_floating(t, name)
     if t.shape not in shapes:
@@ -27,5 +28,6 @@ def require_operand(t: torch.Tensor | None, name: str, x: torch.Tensor, *shapes:
 
 
 def require_device(t: torch.Tensor, name: str, x: torch.Tensor) -> None:
+    """Raise ValueError unless t is on the device of x."""
     if t.device != x.device:
         raise ValueError(f"{name} {list(t.shape)} is on {t.device}, but x {list(x.shape)} on {x.device}")

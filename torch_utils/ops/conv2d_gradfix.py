@@ -1,11 +1,11 @@
-"""2-D convolutions whose second derivatives are as fast as their first, for R1 and path length regularisation.
+"""2-D convolutions whose second derivatives are as fast as their first, for R1 and path length regularization.
 
-On CPUs, 3×3 convolutions of many pixels are native ones, about twice as fast as PyTorch's: see csrc/cpu/winograd.h.
+On CPUs, 3×3 convolutions of many pixels are native, and about twice as fast as PyTorch's: see csrc/cpu/winograd.h.
 
 When a gradient is differentiated again, PyTorch finds the part that goes to the weight by convolving with kernels of
-the picture's size, for which libraries have no fast algorithm. But it is the gradient of a convolution by its weight,
-like that of the first derivative, and is computed so here. Third derivatives and all others follow. Forward-mode
-differentiation and torch.func are not served, as by the native operators.
+the picture's size. Libraries have no fast algorithm for these. But that part is the gradient of a convolution by its
+weight, as in the first derivative, and is computed as such here. Third and higher derivatives follow by themselves.
+Forward-mode differentiation and torch.func do not work, as with the native operators.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def conv2d(
 
     padding: of all sides, or (above and below, left and right).
     """
-    pair = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    pair = (padding, padding) if isinstance(padding, int) else padding
     y = _convolve_here(x, w, Geometry(stride, pair, False, (0, 0), groups))
     return F.conv2d(x, w, stride=stride, padding=padding, groups=groups) if y is None else y
 
@@ -39,8 +39,10 @@ def conv_transpose2d(x: torch.Tensor, w: torch.Tensor, stride: int = 1, groups: 
 
 
 def _convolve_here(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> torch.Tensor | None:
-    """The convolution, or None where PyTorch's own serves: while it compiles, where it chooses types, and without
-    gradients unless a native one is faster."""
+    """The convolution, or None where PyTorch's own serves.
+
+    It does while PyTorch compiles, under autocast, and without gradients unless the native convolution is faster.
+    """
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return None
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
@@ -49,39 +51,40 @@ def _convolve_here(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> torc
 
 
 class Geometry(NamedTuple):
-    """What tells a convolution besides its tensors."""
+    """What a convolution is told besides its tensors."""
 
-    stride: int
-    padding: tuple[int, int]
+    stride: int  # along both axes
+    padding: tuple[int, int]  # above and below, left and right
     transposed: bool
-    output_padding: tuple[int, int]
+    output_padding: tuple[int, int]  # rows below and columns right, of a transposed convolution
     groups: int
 
     @property
     def arguments(self) -> tuple:
-        """As torch.convolution takes them, after the bias."""
+        """The arguments that torch.convolution takes after the bias."""
         stride, dilation = [self.stride] * 2, [1, 1]
         return stride, self.padding, dilation, self.transposed, self.output_padding, self.groups
 
     def adjoint(self, x: torch.Tensor, dy: torch.Tensor, w: torch.Tensor) -> Geometry:
-        """Of the convolution of dy with the same weight that is the gradient of x."""
-        output_padding = (0, 0)
-        if not self.transposed:
-            output_padding = tuple(
-                x.shape[i] - ((dy.shape[i] - 1) * self.stride - 2 * self.padding[i - 2] + w.shape[i]) for i in (2, 3)
-            )
-        return self._replace(transposed=not self.transposed, output_padding=output_padding)
+        """The geometry of the convolution that makes the gradient of x from dy and the same weight."""
+        if self.transposed:
+            return self._replace(transposed=False, output_padding=(0, 0))
+        # Above stride 1, several sizes of x give one size of dy. The transposed convolution returns the least of them.
+        rows, columns = (
+            x.shape[i] - ((dy.shape[i] - 1) * self.stride - 2 * self.padding[i - 2] + w.shape[i]) for i in (2, 3)
+        )
+        return self._replace(transposed=True, output_padding=(rows, columns))
 
 
-# For these, the native convolution was faster than PyTorch's. However few pixels, it has to transform the weight first.
-MULTIPLE = 16  # of which numbers of channels are
-FEWEST_PIXELS, MOST_CHANNELS = 1024, 8 * MULTIPLE
+# Where the native convolution was faster than PyTorch's. Few pixels are not worth the transformation of the weight.
+MULTIPLE = 16  # numbers of channels are multiples of it
+FEWEST_PIXELS, MOST_CHANNELS = 1024, 8 * MULTIPLE  # pixels of the whole minibatch
 PROCESSORS = ("AVX2", "AVX512")
 
 
 @functools.cache
 def _is_measured() -> bool:
-    """Whether it was measured on such processors, and is built to run in several threads."""
+    """Whether the native convolution was measured on such processors, and is built to run in several threads."""
     return torch.backends.cpu.get_cpu_capability() in PROCESSORS and bool(build.OPENMP)
 
 
@@ -114,7 +117,7 @@ def _convolve(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> torch.Ten
 def _gradients(
     x: torch.Tensor, dy: torch.Tensor, w: torch.Tensor, geometry: Geometry, wanted: tuple[bool, bool]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Those of x and w, as far as they are wanted. That of w does not depend on its value, but on shape and layout."""
+    """The gradients of x and w, as far as they are wanted. Only the shape and layout of w count for its own."""
     if not _is_native(x, w, geometry):
         return torch.ops.aten.convolution_backward(dy, x, w, None, *geometry.arguments, [*wanted, False])[:2]
     dx = dw = None
@@ -126,6 +129,8 @@ def _gradients(
 
 
 class _Convolution(torch.autograd.Function):
+    """A convolution, plain or transposed."""
+
     @staticmethod
     def forward(ctx, x, w, geometry):
         ctx.save_for_backward(x, w)

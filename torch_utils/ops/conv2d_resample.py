@@ -18,9 +18,8 @@ def conv2d_resample(
     padding: int = 0,
     groups: int = 1,
     flip_weight: bool = True,
-    flip_filter: bool = False,
 ) -> torch.Tensor:
-    """Upsample with f, convolve with w, downsample with f, in an order that costs least.
+    """Upsample with f, convolve with w, downsample with f, in the order that costs least.
 
     x: [N, C, H, W]. w: [C', C / groups, kh, kw]. f: low-pass filter from setup_filter. padding: of the upsampled
     picture. flip_weight: True correlates with w, as torch's conv2d does; False convolves. Returns [N, C', H', W'].
@@ -32,35 +31,45 @@ def conv2d_resample(
         p = [a + b for a, b in zip(p, downsampling_padding(f, (down, down)), strict=True)]
     kh, kw = w.shape[2:]
 
-    if up == 1 and (kh, kw) == (1, 1) and down > 1:  # filtering commutes with 1×1: downsample first
-        return _convolve(upfirdn2d(x, f, down=down, padding=p, flip_filter=flip_filter), w, groups, flip_weight)
-    if down == 1 and (kh, kw) == (1, 1) and up > 1:  # and upsample last
+    # Filtering commutes with a 1×1 convolution, which is best done on the smaller picture.
+    if up == 1 and (kh, kw) == (1, 1) and down > 1:
+        return _convolve(upfirdn2d(x, f, down=down, padding=p), w, groups, flip_weight)
+    if down == 1 and (kh, kw) == (1, 1) and up > 1:
         x = _convolve(x, w, groups, flip_weight)
-        return upfirdn2d(x, f, up=up, padding=p, gain=up**2, flip_filter=flip_filter)
+        return upfirdn2d(x, f, up=up, padding=p, gain=up**2)
     if up > 1:
         # The transposed convolution replaces the convolution of a picture that is mostly zeros. It comes first, so
         # the filter's padding shrinks by what the kernel has added, and by the zeros that it did not append.
         x = _convolve_transposed(x, w, up, groups, flip_weight)
         p = [p[0] - (kw - 1), p[1] - (kw - up), p[2] - (kh - 1), p[3] - (kh - up)]
-        x = upfirdn2d(x, f, padding=p, gain=up**2, flip_filter=flip_filter)
-        return upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x
+        x = upfirdn2d(x, f, padding=p, gain=up**2)
+        return upfirdn2d(x, f, down=down) if down > 1 else x
     if down > 1:
-        x = upfirdn2d(x, f, padding=p, flip_filter=flip_filter)
+        x = upfirdn2d(x, f, padding=p)
         return _convolve(x, w, groups, flip_weight, stride=down)
     if p[0] == p[1] >= 0 and p[2] == p[3] >= 0:
         return _convolve(x, w, groups, flip_weight, padding=(p[2], p[0]))
     return _convolve(F.pad(x, p), w, groups, flip_weight)
 
 
-def _convolve(x, w, groups, flip_weight, stride=1, padding=0) -> torch.Tensor:
+def _convolve(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    groups: int,
+    flip_weight: bool,
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+) -> torch.Tensor:
     if not flip_weight:
         w = w.flip([2, 3])
     return conv2d(x, w, groups=groups, stride=stride, padding=padding)
 
 
-def _convolve_transposed(x, w, up, groups, flip_weight) -> torch.Tensor:
+def _convolve_transposed(x: torch.Tensor, w: torch.Tensor, up: int, groups: int, flip_weight: bool) -> torch.Tensor:
+    # A transposed convolution turns the kernel by itself.
     if flip_weight:
         w = w.flip([2, 3])
+    # [C', C / groups, kh, kw] → [C, C' / groups, kh, kw], with the channels of each group kept together.
     out_channels, in_per_group, kh, kw = w.shape
     w = w.reshape(groups, out_channels // groups, in_per_group, kh, kw).transpose(1, 2)
     w = w.reshape(groups * in_per_group, out_channels // groups, kh, kw)

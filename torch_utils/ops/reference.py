@@ -13,7 +13,9 @@ SQRT2 = math.sqrt(2)
 
 
 class Activation(NamedTuple):
-    function: Callable[[torch.Tensor, float], torch.Tensor]
+    """An activation function with its defaults."""
+
+    function: Callable[[torch.Tensor, float], torch.Tensor]  # of the input and alpha
     alpha: float  # default slope parameter; only lrelu uses it
     gain: float  # default output gain, which keeps the second moment of a unit normal input
 
@@ -71,11 +73,12 @@ def synthesis_tail(
 
 
 def compute_type(x: torch.Tensor) -> torch.dtype:
-    """What operators on x compute in: float64 for float64, float32 for all others, rounded once, at the end."""
+    """The type that operators on x compute in, to round once, at the end: float64 for float64, float32 for others."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _widened(x: torch.Tensor) -> torch.Tensor:
+    """x in the type to compute in."""
     return x.to(compute_type(x))
 
 
@@ -99,7 +102,8 @@ def upfirdn2d(
     dtype, channels = x.dtype, x.shape[1]
     x = _insert_zeros(_widened(x), *up)
     x0, x1, y0, y1 = padding
-    own = (y0, x0) if f.ndim == 2 and x0 == x1 >= 0 and y0 == y1 >= 0 else (0, 0)  # the convolution pads without a copy
+    # Equal padding on both sides is left to the convolution, which needs no copy for it.
+    own = (y0, x0) if f.ndim == 2 and x0 == x1 >= 0 and y0 == y1 >= 0 else (0, 0)
     if any(padding) and not any(own):
         x = _pad_or_crop(x, padding)
     f = f.to(x.dtype)
@@ -114,7 +118,7 @@ def upfirdn2d(
 
 
 def _pad_or_crop(x: torch.Tensor, padding: tuple[int, int, int, int]) -> torch.Tensor:
-    """Add zeros where padding is positive, then cut off as much as is negative: also more than x had at that side."""
+    """Add zeros where padding is positive, then crop where it is negative, if need be more than x had on that side."""
     x = F.pad(x, [max(p, 0) for p in padding])
     x0, x1, y0, y1 = (max(-p, 0) for p in padding)
     return x[:, :, y0 : x.shape[2] - y1, x0 : x.shape[3] - x1]
@@ -125,5 +129,6 @@ def _insert_zeros(x: torch.Tensor, up_x: int, up_y: int) -> torch.Tensor:
     if up_x == up_y == 1:
         return x
     n, c, h, w = x.shape
+    # Each sample is an array of 1×1, which grows to up_y × up_x.
     x = F.pad(x.reshape(n, c, h, 1, w, 1), [0, up_x - 1, 0, 0, 0, up_y - 1])
     return x.reshape(n, c, h * up_y, w * up_x)

@@ -18,7 +18,7 @@ _OPERANDS = "Tensor x, Tensor? scale, Tensor? noise, Tensor? strength, Tensor? b
 _SETTINGS = "int act, float alpha, float gain, float limit"
 _library = torch.library.Library(NAMESPACE, "DEF")
 _library.define(f"tail({_OPERANDS}, {_SETTINGS}) -> Tensor")
-# output_mask: which gradients are wanted of scale, strength and bias; the others are None, as of PyTorch's
+# output_mask: which gradients of scale, strength and bias are wanted. The others are None, as with PyTorch's
 # convolution_backward, which has the same types.
 _library.define(
     f"tail_backward(Tensor dy, {_OPERANDS}, {_SETTINGS}, bool x_is_output, bool[3] output_mask)"
@@ -42,6 +42,7 @@ _library.define("conv3x3_weight_gradient(Tensor x, Tensor dy, Tensor w) -> Tenso
 
 
 def _layout(x: torch.Tensor) -> torch.memory_format:
+    """Of a result for x: channels-last if x is that and nothing else, as is_channels_last in csrc/binding.h has it."""
     last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
@@ -94,5 +95,6 @@ def _(x, dy, w):
     return torch.empty_like(w)
 
 
-TAIL, UPFIRDN2D = OPERATORS.tail.default, OPERATORS.upfirdn2d.default  # looked up once: a call takes microseconds
+# Looked up once: a lookup takes time that counts beside a call, which takes microseconds.
+TAIL, UPFIRDN2D = OPERATORS.tail.default, OPERATORS.upfirdn2d.default
 CONV3X3, CONV3X3_WEIGHT_GRADIENT = OPERATORS.conv3x3.default, OPERATORS.conv3x3_weight_gradient.default

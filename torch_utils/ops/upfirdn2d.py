@@ -1,4 +1,4 @@
-"""Upsample, pad, filter and downsample pictures."""
+"""Upsampling, padding, filtering and downsampling of pictures."""
 
 from __future__ import annotations
 
@@ -14,36 +14,17 @@ from torch_utils.ops.registered import UPFIRDN2D
 LARGEST_FILTER = 32  # taps along an axis, for the native operators
 
 
-def setup_filter(
-    f: Sequence | torch.Tensor | None,
-    normalize: bool = True,
-    flip_filter: bool = False,
-    gain: float = 1,
-    separable: bool | None = None,
-) -> torch.Tensor:
-    """Filter taps as upfirdn2d takes them: float32, [taps] if separable, else [fh, fw].
+def setup_filter(taps: Sequence | torch.Tensor) -> torch.Tensor:
+    """Filter taps as upfirdn2d takes them: float32, with a sum of 1.
 
-    f: 1-D or 2-D taps; None is the identity. normalize: divide by the sum. gain: of the picture as a whole.
-    separable: keep 1-D taps 1-D; None does so from 8 taps on, where two passes are faster than one.
+    taps: a matrix, or a vector for its outer product with itself. A vector of 8 taps or more stays one, since two
+    passes are faster then. Raises ValueError for other shapes.
     """
-    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
-    if f.ndim == 0:
-        f = f.reshape(1)
-    if f.ndim not in (1, 2) or f.numel() == 0:
-        raise ValueError(f"a filter is a vector or a matrix; found the shape {list(f.shape)}")
-    if separable is None:
-        separable = f.ndim == 1 and f.numel() >= 8
-    if separable and f.ndim == 2:
-        raise ValueError(f"a separable filter is given by its 1-D taps; found the shape {list(f.shape)}")
-    if f.ndim == 1 and not separable:
+    f = torch.as_tensor(taps, dtype=torch.float32)
+    filter_size(f)
+    if f.ndim == 1 and f.numel() < 8:
         f = f.outer(f)
-    if f.ndim == 1 and gain < 0:
-        raise ValueError(f"gain {gain} has no square root for the two passes of a separable filter; give 0 or more")
-    if normalize:
-        f = f / f.sum()
-    if flip_filter:
-        f = f.flip(list(range(f.ndim)))
-    return f * gain ** (f.ndim / 2)
+    return f / f.sum()
 
 
 def upfirdn2d(
@@ -65,7 +46,15 @@ def upfirdn2d(
     return _resample(x, f, _pair(up, "up"), _pair(down, "down"), parse_padding(padding), flip_filter, gain)
 
 
-def _resample(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
+def _resample(
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    flip_filter: bool,
+    gain: float,
+) -> torch.Tensor:
     """upfirdn2d of factors and padding in their full form."""
     require_floating(x)
     shape = x.shape
@@ -92,46 +81,40 @@ def _resample(x, f, up, down, padding, flip_filter, gain) -> torch.Tensor:
 
 
 def _require_filter(f: torch.Tensor, x: torch.Tensor) -> None:
+    """Raise ValueError unless f is floating-point, on the device of x, and asks for no gradient."""
     require_floating(f, "the filter")
     require_device(f, "the filter", x)
     if f.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"the filter {list(f.shape)} takes no gradient; detach it")
 
 
-def filter2d(x, f, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1) -> torch.Tensor:
-    """Filter pictures, keeping their size; `padding` is added to what that takes."""
+def filter2d(x: torch.Tensor, f: torch.Tensor | None) -> torch.Tensor:
+    """Filter pictures, keeping their size."""
     fw, fh = filter_size(f)
-    p = parse_padding(padding)
-    p = (p[0] + fw // 2, p[1] + (fw - 1) // 2, p[2] + fh // 2, p[3] + (fh - 1) // 2)
-    return _resample(x, f, (1, 1), (1, 1), p, flip_filter, gain)
+    padding = (fw // 2, (fw - 1) // 2, fh // 2, (fh - 1) // 2)
+    return _resample(x, f, (1, 1), (1, 1), padding, False, 1)
 
 
-def upsample2d(
-    x, f, up: int | Sequence[int] = 2, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1
-) -> torch.Tensor:
-    """Enlarge pictures `up` times, keeping their brightness; `padding` is added to what that takes."""
-    up = _pair(up, "up")
-    p = tuple(map(operator.add, parse_padding(padding), upsampling_padding(f, up)))
-    return _resample(x, f, up, (1, 1), p, flip_filter, gain * up[0] * up[1])
+def upsample2d(x: torch.Tensor, f: torch.Tensor | None, up: int | Sequence[int] = 2) -> torch.Tensor:
+    """Enlarge pictures `up` times, keeping their brightness."""
+    up_xy = _pair(up, "up")
+    return _resample(x, f, up_xy, (1, 1), upsampling_padding(f, up_xy), False, up_xy[0] * up_xy[1])
 
 
-def downsample2d(
-    x, f, down: int | Sequence[int] = 2, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1
-) -> torch.Tensor:
-    """Reduce pictures `down` times, keeping their brightness; `padding` is added to what that takes."""
-    down = _pair(down, "down")
-    p = tuple(map(operator.add, parse_padding(padding), downsampling_padding(f, down)))
-    return _resample(x, f, (1, 1), down, p, flip_filter, gain)
+def downsample2d(x: torch.Tensor, f: torch.Tensor | None, down: int | Sequence[int] = 2) -> torch.Tensor:
+    """Reduce pictures `down` times, keeping their brightness."""
+    down_xy = _pair(down, "down")
+    return _resample(x, f, (1, 1), down_xy, downsampling_padding(f, down_xy), False, 1)
 
 
 def upsampling_padding(f: torch.Tensor | None, up: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The padding with which ×up upsampling returns exactly `up` times the size, centred."""
+    """The padding with which ×up upsampling returns exactly `up` times the size, centered."""
     fw, fh = filter_size(f)
     return (fw + up[0] - 1) // 2, (fw - up[0]) // 2, (fh + up[1] - 1) // 2, (fh - up[1]) // 2
 
 
 def downsampling_padding(f: torch.Tensor | None, down: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The padding with which ×1/down downsampling returns exactly 1/`down` of the size, centred."""
+    """The padding with which ×1/down downsampling returns exactly 1/`down` of the size, centered."""
     fw, fh = filter_size(f)
     return (fw - down[0] + 1) // 2, (fw - down[0]) // 2, (fh - down[1] + 1) // 2, (fh - down[1]) // 2
 
@@ -147,7 +130,7 @@ def filter_size(f: torch.Tensor | None) -> tuple[int, int]:
 
 
 def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
-    """A number, (x, y) or (x before, x after, y before, y after) -> the last of these."""
+    """(x before, x after, y before, y after) of a number, of (x, y) or of these four. Raises ValueError for others."""
     p = _whole_numbers(padding)
     if len(p) == 1:
         p = p * 4
@@ -159,6 +142,7 @@ def parse_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
+    """(x, y) of a number or of a pair. Raises ValueError for others, and below 1."""
     pair = _whole_numbers(value)
     pair = pair * 2 if len(pair) == 1 else pair
     if len(pair) != 2 or min(pair) < 1:
@@ -167,8 +151,8 @@ def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
 
 
 def _whole_numbers(value: int | Sequence[int]) -> tuple[int, ...]:
-    """The numbers in `value`; none, if not all of them are whole."""
-    if type(value) is int:  # the usual case: a call takes microseconds
+    """The numbers in `value`, or none if one of them is not whole."""
+    if type(value) is int:  # the usual case, told apart quickly: a call of an operator takes microseconds
         return (value,)
     try:
         return tuple(map(operator.index, value if isinstance(value, Sequence) else [value]))
