@@ -541,7 +541,9 @@ def test_upfirdn2d_moves_little_more_than_it_must(fast, record_property, size, d
 # ---- Planted bugs --------------------------------------------------------------------------------------------
 
 OUTSIDE, MISALIGNED, WRONG, POISON = "outside of all arrays", "misaligned address", "not close", "use-after-poison"
-BUGS = [  # (source, text, its replacement, which of its places or all, what happens)
+BUGS: list[
+    tuple[str, str, str, int | None, str]
+] = [  # (source, text, its replacement, which of its places or all, what happens)
     ("tail.cu", "|| channel >= a.c) break;", ") break;", None, OUTSIDE),
     ("tail.cu", "aligned<typename E::Group>(pointer)", "pointer != &tail", None, MISALIGNED),
     ("tail.cu", "std::abs(y) <= a.limit", "true", None, WRONG),

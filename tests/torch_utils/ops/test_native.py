@@ -57,7 +57,9 @@ def test_library_is_built_once_and_loaded(toy, monkeypatch, capfd):
 def test_changed_sources_headers_flags_and_compilers_are_other_libraries(toy, monkeypatch):
     def file() -> Path:
         new_process(monkeypatch)
-        return native.status("cpu").file
+        built = native.status("cpu").file
+        assert built
+        return built
 
     files = [file()]
     toy.header.write_text("#define NUMBER 8\n")

@@ -396,7 +396,7 @@ def test_modulated_1x1_convolutions_scale_each_sample_and_keep_the_layout(layout
 
 
 def test_half_precision_survives_styles_that_would_overflow():
-    """pre-normalization keeps the sums in range and, as demodulation cancels it, changes nothing else."""
+    """Pre-normalization keeps the sums in range and, as demodulation cancels it, changes nothing else."""
     torch.manual_seed(0)
     x, w, s = torch.randn(2, 16, 8, 8), torch.randn(8, 16, 3, 3) * 30, torch.randn(2, 16) * 3000
     full = synthesis_tail(*modulated_conv2d(x, w, s, padding=1))

@@ -37,7 +37,7 @@ def derivatives(function, *tensors: torch.Tensor | None) -> list[torch.Tensor]:
     y = function(*tensors)
     inputs = [t for t in tensors if t is not None and t.requires_grad]
     first = torch.autograd.grad(y, inputs, weights(y), create_graph=True)
-    total = sum((g * weights(g)).sum() for g in first)
+    total = sum(((g * weights(g)).sum() for g in first), torch.zeros([]))
     second = torch.autograd.grad(total, inputs, allow_unused=True) if total.requires_grad else [None] * len(inputs)
     return [y, *first, *[torch.zeros_like(t) if g is None else g for g, t in zip(second, inputs, strict=True)]]
 
@@ -229,8 +229,9 @@ def on_cpu(device) -> None:
 def draw_convolution(n, c, h, w, channels, transposed=False) -> tuple[torch.Tensor, torch.Tensor]:
     """x and weight, channels last, whose convolution has a variance of about 1."""
     weight = torch.randn(*(c, channels) if transposed else (channels, c), 3, 3) / (9 * c) ** 0.5
-    x = torch.randn(n, c, h, w)
-    return tuple(t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
+    drawn = torch.randn(n, c, h, w), weight
+    x, weight = (t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in drawn)
+    return x, weight
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_convolutions_agree_with_pytorch(shape, on_cpu):
     def value_and_derivatives() -> list[torch.Tensor]:
         y = conv2d_gradfix.conv2d(x, weight, padding=1)
         first = torch.autograd.grad(y.square().sum(), [x, weight], create_graph=True)
-        return [y, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, weight])]
+        return [y, *first, *torch.autograd.grad(sum((g.square().sum() for g in first), torch.zeros([])), [x, weight])]
 
     with Calls("conv3x3") as calls:
         found = value_and_derivatives()
@@ -417,6 +418,8 @@ def test_native_convolutions_pass_the_checks_of_pytorch(on_cpu):
 
 
 class Layer(torch.nn.Module):
+    f: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.bias = torch.nn.Parameter(torch.randn(3))
