@@ -78,21 +78,28 @@ class Cases:
 
     def check(self, way: str) -> None:
         """Fail if a case of this way failed. The first call runs all cases of the test file."""
-        failures = [f"{way} {k}: {run_all(self.module)[way, k]}" for k in range(self.ways[way][1])]
-        failures = [failure for failure in failures if not failure.endswith(f": {OK}")]
-        assert not failures, "\n\n".join([f"{len(failures)} of {self.ways[way][1]} cases:", *failures[:20]])
+        found = {k: run_all(self.module)[way, k] for k in range(self.ways[way][1])}
+        failures = [f"{way} {k}: {what}" for k, what in found.items() if what != OK]
+        alone = f'To run one alone: python tests/hostile/bench.py {self.module} "{way}" NUMBER'
+        assert not failures, "\n\n".join([f"{len(failures)} of {len(found)} cases failed. {alone}", *failures[:20]])
 
 
 OK = "as it must be"
 
 
-class _Results(dict):
-    """(way, number) -> OK or what went wrong; what is not there was not run, for the reason in `end`."""
+_BEGINS = "case begins: "  # on stderr, before the way and the number
 
-    end = ""
+
+class _Results(dict[tuple[str, int], str]):
+    """(way, number) -> OK or what went wrong. A case that did not come to its end is told by how the process ended."""
+
+    last = ""  # way and number of the case that began last
+    end = ""  # how the process ended, and what it wrote meanwhile
 
     def __missing__(self, case: tuple[str, int]) -> str:
-        return f"not run, as the process ended before:\n{self.end}"
+        if self.last == f"{case[0]} {case[1]}":
+            return f"the process ended: {self.end}"
+        return f"not run, as the process ended in {self.last or 'its start: ' + self.end}"
 
 
 @functools.cache
@@ -101,10 +108,12 @@ def run_all(module: str) -> _Results:
     # One arena: glibc would reserve more of the limited address space for other threads than they ever use.
     limits = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, __file__, module]
-    process = subprocess.run(command, env={**os.environ, **limits}, capture_output=True, text=True, timeout=600)
+    process = subprocess.run(command, env={**os.environ, **limits}, capture_output=True, text=True)
     results = _Results({(way, k): found for way, k, found in map(json.loads, process.stdout.splitlines())})
-    # The last line of stderr's that names a case tells which one ended the process.
-    results.end = f"exit status {process.returncode}\n{process.stderr[-5000:]}"
+    after = process.stderr.rpartition(_BEGINS)[2]
+    if _BEGINS in process.stderr:
+        results.last, _, after = after.partition("\n")
+    results.end = f"exit status {process.returncode}\n{after[-5000:]}"
     return results
 
 
@@ -119,7 +128,7 @@ def main(module: str, way: str | None = None, number: str | None = None) -> None
             for k in range(count):
                 bench.n += 1
                 if way in (None, name) and number in (None, str(k)):
-                    print(f"{name} {k}", file=sys.stderr)
+                    print(f"{_BEGINS}{name} {k}", file=sys.stderr, flush=True)
                     found = run_case(function, bench, random.Random(f"{name} {k}"), k)
                     print(json.dumps([name, k, found]) if way is None else f"{name} {k}: {found}", flush=True)
 
