@@ -22,7 +22,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def train_zip(folder) -> Path:
-    """Twelve patients of four slices, the first of which has no lesion."""
+    """Twelve patients of four slices; the first slice of each has no lesion."""
     random = np.random.RandomState(1)
     slices = ((f"p{i // 4}", draw_ring(random, lesion=i % 4 > 0)) for i in range(48))
     return write_rings(folder / "train.zip", slices)

@@ -24,7 +24,7 @@ def test_names_alike_are_told_in_training_in_results_and_in_tables(tmp_path):
     assert [n for n in arms_table({"R": found}).notes if "alike" in n] == [f"R: {note}"]
 
 
-def test_a_unet_of_fakes_is_not_tested_on_whom_the_gan_saw(tmp_path, fake_zip, test_zip):
+def test_a_unet_of_fakes_is_not_tested_on_patients_that_the_gan_saw(tmp_path, fake_zip, test_zip):
     code, output = run("train", "--data", fake_zip, "--outdir", tmp_path, *TINY)
     assert code == 0, output
     info = load_unet(tmp_path / MODEL).info

@@ -31,7 +31,7 @@ def test_width_scales_every_level():
     assert 3 < large / small < 4.2
 
 
-def test_a_unet_that_does_not_say_whom_it_knows_is_refused(tmp_path, trained, test_zip):
+def test_a_unet_that_does_not_say_which_patients_it_knows_is_refused(tmp_path, trained, test_zip):
     tensors, metadata = checkpoint.load(trained.model, KIND, VERSION)
     old = {key: value for key, value in metadata.items() if key not in ("patients", "seen")}
     command = ("evaluate", "--model", tmp_path / "old.safetensors", "--data", test_zip, "--outdir", tmp_path / "out")
