@@ -10,7 +10,7 @@ from slices.schema import BRATS
 
 CONTRASTS = BRATS.contrasts
 GLI = dict(zip(CONTRASTS, ("t1n", "t1c", "t2w", "t2f"), strict=True))
-# Classes of the drawn label map, whose values are BraTS's of 2018: 1 necrosis, 2 oedema, 4 enhancing tumour.
+# Classes of the drawn label map, whose values are BraTS's of 2018: 1 necrosis, 2 edema, 4 enhancing tumor.
 VALUES_OF = {"2023-gli": {1: 1, 2: 2, 4: 3}, "2024-gli": {1: 1, 2: 2, 4: 3}, "msd": {1: 2, 2: 1, 4: 3}}
 
 

@@ -268,6 +268,6 @@ def test_torch_is_not_imported():
 @pytest.mark.parametrize("command", ["convert", "phantom", "inspect"])
 def test_help_describes_every_option(command):
     code, output = call(command, "--help")
-    assert code == 0
+    assert code == 0 and call(command, "-h") == (code, output)
     for parameter in main.commands[command].params:
         assert isinstance(parameter, click.Argument) or (parameter.help and parameter.opts[0] in output), parameter.name

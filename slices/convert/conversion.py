@@ -300,7 +300,7 @@ def cut(conversion: Conversion, workplace: Workplace, workers: int, on_error: st
     if len(left) < len(cases):
         done = len(cases) - len(left)
         tqdm.write(f"going on: {done} of {count(len(cases), 'case')} were cut by an earlier call", file=sys.stderr)
-    jobs = [_Job(c, t.choice, t.lesion_free, workplace.path(t.side, c)) for t, c in left]
+    jobs = [_Job(case, target.choice, target.lesion_free, workplace.path(target.side, case)) for target, case in left]
     results = map_in_order(partial(_cut_job, conversion.schema, conversion.options), jobs, workers)
     errors: dict[Path, dict[str, str]] = {target.path: {} for target in conversion.targets}
     with (
@@ -327,20 +327,20 @@ def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
     """Cut a case, in a process of its own. Returns what was wrong with it, if anything."""
     try:
         origin = origin_of(job.case)
-        cut = cut_case(job.case, job.choice, schema, options, job.lesion_free)
+        chosen = cut_case(job.case, job.choice, schema, options, job.lesion_free)
     except UserError as error:
         return str(error)
     record = CutRecord(
         origin=origin,
-        volume=cut.volume if cut.indices else None,
-        indices=cut.indices,
-        areas=ClassAreas.of(cut.classes, schema),
-        skipped=cut.skipped,
-        remarks=cut.remarks,
-        counted=cut.counted,
-        lost=cut.lost,
+        volume=chosen.volume if chosen.indices else None,
+        indices=chosen.indices,
+        areas=ClassAreas.of(chosen.classes, schema),
+        skipped=chosen.skipped,
+        remarks=chosen.remarks,
+        counted=chosen.counted,
+        lost=chosen.lost,
     )
-    members = [pack_slice(schema.join(*pair)) for pair in zip(cut.contrasts, cut.classes, strict=True)]
+    members = [pack_slice(schema.join(*pair)) for pair in zip(chosen.contrasts, chosen.classes, strict=True)]
     write_cut_case(job.path, members, record)
     return None
 

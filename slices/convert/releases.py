@@ -1,6 +1,6 @@
 """The data sets that are known, and how their files are named; data that users describe is one more.
 
-Label values never tell a release: 4 is enhancing tumour in BraTS 2018 and a resection cavity in BraTS 2024, and the
+Label values never tell a release: 4 is enhancing tumor in BraTS 2018 and a resection cavity in BraTS 2024, and the
 Decathlon exchanges 1 and 2.
 """
 
@@ -243,8 +243,8 @@ def _values(labels: str | None) -> dict[str, tuple[int, ...]]:
 def _regions(regions: str | None) -> tuple[Region, ...]:
     found = []
     for text in regions.split(",") if regions is not None else []:
-        name, value = _pair(text, "--regions", "whole=lesion+oedema")
+        name, value = _pair(text, "--regions", "whole=lesion+edema")
         if value is None:
-            raise UserError(f"--regions: expected a name and its classes, such as whole=lesion+oedema, not {text!r}")
+            raise UserError(f"--regions: expected a name and its classes, such as whole=lesion+edema, not {text!r}")
         found.append(Region(name, tuple(part.strip() for part in value.split("+"))))
     return tuple(found)

@@ -73,7 +73,7 @@ def test_another_zip(tmp_path):
         (as_npy(np.full((8, 8, 8), LABEL_ON, np.uint8)), ["not one-hot"]),
         (as_npy(np.full((8, 8, 8), 7, np.uint8)), ["not one-hot"]),
     ],
-    ids=["shape", "dtype", "objects", "pickle", "empty", "cut off", "no class", "all classes", "grey label maps"],
+    ids=["shape", "dtype", "objects", "pickle", "empty", "cut off", "no class", "all classes", "gray label maps"],
 )
 def test_wrong_member(tmp_path, content, words):
     path = write(tmp_path / "x.zip")

@@ -4,14 +4,39 @@ import json
 import re
 import resource
 import shutil
+from dataclasses import FrozenInstanceError
 
 import numpy as np
+import pytest
 
 from commands import content, convert, convert_2018, refused
 from drawn import SHAPE, turned
 from layouts import break_file, draw, write_flat
 from slices.archive.reader import ArchiveReader
+from slices.convert.conversion import plan
+from slices.convert.options import ConvertOptions
+from slices.convert.recognition import find_cases
+from slices.convert.releases import release_of_name
 from slices.schema import BRATS
+
+
+def test_a_plan_settles_what_options_leave_open(release):
+    found = find_cases(release, release_of_name("2018"))
+    single = plan(ConvertOptions(), found, "all.zip")
+    (target,) = single.targets
+    assert (target.side, target.choice, single.split) == (None, "tumor", None)
+    assert [case.name for case in target.cases] == ["P0", "P1", "P2", "P3", "P4"]
+    assert [path.name for path in single.paths] == ["all.zip"]
+
+    both = plan(ConvertOptions(slices="brain", grade="HGG"), found, "folder")
+    assert [(t.side, t.choice) for t in both.targets] == [("train", "brain"), ("test", "all")]
+    assert both.targets[0].left_out == {"grade is not HGG": ["P3", "P4"]}
+    assert sorted(case.name for t in both.targets for case in t.cases) == ["P0", "P1", "P2"]
+    settled = {name: both.settled_options[name] for name in ("test_slices", "test_fraction", "split_seed", "head")}
+    assert settled == {"test_slices": "all", "test_fraction": 0.1, "split_seed": 0, "head": None}
+    assert [path.name for path in both.paths] == ["train.zip", "test.zip", "split.json"]
+    with pytest.raises(FrozenInstanceError):
+        both.split = None
 
 
 def test_one_archive(release, tmp_path):
@@ -72,7 +97,7 @@ def test_a_split_can_be_given(release, tmp_path):
 
 
 def test_slices_without_lesion_are_added_to_those_with_it(release, tmp_path):
-    """Four slices of each patient have tumour, six have brain alone; a share of 0.5 adds four of these."""
+    """Four slices of each patient have tumor, six have brain alone; a share of 0.5 adds four of these."""
     split = tmp_path / "split.json"
     split.write_text('{"train": ["P0", "P1", "P2"], "test": ["P3", "P4"]}')
     options = ("--split-file", split, "--lesion-free")
@@ -81,7 +106,7 @@ def test_slices_without_lesion_are_added_to_those_with_it(release, tmp_path):
     assert re.search(r"train.zip  none +8\n", output) and re.search(r"test.zip  none +0\n", output), output
     assert "asks for" not in output and train.info.made["options"]["lesion_free"] == 0.5
     drawn = {p: [r.index for r in train.info.slices if r.patient == p] for p in train.info.patients}
-    assert list(drawn) == ["P0", "P1"], "of a patient without tumour none is added"
+    assert list(drawn) == ["P0", "P1"], "of a patient without tumor none is added"
     assert all(len(k) == 8 and k == sorted(k) and {3, 4, 5, 6} < set(k) for k in drawn.values())
     assert drawn["P0"] != drawn["P1"], "other ones of each"
     for i, record in enumerate(train.info.slices):

@@ -119,16 +119,16 @@ def test_choices(tmp_path):
     for volume in drawn.values():
         volume[:, :, 0] = 0
     write_case(tmp_path, volumes=drawn)
-    tumour = cut_only_case(tmp_path, "tumor", resolution=64)
-    assert tumour.indices == (3, 4, 5, 6) and tumour.skipped == {"no tumour": 6}
+    tumor = cut_only_case(tmp_path, "tumor", resolution=64)
+    assert tumor.indices == (3, 4, 5, 6) and tumor.skipped == {"no tumour": 6}
     brain = cut_only_case(tmp_path, "brain", resolution=64)
     assert brain.indices == tuple(range(1, 10)) and brain.skipped == {"no brain": 1}
     everything = cut_only_case(tmp_path, "all", resolution=64)
     assert everything.indices == tuple(range(10)) and everything.skipped == {}
-    np.testing.assert_array_equal(everything.contrasts[3:7], tumour.contrasts)
+    np.testing.assert_array_equal(everything.contrasts[3:7], tumor.contrasts)
 
 
-def test_tumour_pixels_are_counted_in_the_archive(tmp_path):
+def test_tumor_pixels_are_counted_in_the_archive(tmp_path):
     drawn = draw_head()
     drawn["seg"][:] = 0
     drawn["seg"][20:24, 20:24, 4] = 1  # 16 voxels, 4 pixels at half the resolution

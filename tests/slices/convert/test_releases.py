@@ -53,7 +53,7 @@ def test_every_release(tmp_path, name):
 
 
 def test_the_table():
-    """Facts of the reference: values, grids, and four tumour classes in 2024, so nine channels."""
+    """Facts of the reference: values, grids, and four tumor classes in 2024, so nine channels."""
     values = {r.name: {c.name: c.value for c in r.schema.classes} for r in RELEASES}
     for name in ("2017", "2018", "2019", "2020", "2021", "phantom"):
         assert values[name] == {"NCR": 1, "ED": 2, "ET": 4}
@@ -133,7 +133,7 @@ def test_masks_of_any_type(tmp_path, dtype):
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
-def test_odd_intensities_and_a_case_without_enhancing_tumour(tmp_path):
+def test_odd_intensities_and_a_case_without_enhancing_tumor(tmp_path):
     """Negative background, one huge maximum, no ET: the slices are those of the plain volume."""
     plain, odd = draw(), draw()
     for volumes in (plain, odd):
