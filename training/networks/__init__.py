@@ -1,1 +1,1 @@
-"""Generator and discriminator."""
+"""Generator, discriminator, and the layers that they share."""

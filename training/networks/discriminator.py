@@ -1,4 +1,4 @@
-"""The discriminator: residual blocks, minibatch standard deviation, optional class projection."""
+"""Discriminator: residual blocks, minibatch standard deviation, optional class projection."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from training.networks.shapes import channels_at, compute_dtype, resolutions_up_
 
 
 def minibatch_std(x: torch.Tensor, group_size: int, minibatches: int = 1) -> torch.Tensor:
-    """Append to [N, C, H, W] one channel with the mean standard deviation over groups of the minibatch.
+    """Append a channel with the mean standard deviation over a group of samples (Karras et al. 2018, section 3).
 
-    minibatches: the number of minibatches in x, all of one size M, one after the other. The members of a group are of
-    the same minibatch, and lie M / group_size apart. M must be a multiple of the group size, or smaller than it.
+    x: [N, C, H, W], made of `minibatches` minibatches of M samples each, one after the other. Returns [N, C + 1, H, W].
+    A group lies within one minibatch, and its members are M / group_size apart. M is a multiple of group_size, or less.
     """
     n, _, h, w = x.shape
     assert n % minibatches == 0, f"{n} samples are not {minibatches} minibatches"
@@ -26,14 +26,16 @@ def minibatch_std(x: torch.Tensor, group_size: int, minibatches: int = 1) -> tor
     assert size % group_size == 0, f"a minibatch of {size} does not divide into groups of {group_size}"
     # [minibatches, members of a group, groups of each minibatch, C·H·W]
     groups = x.to(torch.float32).reshape(minibatches, group_size, size // group_size, -1)
-    variance = (groups - groups.mean(dim=1, keepdim=True)).square().mean(dim=1)  # on a CPU faster than torch.var
+    # Written out, as torch.var is slower on a CPU. [minibatches, groups of each, C·H·W]
+    variance = (groups - groups.mean(dim=1, keepdim=True)).square().mean(dim=1)
     std = (variance + 1e-8).sqrt().mean(dim=2)  # [minibatches, groups of each]
-    std = std.repeat(1, group_size).reshape(n, 1, 1, 1).expand(n, 1, h, w)  # every member has that of its group
+    # Repeating the row of groups puts each group's value at all its members, in the order of x.
+    std = std.repeat(1, group_size).reshape(n, 1, 1, 1).expand(n, 1, h, w)  # [N, 1, H, W]
     return torch.cat([x, std.to(x.dtype)], dim=1)  # [N, C + 1, H, W]
 
 
 class DiscriminatorBlock(nn.Module):
-    """Features [N, C, H, W] (or, in the first block, the image) -> [N, C', H / 2, W / 2]."""
+    """Layers of one resolution: features [N, C, H, W] -> [N, C', H / 2, W / 2]. The first block takes the image."""
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class DiscriminatorBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.residual, self.use_fp16 = residual, use_fp16
-        # No layer here reads it, but published checkpoints have it under this name.
+        # No layer of this block uses it, but published checkpoints contain it under this name.
         self.register_buffer("resample_filter", setup_filter(LOWPASS))
         self.fromrgb = None
         if img_channels is not None:
@@ -59,15 +61,15 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.to(compute_dtype(self.use_fp16, x.device))
         if self.fromrgb is not None:
-            x = self.fromrgb(x)
+            x = self.fromrgb(x)  # [N, C + K, H, W] -> [N, C, H, W]
         if not self.residual:
             return self.conv1(self.conv0(x))
-        # Each branch carries half of the power, so the sum keeps it.
+        # Two independent branches of unit variance, times √½ each, add up to unit variance.
         return self.skip(x, gain=math.sqrt(0.5)) + self.conv1(self.conv0(x), gain=math.sqrt(0.5))
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """Features [N, C, 4, 4] and the class map [N, cmap_dim] -> logits [N, 1], in float32."""
+    """Last layers: features [N, C, 4, 4] and embedded class label [N, cmap_dim] -> logits [N, 1], in float32."""
 
     def __init__(self, channels: int, cmap_dim: int, mbstd_group_size: int, conv_clamp: float | None) -> None:
         super().__init__()
@@ -81,17 +83,19 @@ class DiscriminatorEpilogue(nn.Module):
         x = self.conv(minibatch_std(x.to(torch.float32), self.mbstd_group_size, minibatches))  # [N, C, 4, 4]
         x = self.out(self.fc(x.flatten(1)))  # [N, cmap_dim or 1]
         if cmap is not None:
+            # Projection (Miyato & Koyama 2018): the logit is the inner product with the embedded class label.
             x = (x * cmap).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)  # [N, 1]
         return x
 
 
 class Discriminator(nn.Module):
-    """Joint slices [N, C + K, H, W], class labels c [N, c_dim] -> logits [N, 1]; large means real."""
+    """Joint slices [N, C + K, H, W] and class labels c [N, c_dim] -> logits [N, 1]. A large logit means "real"."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.config = config
-        self.resolutions = resolutions_up_to(config.resolution)[:0:-1]  # from the image down to 8
+        # Backwards and without the first entry, which is 4: from the image's resolution down to 8.
+        self.resolutions = resolutions_up_to(config.resolution)[:0:-1]
 
         def channels(resolution: int) -> int:
             return channels_at(resolution, config.channel_base, config.channel_max)
@@ -105,15 +109,19 @@ class Discriminator(nn.Module):
                 use_fp16=runs_in_half(resolution, config.resolution, config.num_fp16_res),
                 conv_clamp=config.conv_clamp,
             )
-            setattr(self, f"b{resolution}", block)
+            setattr(self, f"b{resolution}", block)  # published checkpoints name the blocks b8, b16, …
         cmap_dim = channels(4) if config.c_dim else 0
         if config.c_dim:
             self.mapping = MappingNetwork(0, config.c_dim, cmap_dim, num_ws=None, track_average=False)
         self.b4 = DiscriminatorEpilogue(channels(4), cmap_dim, config.mbstd_group_size, config.conv_clamp)
-        self.to(memory_format=torch.channels_last)  # on CPU nearly twice as fast; activations follow the weights
+        # Nearly twice as fast on a CPU. Activations take the layout of the weights.
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, img: torch.Tensor, c: torch.Tensor | None = None, minibatches: int = 1) -> torch.Tensor:
-        """minibatches: the number of minibatches in img, all of one size, one after the other; each is judged apart."""
+        """Judge img [N, C + K, H, W], made of `minibatches` minibatches of the same size, one after the other.
+
+        Only samples of the same minibatch influence each other, through the minibatch standard deviation.
+        """
         x = img.contiguous(memory_format=torch.channels_last)
         for resolution in self.resolutions:
             x = getattr(self, f"b{resolution}")(x)  # [N, C', H / 2, W / 2]

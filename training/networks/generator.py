@@ -1,4 +1,4 @@
-"""The generator: mapping network, synthesis network with skip outputs, joint head (StyleGAN2, figures 2 and 7)."""
+"""Generator: mapping network, synthesis network with skip outputs, joint head (StyleGAN2, figures 2 and 7)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SynthesisLayer(nn.Module):
     """Modulated 3×3 convolution, noise, bias, leaky ReLU: [N, C, H, W] -> [N, C', H·up, W·up]."""
 
     noise_const: torch.Tensor  # [resolution, resolution]
-    resample_filter: torch.Tensor
+    resample_filter: torch.Tensor  # [4, 4]
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class SynthesisLayer(nn.Module):
         generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
         noise = self._noise(len(x), noise_mode, generators)  # [N, 1, H·up, W·up] or [H·up, W·up]
+        # x: [N, C', H·up, W·up]. scale: [N, C'], which synthesis_tail applies in the same pass as the noise.
         x, scale = modulated_conv2d(
             x,
             self.weight,
@@ -57,12 +58,13 @@ class SynthesisLayer(nn.Module):
             up=self.up,
             padding=1,
             resample_filter=self.resample_filter,
-            flip_weight=self.up == 1,  # published weights of upsampling layers are stored the other way round
+            flip_weight=self.up == 1,  # published checkpoints store the kernels of upsampling layers flipped
         )
         strength = None if noise is None else self.noise_strength
         return synthesis_tail(x, scale, noise, strength, self.bias, act="lrelu", clamp=self.conv_clamp)
 
     def _noise(self, batch: int, noise_mode: str, generators: Sequence[torch.Generator] | None) -> torch.Tensor | None:
+        """Noise for the whole batch, [N, 1, H, W], or [H, W] if all samples share it; None without noise."""
         if noise_mode == "none":
             return None
         if noise_mode == "const":
@@ -76,9 +78,9 @@ class SynthesisLayer(nn.Module):
 
 
 class ToRGBLayer(nn.Module):
-    """The image output of one resolution: modulated 1×1 convolution without demodulation, bias, clamp.
+    """Image output of one resolution: modulated 1×1 convolution without demodulation, bias, clamp.
 
-    "RGB" is the name that published checkpoints give it; here it makes all C + K channels.
+    [N, C, H, W] -> [N, contrasts + label maps, H, W]. "RGB" is its name in published checkpoints.
     """
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, conv_clamp: float | None = None) -> None:
@@ -90,12 +92,16 @@ class ToRGBLayer(nn.Module):
         self.weight_gain = 1 / math.sqrt(in_channels)
 
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        # The gain, which equalizes the learning rate, goes into the styles: they have fewer elements than the weights.
         x, _ = modulated_conv2d(x, self.weight, styles=self.affine(w) * self.weight_gain, demodulate=False)
         return scaled_bias_act(x, self.bias, "linear", 1, self.conv_clamp)
 
 
 class SynthesisBlock(nn.Module):
-    """All layers of one resolution. The block at 4×4 starts from a learned constant and has one convolution."""
+    """Layers of one resolution: features [N, C, H / 2, W / 2] -> [N, C', H, W].
+
+    The block at 4×4 has no input: it starts from a learned constant, and has one convolution instead of two.
+    """
 
     def __init__(
         self,
@@ -121,18 +127,21 @@ class SynthesisBlock(nn.Module):
     def forward(
         self, x: torch.Tensor | None, img: torch.Tensor | None, ws: torch.Tensor, **noise
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """ws: [N, num_conv + 1, w_dim]. Returns features and the image so far, in float32."""
+        """Compute features, and the image up to this resolution in float32.
+
+        ws: [N, num_conv + 1, w_dim], one w for each layer. noise: arguments of SynthesisLayer.
+        """
         dtype = compute_dtype(self.use_fp16, ws.device)
-        layer_ws = iter(ws.unbind(dim=1))
+        layer_ws = iter(ws.unbind(dim=1))  # each layer takes the next w, [N, w_dim]
         if self.num_conv == 1:
             x = self.const.to(dtype).expand(len(ws), -1, -1, -1)  # [N, C', 4, 4]
         else:
             assert x is not None
-            x = self.conv0(x.to(dtype), next(layer_ws), **noise)  # [N, C', H, W], twice the size of what came
-        x = self.conv1(x, next(layer_ws), **noise)
+            x = self.conv0(x.to(dtype), next(layer_ws), **noise)  # [N, C, H / 2, W / 2] -> [N, C', H, W]
+        x = self.conv1(x, next(layer_ws), **noise)  # [N, C', H, W]
         y = self.torgb(x, next(layer_ws)).to(torch.float32)  # [N, C + K, H, W]
         if img is not None:
-            y = upsample2d(img, self.resample_filter) + y
+            y = upsample2d(img, self.resample_filter) + y  # img: [N, C + K, H / 2, W / 2]
         return x, y
 
 
@@ -142,7 +151,7 @@ class SynthesisNetwork(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.resolutions = resolutions_up_to(config.resolution)
-        self.num_ws = 2 * len(self.resolutions)
+        self.num_ws = 2 * len(self.resolutions)  # a w for each convolution, and one for the last image output
         in_channels = None
         for resolution in self.resolutions:
             out_channels = channels_at(resolution, config.channel_base, config.channel_max)
@@ -155,7 +164,7 @@ class SynthesisNetwork(nn.Module):
                 use_fp16=runs_in_half(resolution, config.resolution, config.num_fp16_res),
                 conv_clamp=config.conv_clamp,
             )
-            setattr(self, f"b{resolution}", block)
+            setattr(self, f"b{resolution}", block)  # published checkpoints name the blocks b4, b8, …
             in_channels = out_channels
         self.head = JointHead(config.num_contrasts, config.num_maps) if config.num_maps else nn.Identity()
 
@@ -165,22 +174,26 @@ class SynthesisNetwork(nn.Module):
         noise_mode: str = "random",
         generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
-        """noise_mode: random (fresh, or drawn from one generator per sample), const (the stored buffers) or none."""
+        """Generate joint slices.
+
+        noise_mode: "random" draws fresh noise, "const" uses the stored buffers, "none" adds no noise.
+        generators: one per sample, for random noise; None draws from torch's global generator.
+        """
         assert noise_mode in NOISE_MODES, noise_mode
         ws = ws.to(torch.float32)
         x = img = None
         first = 0
         for resolution in self.resolutions:
             block = getattr(self, f"b{resolution}")
-            # The image output shares its w with the first convolution of the next block.
-            block_ws = ws.narrow(1, first, block.num_conv + 1)
+            # Blocks overlap by one w: the image output uses the w of the next block's first convolution.
+            block_ws = ws.narrow(1, first, block.num_conv + 1)  # [N, num_conv + 1, w_dim]
             x, img = block(x, img, block_ws, noise_mode=noise_mode, generators=generators)
             first += block.num_conv
         return self.head(img)
 
 
 class Generator(nn.Module):
-    """z [N, z_dim], class label c [N, c_dim] -> joint slices [N, C + K, H, W]."""
+    """Latents z [N, z_dim] and class labels c [N, c_dim] -> joint slices [N, C + K, H, W]."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -189,7 +202,8 @@ class Generator(nn.Module):
         self.mapping = MappingNetwork(
             config.z_dim, config.c_dim, config.w_dim, self.synthesis.num_ws, config.mapping_layers
         )
-        self.to(memory_format=torch.channels_last)  # on CPU nearly twice as fast; activations follow the weights
+        # Nearly twice as fast on a CPU. Activations take the layout of the weights.
+        self.to(memory_format=torch.channels_last)
 
     def forward(
         self,
@@ -199,5 +213,6 @@ class Generator(nn.Module):
         truncation_cutoff: int | None = None,
         **synthesis,
     ) -> torch.Tensor:
+        # [N, num_ws, w_dim]
         ws = self.mapping(z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
         return self.synthesis(ws, **synthesis)

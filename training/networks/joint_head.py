@@ -1,4 +1,4 @@
-"""The joint head, which turns the summed image output into contrasts and label maps."""
+"""Joint head: turns the generator's image output into contrasts and label maps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 class JointHead(nn.Module):
-    """[N, C + K, H, W] -> the same shape: contrasts pass; label logits become probabilities, scaled to [−1, 1].
+    """[N, C + K, H, W] -> [N, C + K, H, W]: contrasts pass unchanged, label logits become probabilities.
 
-    The K logits go through a 1×1 convolution, which starts as the identity, and a softmax over K (the paper,
-    "Methods"). 2p − 1 is the range of the stored one-hot maps, so the discriminator sees both in the same range.
+    The K logits go through a 1×1 convolution and a softmax over K (the paper, "Methods"). The convolution starts as the
+    identity. Probabilities p are scaled to 2p − 1, the range in which real one-hot maps come to the discriminator.
     """
 
     def __init__(self, num_contrasts: int, num_maps: int) -> None:
@@ -23,5 +23,5 @@ class JointHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         contrasts, logits = x.split(self.split, dim=1)  # [N, C, H, W], [N, K, H, W]
-        probabilities = self.label_conv(logits).softmax(dim=1)
+        probabilities = self.label_conv(logits).softmax(dim=1)  # [N, K, H, W], sum over K is 1
         return torch.cat([contrasts, 2 * probabilities - 1], dim=1)  # [N, C + K, H, W]

@@ -1,4 +1,8 @@
-"""Layers with a run-time weight scale, and the modulated convolution (StyleGAN2, section 2.2)."""
+"""Layers with an equalized learning rate, and the modulated convolution (StyleGAN2, section 2.2).
+
+Equalized learning rate (Karras et al. 2018, section 4.1): weights are stored with unit variance, and scaled by
+1/√fan_in at run time. Adam then moves all of them at the same relative speed.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,19 @@ from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import setup_filter
 
-LOWPASS = (1, 3, 3, 1)
+LOWPASS = (1, 3, 3, 1)  # binomial filter for resampling, before normalization
 
 
 def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Scale each row of [N, features] to a mean square of 1."""
+    """Scale each row of x [N, features] to a mean square of 1."""
     return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()
 
 
 class Modulated(NamedTuple):
-    """What a modulated convolution leaves to the layer's tail: features that are still to be scaled."""
+    """Result of a modulated convolution whose demodulation is still to be applied, as x · scale."""
 
     x: torch.Tensor  # [N, C', H', W']
-    scale: torch.Tensor | None  # [N, C'], the demodulation; None: as it is
+    scale: torch.Tensor | None  # [N, C']; None: no demodulation
 
 
 def modulated_conv2d(
@@ -39,26 +43,28 @@ def modulated_conv2d(
     demodulate: bool = True,
     flip_weight: bool = True,
 ) -> Modulated:
-    """Convolution whose input channels are scaled per sample, and whose output is scaled back to unit variance.
+    """Convolution with weights scaled per sample and input channel; demodulation (StyleGAN2, equations 1 and 3).
 
-    x: [N, C, H, W]. weight: [C', C, kh, kw]. styles: [N, C]. Scaling the output back, the demodulation, is left to
-    `synthesis_tail`, which does it in passing (StyleGAN2, equations 1 and 3). All samples share the weights; their
-    input is scaled instead. One grouped convolution with weights per sample was nowhere faster, on CPUs and on an H100.
+    x: [N, C, H, W]. weight: [C', C, kh, kw]. styles: [N, C]. demodulate: also compute the scale that brings each output
+    channel back to unit variance; `synthesis_tail` applies it in the same pass as noise and bias.
+    Scaling the input by the styles gives the same result as scaling the weights, so all samples share one convolution.
+    A grouped convolution with weights for each sample was never faster, neither on CPUs nor on an H100.
     """
     if x.dtype == torch.float16 and demodulate:
-        # Demodulation cancels any factor, so take those that keep half precision from overflowing.
-        fan_in = weight[0].numel()
+        # Demodulation cancels constant factors, so choose factors that keep half precision from overflowing.
+        fan_in = weight[0].numel()  # C · kh · kw
         weight = weight / (weight.abs().amax(dim=[1, 2, 3], keepdim=True) * math.sqrt(fan_in))
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
     scale = None
     if demodulate:
+        # Equation 3: 1/√(Σ (style · weight)²). The sum over C is a matrix product.
         power = styles.square() @ weight.square().sum(dim=[2, 3]).T  # [N, C']
         scale = (power + 1e-8).rsqrt()
 
     if weight.shape[2:] == (1, 1) and up == down == 1 and padding == 0:
-        # A 1×1 kernel is scaled itself: with weights of its own, a sample is one matrix product.
+        # A 1×1 kernel is small enough to scale per sample, [N, C', C]. The convolution is then a matrix product.
         return Modulated(_conv1x1_per_sample(x, weight.flatten(1) * styles[:, None, :]), scale)
-    x = synthesis_tail(x, scale=styles)
+    x = synthesis_tail(x, scale=styles)  # x · styles, [N, C, H, W]
     x = conv2d_resample(
         x, weight.to(x.dtype), f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight
     )  # [N, C', H·up / down, W·up / down]
@@ -66,19 +72,20 @@ def modulated_conv2d(
 
 
 def _conv1x1_per_sample(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """x [N, C, H, W], weights [N, C', C] -> [N, C', H, W] in the layout of x."""
+    """Convolve x [N, C, H, W] with weights [N, C', C]. Returns [N, C', H, W] in the memory layout of x."""
     weights = weights.to(x.dtype)
     if x.is_contiguous(memory_format=torch.channels_last):
+        # In memory x is [N, H, W, C]: this view of it needs no copy.
         y = x.permute(0, 2, 3, 1).flatten(1, 2) @ weights.transpose(1, 2)  # [N, H·W, C']
-        return y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-    return (weights @ x.flatten(2)).unflatten(2, x.shape[2:])
+        return y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)  # [N, C', H, W]
+    return (weights @ x.flatten(2)).unflatten(2, x.shape[2:])  # [N, C', H·W] -> [N, C', H, W]
 
 
 class FullyConnectedLayer(nn.Module):
-    """[N, in_features] -> [N, out_features], with an equalized learning rate.
+    """Linear layer with an equalized learning rate: [N, in_features] -> [N, out_features].
 
-    The stored weight is randn / lr_multiplier; the gain lr_multiplier/√fan_in is applied at run time. The bias is
-    stored divided by lr_multiplier too. So one optimizer step moves this layer lr_multiplier times as far.
+    Weight and bias are stored divided by lr_multiplier, and multiplied by it at run time. An optimizer step then moves
+    this layer lr_multiplier times as far as others.
     """
 
     def __init__(
@@ -100,14 +107,14 @@ class FullyConnectedLayer(nn.Module):
         weight = (self.weight * self.weight_gain).to(x.dtype)
         bias = (self.bias * self.bias_gain).to(x.dtype)
         if self.activation == "linear":
-            return torch.addmm(bias, x, weight.T)
+            return torch.addmm(bias, x, weight.T)  # one call instead of two
         return bias_act(x @ weight.T, bias, act=self.activation)
 
 
 class Conv2dLayer(nn.Module):
     """Convolution with an equalized learning rate, bias, activation, clamp: [N, C, H, W] -> [N, C', H/down, W/down]."""
 
-    resample_filter: torch.Tensor
+    resample_filter: torch.Tensor  # [4, 4]
 
     def __init__(
         self,
@@ -128,10 +135,11 @@ class Conv2dLayer(nn.Module):
         self.register_buffer("resample_filter", setup_filter(LOWPASS))
 
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
-        # Without bias, activation and clamp, the weights take up the gain, which saves a pass over the result.
+        # Without bias, activation and clamp the layer is linear: scaling the weights saves a pass over the result.
         bare = self.bias is None and self.activation == "linear" and self.conv_clamp is None
         weight_gain = self.weight_gain * gain if bare else self.weight_gain
         weight = (self.weight * weight_gain).to(x.dtype)
+        # [N, C', H / down, W / down]
         x = conv2d_resample(x, weight, f=self.resample_filter, down=self.down, padding=self.padding)
         if bare:
             return x
@@ -141,7 +149,7 @@ class Conv2dLayer(nn.Module):
 def scaled_bias_act(
     x: torch.Tensor, bias: torch.Tensor | None, activation: str, gain: float, clamp: float | None
 ) -> torch.Tensor:
-    """bias_act with the activation's own gain times `gain`, and the clamp scaled by `gain` as well."""
+    """Apply bias_act, and multiply its result by `gain`: activation's gain and clamp are both scaled."""
     return bias_act(
         x,
         bias,
@@ -152,14 +160,13 @@ def scaled_bias_act(
 
 
 class MappingNetwork(nn.Module):
-    """z [N, z_dim] and class label c [N, c_dim] -> w [N, num_ws, w_dim] (StyleGAN, section 2).
+    """Latents z [N, z_dim] and class labels c [N, c_dim] -> w [N, num_ws, w_dim] (StyleGAN, section 2).
 
-    num_ws None returns [N, w_dim], as the discriminator uses it (with z_dim 0). w_avg is the running mean of w that
-    truncation pulls towards; it moves only when a forward call is told to update it.
+    With num_ws None it returns [N, w_dim]. The discriminator embeds class labels with such a network, with z_dim 0.
     """
 
     W_AVG_BETA = 0.995  # decay of w_avg at an update
-    w_avg: torch.Tensor  # [w_dim]
+    w_avg: torch.Tensor  # [w_dim], running mean of w, for truncation; changed by calls with update_average only
 
     def __init__(
         self,
@@ -192,15 +199,19 @@ class MappingNetwork(nn.Module):
         truncation_cutoff: int | None = None,
         update_average: bool = False,
     ) -> torch.Tensor:
-        """truncation_psi moves the first truncation_cutoff w's (all by default) towards w_avg."""
+        """Map latents to w's.
+
+        Truncation (StyleGAN, appendix B) moves the first truncation_cutoff w's, by default all, towards w_avg.
+        truncation_psi: 1 leaves them where they are, 0 makes them w_avg.
+        """
         inputs = []
         if self.z_dim > 0:
             assert z is not None
-            inputs.append(normalize_2nd_moment(z.to(torch.float32)))
+            inputs.append(normalize_2nd_moment(z.to(torch.float32)))  # [N, z_dim]
         if self.c_dim > 0:
             assert c is not None
             inputs.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))  # [N, w_dim]
-        x = torch.cat(inputs, dim=1)  # [N, z_dim + w_dim], or one of them
+        x = torch.cat(inputs, dim=1)  # [N, z_dim + w_dim], or one of the two
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)  # [N, w_dim]
         if update_average:
@@ -209,6 +220,7 @@ class MappingNetwork(nn.Module):
             return x
         x = x.unsqueeze(1).repeat(1, self.num_ws, 1)  # [N, num_ws, w_dim]
         if truncation_psi != 1:
+            # A slice up to None is all of x.
             truncated = self.w_avg.lerp(x[:, :truncation_cutoff], truncation_psi)
             x = truncated if truncation_cutoff is None else torch.cat([truncated, x[:, truncation_cutoff:]], dim=1)
         return x
