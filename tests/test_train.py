@@ -47,7 +47,7 @@ def test_a_run_leaves_its_files(tmp_path, cfg, cond):
 
 
 def test_held_out_patients_are_refused(tmp_path):
-    """Neither the test part, nor archives that share patients with what --exclude names; --exclude may be repeated."""
+    """An archive that shares patients with an archive of --exclude is refused. --exclude may be repeated."""
     real = write_archive(tmp_path / "train.zip", part="train")
     test = write_archive(tmp_path / "test.zip", count=6, part="test", seed=1)
     fake = write_archive(tmp_path / "fake.zip", count=2, per_patient=1, seed=2, seen=["drawn0-0", "drawn0-1"])
@@ -75,7 +75,7 @@ def test_held_out_patients_are_refused(tmp_path):
 def test_dry_run_writes_nothing(tmp_path, archive):
     result = CliRunner().invoke(train.main, [f"--outdir={tmp_path / 'runs'}", f"--data={archive}", "--batch=8", "-n"])
     assert result.exit_code == 0 and not (tmp_path / "runs").exists()
-    assert '"r1_gamma"' in result.output and "By hand: batch 8\nWhat `auto` has" in result.output
+    assert '"r1_gamma"' in result.output and "By hand: batch 8\n`auto` is tuned for" in result.output
 
 
 def test_learning_rate_by_hand(tmp_path, archive):
@@ -109,7 +109,7 @@ def test_mistakes_end_with_one_message_and_code_2(tmp_path, make, options, messa
 
 
 def test_label_maps_that_are_not_one_hot_are_refused(tmp_path):
-    """0 and 1 in place of 0 and 255: the GAN would see blank labels."""
+    """Label maps of 0 and 1 instead of 0 and 255 are refused: the GAN would see blank labels."""
     stored = draw_slice(np.random.RandomState(0), 16)
     stored[4:] //= 255
     with ArchiveWriter(tmp_path / "data.zip", BRATS, 16, {}) as archive:

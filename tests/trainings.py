@@ -20,7 +20,7 @@ TINY_OPTIONS = arguments({**TINY, "workers": 0})  # of train.py
 
 
 def tiny_config(dataset: SliceDataset, cfg: str = "auto", **changes) -> TrainingConfig:
-    """The configuration of four steps of four slices; `changes` are of its recipe."""
+    """Configuration of four steps of four slices. changes: values of the recipe."""
     data = DataConfig(str(dataset.archive.path), cond=dataset.c_dim > 0, workers=0)
     recipe = replace(find_recipe(cfg, dataset.resolution), **{**TINY, **changes})
     return resolve(recipe, data, dataset.schema, dataset.resolution, dataset.c_dim, snap=0)
@@ -35,7 +35,7 @@ def tiny_trainer(tmp_path: Path, data: Path, cfg: str = "auto", cond: bool = Fal
 
 
 def tiny_training(tmp_path: Path, data: Path, **changes) -> Outcome:
-    """A whole run, of four steps unless `changes` say otherwise."""
+    """Do a whole run of four steps, or as `changes` of the recipe say."""
     dataset, folder = SliceDataset(data), tmp_path / "run"
     folder.mkdir()
     return train(tiny_config(dataset, **changes), dataset, folder, Log(folder / "log.txt"))

@@ -1,1 +1,1 @@
-"""The networks and how they are trained."""
+"""The GAN: networks, losses, training loop, snapshots, and generation from a snapshot."""

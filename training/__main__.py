@@ -1,9 +1,10 @@
-"""`python -m training` is train.py."""
+"""Entry point of `python -m training`, which does the same as train.py."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python <project>/training` finds them too
+# `python <project>/training` puts this folder on the path, not the checkout that holds train.py and the packages.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dnnlib.system import run
 from train import main

@@ -1,4 +1,7 @@
-"""What a training run is made of, and the recipes that fill it in. No torch here: --help should not wait for it."""
+"""Configuration of a training run, and the recipes that fill it in.
+
+This file imports no torch, so that --help answers at once.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from dnnlib.text import count
 from slices.archive.format import LARGEST_LABEL, LARGEST_RESOLUTION
 from slices.schema import MOST_CLASSES, MOST_CONTRASTS, Schema
 
-NUM_FP16_RES, CONV_CLAMP = 4, 256  # the four highest resolutions in half precision, on a GPU; its range needs a clamp
+# On a GPU, the four highest resolutions compute in half precision. The clamp keeps activations within its range.
+NUM_FP16_RES, CONV_CLAMP = 4, 256
+# Features of a layer, number of layers, images. No real network comes near; a typing error or a forged file does.
 WIDEST, DEEPEST, LARGEST_BATCH = 1 << 16, 100, 1 << 20
 
 
@@ -21,32 +26,30 @@ WIDEST, DEEPEST, LARGEST_BATCH = 1 << 16, 100, 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Checked):
-    """Hyperparameters of a training: `--cfg` chooses them, and each that is an option can be given by hand.
+    """Hyperparameters of a training. `--cfg` chooses a recipe, and options replace single values.
 
-    The named ones are rows of StyleGAN2-ADA's table (Karras et al. 2020, table 6, and its code's `--cfg`).
+    The named recipes are rows of StyleGAN2-ADA's table (Karras et al. 2020, table 6; `--cfg` of its code).
     """
 
     kimg: float = option("Length in thousands of real images shown.", above=0)
-    batch: int = option("Images of one step.", least=1, most=LARGEST_BATCH)
+    batch: int = option("Images per optimization step.", least=1, most=LARGEST_BATCH)
     batch_gpu: int | None = option(
-        "Images at a time, to save memory.", default=None, shown="--batch", least=1, most=LARGEST_BATCH
+        "Images computed at a time; fewer save memory.", default=None, shown="--batch", least=1, most=LARGEST_BATCH
     )
-    gamma: float = option("Weight of R1.", least=0)
+    gamma: float = option("Weight of R1 regularization; 0 turns it off.", least=0)
     lrate: float = option("Learning rate of both networks.", above=0, example=0.002)
     mixing: float = option("Probability of style mixing.", least=0, most=1)
     pl_weight: float = option("Weight of path length regularization; 0 turns it off.", least=0)
     map_depth: int = option("Layers of the mapping network.", least=1, most=DEEPEST)
-    cbase: int = option("Feature maps at a resolution are cbase / resolution.", least=1, most=1 << 30)
-    cmax: int = option("Most feature maps at any resolution.", default=512, least=1, most=WIDEST)
-    fp32: bool = option(
-        "No half precision on a GPU, and no clamp of activations, which only half precision needs.", default=False
-    )
+    cbase: int = option("A layer has cbase / resolution feature maps, but at most --cmax.", least=1, most=1 << 30)
+    cmax: int = option("Largest number of feature maps of a layer.", default=512, least=1, most=WIDEST)
+    fp32: bool = option("Compute in float32 on a GPU too, without a clamp of activations.", default=False)
     z_dim: int = option("Size of the latent z.", default=512, least=1, most=WIDEST)
     w_dim: int | None = option("Size of the style w.", default=None, shown="--z-dim", least=1, most=WIDEST)
-    mbstd: int  # group of the minibatch standard deviation; a smaller minibatch is one group
-    ema_kimg: float  # half-life of the generator's average
-    ema_ramp: float | None = None  # shortens it to this share of the images shown so far
-    residual: bool = True  # the discriminator's blocks
+    mbstd: int  # group size of the minibatch standard deviation; a smaller minibatch is one group
+    ema_kimg: float  # half-life of the generator's moving average, in thousands of images
+    ema_ramp: float | None = None  # limits the half-life to this share of the images shown so far; None: no limit
+    residual: bool = True  # whether the discriminator's blocks have skip connections
 
 
 _STYLEGAN2 = Recipe(
@@ -85,7 +88,8 @@ CFG_NAMES = ("auto", *RECIPES)
 
 
 def auto_recipe(resolution: int, gpus: int = 1) -> Recipe:
-    """The recipe that follows from the resolution and the number of GPUs."""
+    """Return the recipe that follows from the resolution and the number of GPUs."""
+    # Large images come in small minibatches, to fit into memory, but every GPU has at least one.
     batch = max(min(gpus * min(4096 // resolution, 32), 64), gpus)
     return replace(
         _STYLEGAN2,
@@ -93,7 +97,7 @@ def auto_recipe(resolution: int, gpus: int = 1) -> Recipe:
         mbstd=min(batch // gpus, 4),
         cbase=32768 if resolution >= 512 else 16384,
         lrate=0.002 if resolution >= 1024 else 0.0025,
-        gamma=0.0002 * resolution**2 / batch,
+        gamma=0.0002 * resolution**2 / batch,  # the first guess that the StyleGAN2-ADA paper recommends
         ema_kimg=batch * 10 / 32,
         ema_ramp=0.05,
         map_depth=2,
@@ -101,12 +105,12 @@ def auto_recipe(resolution: int, gpus: int = 1) -> Recipe:
 
 
 def find_recipe(cfg: str, resolution: int) -> Recipe:
-    """The recipe of one of CFG_NAMES."""
+    """Return the recipe with this name, one of CFG_NAMES."""
     return auto_recipe(resolution) if cfg == "auto" else RECIPES[cfg]
 
 
 def notes(cfg: str, resolution: int, given: Mapping[str, Any]) -> list[str]:
-    """What the user should know of how the recipe and the values given by hand go together."""
+    """Remarks for the user: values given by hand, and recipe values that were tuned for another batch size."""
     recipe = find_recipe(cfg, resolution)
     told = [f"{name.replace('_', '-')} {value:g}" for name, value in given.items() if value is not False]
     lines = ["By hand: " + ", ".join(told)] if told else []
@@ -114,7 +118,7 @@ def notes(cfg: str, resolution: int, given: Mapping[str, Any]) -> list[str]:
         kept = {"gamma": ("gamma", recipe.gamma), "lrate": ("learning rate", recipe.lrate)}
         values = [value for name, value in kept.items() if name not in given] + [("EMA kimg", recipe.ema_kimg)]
         lines.append(
-            f"What `{cfg}` has for its own batch of {recipe.batch} stays: "
+            f"`{cfg}` is tuned for a batch of {recipe.batch}, and keeps its "
             + ", ".join(f"{name} {value:g}" for name, value in values)
         )
         if given["batch"] < recipe.mbstd:
@@ -123,12 +127,12 @@ def notes(cfg: str, resolution: int, given: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-# --- what a run is told -----------------------------------------------------------------------------------------------
+# --- options of a run -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
-    """What to train on."""
+    """The slices to train on."""
 
     path: str = option("Archive made by dataset_tool.py.", flag="--data", metavar="ZIP")
     mirror: bool = option("Double the data by left-right flips.", default=False)
@@ -141,9 +145,9 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Checked):
-    """What train.py is told besides its data and its recipe."""
+    """Options of train.py besides its data and its recipe."""
 
-    outdir: str = option("Where run folders such as 00000-train-auto are made.", metavar="DIR")
+    outdir: str = option("Folder in which run folders such as 00000-train-auto are made.", metavar="DIR")
     exclude: tuple[str, ...] = option(
         "Archive whose patients must not be in --data, such as test.zip. May be repeated.", default=(), metavar="ZIP"
     )
@@ -155,12 +159,12 @@ class RunOptions(Checked):
     dry_run: bool = option("Print the resolved configuration and stop.", switch=True, short="-n")
 
 
-# --- what a snapshot remembers ----------------------------------------------------------------------------------------
+# --- configuration stored in a snapshot -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class GeneratorConfig(Checked):
-    """Constructor arguments of a Generator. num_maps 0 is StyleGAN2's generator of num_contrasts channels."""
+    """Constructor arguments of a Generator. With num_maps 0 it is a plain StyleGAN2 of num_contrasts channels."""
 
     resolution: int = limited(least=4, most=LARGEST_RESOLUTION, noun="a power of two")
     num_contrasts: int = limited(least=1, most=MOST_CONTRASTS)
@@ -171,8 +175,8 @@ class GeneratorConfig(Checked):
     mapping_layers: int = like(Recipe, "map_depth", default=8)
     channel_base: int = like(Recipe, "cbase", default=32768)  # feature maps: channel_base / resolution …
     channel_max: int = like(Recipe, "cmax", default=512)  # … but at most channel_max
-    num_fp16_res: int = limited(default=0, least=0, most=16)  # highest resolutions in half precision
-    conv_clamp: float | None = limited(default=None, least=0, most=1 << 16)  # largest magnitude of activations
+    num_fp16_res: int = limited(default=0, least=0, most=16)  # how many of the highest resolutions use half precision
+    conv_clamp: float | None = limited(default=None, least=0, most=1 << 16)  # limit of |activation|; None: no limit
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,14 +188,14 @@ class DiscriminatorConfig(Checked):
     """Constructor arguments of a Discriminator."""
 
     resolution: int = like(GeneratorConfig, "resolution")
-    img_channels: int = limited(least=1, most=MOST_CONTRASTS + MOST_CLASSES + 1)
+    img_channels: int = limited(least=1, most=MOST_CONTRASTS + MOST_CLASSES + 1)  # contrasts and label maps
     c_dim: int = like(GeneratorConfig, "c_dim", default=0)
     channel_base: int = like(Recipe, "cbase", default=32768)
     channel_max: int = like(Recipe, "cmax", default=512)
     num_fp16_res: int = like(GeneratorConfig, "num_fp16_res", default=0)
     conv_clamp: float | None = like(GeneratorConfig, "conv_clamp", default=None)
-    mbstd_group_size: int = limited(default=4, least=1, most=LARGEST_BATCH)  # slices that are compared
-    residual: bool = True  # False is the plain stack of the cifar recipe
+    mbstd_group_size: int = limited(default=4, least=1, most=LARGEST_BATCH)  # slices compared with each other
+    residual: bool = True  # False: no skip connections, as in the cifar recipe
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,9 +203,9 @@ class DiscriminatorConfig(Checked):
 
 
 def _check_resolution(config: GeneratorConfig | DiscriminatorConfig) -> None:
-    """Raise UserError for pixels that are no power of two, and for layers without channels."""
+    """Raise UserError if the resolution is not a power of two, or a layer would have no channels."""
     resolution = config.resolution
-    if resolution & (resolution - 1):
+    if resolution & (resolution - 1):  # more than one bit is set
         raise UserError(f"resolution {resolution}: expected a power of two from 4 to {LARGEST_RESOLUTION}")
     if config.channel_base < resolution:
         raise UserError(f"--cbase {config.channel_base} leaves no feature map at {resolution}×{resolution}")
@@ -214,13 +218,13 @@ class LossConfig(Checked):
     r1_gamma: float = like(Recipe, "gamma")  # weight γ of R1
     mixing: float = like(Recipe, "mixing", default=0.9)  # probability of style mixing
     pl_weight: float = like(Recipe, "pl_weight", default=2)  # of path length regularization; 0 turns it off
-    pl_batch_shrink: int = 2  # path lengths are taken of this fraction of the minibatch
-    pl_decay: float = 0.01  # of the mean path length
+    pl_batch_shrink: int = 2  # path lengths are measured on 1 / pl_batch_shrink of the minibatch
+    pl_decay: float = 0.01  # weight of a new value in the running mean of path lengths
 
 
 @dataclass(frozen=True)
 class TrainingConfig(Checked):
-    """Everything that a run depends on. Lengths are in images or, where so named, thousands of images (kimg)."""
+    """The complete configuration of a run. Lengths count images; a name with "kimg" counts thousands of images."""
 
     data: DataConfig
     generator: GeneratorConfig
@@ -230,17 +234,18 @@ class TrainingConfig(Checked):
     batch: int = like(Recipe, "batch")  # images of one optimization step
     batch_gpu: int = like(Recipe, "batch_gpu")  # images of a microbatch; their gradients add up
     lrate: float = like(Recipe, "lrate")
-    ema_kimg: float = limited(least=0)  # half-life of the generator's average …
-    ema_ramp: float | None = limited(least=0)  # … and the share of the images shown so far that shortens it
+    ema_kimg: float = limited(least=0)  # half-life of the generator's moving average …
+    ema_ramp: float | None = limited(least=0)  # … which is at most this share of the images shown so far
     seed: int = like(RunOptions, "seed", default=0)
     snap: int = like(RunOptions, "snap", default=50)  # ticks between snapshots; 0 saves one at the end only
     kimg_per_tick: float = limited(default=4, above=0)
-    pl_interval: int = 4  # steps between two of path length regularization
-    r1_interval: int = 16  # steps between two of R1
+    pl_interval: int = 4  # steps from one path length regularization to the next
+    r1_interval: int = 16  # steps from one R1 regularization to the next
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch % self.batch_gpu:
+            # The largest size below that would fit, as advice.
             below = max(b for b in range(1, self.batch_gpu + 1) if self.batch % b == 0)
             raise UserError(
                 f"--batch {self.batch} is not a multiple of --batch-gpu {self.batch_gpu}: use --batch-gpu {below}"
@@ -263,8 +268,8 @@ def resolve(
     seed: int = 0,
     snap: int = 50,
 ) -> TrainingConfig:
-    """The configuration of a run by a recipe. Raises UserError for what can't be trained."""
-    if resolution < 8 or resolution & (resolution - 1):
+    """Return the configuration of a run with this recipe. Raises UserError for a resolution that can't be trained."""
+    if resolution < 8 or resolution & (resolution - 1):  # more than one bit is set
         raise UserError(f"{data.path}: {resolution}×{resolution} pixels; the networks need a power of two from 8 up")
     common: dict[str, Any] = {
         "resolution": resolution,

@@ -1,4 +1,4 @@
-"""Generated slices as files: pictures to look at, or an archive to learn from."""
+"""Generated slices written to files: pictures to look at, or an archive to train on."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from slices.archive.writer import ArchiveWriter
 from training.sampling import Sample
 from training.snapshot import LoadedGenerator
 
-LONGEST_CLASS = 100  # characters of a class label that a patient's name has room for
-ON_SHEET = 60  # more slices than this are not legible on one contact sheet
+LONGEST_CLASS = 100  # characters of a class label in a patient's name
+ON_SHEET = 60  # slices on a contact sheet; more would be illegible
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Slices of one network, one for each seed; they are computed while they are written."""
+    """Slices of one network, one for each seed."""
 
     network: LoadedGenerator
-    label: int | None  # class label that all have; None for a network without classes
+    label: int | None  # class label of all slices; None: the network has no classes
     seeds: Sequence[int]
-    samples: Iterable[Sample]  # in the order of the seeds
+    samples: Iterable[Sample]  # in the order of the seeds; an iterator, so that slices are computed while written
 
     @property
     def class_name(self) -> str | None:
-        """The name of the class label."""
+        """Name of the class label."""
         return None if self.label is None else self.network.info.label_name(self.label)
 
     def describe_class(self) -> str:
-        """The class label and the number of slices that it was learned from, in words; "" if there are no classes."""
+        """Name the class label, and the number of slices it was learned from. Empty for a network without classes."""
         if self.label is None:
             return ""
         counts = self.network.info.label_counts
@@ -47,9 +47,9 @@ class Generated:
 
 
 def write_pictures(generated: Generated, outdir: Path, force: bool) -> str:
-    """Write a panel per seed as seedNNNN.png, and the first ones together as contact_sheet.png. Returns a summary.
+    """Write seedNNNN.png for each seed, and contact_sheet.png with the first ON_SHEET slices. Returns a summary.
 
-    Raises UserError, before anything is computed, if one of them exists and `force` is not set.
+    Raises UserError if one of the files exists and `force` is not set. Nothing has been computed then.
     """
     sheet = outdir / "contact_sheet.png"
     panels = {seed: outdir / f"seed{seed:04d}.png" for seed in generated.seeds}
@@ -70,20 +70,21 @@ def write_pictures(generated: Generated, outdir: Path, force: bool) -> str:
 
 
 def write_archive(generated: Generated, dest: Path, options: dict[str, Any], force: bool) -> str:
-    """Write an archive that segmentation and dataset_tool.py read like one of real slices. Returns a summary.
+    """Write an archive, which other programs read like an archive of real slices. Returns a summary.
 
-    Every slice is a patient of its own, whose name has the snapshot, the class label and the seed. options: what was
-    asked of the network; the archive stores it.
+    Every slice becomes one patient, named after snapshot, class label and seed.
+    options: the user's options for generation, which the archive stores.
     """
     refuse_existing(dest, force)
     network, info = generated.network, generated.network.info
     if info.patients is None:
         raise UserError(
-            f"{network.path} does not say which patients it was trained on, so an archive of its slices could not say "
-            "it either, and the leak guard could not tell: only pictures can be made (--outdir)"
+            f"{network.path} does not say which patients it was trained on, so the leak guard could not check an "
+            "archive of its slices: make pictures only (--outdir)"
         )
     snapshot = {"name": network.path.name, "sha256": network.sha256, "kimg": info.kimg}
     made = describe_making("generate.py", options, snapshot=snapshot)
+    # "seen": the patients behind the generator count as known to every network that learns from its slices.
     known: dict[str, Any] = {"label_names": info.label_names, "seen": info.patients, "pixel": info.pixel}
     name = f"generated-{network.sha256[:8]}"
     if generated.class_name is not None:

@@ -1,4 +1,4 @@
-"""What a step learns from: minibatches of real slices, and latents for the fakes beside them."""
+"""Input of a training step: minibatches of real slices, and latents for the fakes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from training.config import TrainingConfig
 
 
 class Labeled(NamedTuple):
-    """Images for the discriminator."""
+    """Images and their class labels, for the discriminator."""
 
     images: torch.Tensor  # network values [N, C + K, H, W]
     c: torch.Tensor  # class labels [N, c_dim]
 
 
 class Latents(NamedTuple):
-    """What the generator makes fakes of."""
+    """Inputs of the generator."""
 
     z: torch.Tensor  # [N, z_dim]
     c: torch.Tensor  # class labels [N, c_dim]
@@ -33,23 +33,24 @@ class Latents(NamedTuple):
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What one phase of one step works on; or a microbatch, the share of it that is computed at a time."""
+    """Data of one phase in one step, or a microbatch: the share of it that is computed at a time."""
 
-    reals: Labeled
-    latents: Latents
+    reals: Labeled  # N real images
+    latents: Latents  # for N fakes
 
     def microbatches(self, size: int) -> Iterator[Minibatch]:
-        """Yield the minibatch in shares of `size` images."""
+        """Split the minibatch into microbatches of `size` images."""
+        # Split each of the four tensors along N, then walk through their shares side by side.
         columns = (column.split(size) for column in (*self.reals, *self.latents))
         for images, real_c, z, c in zip(*columns, strict=True):
             yield Minibatch(Labeled(images, real_c), Latents(z, c))
 
 
 class MinibatchSource:
-    """The real slices of a data set in an endless stirred order, and latents, all on one device.
+    """Endless source of real slices in shuffled order, and of latents, on one device.
 
-    Latents come from torch's global generator. Fakes have the class labels of slices drawn at random, so both have the
-    same distribution.
+    Latents come from torch's global random generator. A fake gets the class label of a slice drawn at random, so that
+    reals and fakes have the same distribution of class labels.
     """
 
     def __init__(self, config: TrainingConfig, dataset: SliceDataset, device: torch.device, log: Log) -> None:
@@ -61,7 +62,7 @@ class MinibatchSource:
         self._stored = minibatches(
             dataset,
             torch.utils.data.BatchSampler(order, config.batch, drop_last=False),
-            # What fits in memory is soon there; on a CPU, processes beside would take time from the networks.
+            # Reading from memory is fast. Worker processes would only take CPU time from the networks.
             0 if dataset.in_memory else config.data.workers,
             log,
             worker_init_fn=_leave_ctrl_c_to_the_parent,
@@ -69,16 +70,16 @@ class MinibatchSource:
         )
 
     def next_reals(self) -> Labeled:
-        """The next minibatch of real slices, as network values."""
-        stored, c = next(self._stored)
+        """Return the next minibatch of real slices, as network values."""
+        stored, c = next(self._stored)  # uint8 [N, C + K, H, W], [N, c_dim]
         return Labeled(self.codec.to_network(stored.to(self.device)), c.to(self.device))
 
     def draw_latents(self, count: int) -> Latents:
-        """Fresh latents for `count` fakes."""
-        z = torch.randn([count, self.z_dim], device=self.device)
+        """Draw latents for `count` fakes."""
+        z = torch.randn([count, self.z_dim], device=self.device)  # [N, z_dim]
         return Latents(z, self.labels[torch.randint(len(self.labels), [count], device=self.device)])
 
 
 def _leave_ctrl_c_to_the_parent(worker: int) -> None:
-    """Make a worker process ignore Ctrl-C, which reaches it too; the run still needs its data for the last step."""
+    """Make a worker process ignore Ctrl-C. A terminal sends it to all processes, but the last step still needs data."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a run shows of itself: description, status line, statistics file, sheets of slices, progress bar."""
+"""Output of a training run: description, status lines, stats.jsonl, sheets of slices, progress bar."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _NON_FINITE = "Health/non_finite_gradients/"
 
 
 class Reporter:
-    """The log, stats.jsonl and sheets of a run. Parts of the run report values to `statistics`."""
+    """Writes the log, stats.jsonl and sheets of a run. Loss and trainer report their values to `statistics`."""
 
     def __init__(self, config: TrainingConfig, dataset: SliceDataset, folder: Path, log: Log, latents: Latents) -> None:
-        """latents: of the sheets of fakes, the same ones in each."""
+        """latents: generator inputs that all sheets of fakes share, so that sheets can be compared."""
         self.config, self.dataset, self.folder, self.log, self.latents = config, dataset, folder, log, latents
         self.statistics = Statistics()
         self._start = self._tick_start = self._tick_end = time.time()
@@ -46,7 +46,7 @@ class Reporter:
         self._start = self._tick_start = self._tick_end = time.time()
 
     def describe(self, state: TrainingState) -> None:
-        """Write data, networks and machine into the log."""
+        """Describe data, networks and machine in the log."""
         dataset, config, device = self.dataset, self.config, state.device
         mirrored = f", {len(dataset)} with their mirrored copies" if config.data.mirror else ""
         operators = native.available(device.type)
@@ -55,7 +55,7 @@ class Reporter:
         self.log(f"Generator  {_parameters(state.generator)}")
         self.log(f"Discrim.   {_parameters(state.discriminator)}")
         self.log(f"Device     {device}, {count(torch.get_num_threads(), 'thread')}")
-        self.log(f"Operators  {'native' if operators else 'plain PyTorch: python -m torch_utils.ops tells why'}")
+        self.log(f"Operators  {'native' if operators else 'plain PyTorch; for the reason: python -m torch_utils.ops'}")
         self.log(f"Output     {self.folder}")
         self.log(f"Training for {config.kimg:g} kimg; Ctrl-C stops after saving a snapshot")
         self.log()
@@ -63,17 +63,17 @@ class Reporter:
     # ---- Progress --------------------------------------------------------------------------------------------
 
     def progress_bar(self) -> tqdm.tqdm:
-        """A bar below the log, in kimg."""
+        """Return a progress bar in kimg, which stays below the log."""
         return tqdm.tqdm(
             total=self.config.kimg,
             unit="kimg",
             leave=False,
-            disable=None,  # not in log files
+            disable=None,  # tqdm's word for: no bar unless the output is a terminal
             bar_format="{percentage:3.0f}% |{bar}| {n:.2f}/{total:g} kimg, {remaining} left",
         )
 
     def tick(self, state: TrainingState) -> None:
-        """Write the status line, warnings and statistics of the tick that is over."""
+        """Write the status line, warnings and statistics of the tick that just ended."""
         now = time.time()
         seconds, images = now - self._tick_start, state.nimg - state.tick_nimg
         cpu_memory, gpu_memory = memory_in_use(state.device)
@@ -96,20 +96,22 @@ class Reporter:
         append_stats(self.folder / "stats.jsonl", stats)
 
     def start_tick(self) -> None:
-        """Start the clock of the next tick. The time since the end of the last one counts as maintenance."""
+        """Start the clock of the next tick. The time since the last tick's end counts as maintenance."""
         self._tick_start = time.time()
 
     # ---- Sheets of slices ------------------------------------------------------------------------------------
 
     def save_reals(self) -> None:
-        """Save a sheet of real slices, drawn at random, none of them mirrored."""
+        """Save a sheet of real slices drawn at random, without mirrored copies."""
+        # A generator of its own: the sheet must not change the random numbers of the training.
         order = np.random.RandomState(self.config.seed).permutation(self.dataset.num_originals)
         chosen = order[: sheet_size(self.dataset.resolution)]
         self._save_sheet("reals.png", np.stack([self.dataset[int(i)].stored.numpy() for i in chosen]))
 
     @torch.no_grad()
     def save_fakes(self, name: str, state: TrainingState) -> None:
-        """Save a sheet of slices of the averaged generator."""
+        """Save a sheet of slices from the averaged generator."""
+        # batch_gpu latents at a time, as in training: more might not fit into memory. One (z, c) pair per share.
         shares = zip(*(column.split(self.config.batch_gpu) for column in self.latents), strict=True)
         images = torch.cat([state.ema(z, c, noise_mode="const") for z, c in shares])  # [N, C + K, H, W]
         self._save_sheet(name, SliceCodec(self.dataset.schema).to_stored(images.cpu()).numpy())
@@ -119,12 +121,12 @@ class Reporter:
 
 
 def sheet_size(resolution: int) -> int:
-    """How many slices make a legible sheet."""
+    """Number of slices on a sheet, few enough to be legible."""
     return 12 if resolution >= 256 else 24
 
 
 def status_line(stats: dict[str, Moments]) -> str:
-    """One line per tick, in the order that users of StyleGAN2-ADA know."""
+    """Format the line of a tick, in the order that users of StyleGAN2-ADA know."""
     value = {name: moments.mean for name, moments in stats.items()}
     return "  ".join(
         [
@@ -141,7 +143,7 @@ def status_line(stats: dict[str, Moments]) -> str:
 
 
 def warnings(stats: dict[str, Moments]) -> list[str]:
-    """A line for each phase that had gradients which were not finite."""
+    """Lines for the phases whose gradients were not all finite."""
     return [
         f"warning: {moments.mean * moments.num:.0f} gradients of {name.removeprefix(_NON_FINITE)} were not finite"
         for name, moments in stats.items()
@@ -150,7 +152,7 @@ def warnings(stats: dict[str, Moments]) -> list[str]:
 
 
 def memory_in_use(device: torch.device) -> tuple[float, float]:
-    """(resident memory of this process, peak memory on the GPU since the last call), in GiB."""
+    """Return the memory of this process, and the peak memory of its tensors on the GPU since the last call, in GiB."""
     gpu = 0.0
     if device.type == "cuda":
         gpu = torch.cuda.max_memory_allocated(device) / 2**30

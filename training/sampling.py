@@ -1,4 +1,4 @@
-"""From a snapshot and seeds to joint slices. A picture depends on its seed, not on the batch it is made in."""
+"""Generation of joint slices from a snapshot and seeds. A slice depends on its seed, not on the others in its batch."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Sample(NamedTuple):
 
 
 def latent_of_seed(seed: int, z_dim: int) -> torch.Tensor:
-    """The z of a seed, [z_dim], drawn as StyleGAN2's own generation program does."""
+    """Draw the latent z of a seed, [z_dim], in the same way as StyleGAN2's own generation program."""
     return torch.from_numpy(np.random.RandomState(seed).randn(z_dim)).to(torch.float32)
 
 
 def find_class(network: LoadedGenerator, wanted: str | None) -> int | None:
-    """The number of a class given by name or number; None for an unconditional generator.
+    """Return the number of a class that is given by name or number. None: the generator is unconditional.
 
-    Raises UserError if a conditional generator is given no class, an unknown one, or one that it never saw, and if an
-    unconditional generator is given a class.
+    Raises UserError if a conditional generator gets no class, an unknown class, or a class it has never seen. Raises
+    UserError if an unconditional generator gets a class.
     """
     info, c_dim = network.info, network.generator.config.c_dim
     if c_dim == 0:
@@ -39,7 +39,8 @@ def find_class(network: LoadedGenerator, wanted: str | None) -> int | None:
             raise UserError(f"--class {name_some([wanted])}: {network.path} was trained without --cond; leave it out")
         return None
     names, numbers = [info.label_name(label) for label in range(c_dim)], list(map(str, range(c_dim)))
-    counts = info.label_counts or (1,) * c_dim  # if unknown, any may have been seen
+    counts = info.label_counts or (1,) * c_dim  # unknown counts: any class may have been seen
+    # "2" where a class has no name, otherwise "2 (LGG)".
     described = [n if n == name else f"{n} ({name})" for n, name in zip(numbers, names, strict=True)]
     choices = name_some([words for words, seen in zip(described, counts, strict=True) if seen], most=20)
     if wanted is None:
@@ -55,7 +56,7 @@ def find_class(network: LoadedGenerator, wanted: str | None) -> int | None:
 
 
 def class_vector(network: LoadedGenerator, wanted: str | None) -> torch.Tensor:
-    """One-hot class label [c_dim] of a class given by name or number. Raises UserError as `find_class` does."""
+    """Return the one-hot class label, [c_dim]. Raises UserError as `find_class` does."""
     c = torch.zeros(network.generator.config.c_dim)
     if (label := find_class(network, wanted)) is not None:
         c[label] = 1
@@ -71,11 +72,11 @@ def generate(
     noise_mode: str = "const",
     batch: int = 8,
 ) -> Iterator[Sample]:
-    """Yield one Sample per seed, in order.
+    """Yield one Sample per seed, in the order of the seeds.
 
-    c: class label [c_dim]. truncation_psi: 1 is the full variety, 0 the average slice. noise_mode: const uses the
-    noise stored in the network, random draws it from the seed, none leaves it out. batch: slices computed at a time.
-    Raises UserError if slices are not finite numbers.
+    c: class label [c_dim]. truncation_psi: 1 is the full variety, 0 the average slice.
+    noise_mode: "const" uses the noise stored in the network, "random" draws it from the seed, "none" leaves it out.
+    batch: slices computed at a time. Raises UserError if slices are not finite numbers.
     """
     device = default_device()
     generator = network.generator.to(device)
@@ -83,10 +84,12 @@ def generate(
     for first in range(0, len(seeds), batch):
         chunk = list(seeds[first : first + batch])
         z = torch.stack([latent_of_seed(seed, generator.config.z_dim) for seed in chunk]).to(device)  # [N, z_dim]
-        labels = None if c is None else c.to(device).expand(len(chunk), -1)
+        labels = None if c is None else c.to(device).expand(len(chunk), -1)  # [N, c_dim]
+        # One random generator per slice, so that its noise does not depend on the other slices in the batch.
         noise = [torch.Generator().manual_seed(seed) for seed in chunk] if noise_mode == "random" else None
+        # [N, C + K, H, W]
         images = generator(z, labels, truncation_psi=truncation_psi, noise_mode=noise_mode, generators=noise)
         if not images.isfinite().all():
-            raise UserError(f"{network.path}: its slices of seeds {chunk[0]} to {chunk[-1]} are not finite numbers")
+            raise UserError(f"{network.path}: slices of seeds {chunk[0]} to {chunk[-1]} are not finite numbers")
         for seed, stored in zip(chunk, codec.to_stored(images).cpu().numpy(), strict=True):
             yield Sample(seed, stored)

@@ -1,4 +1,4 @@
-"""Network snapshots: written by training, read by whatever generates."""
+"""Network snapshots: written by a training, read for generation."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ _NAME = re.compile(r"network-snapshot-(\d{6,})\.safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotInfo:
-    """What travels with the weights. None is unknown, as in an imported network, unless another meaning is given."""
+    """Metadata stored beside the weights. A field is None if the fact is unknown, as for an imported network."""
 
     schema: Schema
     generator: GeneratorConfig  # enough to build G and G_ema again
-    kimg: float  # real images that the networks were shown, in thousands
-    # Sorted: the patients of the slices that were used, not of all in the archive; and if those slices were generated,
+    kimg: float  # real images shown in training, in thousands
+    # Sorted names of all patients behind the slices that were used. Slices that were generated themselves count with
     # the patients that their own generator was trained on.
     patients: tuple[str, ...] | None
     discriminator: DiscriminatorConfig | None = None  # None: the file has no D
-    training: TrainingConfig | None = None  # its data.path has no folder, which is nobody's business
-    data_sha256: str | None = None  # content of the archive
-    label_names: tuple[str, ...] | None = None  # of the class labels of a conditional generator; None: they have none
-    label_counts: tuple[int, ...] | None = config.optional(None)  # slices of each class label; may be 0
-    pixel: tuple[float, float] | None = config.optional(None)  # least and most mm of a pixel in the slices
+    training: TrainingConfig | None = None  # data.path without its folder: snapshots are shared, folders are private
+    data_sha256: str | None = None  # SHA-256 of the archive
+    label_names: tuple[str, ...] | None = None  # names of the class labels; None: unconditional, or without names
+    label_counts: tuple[int, ...] | None = config.optional(None)  # training slices of each class label; 0 is possible
+    pixel: tuple[float, float] | None = config.optional(None)  # smallest and largest pixel size of the slices, in mm
 
     def __post_init__(self) -> None:
-        """Refuse fields that contradict each other."""
+        """Raise UserError for fields that contradict each other."""
         self._check_networks()
         c_dim = self.generator.c_dim
         if self.kimg < 0:
             raise UserError(f"kimg {self.kimg:g}: expected 0 or more")
         if self.label_names is not None and len(set(self.label_names)) != c_dim:
-            raise UserError(f"{len(set(self.label_names))} names of classes for a generator of {c_dim}")
+            raise UserError(f"{len(set(self.label_names))} class names for a generator of {c_dim}")
         if (counts := self.label_counts) is not None and (len(counts) != c_dim or min(counts, default=0) < 0):
-            raise UserError(f"{shorten(counts)} slices of classes, for a generator of {c_dim}")
+            raise UserError(f"slices per class {shorten(counts)} for a generator of {c_dim} classes")
         if self.pixel is not None and not 0 < self.pixel[0] <= self.pixel[1]:
             raise UserError(f"pixels of {self.pixel[0]:g} to {self.pixel[1]:g} mm")
         names = (*(self.patients or ()), *(self.label_names or ()))
@@ -57,6 +57,7 @@ class SnapshotInfo:
             raise UserError(f"{shorten(odd[0])} can't be a name: it looks like a path, or is too long")
 
     def _check_networks(self) -> None:
+        """Raise UserError if schema, generator and training configuration do not fit together."""
         schema, generator, training = self.schema, self.generator, self.training
         if schema.num_contrasts != generator.num_contrasts or schema.num_maps != generator.num_maps:
             raise UserError(
@@ -67,26 +68,27 @@ class SnapshotInfo:
             raise UserError("networks that differ from those of the training configuration beside them")
 
     def label_name(self, label: int) -> str:
-        """What a class is called: its name, or its number where the archive has no names."""
+        """Name of a class, or its number where classes have no names."""
         return self.label_names[label] if self.label_names else str(label)
 
 
 @dataclass(frozen=True)
 class LoadedGenerator:
-    """The averaged generator of a snapshot, ready to generate, with what is known of it."""
+    """The averaged generator of a snapshot, ready to generate, with its metadata."""
 
-    generator: Generator
+    generator: Generator  # G_ema in eval mode, on the CPU
     info: SnapshotInfo
     path: Path
-    sha256: str
+    sha256: str  # of the file
 
 
 def snapshot_name(kimg: float) -> str:
+    """File name of a snapshot after this many thousand images."""
     return f"network-snapshot-{int(kimg):06d}.safetensors"
 
 
 def save_snapshot(path: str | os.PathLike, networks: dict[str, nn.Module], info: SnapshotInfo) -> None:
-    """Write networks; their names, such as G, D and G_ema, become prefixes of the names of their tensors."""
+    """Write networks and metadata to a file. Tensor names get the network's name in front, for example G_ema.…"""
     tensors = {
         f"{prefix}.{name}": value
         for prefix, network in networks.items()
@@ -98,7 +100,7 @@ def save_snapshot(path: str | os.PathLike, networks: dict[str, nn.Module], info:
 def load_generator(source: str | os.PathLike) -> LoadedGenerator:
     """Load G_ema from a snapshot file, or from the latest snapshot of a run folder.
 
-    Raises UserError naming the file when it is missing, damaged, or no snapshot.
+    Raises UserError with the file's name if it is missing, damaged, or not a snapshot.
     """
     path = find_snapshot(source)
     metadata = checkpoint.read_metadata(path, KIND, VERSION, upgrades={2: _from_version_2})
@@ -108,18 +110,20 @@ def load_generator(source: str | os.PathLike) -> LoadedGenerator:
 
 
 def _from_version_2(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 had the arguments of the networks in the training configuration only."""
+    """Upgrade metadata of version 2, which had the networks' arguments only inside the training configuration."""
     training = metadata.get("training")
     if not isinstance(training, dict):
         return metadata
-    return {**{name: training[name] for name in ("generator", "discriminator") if name in training}, **metadata}
+    copied = {name: training[name] for name in ("generator", "discriminator") if name in training}
+    return {**copied, **metadata}
 
 
 def find_snapshot(source: str | os.PathLike) -> Path:
-    """The file itself, or the latest snapshot of a run folder."""
+    """Return the file itself, or the latest snapshot of a run folder. Raises UserError for a folder without any."""
     source = Path(source)
     if not source.is_dir():
         return source
+    # Sort by number, not by name: from a million kimg on, names have more than six digits.
     found = sorted((int(m[1]), p) for p in source.iterdir() if (m := _NAME.fullmatch(p.name)))
     if not found:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The state of a training: networks, optimizers and position."""
+"""State of a training: networks, optimizers and position."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from training.networks.generator import Generator
 
 @dataclass
 class TrainingState:
-    """All that a step changes and that later steps depend on.
+    """Everything that a step changes and later steps need.
 
-    Beside it they depend on configuration, data, and torch's global random generator.
+    Steps also depend on the configuration, the data, and torch's global random generator.
     """
 
     generator: Generator
     discriminator: Discriminator
     ema: Generator  # moving average of the generator
-    g_optimizer: torch.optim.Optimizer
-    d_optimizer: torch.optim.Optimizer
+    g_optimizer: torch.optim.Optimizer  # shared by the phases Gmain and Gpl
+    d_optimizer: torch.optim.Optimizer  # shared by the phases Dmain and Dr1
     pl_mean: torch.Tensor  # running mean of path lengths, []; changed in place
-    step: int = 0  # steps done
+    step: int = 0  # completed steps
     nimg: int = 0  # real images shown
-    tick: int = 0  # ticks ended
+    tick: int = 0  # completed ticks
     tick_nimg: int = 0  # real images shown when the last tick ended
 
     @classmethod
     def initial(cls, config: TrainingConfig, device: torch.device) -> TrainingState:
-        """Networks with new weights. Seeds torch's global random generator with the configuration's seed."""
+        """Create networks with random weights. Seeds torch's global random generator with the configuration's seed."""
         torch.manual_seed(config.seed)
         generator = Generator(config.generator).to(device)
         discriminator = Discriminator(config.discriminator).to(device)
@@ -47,26 +47,27 @@ class TrainingState:
             ),
             pl_mean=torch.zeros([], device=device),
         )
-        # Only the network that a phase trains gathers gradients; the other one is frozen.
+        # Trainer.apply unfreezes one network at a time, so the other one costs no gradients.
         generator.requires_grad_(False)
         discriminator.requires_grad_(False)
         return state
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks under the names that a snapshot gives them."""
+        """Networks by the names that they have in a snapshot."""
         return {"G": self.generator, "D": self.discriminator, "G_ema": self.ema}
 
     @property
     def device(self) -> torch.device:
+        """Device of all networks."""
         return self.pl_mean.device
 
 
 def _make_optimizer(network: nn.Module, lrate: float, interval: int | None) -> torch.optim.Adam:
-    """Adam for a network with a regularizer every `interval` steps; None: without one.
+    """Create Adam for a network whose regularizer runs every `interval` steps. None: it has no regularizer.
 
-    Rate and decays are such that the steps of loss and regularizer together move the network as those of the loss alone
-    would (StyleGAN2, appendix B: lazy regularization).
+    The regularizer adds one optimizer step to every `interval` steps of the loss. The learning rate λ and the decays β₁
+    and β₂ make up for it: cλ, β₁ᶜ, β₂ᶜ with c = interval / (interval + 1) (StyleGAN2, appendix B, lazy regularization).
     """
     ratio = interval / (interval + 1) if interval else 1.0
     return torch.optim.Adam(

@@ -1,4 +1,4 @@
-"""One training step: the phases that are due, then the moving average."""
+"""A training step: apply the phases that are due, then update the moving average."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from training.state import TrainingState
 
 @dataclass(frozen=True)
 class Phase:
-    """One kind of optimization: of one network by one loss or regularizer."""
+    """Optimization of one network by one loss or regularizer."""
 
-    name: str
+    name: str  # in statistics
     network: nn.Module
-    optimizer: torch.optim.Optimizer  # one per network serves both of its phases
-    interval: int  # steps from one application to the next; its gradients count as many times
-    accumulate: Callable[[Minibatch, float], None]  # adds gradients of a microbatch, times a gain
+    optimizer: torch.optim.Optimizer  # shared by the two phases of a network
+    interval: int  # steps from one application to the next; also a factor of the gradients, to make up for the pause
+    accumulate: Callable[[Minibatch, float], None]  # adds the gradients of a microbatch, times a gain
 
 
 class Trainer:
-    """Moves a training state, step by step, and reports to statistics."""
+    """Advances a training state step by step."""
 
     def __init__(
         self, config: TrainingConfig, state: TrainingState, source: MinibatchSource, statistics: Statistics
@@ -38,7 +38,7 @@ class Trainer:
         self.phases = make_phases(config, state, statistics)
 
     def step(self) -> None:
-        """Apply the phases that are due to one minibatch of reals, each with fakes of its own."""
+        """Train on one minibatch of reals. Every phase that is due sees the same reals, and latents of its own."""
         state, config = self.state, self.config
         reals = self.source.next_reals()
         for phase in self.phases:
@@ -51,10 +51,11 @@ class Trainer:
         state.step += 1
 
     def apply(self, phase: Phase, minibatch: Minibatch) -> None:
-        """Gather a phase's gradients over the microbatches, and let its optimizer take one step."""
+        """Add up a phase's gradients over all microbatches, and take one step of its optimizer."""
         start = time.time()
         phase.network.requires_grad_(True)
         phase.optimizer.zero_grad(set_to_none=True)
+        # batch_gpu / batch turns a sum over microbatches into a mean over the minibatch.
         gain = phase.interval * self.config.batch_gpu / self.config.batch
         for microbatch in minibatch.microbatches(self.config.batch_gpu):
             phase.accumulate(microbatch, gain)
@@ -64,9 +65,10 @@ class Trainer:
         self.statistics.report(f"Timing/{phase.name}_sec", time.time() - start)
 
     def replace_non_finite_gradients(self, phase: Phase) -> None:
-        """Make NaN 0 and infinity large, so that one overflow does not end a run; they are counted."""
+        """Replace NaN by 0 and infinity by ±1e5, and count both. One overflow then does not end a run."""
         gradients = [p.grad for p in phase.network.parameters() if p.grad is not None]
-        if torch.stack([g.sum() for g in gradients]).isfinite().all():  # one look at all of them, for the usual case
+        # A sum is finite only if all its terms are. One such test per step makes a GPU wait once, not once per tensor.
+        if torch.stack([g.sum() for g in gradients]).isfinite().all():
             return
         count = torch.stack([(~g.isfinite()).sum() for g in gradients]).sum()
         self.statistics.report(f"Health/non_finite_gradients/{phase.name}", count)
@@ -75,7 +77,7 @@ class Trainer:
 
 
 def make_phases(config: TrainingConfig, state: TrainingState, statistics: Statistics) -> list[Phase]:
-    """The phases in the order in which a step applies them; a regularizer of weight 0 has none."""
+    """Create the phases in the order of a step. A regularizer with weight 0 gets no phase."""
     loss = Loss(state.generator, state.discriminator, state.pl_mean, config.loss, statistics)
     generator, discriminator = (state.generator, state.g_optimizer), (state.discriminator, state.d_optimizer)
     phases = [Phase("Gmain", *generator, 1, loss.generator_main)]

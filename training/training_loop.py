@@ -1,4 +1,4 @@
-"""The training loop: from a configuration to a run folder with snapshots."""
+"""The training loop: turns a configuration into a run folder with snapshots."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """Result of a run."""
 
     snapshot: Path  # the last one
-    kimg: float
-    interrupted: bool
+    kimg: float  # real images shown, in thousands
+    interrupted: bool  # by Ctrl-C
 
 
 def train(config: TrainingConfig, dataset: SliceDataset, folder: Path, log: Log) -> Outcome:
-    """Train until the configured length, or until Ctrl-C; either way the last snapshot is saved."""
+    """Train until the configured length or until Ctrl-C, and save a last snapshot in both cases."""
     device = default_device()
-    native.available(device.type)  # builds the operators, if it has to, before the clock starts
+    native.available(device.type)  # may build the operators for a minute: better before the clock starts
     info = describe_training(config, dataset)
     state = TrainingState.initial(config, device)
     source = MinibatchSource(config, dataset, device, log)
     reporter = Reporter(config, dataset, folder, log, source.draw_latents(sheet_size(dataset.resolution)))
     trainer = Trainer(config, state, source, reporter.statistics)
 
+    # Ctrl-C is caught for the whole loop: a step is finished, and a snapshot saved, before the run ends.
     with _ctrl_c_sets_flag(log) as interrupted, reporter.progress_bar() as bar:
         reporter.start(state)
         while True:
@@ -60,17 +61,17 @@ def train(config: TrainingConfig, dataset: SliceDataset, folder: Path, log: Log)
 
 
 def tick_is_over(config: TrainingConfig, state: TrainingState) -> bool:
-    """Whether a tick ends here. The first one ends after one step, so that a user sees at once how fast it goes."""
+    """Return whether a tick ends here. The first tick is a single step: it shows the user the speed at once."""
     return state.tick == 0 or state.nimg >= state.tick_nimg + config.kimg_per_tick * 1000
 
 
 def snapshot_is_due(config: TrainingConfig, state: TrainingState) -> bool:
-    """Whether a snapshot is saved after this tick: every `snap` ticks, but not after the first, which is one step."""
+    """Return whether to save a snapshot after this tick: every `snap` ticks, but not after the first (one step)."""
     return config.snap > 0 and state.tick > 0 and state.tick % config.snap == 0
 
 
 def save(state: TrainingState, info: SnapshotInfo, folder: Path) -> Path:
-    """Save the networks as they are now. Returns the snapshot's path."""
+    """Save the networks in their present state. Returns the snapshot's path."""
     kimg = state.nimg / 1000
     path = folder / snapshot_name(kimg)
     save_snapshot(path, state.networks, replace(info, kimg=kimg))
@@ -78,7 +79,7 @@ def save(state: TrainingState, info: SnapshotInfo, folder: Path) -> Path:
 
 
 def describe_training(config: TrainingConfig, dataset: SliceDataset) -> SnapshotInfo:
-    """What all snapshots of a run say of it; kimg is 0, to be replaced."""
+    """Collect the metadata that all snapshots of a run share. kimg is 0, and replaced by `save`."""
     archive = dataset.archive
     return SnapshotInfo(
         schema=dataset.schema,
@@ -96,8 +97,11 @@ def describe_training(config: TrainingConfig, dataset: SliceDataset) -> Snapshot
 
 @contextlib.contextmanager
 def _ctrl_c_sets_flag(log: Log) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C within the block into a flag, for the loop to finish its step. The second stops at once."""
-    asked: list[bool] = []
+    """Turn the first Ctrl-C in the block into a flag, so that the loop can finish its step. The second stops at once.
+
+    Yields a function that returns whether Ctrl-C was pressed.
+    """
+    asked: list[bool] = []  # filled by the handler, which can't return anything
 
     def ask(signum, frame):
         if asked:

@@ -1,4 +1,4 @@
-"""Recipes and what is resolved of them; options that can't go together."""
+"""Recipes, the configurations made from them, and options that don't go together."""
 
 from dataclasses import replace
 
@@ -75,10 +75,10 @@ def test_what_is_given_by_hand_replaces_the_recipe():
     assert notes("auto", 64, {}) == [] == notes("auto", 64, {"fp32": False})
     assert notes("auto", 64, given) == [
         "By hand: batch 2, gamma 5, lrate 0.01, fp32 1, z-dim 64, cbase 1024, cmax 16",
-        "What `auto` has for its own batch of 32 stays: EMA kimg 10",
+        "`auto` is tuned for a batch of 32, and keeps its EMA kimg 10",
         "The minibatch standard deviation compares 2 slices, not 4",
     ]
-    assert notes("auto", 64, {"batch": 8})[1].endswith(" stays: gamma 0.0256, learning rate 0.0025, EMA kimg 10")
+    assert notes("auto", 64, {"batch": 8})[1].endswith(" keeps its gamma 0.0256, learning rate 0.0025, EMA kimg 10")
 
 
 def test_a_schema_without_labels_is_a_plain_network():

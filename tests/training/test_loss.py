@@ -16,7 +16,7 @@ from trainings import tiny_trainer
 
 @pytest.mark.parametrize("cond", [False, True])
 def test_phases_have_the_published_weights(tmp_path, cond):
-    """Each phase's gradient is that of its pure function, times its weight and the interval that it makes up for."""
+    """A phase's gradient is the gradient of its pure function, times its weight and its interval."""
     data = write_archive(tmp_path / "data.zip", labels=True)
     trainer, dataset = tiny_trainer(tmp_path, data, cond=cond, mixing=0, gamma=3, pl_weight=0.5), SliceDataset(data)
     real = trainer.source.codec.to_network(torch.stack([dataset[n].stored for n in range(4)]))
@@ -88,7 +88,7 @@ def test_style_mixing_does_not_move_w_avg_twice():
 
 
 def test_the_discriminator_has_one_door(monkeypatch):
-    """What changes images on their way to the discriminator is written once: no phase calls it by another way."""
+    """All phases call the discriminator through one method, so that augmentation would have to be written only once."""
     loss, batch = small_loss(), small_minibatch()
     judge, judged = loss._judge, []
     monkeypatch.setattr(loss, "_judge", lambda *groups: judged.append(len(groups)) or judge(*groups))

@@ -1,4 +1,4 @@
-"""Minibatches of real slices, latents beside them, and their microbatches."""
+"""Minibatches of real slices and latents, and their microbatches."""
 
 import torch
 

@@ -60,7 +60,7 @@ class Published:
         return self.arrays.get("c")
 
     def require_gradients(self, module: torch.nn.Module, prefix: str) -> None:
-        """Compare every parameter's gradient with the golden one; those without one must have none."""
+        """Compare every parameter's gradient with the golden one, which is 0 if the golden file lacks it."""
         expected = self._state(prefix)
         assert expected
         found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
@@ -70,7 +70,7 @@ class Published:
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal within 1e-4 of the largest value."""
+    """Assert that values are equal, up to 1e-4 of the largest one."""
     scale = max(float(expected.abs().max()), 1e-6)
     torch.testing.assert_close(found.to(expected.dtype), expected, rtol=TOLERANCE, atol=TOLERANCE * scale)
 
@@ -147,13 +147,13 @@ def test_initialization_has_the_published_names_shapes_and_moments():
             if values.numel() == 1:
                 assert float(values) == pytest.approx(want["mean"]), name
                 continue
-            # Two independent draws: 6 standard errors of a mean, of a standard deviation.
+            # Golden and own weights are independent draws: allow 6 standard errors of mean and standard deviation.
             error = 6 * max(want["std"], 1e-9) / values.numel() ** 0.5
             assert float(values.mean()) == pytest.approx(want["mean"], abs=2 * error), name
             assert float(values.std()) == pytest.approx(want["std"], abs=2 * error), name
 
 
-# ---- What the golden numbers don't cover ---------------------------------------------------------------------
+# ---- Behavior that the golden numbers don't cover --------------------------------------------------------------
 
 
 def small_generator() -> Generator:
@@ -208,7 +208,7 @@ def test_minibatches_side_by_side_are_judged_apart(size, group_size, c_dim):
     apart = torch.cat([discriminator(first, c), discriminator(3 * second, other_c)])
     torch.testing.assert_close(both, apart, rtol=1e-4, atol=1e-5)
     if size % group_size:
-        return  # as one minibatch, they would not divide into groups
+        return  # taken as one minibatch, the samples would not divide into groups
     mixed = discriminator(torch.cat([first, 3 * second]), torch.cat([c, other_c]))
     assert not torch.allclose(mixed, apart, rtol=1e-2)
 
@@ -246,7 +246,7 @@ def test_half_precision_is_for_the_highest_resolutions():
 
 
 def test_published_checkpoints_fit_by_name():
-    """The names are an interface: a K = 0 network has no tensor that published ones lack."""
+    """Tensor names are an interface: a network without label maps has exactly the tensors of published checkpoints."""
     published = golden_arrays("networks_uncond")
     network = Published("uncond").generator
     assert {f"G.{name}" for name in network.state_dict()} == {name for name in published if name.startswith("G.")}

@@ -1,4 +1,4 @@
-"""What a run shows of itself."""
+"""Output of a run: log, statistics, sheets."""
 
 import json
 from dataclasses import replace
@@ -73,7 +73,7 @@ def test_gradients_that_were_not_finite_are_warned_of():
 
 
 def test_sheets_of_fakes_show_the_averaged_generator(run, tmp_path):
-    """The same latents each time, in microbatches or at once."""
+    """Sheets of fakes use the same latents each time, and do not depend on the microbatch size."""
     reporter, state = run
     reporter.save_fakes("a.png", state)
     state.generator.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Snapshots: what they hold, and what is refused."""
+"""Content of snapshots, and files that are refused."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_snapshot_holds_all_three_networks(tmp_path, archive):
 
 @pytest.mark.parametrize("subset, patients", [(None, 8), (4, 3)])
 def test_a_snapshot_remembers_the_patients_it_learned_from(tmp_path, archive, subset, patients):
-    """With --subset, the patients of those slices alone."""
+    """With --subset, a snapshot names only the patients of the slices that were used."""
     options = [f"--outdir={tmp_path}", f"--data={archive}", "--mirror=1", *TINY_OPTIONS]
     options += [f"--subset={subset}"] * (subset is not None)
     assert CliRunner().invoke(train.main, options, catch_exceptions=False).exit_code == 0
@@ -122,7 +122,7 @@ def test_a_damaged_snapshot_of_version_2_is_refused(tmp_path, change, message):
 
 
 def write_imported(path: Path) -> None:
-    """A snapshot as of a network that somebody else trained: neither D nor training nor patients are known."""
+    """A snapshot of an imported network: discriminator, training and patients are unknown."""
     config = GeneratorConfig(16, 4, 4, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8)
     info = SnapshotInfo(schema=BRATS, generator=config, kimg=25000, patients=None)
     save_snapshot(path, {"G_ema": Generator(config)}, info)
@@ -136,7 +136,7 @@ def test_a_network_needs_neither_training_nor_patients(tmp_path):
 
 
 def test_fakes_of_a_network_of_unknown_patients_are_pictures_only(tmp_path):
-    """An archive of them would tell the leak guard that the network saw nobody."""
+    """An archive made by a network of unknown patients is refused: the leak guard would take it for harmless."""
     write_imported(tmp_path / "imported.safetensors")
     common = [f"--network={tmp_path / 'imported.safetensors'}", "--seeds=0-1"]
     refusal = CliRunner().invoke(generate.main, [*common, f"--dest={tmp_path / 'new' / 'fake.zip'}"])

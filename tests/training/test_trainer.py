@@ -1,4 +1,4 @@
-"""One step: phases, their gradients, and what they move."""
+"""A training step: its phases, gradients and optimizer steps."""
 
 import math
 
@@ -20,7 +20,10 @@ def test_a_step_has_the_phases_of_the_configuration(tmp_path, archive):
 
 
 def test_a_minibatch_in_microbatches_has_the_gradient_of_the_whole(tmp_path, archive):
-    """Gradient accumulation. Groups of one take the comparison within the minibatch out of it."""
+    """Microbatches add up to the gradient of the whole minibatch.
+
+    Groups of one sample switch off the minibatch standard deviation, which depends on the microbatch size.
+    """
 
     def gradients(batch_gpu: int) -> dict[str, torch.Tensor]:
         trainer = tiny_trainer(tmp_path, archive, batch=4, batch_gpu=batch_gpu, mixing=0, pl_weight=0)
@@ -34,7 +37,8 @@ def test_a_minibatch_in_microbatches_has_the_gradient_of_the_whole(tmp_path, arc
             real = trainer.source.codec.to_network(torch.stack([dataset[n].stored for n in range(4)]))
             trainer.apply(phase, Minibatch(Labeled(real, no_label), Latents(z, no_label)))
             for name, parameter in phase.network.named_parameters():
-                if parameter.grad is not None and not name.endswith("noise_strength"):  # fresh noise in each
+                # Noise is drawn anew for each microbatch.
+                if parameter.grad is not None and not name.endswith("noise_strength"):
                     found[f"{phase.name} {name}"] = parameter.grad.clone()
         return found
 

@@ -62,7 +62,7 @@ def test_ctrl_c_saves_a_snapshot_first(tmp_path, archive):
         lines.append(line)
         if line.startswith("tick 0"):
             time.sleep(0.5)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the data workers too
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: data workers get it too
     assert process.wait(timeout=60) == 130
     text = "".join(lines)
     assert "Traceback" not in text and "Saved" in text
