@@ -1,4 +1,4 @@
-"""Calls of dataset_tool.py as a user makes them, and what must come of them."""
+"""Calls of dataset_tool.py as a user makes them, and checks of their result."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,12 @@ ROOT = Path(__file__).resolve().parent.parent  # of the checkout
 
 
 def call(*arguments, expected=0, command=None):
-    """Run a program, by default dataset_tool.py, in this process; all its words, if it exits as expected."""
+    """Run a program in this process, check its exit code, and return everything that it printed.
+
+    command: by default dataset_tool.py.
+    """
     if command is None:
-        import dataset_tool  # only here: worker processes of tests that need no more than ROOT start faster
+        import dataset_tool  # here, so that worker processes of tests that only need ROOT start faster
 
         command = dataset_tool.main
     result = CliRunner().invoke(command, [str(a) for a in arguments])
@@ -22,14 +25,14 @@ def call(*arguments, expected=0, command=None):
 
 
 def refused(output, *words):
-    """One message, without a traceback, that contains the words."""
+    """Assert that the program ends with one message that contains these words, and no traceback."""
     errors = re.findall(r"^error: .*", output, re.MULTILINE)
     assert len(errors) == 1 and "Traceback" not in output, output
     assert all(str(word) in errors[0] for word in words), errors[0]
 
 
 def convert(source, dest, *arguments, expected=0):
-    """Convert at 64×64 pixels; all words of the program."""
+    """Convert at 64×64 pixels. Returns everything that the program printed."""
     return call(
         "convert", "--source", source, "--dest", dest, "--resolution", 64, "--workers", 1, *arguments, expected=expected
     )
@@ -41,5 +44,5 @@ def convert_2018(source, dest, *arguments, expected=0):
 
 
 def content(folder):
-    """Name -> bytes of the files that a user sees in a folder."""
+    """Files that a user sees in a folder: name -> bytes."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}

@@ -1,4 +1,4 @@
-"""Generation: a picture belongs to its seed; archives of fakes read like real ones."""
+"""Generation: a slice depends on its seed only; archives of fakes are read like archives of real slices."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ from training.training_loop import describe_training, save
 
 
 def make_snapshot(folder, cond: bool, subset=None):
-    """A run folder with the snapshot of two steps, noise and truncation made visible."""
+    """A run folder with the snapshot of two steps, changed so that noise and truncation are visible."""
     folder.mkdir()
     data = write_archive(folder / "data.zip", labels=True)
     dataset = SliceDataset(data, use_labels=cond, subset=subset)
@@ -67,7 +67,7 @@ def invoke(*options):
 
 @pytest.mark.parametrize("noise_mode", ["const", "random", "none"])
 def test_a_picture_belongs_to_its_seed_not_to_its_batch(run_folder, noise_mode):
-    """At most one grey level, and one label pixel in a thousand, for convolutions may differ by batch size."""
+    """Assert equal slices, up to one gray level and one label pixel in a thousand: batch size changes convolutions."""
     network = load_generator(run_folder)
     together = {s.seed: s.stored for s in sampling.generate(network, range(12), noise_mode=noise_mode, batch=12)}
     alone = {s.seed: s.stored for s in sampling.generate(network, [11, 3, 7], noise_mode=noise_mode, batch=1)}
@@ -132,7 +132,10 @@ def test_conditional_generator_takes_a_class_by_name_or_number(conditional_run_f
 
 
 def test_fakes_keep_their_class(conditional_run_folder, tmp_path):
-    """In labels, in names, beside the real slices, and for another GAN; the pixels of what was learned from as well."""
+    """The class of a fake is kept: as label, in names, beside real slices, and for a GAN trained on fakes.
+
+    The pixel size that the GAN learned from is kept too.
+    """
     for name, seeds in (("HGG", "0-3"), ("LGG", "2-5")):
         options = ("--seeds", seeds, "--class", name, "--dest", tmp_path / f"{name}.zip")
         output = invoke("--network", conditional_run_folder, *options).output
@@ -149,7 +152,7 @@ def test_fakes_keep_their_class(conditional_run_folder, tmp_path):
 
 
 def test_a_class_that_was_never_seen_is_refused(tmp_path):
-    """The archive has two classes, the training slices one; a snapshot of before can't tell."""
+    """The archive has two classes, but the training slices have one. An older snapshot does not know the counts."""
     folder = make_snapshot(tmp_path / "run", cond=True, subset=2)
     network = load_generator(folder)
     assert network.info.label_counts in ((0, 2), (2, 0)), "the seed of --subset draws two slices of one class"
@@ -214,11 +217,11 @@ def test_mistakes_end_with_one_message_and_code_2(run_folder, tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_archive(run_folder, tmp_path):
-    """The third member of the new archive meets a full disk."""
+    """The disk is full when the third member of the new archive is written."""
     dest = write_archive(tmp_path / "fake.zip", count=3)
     before = dest.read_bytes()
     options = ("--network", run_folder, "--seeds", "0-3", "--dest", dest)
-    assert invoke(*options).exit_code == 2 and dest.read_bytes() == before  # not replaced unasked
+    assert invoke(*options).exit_code == 2 and dest.read_bytes() == before  # not replaced without --force
 
     real, added = ZipWriter.add, []
 

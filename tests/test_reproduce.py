@@ -1,4 +1,4 @@
-"""The reproduction: what its stages are told, its report, and the whole chain."""
+"""The reproduction: options of its stages, its report, and the whole chain."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_a_second_call_is_refused(tmp_path):
 
 
 class RecordedStages:
-    """Takes note of what would be run."""
+    """Stages that record commands instead of running them."""
 
     def __init__(self, outdir):
         self.outdir, self.commands, self.inputs, self.made = outdir, {}, {}, {}
@@ -52,7 +52,7 @@ class RecordedStages:
 
 @pytest.fixture(params=list(reproduction.PRESETS))
 def recorded(request, tmp_path, monkeypatch):
-    """A function: all stages of a preset, as if `missing` of the 9 fakes lacked a lesion."""
+    """Return a function that records all stages of a preset, as if `missing` of the 9 fakes had no lesion."""
     monkeypatch.setattr(reproduction, "ArchiveReader", lambda path: range(9))
     monkeypatch.setattr(reproduce, "report", lambda *_: None)
 
@@ -81,7 +81,7 @@ def test_every_training_excludes_the_test_patients_and_every_input_is_known(reco
 
 @pytest.mark.parametrize("missing", [4, 0, 9])
 def test_every_arm_learns_from_the_same_shares(recorded, capsys, missing):
-    """Where all fakes have a lesion, or none has, no arm can have a share of them."""
+    """If all fakes have a lesion, or none has, no arm gets --lesion-free."""
     stages, all_kinds = recorded(missing), missing == 4
     assert "--lesion-free=0.2" in stages.commands["convert"], "so that the GAN learns it too"
     shares = {
@@ -136,7 +136,7 @@ def test_mistakes(tmp_path, options, message):
 
 @pytest.mark.slow
 def test_the_whole_chain(tmp_path):
-    """Small in everything but the number of stages: from phantom volumes to the table, then nothing to do."""
+    """All stages at a small size, from phantom volumes to the table. A second call has nothing to do."""
     command = [sys.executable, "reproduce.py", "--preset=demo", f"--outdir={tmp_path}"]
     command += ["--kimg=0.1", "--steps=8", "--patients=8"]
 
