@@ -103,6 +103,8 @@ class SynthesisBlock(nn.Module):
     The block at 4×4 has no input: it starts from a learned constant, and has one convolution instead of two.
     """
 
+    resample_filter: torch.Tensor  # [4, 4]
+
     def __init__(
         self,
         in_channels: int | None,
