@@ -528,11 +528,12 @@ def test_upfirdn2d_moves_little_more_than_it_must(fast, record_property, size, d
     ]:
         before, after = (width, width // 2) if large_in else (width // 2, width)
         x = torch.randn(n, c, before, before).to(dtype)
-        y, traffic = fast.run_upfirdn2d(x, f, (after, after), channels_last=channels_last, block_stride=8, **case)
-        written, expected = ~y.isnan(), upfirdn2d_reference(x[-1:, -2:], f, (after, after), **case)
-        assert written[-1:, -2:].any()
-        close(y[-1:, -2:][written[-1:, -2:]], expected[written[-1:, -2:]], ROUNDING[dtype])
-        ratio = traffic.sectors() / (sectors(x, y) * (written.sum() / y.numel()).item())  # of what every 8th block does
+        # Every 7th block runs. The groups of channels follow each other, and all have their turn.
+        y, traffic = fast.run_upfirdn2d(x, f, (after, after), channels_last=channels_last, block_stride=7, **case)
+        written, expected = ~y.isnan(), upfirdn2d_reference(x[-1:], f, (after, after), **case)
+        assert written[-1:].any()
+        close(y[-1:][written[-1:]], expected[written[-1:]], ROUNDING[dtype])
+        ratio = traffic.sectors() / (sectors(x, y) * (written.sum() / y.numel()).item())  # of what these blocks do
         assert ratio <= 1.2
         requests = check_coalesced(traffic, ["x", "y"])
         record_property(name, f"{ratio:.4f} of the least; sectors a request: {requests}")
