@@ -2,4 +2,4 @@
 
 from dnnlib.system import require_ground
 
-require_ground()  # here, since every import from this project passes here first
+require_ground()  # here, because every program of this project imports this package first

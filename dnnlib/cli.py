@@ -1,4 +1,4 @@
-"""Options of a command line, each made of one dataclass field that describes, defaults and checks it.
+"""Command-line options made from dataclass fields: one field holds description, default and limits of an option.
 
     @dataclass(frozen=True)
     class Options(Checked):
@@ -10,7 +10,7 @@
     @options(Options, "given")
     def main(given: Options): ...
 
-Click parses what was typed; the record checks the values, whoever makes it.
+Click parses the command line. The dataclass checks the values, so records made by other code are checked too.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ _LIMITS, _OPTION = "limits", "option"  # keys of a field's metadata
 
 @dataclass(frozen=True)
 class _Limits:
-    """The values that a field can have, besides None."""
+    """Allowed values of a field. None is always allowed."""
 
-    name: str | None  # in messages; None: the field's name, or the option's
-    least: float | None
-    most: float | None
-    above: float | None
-    below: float | None
-    choices: tuple[Any, ...] | None
-    noun: str | None  # for what the value is, such as "a share"
-    example: Any
+    name: str | None  # in messages; None: the option's name, or the field's if it is no option
+    least: float | None  # value >= least
+    most: float | None  # value <= most
+    above: float | None  # value > above
+    below: float | None  # value < below
+    choices: tuple[Any, ...] | None  # None: any value within the limits
+    noun: str | None  # what the value is, for messages, such as "a share"
+    example: Any  # for messages
 
 
 @dataclass(frozen=True)
 class _Option:
-    """How a field looks on the command line."""
+    """Appearance of a field on the command line."""
 
     help: str
     flag: str | None  # None: -- and the field's name
-    short: str | None
+    short: str | None  # such as "-n"
     metavar: str | None
-    shown: str | None  # the default in words
-    switch: bool
-    type: Any
+    shown: str | None  # the default in words; None: its value
+    switch: bool  # a bool that is given without a value, such as --force
+    type: Any  # Click's type; None: made from the annotation
 
 
 def limited(
@@ -75,10 +75,11 @@ def limited(
     optional: bool = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> Any:
-    """A dataclass's field whose values `check` holds to limits; numbers must be finite in any case.
+    """Declare a dataclass field with limits, which `check` enforces. Numbers must be finite in any case.
 
-    default: may be a function that makes it. noun, example: for messages such as "--fov 0: expected a length in mm
-    above 0, such as 200". name: what messages call it. optional: JSON leaves it out while it has its default.
+    default: a value, or a function that makes one. name: the field's name in messages.
+    noun, example: words of messages, such as "--fov 0: expected a length in mm above 0, such as 200".
+    optional: JSON leaves the field out while it has its default.
     """
     limits = _Limits(name, least, most, above, below, None if choices is None else tuple(choices), noun, example)
     known = {_LIMITS: limits, **(metadata or {}), **({OPTIONAL: True} if optional else {})}
@@ -99,12 +100,12 @@ def option(
     type: Any = None,
     **limits: Any,
 ) -> Any:
-    """A dataclass's field that is an option as well; without a default, the option is required.
+    """Declare a dataclass field that is also a command-line option. Without a default, the option is required.
 
-    help: a sentence. flag: such as "--class", if it is not the field's name. short: such as "-n".
-    shown: the default in words, where the value says too little.
+    help: a sentence. flag: such as "--class", if it differs from the field's name. short: such as "-n".
+    shown: the default in words, if its value would not explain itself.
     switch: a bool that is given without a value, such as --force.
-    type: Click's type, where the annotation's will not do. limits: as in `limited`.
+    type: Click's type, if it differs from the annotation. limits: as in `limited`.
     """
     described = _Option(help, flag, short, metavar, shown, switch, type)
     if switch and default is MISSING:
@@ -113,7 +114,7 @@ def option(
 
 
 def like(cls: Any, name: str, *, default: Any = MISSING) -> Any:
-    """A dataclass's field with the limits of another class's field or option, by whose name messages call it."""
+    """Declare a dataclass field with the limits of the field `name` of `cls`. Messages use the other field's name."""
     (other,) = (field for field in dataclasses.fields(cls) if field.name == name)
     limits = dataclasses.replace(other.metadata[_LIMITS], name=_name(other))
     return dataclasses.field(default=default, metadata={_LIMITS: limits})
@@ -123,17 +124,24 @@ def like(cls: Any, name: str, *, default: Any = MISSING) -> Any:
 
 
 class Checked:
-    """Base of dataclasses whose fields are checked when a record is made. Their own __post_init__ calls this one."""
+    """Base class of dataclasses that check their fields when they are created.
+
+    A subclass with its own __post_init__ must call this one.
+    """
 
     def __post_init__(self) -> None:
         check(type(self), vars(self))
 
 
 def check(cls: Any, values: Mapping[str, Any]) -> None:
-    """Raise UserError for the first value beyond the limits of the field of its name; None is within all."""
+    """Raise UserError for the first value outside the limits of its field. None is always allowed.
+
+    values: field name -> value. Missing names are not checked.
+    """
     for field in dataclasses.fields(cls):
         limits: _Limits | None = field.metadata.get(_LIMITS)
         value = values.get(field.name)
+        # Of an option that may be repeated, each value is checked.
         for one in value if isinstance(value, tuple) else (value,):
             if limits is not None and one is not None and not _fits(one, limits):
                 whole = _of_annotation(typing.get_type_hints(cls)[field.name])[0] is int
@@ -141,11 +149,12 @@ def check(cls: Any, values: Mapping[str, Any]) -> None:
 
 
 def _name(field: dataclasses.Field) -> str:
-    """What messages call a field."""
+    """Name of a field in messages."""
     return field.metadata[_LIMITS].name or (_flag(field) if _OPTION in field.metadata else field.name)
 
 
 def _fits(value: Any, limits: _Limits) -> bool:
+    """Return whether a value is within the limits. Values that are not numbers are checked against choices only."""
     if limits.choices is not None and value not in limits.choices:
         return False
     if not isinstance(value, (int, float)):
@@ -160,7 +169,7 @@ def _fits(value: Any, limits: _Limits) -> bool:
 
 
 def _expected(limits: _Limits, whole: bool) -> str:
-    """What a value should have been, in words."""
+    """Describe the allowed values. whole: the field holds whole numbers."""
     if limits.choices is not None:
         return f"one of {', '.join(map(_show, limits.choices))}"
     noun = limits.noun or ("a whole number" if whole else "a number")
@@ -169,7 +178,7 @@ def _expected(limits: _Limits, whole: bool) -> str:
 
 
 def _range(limits: _Limits) -> str:
-    """Limits of numbers in words; empty if there are none."""
+    """Describe the limits of numbers, such as "from 1 up" or "above 0 to below 1". Empty if there are none."""
     lower = limits.above if limits.least is None else limits.least
     upper = limits.below if limits.most is None else limits.most
     if lower is None and upper is None:
@@ -185,7 +194,7 @@ def _range(limits: _Limits) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as it would be typed, and not longer than a message bears."""
+    """Format a value as a user would type it, but cut to the length of a message."""
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, float):
@@ -198,11 +207,12 @@ def _show(value: Any) -> str:
 
 
 def options(cls: Any, into: str, unless_given: str | None = None) -> Callable[[Callable], Callable]:
-    """Decorate a click command: one option for each option-field of a dataclass, in their order.
+    """Decorate a click command: add an option for each field of `cls` that was declared with `option`, in their order.
 
-    The command gets a record of the class as its argument `into`. With `unless_given`, words for where other values
-    come from, it gets a dictionary of only those values that were given; a field's default then shows in help alone.
-    Values beyond their limits end the program with a message.
+    into: the argument in which the command gets its values, as a record of type `cls`.
+    unless_given: if it is set, the command gets a dictionary instead, with only those values that the user gave.
+    It names the origin of the other values in the help text, such as "the recipe's".
+    Values outside their limits end the program with a message.
     """
     fields = [field for field in dataclasses.fields(cls) if _OPTION in field.metadata]
     hints = typing.get_type_hints(cls)
@@ -210,6 +220,7 @@ def options(cls: Any, into: str, unless_given: str | None = None) -> Callable[[C
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def with_record(*args: Any, **params: Any) -> Any:
+            # Take the values of this class out of `params`. The rest belongs to other decorators of the same command.
             values = {field.name: params.pop(field.name) for field in fields}
             with refusing():
                 if unless_given is None:
@@ -220,7 +231,7 @@ def options(cls: Any, into: str, unless_given: str | None = None) -> Callable[[C
             return function(*args, **{into: found}, **params)
 
         wrapped: Callable = with_record
-        for field in reversed(fields):  # click lists the option first that was added last
+        for field in reversed(fields):  # click lists the option that was added last before the others
             wrapped = _click_option(field, hints[field.name], unless_given)(wrapped)
         return wrapped
 
@@ -228,6 +239,7 @@ def options(cls: Any, into: str, unless_given: str | None = None) -> Callable[[C
 
 
 def _click_option(field: dataclasses.Field, hint: Any, unless_given: str | None) -> Callable[[Callable], Callable]:
+    """Return click's decorator for one option. hint: the field's annotation. unless_given: see `options`."""
     described, limits = field.metadata[_OPTION], field.metadata[_LIMITS]
     default: Any = field.default if field.default_factory is MISSING else field.default_factory
     names = [*filter(None, [described.short]), _flag(field), field.name]
@@ -235,10 +247,10 @@ def _click_option(field: dataclasses.Field, hint: Any, unless_given: str | None)
     shown = described.shown or (default if known or unless_given is None else unless_given)
     help = _help(described.help, "" if described.switch else shown, _range(limits))
     if unless_given is not None:
-        default = None
+        default = None  # None then shows that the user did not give the option
     if described.switch:
         return click.option(*names, is_flag=True, default=default, help=help)
-    # Where an option may be repeated, Click's type is that of one value.
+    # An option that may be repeated has Click's type of a single value.
     kind, multiple = _of_annotation(hint)
     if limits.choices is not None:
         kind = click.Choice(limits.choices)
@@ -246,13 +258,14 @@ def _click_option(field: dataclasses.Field, hint: Any, unless_given: str | None)
         kind = click.Path(path_type=Path)
     kind = described.type or kind
     form = {"type": kind, "multiple": multiple, "metavar": described.metavar or ("BOOL" if kind is bool else None)}
+    # Click takes no default for a required option. For a repeated one, it makes the empty tuple itself.
     if default is MISSING or (multiple and not default):
         return click.option(*names, **form, required=default is MISSING, help=help)
     return click.option(*names, **form, default=default, help=help)
 
 
 def _help(sentence: str, default: Any, range: str) -> str:
-    """A sentence with what is to be known of the values: Adam's rate.  [default: 0.001; above 0]"""
+    """Append default and limits to a help sentence, as in "Learning rate.  [default: 0.001; above 0]"."""
     nothing = default is MISSING or default is None or default in ("", ())
     words = default if isinstance(default, str) else _show(default)
     notes = [*([] if nothing else [f"default: {words}"]), *([range] if range else [])]
@@ -260,12 +273,13 @@ def _help(sentence: str, default: Any, range: str) -> str:
 
 
 def _flag(field: dataclasses.Field) -> str:
+    """Name of an option on the command line, such as --map-depth."""
     described: _Option = field.metadata[_OPTION]
     return described.flag or f"--{field.name.replace('_', '-')}"
 
 
 def _of_annotation(hint: Any) -> tuple[Any, bool]:
-    """A field's type without None and repetition (int | None, tuple[int, ...] are int); and whether it is repeated."""
+    """Return the type of a single value, and whether it may be repeated: int | None -> int, tuple[int, ...] -> int."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         (hint,) = (one for one in inner if one is not type(None))
@@ -276,12 +290,12 @@ def _of_annotation(hint: Any) -> tuple[Any, bool]:
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that were given: all but None and empty tuples."""
+    """Return the values that the user gave: all but None and empty tuples."""
     return {name: value for name, value in values.items() if value is not None and value != ()}
 
 
 def arguments(values: Mapping[str, Any]) -> list[str]:
-    """Options as they are typed: {"map_depth": 2, "fp32": True} is --map-depth=2 --fp32=1; what is None is left out."""
+    """Format options for a command line: {"map_depth": 2, "fp32": True} -> --map-depth=2 --fp32=1. Leaves out None."""
     found = []
     for name, value in given(values).items():
         for one in value if isinstance(value, (list, tuple)) else (value,):

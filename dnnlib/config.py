@@ -1,4 +1,7 @@
-"""Strict conversion between dataclasses and JSON: values that don't fit are refused, never dropped or guessed."""
+"""Strict conversion between dataclasses and JSON: values that don't fit are refused, never dropped or guessed.
+
+The JSON comes from files that other people made. Every form of it ends in a record or in one UserError.
+"""
 
 import dataclasses
 import functools
@@ -15,7 +18,7 @@ from dnnlib.system import plain_text
 
 T = TypeVar("T")
 DEEPEST = 50  # levels of lists and objects that JSON may have
-_PARSED = 20 * DEEPEST  # levels that are parsed, so that a refusal can name the field that is too deep
+_PARSED = 20 * DEEPEST  # levels that are parsed; more than allowed, so that a message can name the field
 OPTIONAL = "left out of JSON while it has its default"  # key in a field's metadata
 _SHORT = reprlib.Repr()  # for `shorten`
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 2, 4, 2
@@ -23,7 +26,7 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 40
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON. Raises ValueError, also for NaN, infinity, an object with a name twice, and deep nesting."""
+    """Parse JSON. Raises ValueError for a syntax error, NaN, infinity, a name twice in an object, and deep nesting."""
     try:
         found = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
         _follow(found)
@@ -33,10 +36,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _follow(level: Any) -> None:
-    """Raise RecursionError for deep nesting, as Python's parser did until 3.11; later ones parse any depth."""
+    """Raise RecursionError for deep nesting. Python's parser did so until version 3.11; later ones parse any depth."""
     level = [level]
     for _ in range(_PARSED):
-        # From all lists and objects of one level to all values of the next.
+        # From all lists and objects of one level to all values of the next, without recursion.
         nested = (one for one in level if isinstance(one, (dict, list)))
         level = [value for one in nested for value in (one.values() if isinstance(one, dict) else one)]
         if not level:
@@ -45,10 +48,12 @@ def _follow(level: Any) -> None:
 
 
 def _refuse_constant(name: str) -> Any:
+    """Raise ValueError for NaN and infinity, which Python writes and reads although JSON has no such numbers."""
     raise ValueError(f"{name} is no number of JSON")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of an object. Raises ValueError for a name that is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
@@ -57,14 +62,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def optional(default: Any) -> Any:
-    """Declare a dataclass field that JSON leaves out while it has its default, so that old files stay as they were."""
+    """Declare a dataclass field that JSON leaves out while it has its default. Files then look as before the field."""
     return dataclasses.field(default=default, metadata={OPTIONAL: True})
 
 
 def to_json(config: Any) -> Any:
-    """Convert a dataclass to plain JSON values, with its nested dataclasses, tuples and dictionaries.
+    """Convert a dataclass to JSON values, including nested dataclasses, tuples and dictionaries.
 
-    Text that is not valid Unicode, such as the name of a folder that is not UTF-8, gets its odd bytes spelled out.
+    Invalid bytes in a text are spelled out, as in \\xff. The name of a folder that is not UTF-8 has such bytes.
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {
@@ -78,14 +83,15 @@ def to_json(config: Any) -> Any:
 
 
 def _left_out(config: Any, f: dataclasses.Field) -> bool:
+    """Return whether JSON leaves out this field of this record."""
     return OPTIONAL in f.metadata and getattr(config, f.name) == f.default
 
 
 def from_json(cls: type[T], data: Any, where: str = "") -> T:
     """Build the dataclass `cls` from JSON values.
 
-    where: the start of a field's name in messages; the name of the class by default.
-    Raises UserError with the field's name if a field is missing, unknown, or of another type.
+    where: prefix of field names in messages; by default the name of the class.
+    Raises UserError with the field's name if a field is missing, unknown, or has another type.
     """
     where = where or cls.__name__
     if not isinstance(data, dict):
@@ -105,14 +111,14 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
 
 @functools.cache
 def _fields(cls: type) -> tuple[dict[str, Any], list[str]]:
-    """Name -> type of a dataclass's fields, and the names of the fields without a default."""
+    """Return the fields of a dataclass as name -> type, and the names of those without a default."""
     hints, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
     required = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     return {f.name: hints[f.name] for f in fields}, required
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Convert one JSON value to the type that a field asks for."""
+    """Convert one JSON value to the type of a field. where: the field's name for messages."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or (hint is dict and isinstance(value, dict)):
         _check_plain(value, where)
@@ -120,14 +126,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        (inner,) = (a for a in args if a is not type(None))  # Optional is the only union that configurations use
+        (inner,) = (a for a in args if a is not type(None))  # the only union in configurations is X | None
         return _convert(inner, value, where)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_json(hint, value, where)
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{where}: expected a list, found {shorten(value)}")
-        fixed = origin is tuple and not (len(args) == 2 and args[1] is Ellipsis)  # not tuple[x, ...]
+        fixed = origin is tuple and not (len(args) == 2 and args[1] is Ellipsis)  # tuple[X, Y], not tuple[X, ...]
         if fixed and len(args) != len(value):
             raise UserError(f"{where}: expected {len(args)} values, found {len(value)}")
         inner = args if fixed else (args[0],) * len(value)
@@ -138,15 +144,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {_checked(key, where): _convert(args[1], v, f"{where}[{shorten(key)}]") for key, v in value.items()}
     if hint is float and type(value) is int:
         value = float(_checked(value, where))
-    if type(value) is not hint:  # isinstance would take True for a number
+    if type(value) is not hint:  # not isinstance, as True is an instance of int
         raise UserError(f"{where}: expected {hint.__name__}, found {shorten(value)}")
     return _checked(value, where)
 
 
 def _checked(value: Any, where: str) -> Any:
-    """Return a number or string if every program can hold it. JSON has numbers of any size, and halves of characters.
+    """Return a number or string if other programs can read it. Raises UserError for numbers beyond 64 bits and NaN.
 
-    Raises UserError for the others.
+    Raises UserError also for half a surrogate pair, which JSON can spell but UTF-8 can't encode.
     """
     if type(value) is int and not -(1 << 63) <= value < 1 << 63:
         raise UserError(f"{where}: {shorten(value)} is too large; numbers have 64 bits")
@@ -161,10 +167,10 @@ def _checked(value: Any, where: str) -> Any:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Check the values in JSON of any form with `_checked`, and refuse nesting that `repr` could not follow."""
+    """Check all values in any JSON with `_checked`. Raises UserError for nesting that is too deep for `repr`."""
     level = [value]
     for _ in range(DEEPEST):
-        inner: list = []
+        inner: list = []  # all values one level deeper
         for one in level:
             if isinstance(one, dict):
                 inner += [*one, *one.values()]
@@ -179,6 +185,6 @@ def _check_plain(value: Any, where: str) -> None:
 
 
 def shorten(value: Any) -> str:
-    """Describe a value for a message, in one line of at most 40 characters, however large the value is."""
+    """Describe a value of any size for a message, in one line of at most 40 characters."""
     text = _SHORT.repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

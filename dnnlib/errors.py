@@ -1,4 +1,4 @@
-"""One kind of error for users' mistakes, and the border at which it becomes a message and an exit code."""
+"""UserError for mistakes of users, and its conversion to a message and an exit code at the command line."""
 
 import contextlib
 import errno
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
+# Error number of the system -> advice, appended to its message.
 _ADVICE: dict[int | None, str] = {
     errno.ENOSPC: "; free some space or choose another destination",
     errno.ENOENT: "; check that its folder is there and that files can be made in it",
@@ -16,10 +17,12 @@ _ADVICE: dict[int | None, str] = {
 
 
 class UserError(ValueError):
-    """An input that can't be used. The message says what was given, what was expected, and what would do."""
+    """An input that can't be used. The message says what was given, what was expected, and what would help."""
 
 
 class _Refused(click.ClickException):
+    """Ends a click program with a message, in the manner of other Unix programs."""
+
     exit_code = 2
 
     def show(self, file=None) -> None:
@@ -28,7 +31,7 @@ class _Refused(click.ClickException):
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Turn UserError, errors of the file system and want of memory into one message and exit code 2."""
+    """Turn UserError, errors of the file system and lack of memory into one message and exit code 2."""
     try:
         yield
     except UserError as error:
@@ -36,17 +39,19 @@ def refusing() -> Iterator[None]:
     except OSError as error:
         raise _Refused(describe_os_error(error)) from None
     except MemoryError as error:
-        raise _Refused(f"out of memory ({str(error) or 'for Python itself'}): more is needed than there is") from None
+        raise _Refused(
+            f"out of memory ({str(error) or 'for Python itself'}): the program needs more than there is"
+        ) from None
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line about a failed file operation: the file, the reason, and what would do where that is plain."""
+    """Describe a failed file operation in one line: file, reason, and advice if there is any."""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}{_ADVICE.get(error.errno, '')}"
 
 
 def reports_user_errors(function: Callable) -> Callable:
-    """Decorate a click command: users' mistakes end it with a message and exit code 2 instead of a traceback."""
+    """Decorate a click command: a user's mistake ends it with a message and exit code 2, not with a traceback."""
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):

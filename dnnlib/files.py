@@ -1,4 +1,4 @@
-"""Write files that appear under their final name only when they are complete; make the folders for them."""
+"""Reading and writing of files and folders. A file appears under its name only when it is complete."""
 
 import contextlib
 import hashlib
@@ -15,24 +15,24 @@ from dnnlib.staged import Staged, recover
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike, force: bool = True) -> Iterator[Path]:
-    """Yield where to make the file that appears at `path` if the block ends without an error; see `Staged`."""
+    """Yield a temporary path. Its file moves to `path` when the block ends without an error; see `Staged`."""
     with Staged(path, force) as staged:
         yield staged.place(path)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes, force: bool = True) -> None:
-    """Write a file. Without `force`, a UserError if there is one already."""
+    """Write a file. Raises UserError if it exists and `force` is not set."""
     with Staged(path, force) as staged:
         staged.write(path, content)
 
 
 def write_json(path: str | os.PathLike, content: Any, force: bool = True) -> None:
-    """Write values and dataclasses as a JSON file. Without `force`, a UserError if there is one already."""
+    """Write values and dataclasses as a JSON file. Raises UserError if it exists and `force` is not set."""
     write_bytes(path, json_bytes(content), force)
 
 
 def json_bytes(content: Any) -> bytes:
-    """The bytes of a JSON file with these values; dataclasses become objects."""
+    """Return the content of a JSON file with these values. Dataclasses become objects."""
     return (json.dumps(config.to_json(content), indent=2) + "\n").encode()
 
 
@@ -54,9 +54,9 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def refuse_existing(path: str | os.PathLike, force: bool) -> Path:
-    """Return the path of a file to write. Raises UserError for a folder, and without `force` for an existing file."""
+    """Return the path of a file to write. Raises UserError for a folder, or for a file that exists without `force`."""
     path = Path(path)
-    recover(path)
+    recover(path)  # first, as this may put an old file back that an interrupted program had set aside
     if path.is_dir():
         raise UserError(f"{path} is a folder; a file is to be written there: choose another name")
     if os.path.lexists(path) and not force:
@@ -70,6 +70,7 @@ def make_folder(path: str | os.PathLike) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
+        # The path itself, or the folder above it that is a file.
         blocking = next((p for p in (path, *path.parents) if p.is_file()), path)
         raise UserError(f"{blocking}: a file is where a folder is needed; choose another name") from None
     return path
@@ -77,9 +78,9 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def folder_for(path: str | os.PathLike) -> Iterator[Path]:
-    """Create a folder with its parents. If the block fails, remove those that were created and are empty."""
+    """Create a folder with its parents. If the block fails, remove the new ones that are empty."""
     path = Path(path)
-    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]  # innermost first
     make_folder(path)
     try:
         yield path

@@ -1,4 +1,4 @@
-"""Locks on files, which the system releases when the process that holds them ends, however it ends."""
+"""Locks on files. The system releases a lock when its process ends, even if the process is killed."""
 
 import contextlib
 import fcntl
@@ -29,14 +29,14 @@ def wait_for_lock(file: int) -> None:
 
 @contextlib.contextmanager
 def hold(path: Path, busy: str) -> Iterator[int]:
-    """Hold a lock file during the block, and yield it, open.
+    """Hold a lock file during the block. Yields the open file.
 
-    busy: start of the message of the UserError that is raised if another process holds it; the holder's name follows.
-    A child process that inherits the open file holds the lock as well, even after this process has ended.
+    Raises UserError if another process holds it. busy: start of the message; the name of the other process follows.
+    A child process that inherits the open file also holds the lock, even after this process has ended.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
-        if try_lock(file) is False:
+        if try_lock(file) is False:  # None: no locks on this file system, so go on without one
             holder = os.read(file, 200).decode(errors="replace").strip()
             raise UserError(f"{busy} ({holder or 'which did not say who it is'})")
         os.ftruncate(file, 0)

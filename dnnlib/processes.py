@@ -1,4 +1,4 @@
-"""Spread work over several processes that end quietly; run one Python command that ends with this process."""
+"""Work spread over several processes, and Python commands that end with this process."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ Result = TypeVar("Result")
 
 def default_workers() -> int:
     """Number of CPUs that this process may use, at most 8."""
+    # A container or job scheduler may allow fewer CPUs than the machine has. macOS has no such call.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cpus, 8)
 
@@ -37,62 +38,67 @@ def map_in_order(
     workers: int,
     set_up: Callable[[], None] | None = None,
 ) -> Generator[Result, None, None]:
-    """Yield function(item) in the order of the items, computed by `workers` processes; one worker means this process.
+    """Yield function(item) for each item, in order, computed by `workers` processes. One worker is this process itself.
 
-    set_up: called first in every process that is started, but not in this one.
-    At most workers + 1 results exist at a time. To stop early, close the generator: that ends the processes.
-    Raises whatever the function raises, and UserError for want of memory.
+    set_up: called first in every new process, but not in this one.
+    At most workers + 1 results exist at a time. Closing the generator stops early and ends the processes.
+    Raises the exceptions of the function, and UserError if memory runs out.
     """
     workers = min(workers, len(items))
     pool = _pool(workers, set_up) if workers > 1 else None
     try:
         yield from map(function, items) if pool is None else _map_in_pool(pool, function, items)
     except MemoryError as error:
-        advice = "use fewer --workers" if pool else "that is more than there is for one process"
+        advice = "use fewer --workers" if pool else "one process needs more than there is"
         raise UserError(f"out of memory ({str(error) or 'for Python itself'}): {advice}") from None
 
 
 class _Pool(NamedTuple):
+    """Worker processes."""
+
     executor: ProcessPoolExecutor
-    stop: Any  # an Event: once set, the processes take up no further item
+    stop: Any  # a multiprocessing.Event: once it is set, workers skip the remaining items
     workers: int
 
 
 def _pool(workers: int, set_up: Callable[[], None] | None) -> _Pool | None:
-    """Start a pool. Where processes can't talk to each other, write a note and return None."""
+    """Start a pool. If processes can't communicate on this machine, write a note and return None."""
     try:
-        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+        context = multiprocessing.get_context("spawn")  # not "fork", which copies locks that other threads hold
         stop = context.Event()
         executor = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(stop, set_up))
         return _Pool(executor, stop, workers)
-    except (OSError, ImportError) as error:  # semaphores lie in shared memory, which may be full, read-only or missing
+    except (OSError, ImportError) as error:
+        # Semaphores need shared memory, which may be full, read-only or missing.
         tqdm.write(
-            f"note: one process instead of {workers}, for want of shared memory ({getattr(error, 'strerror', error)}): "
-            "see /dev/shm; docker run has --shm-size",
+            f"note: one process instead of {workers}, as shared memory is lacking "
+            f"({getattr(error, 'strerror', error)}): see /dev/shm; docker run has --shm-size",
             file=sys.stderr,
         )
         return None
 
 
 def _map_in_pool(pool: _Pool, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield results in the order of the items. Submits new items only as old results are taken."""
     pending: deque[Future] = deque()
     try:
         for item in items:
-            with _interrupts_held():  # as this may start a process
+            with _interrupts_held():  # the executor may start a process here
                 pending.append(_submit(pool.executor, function, item))
             if len(pending) > pool.workers:
                 yield _result(pending.popleft())
         while pending:
             yield _result(pending.popleft())
     except BrokenProcessPool:
-        raise UserError("a worker process was killed, most likely for want of memory: use fewer --workers") from None
+        raise UserError("a worker process was killed, most likely for lack of memory: use fewer --workers") from None
     finally:
-        # Ask the processes to stop, don't kill them: one that dies while it sends a result leaves the pool waiting.
+        # Ask processes to stop instead of killing them. If one dies while sending a result, the pool waits forever.
         pool.stop.set()
         pool.executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable, item: Any) -> Future:
+    """Submit an item. Raises UserError if a process can't be started."""
     try:
         return pool.submit(_unless_stopped, function, item)
     except OSError as error:
@@ -102,7 +108,7 @@ def _submit(pool: ProcessPoolExecutor, function: Callable, item: Any) -> Future:
 def _result(future: Future) -> Any:
     """Return the future's result.
 
-    A Ctrl-C that comes while Python takes the future's lock again shows as a RuntimeError. It becomes a Ctrl-C again.
+    Python turns a Ctrl-C into a RuntimeError if it comes while the future's lock is taken. This turns it back.
     """
     try:
         return future.result()
@@ -112,10 +118,11 @@ def _result(future: Future) -> Any:
         raise
 
 
-_stop: Any = None  # in a worker: the parent's request to take up no further item
+_stop: Any = None  # in a worker: the pool's Event `stop`
 
 
 def _begin_worker(stop: Any, set_up: Callable[[], None] | None) -> None:
+    """Prepare a new worker process."""
     global _stop
     _stop = stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -124,7 +131,7 @@ def _begin_worker(stop: Any, set_up: Callable[[], None] | None) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent has ended. A parent that is killed can't do so; the worker would wait forever."""
+    """End this worker when its parent has ended. A killed parent can't end it, and it would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
@@ -133,17 +140,18 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is over, and start processes that never notice one.
+    """Delay Ctrl-C until the block ends. Processes that are started in the block ignore Ctrl-C.
 
-    A terminal sends Ctrl-C to all processes, but the parent alone reports it and ends the workers.
+    A terminal sends Ctrl-C to all processes. The parent reports it and ends the workers, so they need not notice.
     """
-    if threading.current_thread() is not threading.main_thread():  # others are never interrupted
+    if threading.current_thread() is not threading.main_thread():  # Python interrupts the main thread only
         yield
         return
     asked = []
+    # New processes inherit the mask of blocked signals, so they never see Ctrl-C.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    # The mask holds for this thread and its children. If another thread takes the signal, Python still calls the
-    # handler in this one, and a process that is interrupted while it starts would wait for its instructions forever.
+    # The mask does not cover other threads. If one of them gets the signal, Python calls the handler in this thread. An
+    # exception would then leave a process half started, and it would wait forever. So the handler only takes note.
     handler = signal.signal(signal.SIGINT, lambda *_: asked.append(True))
     try:
         yield
@@ -155,16 +163,17 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _unless_stopped(function: Callable[[Item], Result], item: Item) -> Result | None:
-    """Work on one item in a worker, unless the parent has asked it to stop."""
+    """Compute one item in a worker, or return None if the parent has asked it to stop."""
     return None if _stop.is_set() else function(item)
 
 
 # --- one command ----------------------------------------------------------------------------------------------------
 
-GRACE = 20  # seconds that a command has to end after it was asked to
-_BY_SIGNAL = 128  # a shell adds this to the number of the signal that ended a command
-# On Linux, this program asks to be ended with its parent, then becomes the command. Popen's preexec_fn could ask as
-# well, but runs where locks of other threads may be held forever.
+GRACE = 20  # seconds from SIGTERM to SIGKILL
+_BY_SIGNAL = 128  # added to the number of a signal, in the exit status of a command that it ended
+# On Linux this program asks the system to end it together with its parent, and then becomes the command. Popen's
+# preexec_fn could also ask, but it runs after a fork, where locks of other threads may stay locked forever.
+# The comparison with the parent's id covers a parent that ended before the request.
 _WITH_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -174,14 +183,14 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def run_python(arguments: Sequence[str], **options) -> int:
-    """Run Python with these arguments as a process that ends when this one does.
+    """Run Python with these arguments, as a process that ends together with this one.
 
-    SIGTERM and SIGHUP are passed on. A command that has not ended GRACE seconds later, or at a second signal, is
-    killed. On Linux it also ends if this process is killed. Ctrl-C is not passed on: a terminal sends it to both.
-    options: for subprocess.Popen.
-    Returns the exit status as a shell has it: 128 + signal if a signal came.
+    SIGTERM and SIGHUP are passed on. If the command has not ended GRACE seconds later, or if a second signal comes, it
+    is killed. Ctrl-C is not passed on, because a terminal sends it to both processes. On Linux, the command also ends
+    when this process is killed. options: arguments of subprocess.Popen.
+    Returns the exit status as a shell reports it: 128 + signal if a signal came.
     """
-    asked: list[int] = []
+    asked: list[int] = []  # signals that came, in order
     process: subprocess.Popen | None = None
 
     def take(signum: int, frame: object) -> None:
@@ -190,20 +199,22 @@ def run_python(arguments: Sequence[str], **options) -> int:
             _pass_on(asked, process)
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # Signals that are ignored stay ignored: nohup ignores SIGHUP.
     before = {s: signal.signal(s, take) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
     try:
         with_parent = ["-I", "-S", "-c", _WITH_PARENT, str(os.getpid())] if sys.platform == "linux" else []
         process = subprocess.Popen([sys.executable, *with_parent, *arguments], **options)
-        _pass_on(asked, process)  # the signals that came while it was started
+        _pass_on(asked, process)  # signals that came before `process` was set
         status = process.wait()
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+    # Popen reports a process that a signal ended with a negative status.
     return _BY_SIGNAL + asked[0] if asked else status if status >= 0 else _BY_SIGNAL - status
 
 
 def _pass_on(asked: Sequence[int], process: subprocess.Popen) -> None:
-    """End a process as it was asked to by these signals: politely at the first, at once at the second."""
+    """Forward signals other than Ctrl-C: terminate the process at the first, kill it at the second."""
     times = sum(signum != signal.SIGINT for signum in asked)
     if times == 1:
         process.terminate()
@@ -213,5 +224,6 @@ def _pass_on(asked: Sequence[int], process: subprocess.Popen) -> None:
 
 
 def _kill_later(process: subprocess.Popen) -> None:
+    """Kill a process that has not ended after GRACE seconds. Popen does nothing to one that has."""
     time.sleep(GRACE)
     process.kill()

@@ -1,4 +1,4 @@
-"""Numbered run folders, and their log."""
+"""Numbered run folders and their logs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dnnlib.system import PLAIN
 
 
 def make_run_folder(outdir: str | os.PathLike, description: str) -> Path:
-    """Create and return `outdir/NNNNN-description`, where NNNNN is one more than the largest number in use."""
+    """Create `outdir/NNNNN-description`, with the next free number NNNNN. Returns the folder."""
     outdir = make_folder(outdir)
     while True:
         used = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5})(?:-|$)", p.name))]
@@ -27,7 +27,7 @@ def make_run_folder(outdir: str | os.PathLike, description: str) -> Path:
 
 
 class Log:
-    """A log that writes lines to the terminal, above a progress bar if there is one, and to a file."""
+    """Writes lines to a file and to the terminal, there above the progress bar."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self._file: TextIO = open(path, "a", encoding="utf-8", errors=PLAIN)

@@ -5,18 +5,18 @@
         staged.write(dest / "split.json", content)
     # Both files are there now. If the block had raised an error, neither would be.
 
-How it works. Everything is made in a hidden folder beside the destination, named `.<name>.<n>.part`. It contains:
+How it works: files are made in a hidden folder beside the destination, named `.<name>.<n>.part`. It contains:
 
     lock            The process holds this lock while it lives. The content marks the folder as one of ours.
     .<name>.<n>     A staged file or folder: made, but not yet published.
-    journal.json    There only while files are being published: the final names, and the folders made for them.
-    old.<n>         What had the n-th name of the journal before, set aside.
-    undone.<n>      What had appeared under the n-th name before the publication was rolled back.
+    journal.json    Exists only during a publication. Lists the final names, and the folders made for them.
+    old.<n>         The old file of the n-th final name, set aside.
+    undone.<n>      The new file of the n-th final name, taken away by a roll-back.
 
 A single file is published by one rename, which the file system does entirely or not at all. Several renames can be
-interrupted, so the journal is written before the first one and deleted after the last one. A journal whose process is
-gone tells that a publication was interrupted. The next writer of the same path then rolls it back (`recover`): it
-takes away what had appeared, and puts back what was set aside.
+interrupted, so the journal is written before the first one and deleted after the last one. If the process of a journal
+is gone, its publication was interrupted. The next writer of the same path rolls it back (`recover`): new files are
+taken away, and old files are put back.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from dnnlib.locks import try_lock, wait_for_lock
 _LOCK, _JOURNAL = "lock", "journal.json"
 _MARK = b"files that are being written by StyleGAN2-MR\n"  # in the lock: a folder without it is never touched
 _TRIED = 8  # leftovers are looked for under at least this many numbers <n>
-_ABANDONED = 86400  # seconds without a change that make a leftover, where the file system has no locks
-_MANY = 64  # files: from here on, one sync of all disks is faster than one of each file
+_ABANDONED = 86400  # seconds without a change until a folder counts as a leftover, on file systems without locks
+_MANY = 64  # files; for more than these, one sync of all disks is faster than a sync of each file
 
 
 class Staged:
@@ -51,16 +51,16 @@ class Staged:
     def __init__(
         self,
         path: str | os.PathLike,  # the first of the files; the hidden folder is named after it
-        force: bool = False,  # replace what is there (a link itself, never its target); otherwise raise UserError
-        within: Path | None = None,  # a folder that holds all of them; by default the parent of `path`
-        joins: bool = False,  # a staged folder adds its files to the folder that is there, instead of replacing it
+        force: bool = False,  # replace existing files (a link itself, never its target); otherwise raise UserError
+        within: Path | None = None,  # a folder that holds all final paths; by default the parent of `path`
+        joins: bool = False,  # files of a staged folder join those of an existing folder, instead of replacing it
     ) -> None:
         self.path, self.force, self.joins = Path(path), force, joins
         self._within = within or self.path.parent
-        self._final: dict[Path, Path] = {}  # where it is made -> where it is to appear
+        self._final: dict[Path, Path] = {}  # staged path -> final path
 
     def place(self, path: str | os.PathLike) -> Path:
-        """Return where to make the file or folder that is to appear at `path`."""
+        """Return the staged path of the file or folder that will appear at `path`."""
         made = self._folder / f".{Path(path).name}.{len(self._final)}"
         self._final[made] = Path(path)
         return made
@@ -72,15 +72,16 @@ class Staged:
 
     @contextlib.contextmanager
     def naming(self, path: str | os.PathLike) -> Iterator[None]:
-        """Let errors of the file system name the final file, or `path` where they name none of the staged ones."""
+        """Replace staged paths by final ones in errors of the file system, and the hidden folder by `path`."""
         try:
             yield
         except OSError as error:
             named = Path(error.filename) if isinstance(error.filename, (str, os.PathLike)) else self._folder
             if self._folder not in (named, *named.parents):
                 raise
-            asked = (final for made, final in self._final.items() if made in (named, *named.parents))
-            raise _renamed(error, next(asked, path)) from error
+            # Final paths of the staged file that the error names, or of the staged folder that contains it.
+            finals = (final for made, final in self._final.items() if made in (named, *named.parents))
+            raise _renamed(error, next(finals, path)) from error
 
     def __enter__(self) -> Staged:
         try:
@@ -101,8 +102,10 @@ class Staged:
             _remove(self._folder, self._lock)
 
     def _publish(self) -> None:
-        """Bring the staged contents to the disk, then rename them."""
+        """Write the staged contents to the disk, then rename them."""
+        # (staged, final) pairs. A folder that joins another one is replaced by pairs of its files.
         files = [pair for pairs in self._final.items() for pair in (_joining(*pairs) if self.joins else [pairs])]
+        # Every staged file, including those inside staged folders.
         contents = [path for made in self._final for path in (made, *made.rglob("*")) if not path.is_dir()]
         if len(contents) > _MANY:
             os.sync()
@@ -125,6 +128,7 @@ class Staged:
         try:
             for folder in folders:
                 folder.mkdir()
+            # Set all old files aside first. Until the last of them has moved, nothing new has appeared.
             for n, (made, final) in enumerate(files):
                 if self.force and os.path.lexists(final):
                     if final.is_dir() and not made.is_dir():
@@ -140,14 +144,15 @@ class Staged:
         os.unlink(self._folder / _JOURNAL)
 
     def _write_journal(self, files: list[tuple[Path, Path]]) -> list[Path]:
-        """Write what is about to change. Returns the folders that have to be made first, the outer before the inner."""
+        """Write the journal. Returns the folders that must be made first, outer folders before inner ones."""
+        # All folders between `within` and the final files.
         parents = {folder for _, final in files for folder in final.parents if self._within in folder.parents}
         folders = sorted(folder for folder in parents if not folder.is_dir())
         journal = {
             "folders": [str(folder.relative_to(self._within)) for folder in folders],
             "files": [(str(final.relative_to(self._within)), _identity(made)) for made, final in files],
         }
-        # The journal itself appears by a rename, so that nobody ever reads half of it.
+        # The journal itself appears by a rename, so no other process ever reads half of it.
         draft = self._folder / "draft"
         draft.write_text(json.dumps(journal), encoding="utf-8")
         _sync(draft)
@@ -158,11 +163,12 @@ class Staged:
 
 
 def recover(path: Path, within: Path | None = None) -> None:
-    """Roll back and remove what killed processes left of writing `path`.
+    """Roll back and remove the leftovers of killed processes that were writing `path`.
 
-    Raises UserError if something has taken the place of a file that is to be put back.
+    Raises UserError if another file has taken the place of a file that must be put back.
     """
     within = within or path.parent
+    # Rolling back needs the folder alone. The usual case, without any journal, does not wait for others.
     if any((_hidden(path, within, n) / _JOURNAL).exists() for n in range(_TRIED)):
         with _nobody_else(within):
             _recover(path, within, alone=True)
@@ -171,7 +177,7 @@ def recover(path: Path, within: Path | None = None) -> None:
 
 
 def _recover(path: Path, within: Path, alone: bool) -> None:
-    """Clear the hidden folders of `path`, under every number up to _TRIED and on until one is free."""
+    """Clear the hidden folders of `path`: all numbers up to _TRIED, and higher ones until one is free."""
     for n in itertools.count():
         folder = _hidden(path, within, n)
         if os.path.lexists(folder):
@@ -184,11 +190,12 @@ def _recover(path: Path, within: Path, alone: bool) -> None:
 
 
 def _hidden(path: Path, within: Path, n: int) -> Path:
+    """Path of the n-th hidden folder."""
     return within / f".{path.name}.{n}.part"
 
 
 def _claim(path: Path, within: Path) -> tuple[Path, int]:
-    """Make a hidden folder that belongs to this process alone. Returns it and its lock, an open file."""
+    """Make a hidden folder for this process alone. Returns the folder and its lock, an open file."""
     for n in itertools.count():
         folder = _hidden(path, within, n)
         try:
@@ -197,7 +204,8 @@ def _claim(path: Path, within: Path) -> tuple[Path, int]:
             continue
         try:
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        except (FileNotFoundError, FileExistsError):  # others took the empty folder for a leftover, and made another
+        except (FileNotFoundError, FileExistsError):
+            # Another process took the empty folder for a leftover, removed it, and perhaps made its own.
             continue
         except OSError:
             folder.rmdir()
@@ -210,14 +218,14 @@ def _claim(path: Path, within: Path) -> tuple[Path, int]:
         except OSError:
             _remove(folder, lock)
             raise
-        os.close(lock)  # others took it for a leftover before it was locked
+        os.close(lock)  # another process removed the folder as a leftover before it was locked
     raise AssertionError
 
 
 def _clear(folder: Path, within: Path, alone: bool) -> None:
-    """Roll back and remove a hidden folder, if it belongs to this user and its process is gone.
+    """Roll back and remove a hidden folder if it belongs to this user and its process is gone.
 
-    alone: nobody else publishes in `within`. Otherwise nothing is rolled back.
+    alone: no other process is publishing in `within`. Only then a publication is rolled back.
     """
     try:
         state = os.lstat(folder)
@@ -225,13 +233,14 @@ def _clear(folder: Path, within: Path, alone: bool) -> None:
             return
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        # Its process was killed while it removed the folder; or it is somebody's, and rmdir takes only an empty one.
+        # A process was killed while removing the folder, or the folder is not ours. rmdir removes empty folders only.
         with contextlib.suppress(OSError):
             folder.rmdir()
         return
     except OSError:
         return
-    if alone and (folder / _JOURNAL).exists():  # its process is gone: others hold the lock only while they look
+    if alone and (folder / _JOURNAL).exists():
+        # The process of this journal is gone. Others hold the lock only for the moment of a look.
         wait_for_lock(lock)
     left, published = _is_left(folder, lock), (folder / _JOURNAL).exists()
     if not left or (published and not alone):
@@ -245,22 +254,22 @@ def _clear(folder: Path, within: Path, alone: bool) -> None:
 
 
 def _is_left(folder: Path, lock: int) -> bool:
-    """Tell whether a hidden folder is a leftover. If so, this process has its lock, and may change what is in it."""
+    """Return whether a hidden folder is a leftover. If so, this process holds its lock and may change its content."""
     locked = try_lock(lock)
     try:
         mark = os.read(lock, len(_MARK) + 1)
         return (
-            # A process that was killed before it could write the mark left an empty lock and nothing else.
+            # Ours, by its mark. A process that was killed before it wrote the mark left an empty lock and nothing else.
             (mark == _MARK or (not mark and os.listdir(folder) == [_LOCK]))
             and _is_there(folder, lock)
             and (locked or (locked is None and _last_change(folder) < time.time() - _ABANDONED))
         )
-    except OSError:  # a file has just gone: somebody is at work
+    except OSError:  # a file has just disappeared, so its process is at work
         return False
 
 
 def _is_there(folder: Path, lock: int) -> bool:
-    """Tell whether an open file is still the lock of a hidden folder."""
+    """Return whether an open file is still the lock of a hidden folder."""
     try:
         return os.path.samestat(os.fstat(lock), os.lstat(folder / _LOCK))
     except FileNotFoundError:
@@ -273,7 +282,7 @@ def _last_change(folder: Path) -> float:
 
 
 def _remove(folder: Path, lock: int) -> None:
-    """Remove a hidden folder and release its lock. A folder with files that could not be put back stays."""
+    """Remove a hidden folder and release its lock. The folder stays if it holds files that could not be put back."""
     stays = (folder / _JOURNAL).exists()
     with contextlib.suppress(OSError):
         for path in folder.iterdir() if not stays else ():
@@ -285,7 +294,7 @@ def _remove(folder: Path, lock: int) -> None:
             (folder / _LOCK).unlink()
             folder.rmdir()
     os.close(lock)
-    # A network file system keeps an open file under another name; the folder is empty only now.
+    # A network file system keeps a deleted file under another name while it is open. The folder is empty only now.
     with contextlib.suppress(OSError):
         folder.rmdir()
 
@@ -295,8 +304,9 @@ def _remove(folder: Path, lock: int) -> None:
 
 @contextlib.contextmanager
 def _nobody_else(folder: Path) -> Iterator[None]:
-    """Wait until no other process publishes several files in a folder or rolls them back; keep others waiting."""
+    """Be the only process in the block that publishes several files in a folder, or rolls them back."""
     with contextlib.ExitStack() as opened:
+        # Without rights or locks, go on unprotected. The stack closes the lock if there is one.
         with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY)
             opened.callback(os.close, lock)
@@ -305,7 +315,7 @@ def _nobody_else(folder: Path) -> Iterator[None]:
 
 
 def _joining(made: Path, final: Path) -> Iterator[tuple[Path, Path]]:
-    """Pairs to rename: a staged folder as a whole, or its files one by one where the final folder is there already."""
+    """Yield pairs to rename: a staged folder as a whole, or its files one by one if the final folder exists."""
     if made.is_dir() and final.is_dir():
         for path in sorted(made.rglob("*")):
             if not path.is_dir():
@@ -315,10 +325,10 @@ def _joining(made: Path, final: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _appear(made: Path, final: Path, force: bool) -> None:
-    """Rename a staged file or folder. Raises UserError if the name is taken and `force` is not given."""
+    """Rename a staged file or folder. Raises UserError if the name is taken and `force` is not set."""
     try:
         if made.is_dir():
-            os.rename(made, final)  # which replaces an empty folder at most
+            os.rename(made, final)  # replaces an empty folder at most
         elif force:
             os.replace(made, final)
         else:
@@ -333,33 +343,34 @@ def _appear(made: Path, final: Path, force: bool) -> None:
 
 
 def _appear_newly(made: Path, final: Path) -> None:
-    """Rename a file. Raises FileExistsError if the name is taken, which a plain rename would replace."""
+    """Rename a file. Raises FileExistsError if the name is taken; a plain rename would replace that file."""
     try:
-        os.link(made, final)
+        os.link(made, final)  # a second name; `_remove` deletes the first one
     except FileExistsError:
         raise
-    except OSError:  # a file system without links, where this leaves a moment between the look and the renaming
+    except OSError:
+        # A file system without hard links. Another file may appear between the test and the rename.
         if os.path.lexists(final):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
         os.rename(made, final)
 
 
 def _aside(folder: Path, n: int) -> Path:
-    """Where the file that had the n-th name of the journal is kept meanwhile."""
+    """Path of the old file of the n-th name in the journal, while it is set aside."""
     return folder / f"old.{n}"
 
 
 def _identity(path: Path) -> list[int]:
-    """Inode, size and time of a file. It keeps them when it is renamed; another file hardly has the same."""
+    """Inode, size and time of a file. A rename keeps them, and another file hardly has the same."""
     state = os.lstat(path)
     return [state.st_ino, state.st_size, state.st_mtime_ns]
 
 
 def _roll_back(folder: Path, within: Path) -> None:
-    """Take away what was published from a hidden folder, and put back what was set aside.
+    """Take away new files that a hidden folder has published, and put back the old ones.
 
-    A roll-back may itself be killed and done again: each step looks first whether it is still to be done.
-    Raises UserError if something has taken the place of a file that is to be put back.
+    A roll-back may be killed and repeated, so each step first tests whether it is still to be done.
+    Raises UserError if another file has taken the place of a file that must be put back.
     """
     journal = json.loads((folder / _JOURNAL).read_text(encoding="utf-8"))
     for n, (name, identity) in enumerate(journal["files"]):
@@ -368,7 +379,7 @@ def _roll_back(folder: Path, within: Path) -> None:
             os.rename(final, folder / f"undone.{n}")
         if os.path.lexists(old):
             if os.path.lexists(final):
-                raise UserError(f"{final} has taken the place of {old}, which is to be put back: move one of them away")
+                raise UserError(f"{final} has taken the place of {old}, which must be put back: move one of them away")
             os.rename(old, final)
     for name in reversed(journal["folders"]):
         with contextlib.suppress(OSError):
@@ -377,18 +388,18 @@ def _roll_back(folder: Path, within: Path) -> None:
 
 
 def _renamed(error: OSError, path: str | os.PathLike) -> OSError:
-    """The same error, about another file."""
+    """Return the same error about another file."""
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def _sync(path: Path) -> None:
-    """Bring a file's content to the disk."""
+    """Write a file's content to the disk, not only to the system's memory."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the file system can."""
+    """Write the names in a folder to the disk, if the file system can."""
     with contextlib.suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""A pipeline of commands: a stage runs again only if its options, inputs, sources or results have changed."""
+"""Pipeline of commands. A stage runs again only if its options, inputs, sources or results have changed."""
 
 from __future__ import annotations
 
@@ -23,40 +23,41 @@ from dnnlib.sources import sources_sha256
 from dnnlib.text import format_time
 
 OUT = "{out}"  # stands for the output folder in a stage's command
-_ENDED = (129, 130, 143)  # statuses of what was ended by SIGHUP, Ctrl-C or SIGTERM
-_KILLED = 137  # by SIGKILL, from the system or from a user
+_ENDED = (129, 130, 143)  # exit statuses of a command that SIGHUP, Ctrl-C or SIGTERM ended: 128 + signal
+_KILLED = 137  # SIGKILL, from a user, or from the system when memory runs out
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command, with what it reads and what it leaves."""
+    """One command, with its inputs and outputs."""
 
     name: str  # of its record, and in messages
-    purpose: str  # a line for the reader
-    command: Sequence[str]  # what follows `python`: a program, or -m and a package; then options
-    inputs: Sequence[str | Path]  # files and folders whose content decides whether the results are up to date
-    outputs: Sequence[str]  # patterns below the output folder; of several matches the last in order counts
-    replaces: bool = True  # it writes to the same names again, and takes --force for what it left there itself
+    purpose: str  # one line for the user
+    command: Sequence[str]  # the words after `python`: a program, or -m and a package; then options
+    inputs: Sequence[str | Path]  # files and folders; if their content changes, the stage runs again
+    outputs: Sequence[str]  # glob patterns below the output folder; if several files match, the last one counts
+    replaces: bool = True  # the command writes the same names every time, and has --force to replace its own files
 
 
 @dataclass(frozen=True)
 class Programs:
-    """Where the programs of stages lie, and the sources that each one runs."""
+    """Location of the programs that stages run, and their source files."""
 
     folder: Path  # holds the programs and their packages
     sources: Mapping[str, Sequence[str]]  # program or package -> other packages that it imports
 
     def sources_of(self, command: Sequence[str]) -> str:
-        """SHA-256 of the sources that a stage's command runs."""
+        """SHA-256 of the source files that a stage's command runs."""
         name = command[1] if command[0] == "-m" else command[0]
         return sources_sha256(name, *self.sources.get(name, ()), root=self.folder)
 
     def run(self, command: Sequence[str], pass_fds: Sequence[int] = ()) -> int:
-        """Run a stage's command, and return its exit status as a shell has it. pass_fds: open files that it keeps.
+        """Run a stage's command. Returns its exit status as a shell reports it.
 
-        Its modules are found in the folder of the programs, whatever lies in the working one.
+        Modules are imported from the folder of the programs, never from the working folder.
+        pass_fds: open files that the command inherits.
         """
-        # A package by its path: -m would take a file of that name in the working folder.
+        # Run a package by its path, as -m would prefer a file of that name in the working folder.
         program, *options = command[1:] if command[0] == "-m" else command
         program = program if program.startswith("-") else str(self.folder / program)
         path = os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -66,16 +67,16 @@ class Programs:
 
 @dataclass(frozen=True)
 class _Record:
-    """What is known of a stage's last run; the content of stages/<name>.json."""
+    """Record of a stage's last run, stored as stages/<name>.json."""
 
-    complete: bool  # the command ended well
+    complete: bool  # the command ended without an error
     wanted: str  # fingerprint of sources, command and inputs
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # with OUT instead of the output folder
     results: dict[str, str] | None = optional(None)  # path below the output folder -> fingerprint; None: incomplete
 
 
 class Stages:
-    """Runs one stage after the other, each as a command of its own, unless its results are there already."""
+    """Runs stages one after another, each as a command of its own. Skips stages whose results are up to date."""
 
     def __init__(self, outdir: Path, programs: Programs) -> None:
         self.outdir, self._programs = outdir, programs
@@ -84,24 +85,24 @@ class Stages:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the output folder against a second call, which would train among the files of this one."""
-        busy = f"{self.outdir}: another call, or a stage that it began, is at work there; wait for it"
+        """Lock the output folder, so that a second call can't write among the files of this one."""
+        busy = f"{self.outdir}: another call, or a stage that it started, is at work there; wait for it"
         with hold(self.records / "lock", busy) as lock:
             self._locks = [lock]
             yield
 
     def refuse_strangers(self, names: Sequence[str]) -> None:
-        """Raise UserError if a file of these names is there, though no stage ever ran."""
+        """Raise UserError if files with these names exist although no stage has ever run."""
         if not any(self.records.glob("*.json")):
             self._refuse([path for name in names for path in self._matches(name)])
 
     def run(self, stage: Stage) -> list[Path]:
-        """Run the stage if need be, and return the paths of its outputs.
+        """Run the stage if its results are missing or out of date. Returns the paths of its outputs.
 
-        Raises UserError if an output is there that this stage never made. Exits with a message if the command fails.
+        Raises UserError if an output exists that this stage has not made. Exits with a message if the command fails.
         """
         command = [word.replace(OUT, str(self.outdir)) for word in stage.command]
-        # Neither the place nor the spelling of the output folder matters.
+        # For the fingerprint: the output folder may move, or be spelled in another way.
         portable = tuple(word.replace(str(self.outdir), OUT) for word in command)
         inputs = [describe_input(Path(path)) for path in stage.inputs]
         wanted = fingerprint([self._programs.sources_of(command), portable, *inputs])
@@ -113,11 +114,12 @@ class Stages:
             if changed is None:
                 print("    done before with these options, inputs and sources")
                 return [self.outdir / name for name in last.results]
-            print(f"    {changed} changed since the last time: making them again")
+            print(f"    {changed} changed since the last run: making them again")
         if stage.replaces and last is None:
             self._refuse([path for pattern in stage.outputs for path in self._matches(pattern)])
         if stage.replaces and last is not None:
             command.append("--force")
+        # An incomplete record, in case the command fails: the next call then knows whose the files are.
         write_json(path, _Record(False, wanted, portable))
         self._execute(command, stage.name)
         outputs = [self._last_match(pattern) for pattern in stage.outputs]
@@ -126,7 +128,7 @@ class Stages:
         return outputs
 
     def _changes(self, last_wanted: str, results: Mapping[str, str], wanted: str) -> str | None:
-        """What has changed since the last run, in words; None if nothing has."""
+        """Name what has changed since the last run. None: nothing has."""
         if last_wanted != wanted:
             return "options, inputs or sources"
         paths = {self.outdir / name: was for name, was in results.items()}
@@ -134,20 +136,22 @@ class Stages:
         return None if same else "results"
 
     def _execute(self, command: Sequence[str], name: str) -> None:
+        """Run a command. If it fails, exit with a message and its status, or 1."""
         print("    $ python " + shlex.join(command), flush=True)
         start = time.time()
         status = self._programs.run(command, self._locks)
         if status:
             ended, killed = status in _ENDED, status == _KILLED
-            why = " (killed, most likely for want of memory)" if killed else ""
-            advice = "; the same command skips what is done and begins it anew" if ended or killed else ""
+            why = " (killed, most likely for lack of memory)" if killed else ""
+            advice = "; the same command skips finished stages and starts this one again" if ended or killed else ""
             print(f"\n{name} ended early{why}{advice}", file=sys.stderr)
             sys.exit(status if ended or status == 2 else 1)
         print(f"    took {format_time(time.time() - start)}", flush=True)
 
     def _refuse(self, strangers: Sequence[Path]) -> None:
+        """Raise UserError if there are such files, which nobody knows to be replaceable."""
         if strangers:
-            raise UserError(f"{strangers[0]} is there already, but not from this stage: choose another --outdir")
+            raise UserError(f"{strangers[0]} exists already, but not from this stage: choose another --outdir")
 
     def _matches(self, pattern: str) -> list[Path]:
         return sorted(self.outdir.glob(pattern))
@@ -164,11 +168,11 @@ def fingerprint(content: Any) -> str:
 
 
 def describe_input(path: Path) -> str | list:
-    """Plain values that change with an input: a file's SHA-256; for a folder, what lies in it and behind its links.
+    """Return values that change when an input changes: the SHA-256 of a file, or a list of the files in a folder.
 
-    Files in a folder are told by name, size and dates. The date of the last change of any kind is among them: a file
-    gets it that takes the name of another. Hidden files are no data. A folder that links reach twice, or in an endless
-    loop, is entered once.
+    Files in a folder are listed with name, size, and the times of content and inode (mtime and ctime). Reading them all
+    would take too long. A file that takes another file's name has the old mtime, but a new ctime. Hidden files are left
+    out. Links are followed, but each folder is entered once, even if links lead to it twice or in a circle.
     """
     if path.is_file():
         return sha256(path)
@@ -178,11 +182,11 @@ def describe_input(path: Path) -> str | list:
         state = os.stat(folder)
         place = os.path.relpath(folder, path)
         first = seen.setdefault((state.st_dev, state.st_ino), place)
-        if first != place:
+        if first != place:  # seen before, under another path
             found.append([place, first])
             folders.clear()
             continue
-        # In place: os.walk enters what is left in this list, in its order.
+        # Assign in place: os.walk then enters the folders that are left, in this order.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):
             with contextlib.suppress(OSError):  # a link to nowhere

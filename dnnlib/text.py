@@ -1,4 +1,4 @@
-"""Format durations, tables, counts and names for the terminal; parse lists of numbers."""
+"""Formatting of durations, tables, counts and names for the terminal; parsing of lists of numbers."""
 
 import importlib.metadata
 import re
@@ -21,7 +21,7 @@ def format_time(seconds: float) -> str:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Format a plain-text table: the first column flush left, the others flush right."""
+    """Format a plain-text table. The first column is aligned left, the others right."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
@@ -34,12 +34,13 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
 def parse_integers(text: str, limit: int, most: int = 10**6) -> list[int]:
     """Parse a list of numbers and ranges: '0-3,7' -> [0, 1, 2, 3, 7].
 
-    Raises UserError for another form, for a number of `limit` or more, and for more than `most` numbers.
+    Raises UserError for any other form, for numbers from `limit` on, and for more than `most` numbers.
     """
     values: list[int] = []
     for item in text.split(","):
         match = re.fullmatch(r"\s*([0-9]+)(?:\s*-\s*([0-9]+))?\s*", item)
-        # Python refuses to read thousands of digits. No limit has 30, so the rest is not needed.
+        # Python refuses to parse thousands of digits. No limit has 30 digits, so 30 are enough to compare.
+        # Without a match, (1, 0) is an empty range, which the next line refuses.
         first, last = (int(n.lstrip("0")[:30] or 0) for n in (match[1], match[2] or match[1])) if match else (1, 0)
         if last < first:
             raise UserError(f"{name_some([text])} is not a list of whole numbers: write for example 0-63 or 1,5,20-25")
@@ -52,7 +53,7 @@ def parse_integers(text: str, limit: int, most: int = 10**6) -> list[int]:
 
 
 def tool_version() -> str:
-    """Return the installed version of this project, for records of how a file was made."""
+    """Return the installed version of this project. Files store it to record how they were made."""
     try:
         return importlib.metadata.version("stylegan2-mr")
     except importlib.metadata.PackageNotFoundError:
@@ -65,6 +66,6 @@ def count(n: int, noun: str) -> str:
 
 
 def name_some(names: Sequence[str], most: int = 3) -> str:
-    """List the first names, and say how many more there are: 'a, b, c and 4 more'."""
+    """List the first names, and count the others: 'a, b, c and 4 more'."""
     shown = [name if len(name) <= 60 and name.isprintable() else shorten(name) for name in names[:most]]
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")

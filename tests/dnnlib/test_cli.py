@@ -1,4 +1,4 @@
-"""Options made of dataclass fields: what help says, what is parsed, what is refused and how."""
+"""Options made from dataclass fields: help text, parsing, and messages about refused values."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

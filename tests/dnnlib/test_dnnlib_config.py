@@ -1,4 +1,4 @@
-"""Dataclasses as JSON and back: what does not fit is refused by field."""
+"""Dataclasses to JSON and back. Values that do not fit are refused, with the name of their field."""
 
 from dataclasses import dataclass
 
@@ -63,7 +63,7 @@ def test_json_that_does_not_fit_is_refused_by_field(change, message):
 
 @pytest.mark.parametrize("text", ["[" * 9000 + "]" * 9000, '{"a": ' * 3000 + "1" + "}" * 3000])
 def test_deep_nesting_is_refused_by_every_python(text):
-    """Some parse any depth, and then nothing that follows can."""
+    """Parsers of some Python versions accept any depth, but code after them could not follow it."""
     with pytest.raises(ValueError, match="nested more than 50 levels deep"):
         config.parse_json(text)
     assert config.parse_json("[" * 60 + "]" * 60)[0] and config.parse_json("null") is None

@@ -1,4 +1,4 @@
-"""Single files appear when they are complete; see test_staged.py for several."""
+"""Single files appear only when they are complete. test_staged.py tests several files at once."""
 
 import os
 import signal

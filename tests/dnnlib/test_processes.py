@@ -1,4 +1,4 @@
-"""Work for several processes: in order, with a quiet end, whatever ends it."""
+"""Work in several processes: results in order, and a quiet end after errors, kills and Ctrl-C."""
 
 import errno
 import multiprocessing
@@ -31,7 +31,7 @@ def want_memory(n):
     raise MemoryError("Unable to allocate 89.3 MiB")
 
 
-@pytest.mark.parametrize("workers, advice", [(1, "more than there is for one process"), (2, "use fewer --workers")])
+@pytest.mark.parametrize("workers, advice", [(1, "one process needs more than there is"), (2, "use fewer --workers")])
 def test_want_of_memory_is_one_message(workers, advice):
     with pytest.raises(UserError, match=f"out of memory .Unable to allocate 89.3 MiB.: .*{advice}"):
         list(map_in_order(want_memory, range(3), workers))
@@ -39,7 +39,7 @@ def test_want_of_memory_is_one_message(workers, advice):
 
 @pytest.mark.parametrize("broken", ["Event", "SimpleQueue", "Lock"])
 def test_without_semaphores_one_process_does_all(monkeypatch, capsys, broken):
-    """As where shared memory is full, read-only or missing, at the first one that is made or at a later one."""
+    """Shared memory may be full, read-only or missing: for the first object that needs it, or for a later one."""
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -47,7 +47,7 @@ def test_without_semaphores_one_process_does_all(monkeypatch, capsys, broken):
     monkeypatch.setattr(multiprocessing.get_context("spawn"), broken, full)
     assert list(map_in_order(lambda n: (n, os.getpid()), range(3), workers=2)) == [(n, os.getpid()) for n in range(3)]
     (line,) = capsys.readouterr().err.splitlines()
-    assert "one process instead of 2, for want of shared memory (No space left on device): see /dev/shm" in line
+    assert "one process instead of 2, as shared memory is lacking (No space left on device): see /dev/shm" in line
 
 
 def test_a_process_that_cannot_be_started_is_reported(monkeypatch):
@@ -73,7 +73,7 @@ def test_every_worker_is_set_up_and_this_process_is_not():
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
-    """As the kernel does where memory runs out: nothing of the family is left, and no pipe stays open."""
+    """The kernel kills the parent when memory runs out: its workers end too, and no pipe stays open."""
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, signal, time\n"
@@ -94,13 +94,13 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    out, _ = process.communicate(timeout=60)  # ends when the last one that holds the pipe does
+    out, _ = process.communicate(timeout=60)  # returns when the last process that holds the pipe has ended
     assert process.returncode == -signal.SIGKILL and len(out.split()) == 3
 
 
 @pytest.mark.parametrize("sender", ["this thread", "another thread"])
 def test_an_interrupt_waits_until_a_process_has_started(sender):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes its background jobs ignore it
     started, go = [], threading.Event()
 
     def send():
@@ -109,7 +109,7 @@ def test_an_interrupt_waits_until_a_process_has_started(sender):
             signal.raise_signal(signal.SIGINT)
 
     other = threading.Thread(target=send)
-    other.start()  # before the mask, as the threads of a pool or of a progress bar
+    other.start()  # before the mask is set, like threads of a pool or a progress bar
     with pytest.raises(KeyboardInterrupt), _interrupts_held():
         if sender == "this thread":
             signal.raise_signal(signal.SIGINT)
@@ -120,7 +120,7 @@ def test_an_interrupt_waits_until_a_process_has_started(sender):
 
 
 def test_ctrl_c_between_the_locks_of_a_future_is_a_ctrl_c():
-    """As Python's own waiting for a result ends when it is interrupted while it takes the lock again."""
+    """Python raises RuntimeError if Ctrl-C comes while it takes a future's lock again."""
 
     class Interrupted:
         def result(self):

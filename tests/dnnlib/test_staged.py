@@ -1,4 +1,4 @@
-"""Files appear all or none, whatever happens on the way: kills, other programs, links, file systems without locks."""
+"""All files appear or none, in spite of kills, other programs, links, and file systems without locks."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from dnnlib.staged import Staged, recover
 
 
 def tree(folder):
-    """Name -> content of everything in a folder, hidden things included."""
+    """Content of a folder, hidden files included: name -> bytes."""
     return {
         str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else p.read_text() if p.is_file() else None
         for p in sorted(folder.rglob("*"))
@@ -27,7 +27,7 @@ def tree(folder):
 
 
 def run(script, *arguments):
-    """Run a Python script, which may import this file, in a process of its own; its exit status."""
+    """Run a Python script, which may import this file, in a new process. Returns its exit status."""
     paths = (ROOT, ROOT / "tests", Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], env=environment).returncode
@@ -62,14 +62,14 @@ def test_what_killed_processes_left_is_removed_and_what_is_in_use_stays(tmp_path
         mine.place(path).write_text("mine")
         for _ in range(3):
             assert run(KILLED, path) == -signal.SIGKILL
-        assert len(tree(tmp_path)) == 6  # a folder, a lock and a file: of this process, and of the last one
+        assert len(tree(tmp_path)) == 6  # folder, lock and file, of this process and of the killed one
     assert tree(tmp_path)["x.zip"] == "mine"
     assert run(KILLED, path) == -signal.SIGKILL
     assert files.refuse_existing(path, force=True) == path and tree(tmp_path) == {"x.zip": "mine"}
 
 
 def test_what_was_left_before_it_was_marked_is_removed(tmp_path):
-    """A kill may come between the making of the hidden folder's lock and what is written into it."""
+    """A kill may come after the hidden folder's lock is made, but before the mark is written into it."""
     left, path = tmp_path / ".x.zip.0.part", tmp_path / "x.zip"
     left.mkdir()
     (left / "lock").touch()
@@ -83,7 +83,7 @@ def test_what_was_left_before_it_was_marked_is_removed(tmp_path):
 
 
 def test_a_leftover_below_a_folder_that_this_process_has_locked(tmp_path):
-    """As that of a conversion's cut cases is."""
+    """A conversion's folder of cut cases is such a folder."""
     opened = os.open(tmp_path, os.O_RDONLY)
     assert try_lock(opened) and run(KILLED, tmp_path / "x.zip") == -signal.SIGKILL
     files.write_bytes(tmp_path / "x.zip", b"new")
@@ -185,7 +185,7 @@ def write_together(folder, force=True):
 
 
 NEW = {name: f"new {name}" for name in NAMES} | {"new": None}
-# Kill a process at the n-th call that changes a name, for every n; after each kill call again, and look.
+# Kill a process at its n-th call that changes a name, for every n. After each kill, run it again and check the files.
 KILLED_EVERYWHERE = """
 import json, os, signal, sys
 from pathlib import Path
@@ -218,7 +218,8 @@ while True:
     if not os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
         break
     seen.add(tuple(name for name in NAMES if (folder / name).exists()))
-    if not force and tree(folder) == NEW:  # the last steps: all is there, and only the hidden folder remained
+    # Killed in the last steps: the files are published, and only the hidden folder remains.
+    if not force and tree(folder) == NEW:
         break
     files.refuse_existing(folder / NAMES[0], True)  # the next call of the same command
     assert tree(folder) in (before, NEW), (n, tree(folder))
@@ -282,7 +283,7 @@ def test_a_file_in_the_place_of_one_that_is_to_be_put_back_is_not_lost(tmp_path)
     assert run(script, tmp_path) == -signal.SIGKILL
     (tmp_path / "test.zip").write_text("mine")
     for _ in range(2):
-        with pytest.raises(UserError, match="test.zip has taken the place of .*old.1, which is to be put back"):
+        with pytest.raises(UserError, match="test.zip has taken the place of .*old.1, which must be put back"):
             write_together(tmp_path)
     (tmp_path / "test.zip").rename(tmp_path / "elsewhere")
     recover(tmp_path / NAMES[0])

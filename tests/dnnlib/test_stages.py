@@ -1,4 +1,4 @@
-"""The runner: stages are skipped exactly when nothing changed, and end as they are told to."""
+"""Stages are skipped exactly if nothing has changed, and end on signals."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def stages(tmp_path):
 
 
 def copy(stages, suffix="done"):
-    """A stage that copies in.txt to out.txt with something behind it; returns whether it ran."""
+    """Run a stage that copies in.txt to out.txt and appends a word. Returns whether it ran."""
     before = (stages.outdir / "out.txt").stat().st_mtime_ns if (stages.outdir / "out.txt").exists() else None
     command = ["-c", COPY, "{out}/in.txt", "{out}/out.txt", suffix]
     (result,) = stages.run(Stage("copy", "copy", command, [stages.outdir / "in.txt"], ["out.txt"], replaces=False))
@@ -57,13 +57,13 @@ def test_a_stage_that_failed_is_not_done(stages, capfd):
     assert "half ended early" in capfd.readouterr().err
     with pytest.raises(SystemExit):
         stages.run(Stage("half", "", ["-c", "import os; os.kill(os.getpid(), 9)"], [], ["out.txt"]))
-    assert "half ended early (killed, most likely for want of memory); the same" in capfd.readouterr().err
+    assert "half ended early (killed, most likely for lack of memory); the same" in capfd.readouterr().err
     stages.run(Stage("half", "succeed", [*command, "0"], [], ["out.txt"]))
     assert json.loads((stages.records / "half.json").read_text())["complete"]
 
 
 def test_ctrl_c_lets_the_stage_end_in_its_own_time(tmp_path):
-    """As in a terminal, where Ctrl-C reaches the pipeline and the stage at once: training then saves a snapshot."""
+    """In a terminal, Ctrl-C reaches the pipeline and the stage at once. A training then saves a snapshot."""
     stage = (
         "import signal, sys, time; signal.signal(signal.SIGINT, lambda *a: None); print('ready', flush=True);"
         "time.sleep(2); time.sleep(1); open(sys.argv[1], 'w').write('saved'); sys.exit(130)"
@@ -84,7 +84,7 @@ def test_ctrl_c_lets_the_stage_end_in_its_own_time(tmp_path):
     assert not json.loads((tmp_path / "stages" / "slow.json").read_text())["complete"]
 
 
-# A stage that says who it is, takes note of SIGTERM if asked to, and would go on for long.
+# A stage that prints its process id, reports SIGTERM if asked to, and would run for a long time.
 LONG = """
 import os, signal, sys, time
 def end(*_):
@@ -97,7 +97,7 @@ time.sleep(60)
 
 
 def begin(outdir, how="heeds", prefix=""):
-    """A pipeline of one long stage, in a process of its own, and the stage's process id."""
+    """Start a pipeline of one long stage in a new process. Returns the process and the stage's process id."""
     script = (
         f"{prefix}\nfrom dnnlib.stages import Programs, Stage, Stages; from pathlib import Path\n"
         f"stages = Stages(Path({str(outdir)!r}), Programs(Path(), {{}}))\n"
@@ -114,12 +114,12 @@ def begin(outdir, how="heeds", prefix=""):
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_ends_the_pipeline_ends_its_stage(tmp_path, sent):
-    """As batch systems and container runtimes send it: to the parent alone."""
+    """Batch systems and container runtimes send the signal to the parent only."""
     process, stage = begin(tmp_path)
     process.send_signal(sent)
-    out, err = process.communicate(timeout=30)  # the stage holds the pipe, too
+    out, err = process.communicate(timeout=30)  # returns when the stage, which inherits the pipe, has ended too
     assert process.returncode == 128 + sent and "ended" in out
-    assert "long ended early; the same command skips what is done" in err and "Traceback" not in err
+    assert "long ended early; the same command skips finished stages" in err and "Traceback" not in err
     with pytest.raises(ProcessLookupError):
         os.kill(stage, 0)
 
@@ -166,7 +166,7 @@ def test_what_a_stage_did_not_make_is_not_replaced(stages):
     (stages.outdir / "out.txt").write_text("mine")
     write = Stage("write", "", ["-c", "import sys; open(sys.argv[1], 'w')", "{out}/out.txt"], [], ["out.txt"])
     for _ in range(2):
-        with pytest.raises(UserError, match="out.txt is there already, but not from this stage"):
+        with pytest.raises(UserError, match="out.txt exists already, but not from this stage"):
             stages.run(write)
     assert (stages.outdir / "out.txt").read_text() == "mine"
 
@@ -206,7 +206,7 @@ def test_a_stage_depends_on_its_program_and_the_packages_that_this_imports(stage
 
 
 def test_records_of_earlier_versions_are_read(stages):
-    """What stages/<name>.json holds: whoever changes it makes the stages of every folder run again."""
+    """Content of stages/<name>.json. A change of its form would make finished stages of all users run again."""
     stages.run(Stage("none", "", ["-c", "", "{out}/a"], [stages.outdir / "in.txt"], ["in.txt"], replaces=False))
     assert json.loads((stages.records / "none.json").read_text()) == {
         "complete": True,
@@ -221,7 +221,7 @@ def described(folder):
 
 
 def test_changes_behind_links_are_seen(tmp_path):
-    """Links to folders and files, several to one, in each other, and to nowhere."""
+    """Links to folders and files: several to the same one, circular ones, and broken ones."""
     store = tmp_path / "store"
     (store / "deep").mkdir(parents=True)
     for name in ("a.nii", "b.nii", "deep/c.nii"):
@@ -245,7 +245,7 @@ def test_changes_behind_links_are_seen(tmp_path):
     change(lambda: (store / "deep" / "d.nii").write_text("new"))
     change(lambda: (store / "deep" / "d.nii").unlink() or (store / "deep" / "table.csv").write_text("new"))
 
-    def exchange():  # names, sizes and dates are those of before
+    def exchange():  # names, sizes and modification times stay the same
         time.sleep(0.02)  # a tick of the kernel's clock
         (store / "a.nii").rename(store / "x")
         (store / "b.nii").rename(store / "a.nii")

@@ -1,4 +1,4 @@
-"""Programs on odd ground: terminals without the signs, users without a name, Windows."""
+"""Programs in unusual environments: terminals with few characters, users without a name, Windows."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ ENTRIES = ("dataset_tool.py", "train.py", "generate.py", "reproduce.py", "segmen
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run code in a process of its own; names with a value of "" are taken out of its environment."""
+    """Run code in a new process. Environment variables with the value "" are removed there."""
     wanted = {k: v for k, v in {**os.environ, "PYTHONPATH": str(ROOT), **environment}.items() if v}
     return subprocess.run([sys.executable, "-c", code], env=wanted, capture_output=True)
 
