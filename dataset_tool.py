@@ -14,8 +14,9 @@ from slices import render
 from slices.archive import edit
 from slices.archive.describe import inspect_archive
 from slices.archive.reader import ArchiveReader
-from slices.convert import conversion
+from slices.convert.conversion import convert as run_conversion
 from slices.convert.options import ConvertOptions, RunOptions, SourceOptions
+from slices.convert.plan import plan
 from slices.convert.recognition import find_cases
 from slices.convert.report import describe_outcomes
 from slices.export.export import ExportOptions, export_archive
@@ -38,7 +39,7 @@ def main() -> None:
     """Archives of joint slices: C contrasts and K label maps of axial brain slices, one zip for training or testing."""
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @options(SourceOptions, "data")
 @dest("A name that ends in .zip makes one archive; a folder gets train.zip, test.zip and split.json.")
 @options(ConvertOptions, "wanted")
@@ -61,11 +62,11 @@ def convert(data: SourceOptions, dest: Path, wanted: ConvertOptions, how: RunOpt
     """
     found = find_cases(data.source, data.wanted_release, wanted.head_rule.masks, data.table)
     click.echo(found.words)
-    outcomes = conversion.convert(conversion.plan(wanted, found, dest), how.workers, how.force, how.on_error)
+    outcomes = run_conversion(plan(wanted, found, dest), how.workers, how.force, how.on_error)
     click.echo(describe_outcomes(outcomes, wanted.resolution))
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @options(PhantomOptions, "wanted")
 @reports_user_errors
 def phantom(wanted: PhantomOptions) -> None:
@@ -74,7 +75,7 @@ def phantom(wanted: PhantomOptions) -> None:
     click.echo(f"{count(wanted.patients, 'phantom patient')} in {wanted.dest}")
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @ARCHIVE
 @click.option("--out", type=PATH, help=f"Picture to write (.png): {PICTURED} slices with large lesions.")
 @click.option("--force", is_flag=True, help="Replace the picture if there is one.")
@@ -92,7 +93,7 @@ def inspect(archive: Path, out: Path | None, force: bool) -> None:
         click.echo(f"\nwritten: {out}")
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @ARCHIVE
 @options(ExportOptions, "wanted")
 @reports_user_errors
@@ -110,7 +111,7 @@ def export(archive: Path, wanted: ExportOptions) -> None:
     click.echo(written.describe(wanted.dest))
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @click.argument("archives", type=PATH, nargs=-1, required=True)
 @dest("Archive to write (.zip).")
 @FORCE
@@ -120,7 +121,7 @@ def merge(archives: Sequence[Path], dest: Path, force: bool) -> None:
     click.echo(edit.merge(archives, dest, force).describe())
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @ARCHIVE
 @dest("Archive to write (.zip).")
 @click.option("--slices", type=click.IntRange(min=1), help="How many slices to take.")
@@ -133,7 +134,7 @@ def subset(archive: Path, dest: Path, slices: int | None, patients: int | None, 
     click.echo(edit.subset(archive, dest, slices, patients, seed, force).describe())
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @ARCHIVE
 @dest("Folder that gets train.zip, test.zip and split.json.")
 @click.option("--test-fraction", type=float, default=0.1, show_default=True, help="Share of the patients in test.zip.")

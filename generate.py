@@ -67,7 +67,7 @@ def main(asked: GenerateOptions) -> None:
     seeds = list(dict.fromkeys(parse_integers(asked.seeds, limit=2**32)))
 
     from training import sampling  # torch takes seconds to import: --help and mistakes should not
-    from training.generated import Generated, write_archive, write_pictures
+    from training.generated_files import Generated, write_archive, write_pictures
     from training.snapshot import load_generator
 
     keep_freed_memory()

@@ -19,7 +19,7 @@ from dnnlib.files import make_folder, read_json
 from dnnlib.stages import Programs, Stages
 from dnnlib.system import run
 from dnnlib.text import format_time
-from reproduction import (
+from reproduce_stages import (
     ARMS,
     LESION_FREE,
     PRESETS,
@@ -32,7 +32,7 @@ from reproduction import (
 from segmentation.config import COMPARED
 from segmentation.experiment import run_arms
 from slices.archive.reader import ArchiveReader
-from slices.areas import ClassAreas
+from slices.class_areas import ClassAreas
 
 PROGRAMS = Programs(
     Path(__file__).resolve().parent,

@@ -34,8 +34,9 @@ from dnnlib.processes import map_in_order
 from dnnlib.system import run
 from dnnlib.text import format_table
 from slices.archive.reader import ArchiveReader
-from slices.convert.conversion import convert, plan
+from slices.convert.conversion import convert
 from slices.convert.options import ConvertOptions
+from slices.convert.plan import plan
 from slices.convert.recognition import Recognized, find_cases
 from slices.convert.releases import AUTO, RELEASE_NAMES, release_of_name
 from slices.phantom import write_patients

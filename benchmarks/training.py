@@ -41,7 +41,7 @@ from training.config import DataConfig, find_recipe, resolve
 from training.minibatches import Minibatch, MinibatchSource
 from training.networks.generator import Generator
 from training.state import TrainingState
-from training.trainer import Phase, Trainer
+from training.training_step import Phase, Trainer
 
 PERIOD = 16  # steps after which every phase has been due
 CONFIGURATIONS: dict[str, dict[str, Any]] = {

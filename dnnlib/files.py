@@ -10,7 +10,7 @@ from typing import Any
 
 from dnnlib import config
 from dnnlib.errors import UserError
-from dnnlib.staged import Staged, recover
+from dnnlib.publish import Staged, recover
 
 
 @contextlib.contextmanager

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dnnlib.code_hash import sources_sha256
 from dnnlib.config import from_json, optional
 from dnnlib.errors import UserError
 from dnnlib.files import make_folder, read_json, sha256, write_json
 from dnnlib.locks import hold
 from dnnlib.processes import run_python
-from dnnlib.sources import sources_sha256
 from dnnlib.text import format_time
 
 OUT = "{out}"  # stands for the output folder in a stage's command

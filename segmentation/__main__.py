@@ -22,7 +22,7 @@ def main() -> None:
     """Train a U-Net on joint slices, and measure its Dice on the slices of other patients. For research use only."""
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @options(TrainPaths, "paths")
 @options(TrainUNetConfig, "config")
 @reports_user_errors
@@ -36,7 +36,7 @@ def train(paths: TrainPaths, config: TrainUNetConfig) -> None:
     train_unet(config, paths.data, paths.outdir, paths.force, paths.exclude)
 
 
-@main.command()
+@main.command(context_settings=HELP)
 @options(EvaluateOptions, "asked")
 @reports_user_errors
 @naming_what_to_lower("--batch")

@@ -14,7 +14,7 @@ import numpy as np
 from dnnlib.files import atomic_path
 from segmentation.report import about_data
 from segmentation.scores import Evaluation, Target, targets_of
-from slices.areas import ClassAreas
+from slices.class_areas import ClassAreas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from typing import Any
 
 from dnnlib.errors import UserError
 from dnnlib.files import json_bytes
-from dnnlib.staged import Staged
+from dnnlib.publish import Staged
 from dnnlib.text import count
 from segmentation.chart import DICE_TITLE, draw_chart
 from segmentation.config import COMPARED
@@ -26,7 +26,7 @@ from segmentation.report import (
     describe_data,
 )
 from segmentation.scores import Evaluation, targets_of
-from slices.areas import ClassAreas
+from slices.class_areas import ClassAreas
 
 AREAS_TITLE = "Mean area of each class in a training slice"
 

@@ -14,12 +14,12 @@ from tqdm import tqdm
 from dnnlib.errors import UserError
 from segmentation.config import TrainUNetConfig
 from segmentation.draws import Draw, Draws
+from slices.archive.compatible import refuse_twice, require_same_kind
 from slices.archive.reader import ArchiveReader
-from slices.archive.together import refuse_twice, require_same_kind
 from slices.dataset import StoredSlices
 from slices.leaks import refuse_leaks
 from slices.schema import OUTSIDE, Schema
-from torch_utils.loading import minibatches
+from torch_utils.data_loading import minibatches
 
 
 class Pair(NamedTuple):

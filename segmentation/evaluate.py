@@ -12,10 +12,10 @@ from tqdm import tqdm
 from dnnlib import config as configs
 from dnnlib import files
 from dnnlib.errors import UserError
-from dnnlib.staged import Staged
+from dnnlib.publish import Staged
 from dnnlib.text import count
+from segmentation.archive_facts import ArchiveFacts, collect_facts, pixels_of
 from segmentation.config import EVALUATED_AT_ONCE
-from segmentation.facts import ArchiveFacts, collect_facts, pixels_of
 from segmentation.fit import MODEL
 from segmentation.predict import predict_examinations
 from segmentation.report import draw_examinations, notes_on, worst_median_best

@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from dnnlib import files
 from dnnlib.errors import UserError
+from dnnlib.publish import Staged
 from dnnlib.runs import Log
-from dnnlib.staged import Staged
 from dnnlib.text import count, format_time
+from segmentation.archive_facts import collect_facts, pixels_of
 from segmentation.config import TrainUNetConfig
 from segmentation.data import PairDataset, loader
 from segmentation.draws import Draws
-from segmentation.facts import collect_facts, pixels_of
 from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, save_unet, to_input
 from slices.leaks import doubts
 from torch_utils.distributed import default_device

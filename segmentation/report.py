@@ -11,7 +11,7 @@ import numpy as np
 
 from dnnlib.files import atomic_path
 from dnnlib.text import count, format_table, name_some
-from segmentation.facts import pixels_of
+from segmentation.archive_facts import pixels_of
 from segmentation.predict import Segmented
 from segmentation.scores import Evaluation, ExaminationDice, Target, targets_of
 from slices import render

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segmentation.facts import ArchiveFacts
+from segmentation.archive_facts import ArchiveFacts
 from segmentation.unet import UNetInfo
 from slices.schema import Schema
 

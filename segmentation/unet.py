@@ -12,9 +12,9 @@ import torch
 
 from dnnlib import config as configs
 from dnnlib.errors import UserError
+from segmentation.archive_facts import ArchiveFacts
 from segmentation.config import SMALLEST, TrainUNetConfig, UNetConfig
 from segmentation.draws import Drawn
-from segmentation.facts import ArchiveFacts
 from slices.archive.format import LARGEST_RESOLUTION
 from slices.codec import SliceCodec
 from slices.schema import Schema

@@ -18,9 +18,9 @@ from nibabel.spatialimages import HeaderDataError
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
+from slices.affine import Place, place_of
 from slices.gunzip import Gunzip, GzipDamage
-from slices.not_nifti import SHOWN, describe_stranger
-from slices.place import Place, place_of
+from slices.nifti_diagnosis import SHOWN, describe_stranger
 
 MOST_VOXELS = 1 << 28  # of one volume; thirty times those of BraTS, and 1 GB as float32
 LONGEST_SIDE = 1 << 13  # voxels along an axis

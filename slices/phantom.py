@@ -25,7 +25,7 @@ from dnnlib.cli import Checked, option
 from dnnlib.errors import UserError
 from dnnlib.files import folder_for
 from dnnlib.processes import default_workers, map_in_order
-from dnnlib.staged import Staged
+from dnnlib.publish import Staged
 from dnnlib.text import name_some
 from slices.schema import BRATS
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from drawn import write_archive
-from faces import native_operators
+from helpers.drawn import write_archive
+from helpers.operator_faces import native_operators
 from torch_utils.ops import native
 
 

@@ -11,8 +11,8 @@ import dataset_tool
 import generate
 import segmentation.__main__
 import train
-from commands import call as call_command
-from drawn import draw_head, turned, write_nifti
+from helpers.commands import call as call_command
+from helpers.drawn import draw_head, turned, write_nifti
 from slices.archive.reader import ArchiveReader
 
 SMALL = ("--kimg", 0.016, "--batch", 4, "--cbase", 256, "--cmax", 8, "--z-dim", 8, "--snap", 0, "--fp32", 1)

@@ -16,10 +16,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from commands import ROOT, content, convert_2018, refused
 from dataset_tool import main
-from drawn import draw_head, turned, write_nifti
-from layouts import truncate, write_five_patients
+from helpers.commands import ROOT, content, convert_2018, refused
+from helpers.drawn import draw_head, turned, write_nifti
+from helpers.layouts import truncate, write_five_patients
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.schema import Schema

@@ -14,9 +14,9 @@ import reproduce
 import segmentation.__main__
 import torch_utils.ops.__main__
 import train
-from commands import ROOT
 from dnnlib.cli import arguments
-from reproduction import PRESETS
+from helpers.commands import ROOT
+from reproduce_stages import PRESETS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = ("-m pytest",)  # not ours

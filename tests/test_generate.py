@@ -12,7 +12,7 @@ import generate
 import train
 from dnnlib.errors import UserError
 from dnnlib.runs import Log
-from drawn import write_archive
+from helpers.drawn import write_archive
 from slices.archive import edit
 from slices.archive.reader import ArchiveReader
 from slices.archive.zips import ZipWriter
@@ -26,8 +26,8 @@ from training.config import DataConfig, find_recipe, resolve
 from training.minibatches import MinibatchSource
 from training.snapshot import KIND, VERSION, find_snapshot, load_generator
 from training.state import TrainingState
-from training.trainer import Trainer
 from training.training_loop import describe_training, save
+from training.training_step import Trainer
 
 
 def make_snapshot(folder, cond: bool, subset=None):

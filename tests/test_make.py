@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import ROOT
+from helpers.commands import ROOT
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")

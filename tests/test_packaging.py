@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from commands import ROOT
 from dnnlib.stages import Programs, Stage, Stages
+from helpers.commands import ROOT
 
 
 def run(*arguments, **options):

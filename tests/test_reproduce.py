@@ -10,15 +10,15 @@ import pytest
 from click.testing import CliRunner
 
 import reproduce
-import reproduction
-from commands import ROOT
+import reproduce_stages
 from dnnlib.files import make_folder, write_json
 from dnnlib.stages import Stages
-from drawn import write_archive
-from evaluations import evaluation, examination
-from reproduction import Made, Preset
+from helpers.commands import ROOT
+from helpers.drawn import write_archive
+from helpers.evaluations import evaluation, examination
+from reproduce_stages import Made, Preset
 from slices.archive.reader import ArchiveReader
-from slices.areas import ClassAreas
+from slices.class_areas import ClassAreas
 
 
 def test_each_program_depends_on_all_packages_that_it_imports():
@@ -50,10 +50,10 @@ class RecordedStages:
         return self.made[stage.name]
 
 
-@pytest.fixture(params=list(reproduction.PRESETS))
+@pytest.fixture(params=list(reproduce_stages.PRESETS))
 def recorded(request, tmp_path, monkeypatch):
     """Return a function that records all stages of a preset, as if `missing` of the 9 fakes had no lesion."""
-    monkeypatch.setattr(reproduction, "ArchiveReader", lambda path: range(9))
+    monkeypatch.setattr(reproduce_stages, "ArchiveReader", lambda path: range(9))
     monkeypatch.setattr(reproduce, "report", lambda *_: None)
 
     def run(missing):
@@ -61,7 +61,7 @@ def recorded(request, tmp_path, monkeypatch):
         monkeypatch.setattr(reproduce, "measure", lambda path: areas)
         stages = RecordedStages(tmp_path)
         source = "/brats" if request.param == "paper" else None
-        reproduce.reproduce(stages, reproduction.PRESETS[request.param], source)
+        reproduce.reproduce(stages, reproduce_stages.PRESETS[request.param], source)
         return stages
 
     return run
@@ -96,7 +96,7 @@ def test_every_arm_learns_from_the_same_shares(recorded, capsys, missing):
 
 def test_what_is_asked_for_takes_the_place_of_the_presets_values():
     preset = reproduce.configure(reproduce.Options("demo", "out", kimg=0.5, steps=8, patients=9))
-    usual = reproduction.PRESETS["demo"]
+    usual = reproduce_stages.PRESETS["demo"]
     assert preset == Preset(
         convert=usual.convert,
         train=usual.train | {"kimg": 0.5},
@@ -112,7 +112,7 @@ def test_the_report_names_the_gan(tmp_path, capsys):
         write_json(tmp_path / f"{name}.json", values)
     archive = write_archive(tmp_path / "real.zip", count=4)
     made = Made(archive, archive, tmp_path / "gan" / "network-snapshot-000022.safetensors", archive, tmp_path / "x.png")
-    results = {arm: tmp_path / "r.json" for arm in reproduction.ARMS}
+    results = {arm: tmp_path / "r.json" for arm in reproduce_stages.ARMS}
     reproduce.report(tmp_path, made, results, reproduce.measure(archive), reproduce.measure(archive))
     printed = capsys.readouterr().out
     assert "one GAN, with seed 77, of 22 kimg" in printed and "100 % F is 100% of that of 100 % R" in printed

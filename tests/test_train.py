@@ -10,13 +10,13 @@ from PIL import Image
 
 import slices.dataset
 import train
-from drawn import draw_slice, write_archive
+from helpers.drawn import draw_slice, write_archive
+from helpers.trainings import TINY_OPTIONS
 from slices.archive.writer import ArchiveWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from training.config import DataConfig
 from training.snapshot import load_generator
-from trainings import TINY_OPTIONS
 
 NO_NUMBERS = ["kimg=inf", "kimg=nan", "lrate=nan", "lrate=inf", "lrate=0", "gamma=nan", "pl-weight=inf"]
 

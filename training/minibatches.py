@@ -12,7 +12,7 @@ import torch
 from dnnlib.runs import Log
 from slices.codec import SliceCodec
 from slices.dataset import SliceDataset
-from torch_utils.loading import minibatches
+from torch_utils.data_loading import minibatches
 from torch_utils.sampler import EndlessSampler
 from training.config import TrainingConfig
 

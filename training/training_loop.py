@@ -18,7 +18,7 @@ from training.minibatches import MinibatchSource
 from training.reporter import Reporter, sheet_size
 from training.snapshot import SnapshotInfo, save_snapshot, snapshot_name
 from training.state import TrainingState
-from training.trainer import Trainer
+from training.training_step import Trainer
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dnnlib.text import count, format_table
 from slices.archive.format import ArchiveInfo
 from slices.archive.reader import ArchiveReader
-from slices.areas import ClassAreas
+from slices.class_areas import ClassAreas
 from slices.pixels import PixelSize
 from slices.schema import Schema
 

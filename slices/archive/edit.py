@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from dnnlib import config, files
 from dnnlib.errors import UserError
-from dnnlib.staged import Staged
+from dnnlib.publish import Staged
 from dnnlib.text import count, name_some
+from slices.archive.compatible import refuse_twice
 from slices.archive.format import TEST, TRAIN, SliceRecord, Volume
-from slices.archive.made import describe_making
+from slices.archive.history import describe_making
 from slices.archive.reader import ArchiveReader
-from slices.archive.together import refuse_twice
 from slices.archive.writer import ArchiveWriter
 from slices.leaks import warn_of_alike
 from slices.pixels import PixelSize

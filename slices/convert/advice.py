@@ -12,7 +12,7 @@ from pathlib import Path
 from dnnlib.errors import UserError
 from dnnlib.text import count, name_some
 from slices.convert.cases import Case, Files, cases_of
-from slices.convert.patterns import ENDING
+from slices.convert.path_patterns import ENDING
 from slices.convert.releases import MASK, OWN, RELEASE_NAMES, RELEASES, Release, describe_as_own, other_challenge
 
 _NNUNET = re.compile(r"(?P<images>images\w+)/[^/]+_(?P<channel>\d{4})\.nii(\.gz)?")

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from dnnlib.errors import UserError
 from dnnlib.text import count, name_some
-from slices.convert.patterns import ENDING, Pattern, Way
+from slices.convert.path_patterns import ENDING, Pattern, Way
 from slices.convert.releases import GRADES, MASK, OWN, Release
-from slices.not_nifti import describe_missing
+from slices.nifti_diagnosis import describe_missing
 from slices.schema import LONGEST_NAME, is_plain_name
 
 # Other forms of images, and endings in capitals: never read, but counted.

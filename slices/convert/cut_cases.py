@@ -20,11 +20,11 @@ from typing import Any
 from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.locks import try_lock
-from dnnlib.staged import recover
+from dnnlib.publish import recover
 from dnnlib.system import plain_text
 from slices.archive.format import Volume
 from slices.archive.zips import Packed, ZipReader, ZipWriter, pack
-from slices.areas import ClassAreas
+from slices.class_areas import ClassAreas
 from slices.convert.cases import Case
 
 _JOB, _RECORD = "job.json", "case.json"

@@ -10,8 +10,8 @@ from dnnlib.cli import Checked, option
 from dnnlib.errors import UserError
 from dnnlib.processes import default_workers
 from slices.archive.format import LARGEST_RESOLUTION
-from slices.convert.head import AUTO as AUTO_HEAD
-from slices.convert.head import HeadRule
+from slices.convert.head_mask import AUTO as AUTO_HEAD
+from slices.convert.head_mask import HeadRule
 from slices.convert.releases import AUTO, GRADES, RELEASE_NAMES, Release, describe_release, release_of_name
 from slices.geometry import SMALLEST_RESOLUTION
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from slices.areas import ClassAreas
+from slices.class_areas import ClassAreas
 from slices.convert.cases import Case
 from slices.convert.cut import OUT_OF_VIEW
 from slices.convert.cut_cases import CutRecord

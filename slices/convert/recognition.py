@@ -14,7 +14,7 @@ from dnnlib.errors import UserError
 from dnnlib.text import count
 from slices.convert.advice import explain
 from slices.convert.cases import Case, Files, apply_table, cases_of, files_below, require_plain_names
-from slices.convert.patterns import Pattern
+from slices.convert.path_patterns import Pattern
 from slices.convert.releases import OWN, RELEASES, Release, describe_as_own, other_challenge, release_of_name
 
 # Ends of names that tell visits: a word for it, a date, or the number that BraTS's challenges have since 2023.

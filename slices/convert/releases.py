@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from dnnlib.errors import UserError
 from dnnlib.text import name_some
-from slices.convert.patterns import Pattern
+from slices.convert.path_patterns import Pattern
 from slices.schema import BRATS, LesionClass, Region, Schema
 
 GRADES = ("HGG", "LGG")
@@ -31,7 +31,7 @@ class Release:
     name: str
     title: str
     schema: Schema
-    pattern: str  # where files lie (slices/convert/patterns.py); without {contrast}, one 4-D file holds all of `names`
+    pattern: str  # where files lie (path_patterns.py); without {contrast}, one 4-D file holds all of `names`
     names: Mapping[str, str]  # contrast of the schema -> what files call it
     mask_pattern: str | None = None  # where label maps lie, if not where a contrast called MASK would
     known: Mapping[str, str] = field(default_factory=dict)  # placeholder -> regular expression; tells releases apart

@@ -17,10 +17,10 @@ from scipy import ndimage
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
+from slices.affine import ROUNDING, SAME, Fit, Place, axes_of, differences, fit, is_nowhere
 from slices.convert.cases import Case
 from slices.nifti import Nifti, format_shape, read_channels, read_nifti
 from slices.orientation import Orientation
-from slices.place import ROUNDING, SAME, Fit, Place, axes_of, differences, fit, is_nowhere
 from slices.schema import Schema
 
 EDGE = 3  # voxels deep in the head, where contrasts that were stripped of the skull one by one may have nothing

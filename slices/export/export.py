@@ -13,13 +13,13 @@ from tqdm import tqdm
 from dnnlib import files
 from dnnlib.cli import Checked, option
 from dnnlib.errors import UserError
-from dnnlib.staged import Staged, recover
+from dnnlib.publish import Staged, recover
 from dnnlib.text import count, format_table
 from slices.archive.reader import ArchiveReader
 from slices.convert.releases import MASK
 from slices.export.nifti_folder import write_nifti_folder
 from slices.export.picture_folder import write_picture_folder
-from slices.export.volumes import Folder, slices_by_volume
+from slices.export.stacking import Folder, slices_by_volume
 
 NIFTI, PNG = FORMATS = ("nifti", "png")
 

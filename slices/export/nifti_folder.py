@@ -14,7 +14,7 @@ from dnnlib.errors import UserError
 from slices.archive.format import TEST
 from slices.archive.reader import ArchiveReader
 from slices.convert.releases import MASK
-from slices.export.volumes import Folder, VolumeSlices, distinct
+from slices.export.stacking import Folder, VolumeSlices, distinct
 from slices.intensity import undo_window
 from slices.nifti import GENERATED, nifti_bytes
 from slices.provenance import SLICES_FILE, seen_fields

@@ -15,7 +15,7 @@ from dnnlib import files
 from slices.archive.format import TEST, SliceRecord
 from slices.archive.reader import ArchiveReader
 from slices.convert.releases import MASK
-from slices.export.volumes import Folder, VolumeSlices, distinct
+from slices.export.stacking import Folder, VolumeSlices, distinct
 from slices.provenance import CHANNELS_FILE, seen_fields
 from slices.render import RGB, class_color
 from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema

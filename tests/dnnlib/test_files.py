@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from commands import ROOT
 from dnnlib import config, files, runs
+from helpers.commands import ROOT
 
 
 def test_atomic_path_keeps_the_old_file_until_the_new_one_is_complete(tmp_path):

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
-from commands import ROOT
 from dnnlib.errors import UserError
 from dnnlib.processes import _interrupts_held, _result, map_in_order
+from helpers.commands import ROOT
 
 
 def test_one_worker_is_this_process_and_works_as_asked():

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from commands import ROOT
+from dnnlib.code_hash import sources_sha256
 from dnnlib.errors import UserError
-from dnnlib.sources import sources_sha256
 from dnnlib.stages import Programs, Stage, Stages, describe_input, fingerprint
+from helpers.commands import ROOT
 
 PROGRAMS = Programs(ROOT, {})
 COPY = "import sys; from pathlib import Path; Path(sys.argv[2]).write_text(Path(sys.argv[1]).read_text() + sys.argv[3])"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from commands import ROOT
 from dnnlib import system
+from helpers.commands import ROOT
 
 ENTRIES = ("dataset_tool.py", "train.py", "generate.py", "reproduce.py", "segmentation/__main__.py")
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import dataset_tool
-from drawn import draw_small_head, write_case, write_full_archive
+from helpers.drawn import draw_small_head, write_case, write_full_archive
 
 
 @pytest.fixture

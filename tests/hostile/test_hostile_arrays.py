@@ -8,8 +8,8 @@ import pickle
 import numpy as np
 import pytest
 
-from bench import REFUSED, SAME, SAME_OR_REFUSED, VALID_OR_REFUSED, Cases
 from forge import Trap, as_npy, build_zip, entry, npy_header
+from runner import REFUSED, SAME, SAME_OR_REFUSED, VALID_OR_REFUSED, Cases
 
 CASES = Cases(__file__)
 

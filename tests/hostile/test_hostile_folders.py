@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 
-from bench import REFUSED, Cases, require
-from commands import call, refused
 from forge import paths_in, put
+from helpers.commands import call, refused
 from names import BAD_NAMES, HOSTILE_VALUES
+from runner import REFUSED, Cases, require
 
 CASES = Cases(__file__)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench import REFUSED, SAME, SAME_OR_REFUSED, VALID_OR_REFUSED, Cases
 from forge import build_zip, entry, find, paths_in, put
 from names import BAD_NAMES, HOSTILE_VALUES
+from runner import REFUSED, SAME, SAME_OR_REFUSED, VALID_OR_REFUSED, Cases
 from slices.archive.format import INDEX
 from slices.schema import BRATS
 

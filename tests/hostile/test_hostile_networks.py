@@ -10,10 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from bench import Cases, require
 from dnnlib.errors import UserError
-from drawn import write_archive
 from forge import NAN, find
+from helpers.drawn import write_archive
+from runner import Cases, require
 from segmentation.config import TrainUNetConfig
 from segmentation.draws import Drawn
 from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, load_unet, save_unet

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import REFUSED, SAME, SAME_OR_REFUSED, VALID_OR_REFUSED, Cases
 from forge import FIELDS, INF, NAN, Trap, flipped, nifti, pack_gzip, repeated
+from runner import REFUSED, SAME, SAME_OR_REFUSED, VALID_OR_REFUSED, Cases
 
 CASES = Cases(__file__)
 CONTRAST = "t1ce"

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench import REFUSED, SAME, SAME_OR_REFUSED, VALID_OR_REFUSED, Cases
 from forge import Entry, build_zip, entry, flipped, repeated
+from runner import REFUSED, SAME, SAME_OR_REFUSED, VALID_OR_REFUSED, Cases
 from slices.archive.format import INDEX
 
 CASES = Cases(__file__)

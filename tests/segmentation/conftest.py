@@ -7,7 +7,7 @@ import pytest
 
 import generate
 import train as gan
-from commands import call
+from helpers.commands import call
 from rings import draw_ring, write_patients, write_rings
 from segmentation.config import TrainUNetConfig
 from segmentation.evaluate import evaluate_archive

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from click.testing import CliRunner
 
-from drawn import draw_slice, write_slices
+from helpers.drawn import draw_slice, write_slices
 from segmentation.__main__ import main
 from slices.archive.format import Volume
 from slices.archive.writer import ArchiveWriter

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluations import evaluation, examination
+from helpers.evaluations import evaluation, examination
 from segmentation.chart import chart, draw_chart
-from slices.areas import ClassAreas
+from slices.class_areas import ClassAreas
 from slices.schema import BRATS, LesionClass, Region, Schema
 
 ONE = Schema(("t1", "t2", "flair"), (LesionClass("MS", "", 1),))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dnnlib.errors import UserError
-from evaluations import TESTED, evaluation, examination
+from helpers.evaluations import TESTED, evaluation, examination
 from segmentation.comparison import (
     Comparison,
     GanFacts,
@@ -19,7 +19,7 @@ from segmentation.comparison import (
 )
 from segmentation.draws import Drawn
 from segmentation.scores import Summary
-from slices.areas import ClassAreas
+from slices.class_areas import ClassAreas
 from slices.schema import BRATS
 
 AREAS = ClassAreas(4, 1, 100, {"NCR": 0, "ED": 2, "ET": 1}, {"NCR": 0, "ED": 3, "ET": 1})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluations import TESTED, evaluation, examination
+from helpers.evaluations import TESTED, evaluation, examination
 from segmentation.predict import Segmented
 from segmentation.report import (
     _titles,

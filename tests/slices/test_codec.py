@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from drawn import SCHEMAS
+from helpers.drawn import SCHEMAS
 from slices.codec import SliceCodec
 from slices.schema import BRATS, Schema
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dnnlib.errors import UserError
-from drawn import ALL_AXES, turned
+from helpers.drawn import ALL_AXES, turned
 from slices.geometry import PixelGrid, VoxelGrid, area_weights, pixel_size
 from slices.orientation import LPS, Orientation
 

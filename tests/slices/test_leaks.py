@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dnnlib.errors import UserError
-from drawn import draw_slice, write_archive
+from helpers.drawn import draw_slice, write_archive
 from slices import leaks
 from slices.archive import edit
 from slices.archive.format import TEST, TRAIN

@@ -9,7 +9,7 @@ from isal import igzip
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
-from drawn import SHAPE, turned, write_nifti
+from helpers.drawn import SHAPE, turned, write_nifti
 from slices.nifti import GENERATED, nifti_bytes, read_channels, read_nifti
 
 

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from drawn import ALL_AXES, turned
+from helpers.drawn import ALL_AXES, turned
 from slices.orientation import LPS, Orientation
 
 VOLUME = np.arange(2 * 3 * 4).reshape(2, 3, 4)  # [L, P, S]

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from dnnlib.errors import UserError
-from drawn import draw_slice, write_archive
+from helpers.drawn import draw_slice, write_archive
 from slices import leaks
 from slices.archive.format import TEST, TRAIN
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
-from slices.convert import conversion
+from slices.convert.conversion import convert as run_conversion
 from slices.convert.options import ConvertOptions
+from slices.convert.plan import plan
 from slices.convert.recognition import find_cases
 from slices.convert.releases import describe_release
 from slices.export.export import export_archive
@@ -33,8 +34,8 @@ def fakes(tmp_path) -> Path:
 
 def convert(source: Path, dest: Path, pattern: str = OWN[1], **options) -> list[ArchiveReader]:
     found = find_cases(source, describe_release(OWN[0], pattern, OWN[2]))
-    planned = conversion.plan(ConvertOptions(resolution=32, slices="all", **options), found, dest)
-    return [ArchiveReader(outcome.target.path) for outcome in conversion.convert(planned)]
+    planned = plan(ConvertOptions(resolution=32, slices="all", **options), found, dest)
+    return [ArchiveReader(outcome.target.path) for outcome in run_conversion(planned)]
 
 
 def exported(archive: Path, form: str = "nifti") -> Path:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dnnlib.errors import UserError
-from drawn import NO_CLASSES, ONE_CLASS, SCHEMAS
+from helpers.drawn import NO_CLASSES, ONE_CLASS, SCHEMAS
 from slices.schema import BRATS, LesionClass, Region, Schema
 
 

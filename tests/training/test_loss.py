@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from drawn import write_archive
+from helpers.drawn import write_archive
+from helpers.trainings import tiny_trainer
 from slices.dataset import SliceDataset
 from torch_utils.stats import Statistics
 from training import loss as losses
@@ -11,7 +12,6 @@ from training.config import DiscriminatorConfig, GeneratorConfig, LossConfig
 from training.minibatches import Labeled, Latents, Minibatch
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
-from trainings import tiny_trainer
 
 
 @pytest.mark.parametrize("cond", [False, True])

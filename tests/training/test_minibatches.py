@@ -2,10 +2,10 @@
 
 import torch
 
-from drawn import write_archive
+from helpers.drawn import write_archive
+from helpers.trainings import tiny_trainer
 from slices.dataset import SliceDataset
 from training.minibatches import Labeled, Latents, Minibatch
-from trainings import tiny_trainer
 
 
 def test_microbatches_are_the_minibatch_in_order():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from goldens import golden_arrays, golden_cases
+from helpers.goldens import golden_arrays, golden_cases
 from slices.codec import SliceCodec
 from slices.schema import BRATS
 from training import loss

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from dnnlib.runs import Log
+from helpers.trainings import tiny_config
 from slices.dataset import SliceDataset
 from torch_utils.stats import Statistics
 from training.minibatches import Latents
 from training.reporter import Reporter, sheet_size, status_line, warnings
 from training.state import TrainingState
-from trainings import tiny_config
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import train
 from dnnlib.config import to_json
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
-from drawn import write_archive
+from helpers.drawn import write_archive
+from helpers.trainings import TINY_OPTIONS, tiny_trainer, tiny_training
 from slices.archive.reader import ArchiveReader
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
@@ -22,7 +23,6 @@ from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
 from training.snapshot import KIND, VERSION, SnapshotInfo, find_snapshot, load_generator, save_snapshot
 from training.training_loop import describe_training, save
-from trainings import TINY_OPTIONS, tiny_trainer, tiny_training
 
 
 def test_snapshot_holds_all_three_networks(tmp_path, archive):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from helpers.trainings import tiny_config
 from slices.dataset import SliceDataset
 from training.state import TrainingState
-from trainings import tiny_config
 
 
 def initial(archive, **changes) -> TrainingState:

@@ -10,14 +10,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from commands import ROOT
-from drawn import write_archive
+from helpers.commands import ROOT
+from helpers.drawn import write_archive
+from helpers.trainings import TINY_OPTIONS, tiny_config, tiny_training
 from slices.dataset import SliceDataset
 from slices.schema import Schema
 from training.snapshot import load_generator
 from training.state import TrainingState
 from training.training_loop import snapshot_is_due, tick_is_over
-from trainings import TINY_OPTIONS, tiny_config, tiny_training
 
 
 def test_another_schema_trains_as_well(tmp_path):

@@ -7,7 +7,7 @@ import math
 import torch
 
 from torch_utils.ops import native, reference
-from torch_utils.ops.checks import require_floating, require_operand
+from torch_utils.ops.argument_checks import require_floating, require_operand
 from torch_utils.ops.registered import NUMBERS, TAIL
 
 ACTIVATIONS = reference.ACTIVATIONS

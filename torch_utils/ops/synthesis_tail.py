@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from torch_utils.ops import reference
+from torch_utils.ops.argument_checks import require_floating, require_operand
 from torch_utils.ops.bias_act import activation_settings, native_tail, serve
-from torch_utils.ops.checks import require_floating, require_operand
 
 
 def synthesis_tail(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from torch_utils.ops import native, reference
-from torch_utils.ops.checks import require_device, require_floating
+from torch_utils.ops.argument_checks import require_device, require_floating
 from torch_utils.ops.registered import UPFIRDN2D
 
 LARGEST_FILTER = 32  # taps along an axis, for the native operators

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from commands import call, refused
 from dataset_tool import main
 from dnnlib.files import sha256
+from helpers.commands import call, refused
 from slices.archive.format import Volume
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter

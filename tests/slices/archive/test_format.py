@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from archives import RESOLUTION, VOLUME, draw, refused, rewrite, write
+from helpers.archives import RESOLUTION, VOLUME, draw, refused, rewrite, write
 from slices.archive.format import INDEX
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter

@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from archives import FIRST, as_npy, draw, refused, rewrite, write
 from dnnlib.errors import UserError
+from helpers.archives import FIRST, as_npy, draw, refused, rewrite, write
 from slices.archive.format import INDEX
 from slices.archive.reader import ArchiveReader
 from slices.schema import BRATS, LABEL_ON

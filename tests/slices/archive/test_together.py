@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from archives import draw, write
 from dnnlib.errors import UserError
-from drawn import ONE_CLASS
+from helpers.archives import draw, write
+from helpers.drawn import ONE_CLASS
+from slices.archive.compatible import require_same_kind
 from slices.archive.reader import ArchiveReader
-from slices.archive.together import require_same_kind
 from slices.schema import BRATS
 
 

@@ -7,11 +7,11 @@ import os
 import numpy as np
 import pytest
 
-from archives import FIRST, RESOLUTION, VOLUME, draw, refused, rewrite, write
 from dnnlib.errors import UserError
 from dnnlib.files import atomic_path
-from dnnlib.staged import Staged
-from drawn import SCHEMAS
+from dnnlib.publish import Staged
+from helpers.archives import FIRST, RESOLUTION, VOLUME, draw, refused, rewrite, write
+from helpers.drawn import SCHEMAS
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS, Schema

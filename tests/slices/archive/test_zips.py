@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from archives import draw, write
 from dnnlib.errors import UserError
+from helpers.archives import draw, write
 from slices.archive.format import pack_slice
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from layouts import write_five_patients
+from helpers.layouts import write_five_patients
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dnnlib.errors import UserError
-from layouts import CONTRASTS, flat, gli, own, touch, write_release
+from helpers.layouts import CONTRASTS, flat, gli, own, touch, write_release
 from slices.convert.recognition import find_cases
 
 

@@ -5,11 +5,11 @@ import os
 import numpy as np
 import pytest
 
-from cases import BRATS_2018, read_only_case
-from commands import convert
 from dnnlib.errors import UserError
-from drawn import draw_slice, write_case, write_nifti
-from layouts import draw, flat, own, put, touch, write_flat
+from helpers.cases import BRATS_2018, read_only_case
+from helpers.commands import convert
+from helpers.drawn import draw_slice, write_case, write_nifti
+from helpers.layouts import draw, flat, own, put, touch, write_flat
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.convert.recognition import find_cases

@@ -9,12 +9,12 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from commands import content, convert, convert_2018, refused
-from drawn import SHAPE, turned
-from layouts import break_file, draw, write_flat
+from helpers.commands import content, convert, convert_2018, refused
+from helpers.drawn import SHAPE, turned
+from helpers.layouts import break_file, draw, write_flat
 from slices.archive.reader import ArchiveReader
-from slices.convert.conversion import plan
 from slices.convert.options import ConvertOptions
+from slices.convert.plan import plan
 from slices.convert.recognition import find_cases
 from slices.convert.releases import release_of_name
 from slices.schema import BRATS

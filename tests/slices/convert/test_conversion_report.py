@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from commands import convert, convert_2018, refused
-from drawn import draw_head, write_case, write_nifti
-from layouts import draw, write_flat
+from helpers.commands import convert, convert_2018, refused
+from helpers.drawn import draw_head, write_case, write_nifti
+from helpers.layouts import draw, write_flat
 from slices.archive.reader import ArchiveReader
 from slices.convert.outcome import Outcome, Target
 from slices.convert.report import MOST_NOTES, describe_notes

@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cases import BRATS_2018, cut_only_case
 from dnnlib.errors import UserError
-from drawn import SHAPE, draw_head, turned, write_case
+from helpers.cases import BRATS_2018, cut_only_case
+from helpers.drawn import SHAPE, draw_head, turned, write_case
 from slices.convert.cut import cut_case
 from slices.convert.options import ConvertOptions
 from slices.convert.recognition import find_cases

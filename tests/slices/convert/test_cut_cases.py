@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from commands import convert, convert_2018, refused
 from dnnlib.errors import UserError
-from layouts import (
+from helpers.commands import convert, convert_2018, refused
+from helpers.layouts import (
     break_file,
     draw,
     truncate,

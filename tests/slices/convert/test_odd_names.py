@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 
-from commands import ROOT
 from dnnlib import config
-from drawn import draw_head, write_archive, write_case
+from helpers.commands import ROOT
+from helpers.drawn import draw_head, write_archive, write_case
 from slices.archive.edit import merge
 from slices.archive.reader import ArchiveReader
 from slices.convert.cut_cases import Origin, origin_of

@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from commands import call, convert
 from dnnlib.errors import UserError
-from layouts import (
+from helpers.commands import call, convert
+from helpers.layouts import (
     draw,
     flat,
     gli,

@@ -7,11 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from commands import call, convert
 from dnnlib import config
 from dnnlib.errors import UserError
-from drawn import BRIGHT, MARKER, draw_head, turned, write_nifti
-from layouts import CONTRASTS, GLI, VALUES_OF, draw, own, put, write_decathlon, write_flat, write_release
+from helpers.commands import call, convert
+from helpers.drawn import BRIGHT, MARKER, draw_head, turned, write_nifti
+from helpers.layouts import CONTRASTS, GLI, VALUES_OF, draw, own, put, write_decathlon, write_flat, write_release
 from slices.archive.reader import ArchiveReader
 from slices.convert.recognition import find_cases
 from slices.convert.releases import RELEASES, describe_release, release_of_name

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cases import BRATS_2018, cut_only_case, read_only_case
 from dnnlib.errors import UserError
-from drawn import BRIGHT, DIRECTIONS, SHAPE, draw_head, turned, write_case, write_nifti
+from helpers.cases import BRATS_2018, cut_only_case, read_only_case
+from helpers.drawn import BRIGHT, DIRECTIONS, SHAPE, draw_head, turned, write_case, write_nifti
 from slices.convert.releases import describe_release
 from slices.nifti import read_nifti
 from slices.schema import BRATS

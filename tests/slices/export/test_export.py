@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import call, refused
-from drawn import ALL_AXES, NO_CLASSES, draw_head, turned, write_case
+from helpers.commands import call, refused
+from helpers.drawn import ALL_AXES, NO_CLASSES, draw_head, turned, write_case
 from slices.archive.format import Volume
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from commands import ROOT
+from helpers.commands import ROOT
 from torch_utils.ops import build, native
 from toys import needs_compiler, script
 

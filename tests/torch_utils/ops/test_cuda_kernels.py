@@ -28,7 +28,7 @@ from emulation.harness import (
     compute_type,
     has_sanitizer,
 )
-from goldens import golden_arrays, golden_cases, golden_filter
+from helpers.goldens import golden_arrays, golden_cases, golden_filter
 from torch_utils.ops.bias_act import ACTIVATIONS
 from torch_utils.ops.build import cuda_homes
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from goldens import golden_arrays, golden_cases, golden_filter
+from helpers.goldens import golden_arrays, golden_cases, golden_filter
 from torch_utils.ops import conv2d_gradfix
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from faces import native_operators
+from helpers.operator_faces import native_operators
 from torch_utils.ops import conv2d_gradfix, native
 from torch_utils.ops.bias_act import ACTIVATIONS, NATIVE_ON_CPU, bias_act
 from torch_utils.ops.registered import NUMBERS, OPERATORS

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 import torch_utils.ops.__main__ as self_check
-from commands import ROOT
+from helpers.commands import ROOT
 from torch_utils.ops import build, native
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import ROOT
+from helpers.commands import ROOT
 from torch_utils.ops import build, native
 
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler named c++")

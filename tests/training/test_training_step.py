@@ -4,9 +4,9 @@ import math
 
 import torch
 
+from helpers.trainings import tiny_trainer
 from slices.dataset import SliceDataset
 from training.minibatches import Labeled, Latents, Minibatch
-from trainings import tiny_trainer
 
 
 def test_a_step_has_the_phases_of_the_configuration(tmp_path, archive):

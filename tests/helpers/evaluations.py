@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
+from segmentation.archive_facts import ArchiveFacts
 from segmentation.config import TrainUNetConfig, UNetConfig
 from segmentation.draws import Drawn
-from segmentation.facts import ArchiveFacts
 from segmentation.scores import Evaluation, ExaminationDice, ModelFacts, TargetDice, summarize, targets_of
 from segmentation.unet import UNetInfo
 from slices.schema import BRATS, Schema

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-ROOT = Path(__file__).resolve().parent.parent  # of the checkout
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout
 
 
 def call(*arguments, expected=0, command=None):

@@ -12,8 +12,8 @@ from torch_utils.stats import Statistics
 from training.config import DataConfig, TrainingConfig, find_recipe, resolve
 from training.minibatches import MinibatchSource
 from training.state import TrainingState
-from training.trainer import Trainer
 from training.training_loop import Outcome, train
+from training.training_step import Trainer
 
 TINY = {"kimg": 0.016, "batch": 4, "cbase": 64, "cmax": 8, "z_dim": 8, "map_depth": 2}
 TINY_OPTIONS = arguments({**TINY, "workers": 0})  # of train.py

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from drawn import draw_head, turned, write_case, write_nifti
+from helpers.drawn import draw_head, turned, write_case, write_nifti
 from slices.convert.releases import describe_release
 from slices.schema import BRATS
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
-from torch_utils.loading import minibatches
+from torch_utils.data_loading import minibatches
 
 BATCHES = [[n, n + 1, 7 - n] for n in range(6)]
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from dnnlib.errors import UserError
 from dnnlib.text import count
+from slices.affine import has_axes
 from slices.archive.format import Volume
 from slices.archive.reader import ArchiveReader
 from slices.geometry import VoxelGrid
-from slices.place import has_axes
 
 LONGEST_AXIS = 32767  # voxels; what NIfTI-1 can say
 MOST_VOXELS = 1 << 28  # of all contrasts of a volume; what fits into memory

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from drawn import write_archive
+from helpers.drawn import write_archive
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
-from slices.areas import ClassAreas
+from slices.class_areas import ClassAreas
 from slices.schema import BRATS, Schema
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def golden_arrays(name: str, prefix: str = "") -> dict[str, torch.Tensor]:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from commands import ROOT
-from dnnlib import files, staged
+from dnnlib import files, publish
 from dnnlib.errors import UserError
 from dnnlib.locks import try_lock
-from dnnlib.staged import Staged, recover
+from dnnlib.publish import Staged, recover
+from helpers.commands import ROOT
 
 
 def tree(folder):
@@ -34,7 +34,7 @@ def run(script, *arguments):
 
 
 KILLED = (
-    "import os, signal, sys; from dnnlib.staged import Staged\n"
+    "import os, signal, sys; from dnnlib.publish import Staged\n"
     "with Staged(sys.argv[1]) as staged:\n"
     "    staged.place(sys.argv[1]).write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
 )
@@ -95,7 +95,7 @@ CROWD = """
 import os, random, signal, sys, time
 from pathlib import Path
 from dnnlib import files
-from dnnlib.staged import Staged
+from dnnlib.publish import Staged
 folder = Path(sys.argv[1])
 
 def write(k, times):
@@ -190,7 +190,7 @@ KILLED_EVERYWHERE = """
 import json, os, signal, sys
 from pathlib import Path
 from dnnlib import files
-from test_staged import NAMES, NEW, tree, write_together
+from test_publish import NAMES, NEW, tree, write_together
 
 folder, force, before = Path(sys.argv[1]), sys.argv[2] == "force", json.loads(sys.argv[3])
 
@@ -277,7 +277,7 @@ def test_a_file_in_the_place_of_one_that_is_to_be_put_back_is_not_lost(tmp_path)
         (tmp_path / name).write_text("old")
     script = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from test_staged import write_together\n"
+        "from test_publish import write_together\n"
         "os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL); write_together(Path(sys.argv[1]))"
     )
     assert run(script, tmp_path) == -signal.SIGKILL
@@ -328,7 +328,7 @@ def test_a_folder_is_no_file_and_is_never_replaced_by_one(tmp_path):
 
 def test_without_locks_only_old_leftovers_are_removed(tmp_path, monkeypatch):
     assert run(KILLED, tmp_path / "x.zip") == -signal.SIGKILL
-    monkeypatch.setattr(staged, "try_lock", lambda file: None)
+    monkeypatch.setattr(publish, "try_lock", lambda file: None)
     files.write_bytes(tmp_path / "x.zip", b"new")
     left = [path for path in tmp_path.rglob("*") if path.name != "x.zip"]
     assert len(left) == 3

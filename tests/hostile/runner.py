@@ -3,7 +3,7 @@
 A test file declares its cases with `Cases`. They run in a process of their own, whose memory is limited. A failure
 names the way in which the file was spoiled and the number of the case. To run one case alone, here to its traceback:
 
-    python tests/hostile/bench.py test_hostile_zips "zip bomb: the directory promises a good size" 3
+    python tests/hostile/runner.py test_hostile_zips "zip bomb: the directory promises a good size" 3
 
 Without the number, all cases of that way run; without both, all of the file.
 """
@@ -39,8 +39,8 @@ from click.testing import CliRunner
 
 import dataset_tool
 from dnnlib.errors import UserError
-from drawn import draw_small_head, write_full_archive
 from forge import Entry, build_zip, entry, nifti, pack_gzip
+from helpers.drawn import draw_small_head, write_full_archive
 from slices.archive.format import INDEX
 from slices.archive.reader import ArchiveReader
 from slices.nifti import read_nifti
@@ -80,7 +80,7 @@ class Cases:
         """Fail if a case of this way failed. The first call runs all cases of the test file."""
         found = {k: run_all(self.module)[way, k] for k in range(self.ways[way][1])}
         failures = [f"{way} {k}: {what}" for k, what in found.items() if what != OK]
-        alone = f'To run one alone: python tests/hostile/bench.py {self.module} "{way}" NUMBER'
+        alone = f'To run one alone: python tests/hostile/runner.py {self.module} "{way}" NUMBER'
         assert not failures, "\n\n".join([f"{len(failures)} of {len(found)} cases failed. {alone}", *failures[:20]])
 
 
@@ -389,6 +389,6 @@ class Bench:
 
 
 if __name__ == "__main__":
-    import bench  # the test files register their cases with the module of this name, not with the program
+    import runner  # the test files register their cases with the module of this name, not with the program
 
-    bench.main(*sys.argv[1:])
+    runner.main(*sys.argv[1:])

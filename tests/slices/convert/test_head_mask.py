@@ -5,8 +5,8 @@ import pytest
 from scipy import ndimage
 
 from dnnlib.errors import UserError
-from drawn import draw_head
-from slices.convert.head import find_head, foreground, grow, otsu_threshold
+from helpers.drawn import draw_head
+from slices.convert.head_mask import find_head, foreground, grow, otsu_threshold
 from slices.schema import BRATS
 
 SHAPE = (12, 100, 90)  # S, P, L

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from dnnlib.errors import UserError
-from slices.convert.patterns import Pattern
+from slices.convert.path_patterns import Pattern
 from slices.intensity import intensity_window
 
 AUTO, ALL = "auto", "all"

@@ -14,7 +14,7 @@ from dnnlib.errors import UserError
 from dnnlib.files import atomic_path, make_folder, refuse_existing
 from dnnlib.text import count
 from slices import render
-from slices.archive.made import describe_making
+from slices.archive.history import describe_making
 from slices.archive.writer import ArchiveWriter
 from training.sampling import Sample
 from training.snapshot import LoadedGenerator

@@ -3,8 +3,8 @@
 import pytest
 
 from dnnlib.errors import UserError
-from layouts import draw, named, own, put, touch
-from slices.convert.patterns import Pattern
+from helpers.layouts import draw, named, own, put, touch
+from slices.convert.path_patterns import Pattern
 from slices.convert.recognition import find_cases
 from slices.convert.releases import describe_release
 

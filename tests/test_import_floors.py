@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import ROOT
+from helpers.commands import ROOT
 
 FLOORS = {"dnnlib": 1, "slices": 2, "torch_utils": 2, "training": 3, "segmentation": 3}
 PROGRAMS = {path.stem for path in ROOT.glob("*.py")}  # floor 4, as is every __main__.py
@@ -22,8 +22,8 @@ WALLS = [
     *(
         (f"slices/{border}.py", ("slices.archive", "slices.convert", "slices.export"), "a border serves all ways")
         for border in (
-            *("schema", "codec", "intensity", "geometry", "orientation", "pixels", "place"),
-            *("nifti", "gunzip", "not_nifti", "render", "split", "phantom"),
+            *("schema", "codec", "intensity", "geometry", "orientation", "pixels", "affine"),
+            *("nifti", "gunzip", "nifti_diagnosis", "render", "split", "phantom"),
         )
     ),
     ("training/networks", ("training", "!training.config", "!training.networks"), "networks serve other trainings too"),

@@ -1,0 +1,208 @@
+"""Plan a conversion: options and cases become one frozen record, before the first volume is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dnnlib import config
+from dnnlib.errors import UserError
+from dnnlib.text import name_some
+from slices.archive.format import TEST, TRAIN
+from slices.convert.cases import Case
+from slices.convert.options import ConvertOptions
+from slices.convert.outcome import Target
+from slices.convert.recognition import Recognized
+from slices.leaks import alike
+from slices.provenance import read_provenance
+from slices.schema import Schema
+from slices.split import SPLIT_FILE, Split, draw_split, read_split
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What options may leave open, decided. The last three are None for a single archive."""
+
+    slices: str
+    test_slices: str | None = None
+    test_fraction: float | None = None  # None as well if a split is given
+    split_seed: int | None = None  # None as well if a split is given
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """All that is decided of a conversion before the first volume is read."""
+
+    options: ConvertOptions  # as given
+    settled: Settled
+    found: Recognized
+    cases: tuple[Case, ...]  # of the grade asked for, in no archive if the split leaves them out
+    dest: Path  # the archive, or the folder of two
+    targets: tuple[Target, ...]
+    split: Split | None  # None: a single archive
+
+    @property
+    def schema(self) -> Schema:
+        return self.found.release.schema
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return self.dest.parent if self.split is None else self.dest
+
+    @property
+    def paths(self) -> list[Path]:
+        """What is written."""
+        return [*(target.path for target in self.targets), *([self.dest / SPLIT_FILE] if self.split else [])]
+
+    @property
+    def settled_options(self) -> dict[str, Any]:
+        """The options, decided, as an archive tells them."""
+        options = config.to_json(replace(self.options, split_file=None)) | config.to_json(self.settled)
+        if self.options.head_rule.is_auto:
+            options["head"] = None
+        if self.options.split_file is not None:
+            options["split_file"] = self.options.split_file.name
+        return options
+
+
+def plan(options: ConvertOptions, found: Recognized, dest: str | os.PathLike) -> Conversion:
+    """Decide what a conversion of the cases that were found writes.
+
+    dest: a name that ends in .zip for one archive, else a folder for train.zip, test.zip and split.json. Raises
+    UserError for options that fit neither each other nor the cases, and if patients held out for testing would train.
+    """
+    dest = Path(dest)
+    single = dest.suffix.lower() == ".zip"
+    settled = _settle(options, dest, single, found.release.schema)
+    cases, left_out = _of_grade(found, options)
+    split = None if single else _split(found, cases, options, settled)
+    if split is None:
+        drafts = [_Draft(None, dest, settled.slices, options.lesion_free, cases)]
+    else:
+        drafts = _drafts_of_sides(dest, cases, split, settled, options)
+        neither = [case.patient for case in cases if case.patient not in {*split.train, *split.test}]
+        left_out |= {"on neither side of the split file": neither} if neither else {}
+    targets = tuple(_target(draft, drafts, found.source, left_out) for draft in drafts)
+    return Conversion(options, settled, found, tuple(cases), dest, targets, split)
+
+
+def _settle(options: ConvertOptions, dest: Path, single: bool, schema: Schema) -> Settled:
+    """Decide what was left open, and refuse what would change nothing."""
+    if not schema.num_maps and "tumor" in (options.slices, options.test_slices):
+        raise UserError("--slices tumor needs label maps, which this data has none of: choose brain or all")
+    slices = options.slices or ("tumor" if schema.num_maps else "brain")
+    if options.lesion_free and slices != "tumor":
+        raise UserError(
+            f"--lesion-free adds to slices with lesion, but --slices {slices} takes others as well: "
+            "leave one of them out"
+        )
+    of_split = {name: getattr(options, name) for name in ("test_slices", "test_fraction", "split_seed", "split_file")}
+    given = [_flag(name) for name, value in of_split.items() if value is not None]
+    if single:
+        if given:
+            raise UserError(f"{given[0]} needs a folder as --dest, but {dest} is a single archive")
+        return Settled(slices)
+    test_slices = options.test_slices or "all"
+    if options.split_file is None:
+        fraction = 0.1 if options.test_fraction is None else options.test_fraction
+        return Settled(slices, test_slices, fraction, options.split_seed or 0)
+    if drawn := [flag for flag in given if flag in (_flag("test_fraction"), _flag("split_seed"))]:
+        raise UserError(f"{drawn[0]} draws a split, --split-file gives one: leave one of them out")
+    return Settled(slices, test_slices)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _of_grade(found: Recognized, options: ConvertOptions) -> tuple[list[Case], dict[str, list[str]]]:
+    """The cases of the grade asked for, and the patients left out."""
+    source, grade = found.source, options.grade
+    chosen = [case for case in found.cases if grade in ("all", case.grade)]
+    if not chosen:
+        raise UserError(
+            f"{source}: no case in {source.name}/{grade}, which --grade {grade} asks for; "
+            "in a flat folder grades are unknown: use --grade all, or say them with --cases"
+        )
+    if options.class_by == "grade" and (bare := [case.name for case in chosen if not case.grade]):
+        raise UserError(
+            f"{source}: --class-by grade needs cases in {source.name}/HGG or LGG, or their grades by --cases; "
+            f"unknown: {name_some(bare)}"
+        )
+    others = [case.patient for case in found.cases if grade not in ("all", case.grade)]
+    return chosen, {f"grade is not {grade}": others} if others else {}
+
+
+def _split(found: Recognized, cases: Sequence[Case], options: ConvertOptions, settled: Settled) -> Split:
+    patients = {case.patient for case in cases}
+    if options.split_file is None:
+        assert settled.test_fraction is not None and settled.split_seed is not None
+        return draw_split(patients, settled.test_fraction, settled.split_seed)
+    whole = read_split(options.split_file, {case.patient for case in found.cases})
+    # --grade takes its share of a split of all grades.
+    split = Split(
+        train=tuple(name for name in whole.train if name in patients),
+        test=tuple(name for name in whole.test if name in patients),
+    )
+    if not split.train or not split.test:
+        raise UserError(f"{options.split_file}: leaves {'test' if split.train else 'train'} without a patient")
+    return split
+
+
+class _Draft(NamedTuple):
+    """A target before it is known what exported files tell of its cases."""
+
+    side: str | None
+    path: Path
+    choice: str
+    lesion_free: float | None
+    cases: list[Case]
+
+
+def _drafts_of_sides(
+    dest: Path, cases: Sequence[Case], split: Split, settled: Settled, options: ConvertOptions
+) -> list[_Draft]:
+    assert settled.test_slices is not None
+    train, test = ([case for case in cases if case.patient in set(side)] for side in (split.train, split.test))
+    return [
+        _Draft(TRAIN, dest / f"{TRAIN}.zip", settled.slices, options.lesion_free, train),
+        _Draft(TEST, dest / f"{TEST}.zip", settled.test_slices, None, test),
+    ]
+
+
+def _target(draft: _Draft, drafts: Sequence[_Draft], source: Path, left_out: Mapping[str, list[str]]) -> Target:
+    """Complete a target with what exported files tell of its cases, and with names like those of the other side."""
+    known = read_provenance(draft.cases, source)
+    held_out = [name for name, one in known.items() if one.part == TEST]
+    if draft.side == TRAIN and held_out:
+        raise UserError(
+            f"{source}: {name_some(held_out)}: exported from the test part of a split, as a file beside them says, "
+            f"so nothing may be trained on them, but this split puts them into {draft.path.name}: give the former "
+            "split with --split-file, or convert them by themselves into one archive, which is then one for testing"
+        )
+    remarks = {
+        "of the test part of a former split, where it stays": held_out,
+        "generated slices; the archive still knows whom their generator learned from": [
+            name for name, one in known.items() if one.seen is not None
+        ],
+    }
+    for other in drafts:
+        if other is not draft:
+            pairs = dict(alike([case.patient for case in draft.cases], [case.patient for case in other.cases]))
+            remarks[f"named so much like one in {other.path.name} that they may be one patient"] = [
+                case.name for case in draft.cases if case.patient in pairs
+            ]
+    return Target(
+        side=draft.side,
+        path=draft.path,
+        choice=draft.choice,
+        lesion_free=draft.lesion_free,
+        cases=tuple(draft.cases),
+        left_out=left_out,
+        remarks={remark: names for remark, names in remarks.items() if names},
+        known=known,
+    )

@@ -1,0 +1,1 @@
+"""What several tests share: drawn data, golden arrays, calls of the programs."""
