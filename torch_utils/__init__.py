@@ -1,1 +1,1 @@
-"""Helpers around PyTorch that know nothing of MR: operators, checkpoints, statistics, data order."""
+"""Helpers for PyTorch, independent of MR: operators, checkpoints, statistics, loading and order of data."""

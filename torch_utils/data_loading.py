@@ -1,4 +1,4 @@
-"""A DataLoader whose workers hand over the user's mistakes instead of tracebacks, and that goes on without workers."""
+"""A DataLoader that raises UserErrors of its workers as they are, and continues alone if its workers fail."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tqdm import tqdm
 
 from dnnlib.errors import UserError
 
-_DESCRIPTORS = 64  # files that handing over tensors may keep open
+_DESCRIPTORS = 64  # files that may be open while workers send tensors
 
 
 class Items(Protocol):
-    """A data set of numbered items."""
+    """A data set."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: Any) -> Any: ...
 
 
 class _ErrorsAsValues(Dataset):
-    """Items of a data set, or the UserError that reading one raised, which DataLoader would bury in a traceback."""
+    """Wraps a data set, and returns a UserError as the item. DataLoader would turn a raised one into a traceback."""
 
     def __init__(self, dataset: Items) -> None:
         self.dataset = dataset
@@ -44,7 +44,7 @@ class _ErrorsAsValues(Dataset):
 
 
 def _collate(items: list[Any]) -> Any:
-    """One tensor of each field of the items, or the first UserError among them."""
+    """Collate items into a minibatch, or return the first UserError among them."""
     return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
 
 
@@ -55,14 +55,14 @@ def minibatches(
     log: Callable[[str], None] = tqdm.write,
     **options,
 ) -> Iterator[Any]:
-    """Iterate over DataLoader(dataset, batch_sampler=batches). A UserError of the data set is raised as it was there.
+    """Iterate over DataLoader(dataset, batch_sampler=batches). Raises the UserErrors of the data set unchanged.
 
-    batches: lists of what dataset[...] takes, the same ones at every iteration. If the `workers` processes fail, for
-    want of shared memory, files or memory, this process reads the remaining minibatches itself, and `log` gets a line
-    about it.
+    batches: lists of indices, the same ones at every iteration. If worker processes fail, because shared memory, open
+    files or memory run out, this process reads the remaining minibatches itself, and writes a line to `log`.
     """
     if "generator" not in options:
-        # A DataLoader draws numbers when it starts. So that they don't depend on how often it starts, draw one here.
+        # DataLoader draws a random number whenever it starts. A generator of its own keeps the random numbers of the
+        # program independent of a second start.
         seed = int(torch.empty((), dtype=torch.int64).random_())
         options["generator"] = torch.Generator().manual_seed(seed)
     done = 0
@@ -74,16 +74,17 @@ def minibatches(
             return
         except UserError:
             raise
-        except Exception as error:  # of any kind: if the data were the cause, reading on will raise it again
+        except Exception as error:  # of any kind: if the data cause it, reading them below raises it again
             reason = _say(error)
         log(
-            f"Reading with --workers={workers} failed ({reason}). This process reads on alone, the same data but more "
+            f"Reading with --workers={workers} failed ({reason}). This process now reads the same data alone, more "
             "slowly, as with --workers=0. In a container, more shared memory may help: docker run --shm-size=2g"
         )
     yield from _load(dataset, itertools.islice(batches, done, None), **options)
 
 
 def _load(dataset: Items, batches: Iterable[list], **options) -> Iterator[Any]:
+    """Yield minibatches. Raises the first UserError of the data set."""
     loader = DataLoader(_ErrorsAsValues(dataset), batch_sampler=batches, collate_fn=_collate, **options)
     for minibatch in _start(loader):
         if isinstance(minibatch, UserError):
@@ -92,10 +93,8 @@ def _load(dataset: Items, batches: Iterable[list], **options) -> Iterator[Any]:
 
 
 def _start(loader: DataLoader) -> Iterator[Any]:
-    """iter(loader). Raises RuntimeError if it fails.
-
-    An iterator that is half made raises errors while it is deleted, which Python would print; they are kept back.
-    """
+    """Return iter(loader). Raises RuntimeError with the reason if it fails."""
+    # A half-made iterator raises more errors while it is deleted. Python would print them, so silence its hook.
     complain, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         if loader.num_workers:
@@ -110,9 +109,9 @@ def _start(loader: DataLoader) -> Iterator[Any]:
 
 
 def _require_descriptors(spare: int) -> None:
-    """Raise OSError unless `spare` more files can be opened.
+    """Raise OSError unless this process can open `spare` more files.
 
-    Worker processes that are short of them print tracebacks or wait for ever.
+    With too few, worker processes print tracebacks or wait forever.
     """
     with contextlib.ExitStack() as opened:
         for _ in range(spare):
@@ -121,11 +120,12 @@ def _require_descriptors(spare: int) -> None:
 
 @contextlib.contextmanager
 def _child_signals_as_they_were() -> Iterator[None]:
-    """Keep this process's handler of SIGCHLD within the block.
+    """Restore this process's handler of SIGCHLD after the block.
 
-    DataLoader sets one that raises an error as soon as a worker ends, wherever this process is then, for example in the
-    middle of a step. Without it, DataLoader notices when it waits for that worker.
+    DataLoader installs a handler that raises an error when a worker ends, even in the middle of a training step.
+    Without the handler, DataLoader notices the end when it next waits for that worker.
     """
+    # Only the main thread may set handlers, and Windows has no SIGCHLD.
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
         return
@@ -137,6 +137,6 @@ def _child_signals_as_they_were() -> Iterator[None]:
 
 
 def _say(error: Exception) -> str:
-    """The reason in one line: the last line, as an error from a worker begins with a traceback."""
+    """Return the reason of an error in one line. It is the last line: an error of a worker begins with a traceback."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1].strip()[:120]

@@ -1,8 +1,8 @@
-"""Where this process computes."""
+"""Choice of the device."""
 
 import torch
 
 
 def default_device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
+    """Return the first GPU, or the CPU if there is no GPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Memory: how this process gets it from the system, and messages for when none is left. Imports no torch."""
+"""Memory allocation of this process, and messages for when memory runs out. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from dnnlib.errors import UserError
 
-# How PyTorch, its libraries and the system's loader say that no memory is left. Python raises MemoryError.
+# Messages of PyTorch, its libraries and the system's loader when memory runs out. Python itself raises MemoryError.
 _NONE_LEFT = re.compile(
     "out of memory|(can't|cannot|unable to) allocate memory|not enough memory|bad_alloc|_ALLOC_FAILED|"
     "failed to map segment|could not (create|execute) a (primitive|memory)",  # the last is oneDNN
@@ -25,11 +25,11 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Keep the memory of freed tensors for the next ones, instead of handing it back to the system.
+    """Keep the memory of freed tensors for the next ones, instead of returning it to the system.
 
-    By default glibc returns big blocks when they are freed and asks for them anew, and the system clears every page of
-    them. On a CPU that takes several times as long as filling the tensor. The price is that a process never becomes
-    smaller. Returns whether it could be set: it can on Linux with glibc; elsewhere nothing happens.
+    By default, glibc returns large blocks when they are freed and requests them again later. The system then clears
+    every page, which takes several times as long as filling the tensor on a CPU. The price: a process never shrinks.
+    Returns whether the setting took effect. It does on Linux with glibc; elsewhere nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -37,25 +37,30 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
+    # No separate mappings for large blocks, no shrinking of the heap, and growth in steps of 64 MiB.
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 64 << 20}
+    # A list, not a generator, so that all() does not stop at the first failure.
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
 
 
 @contextlib.contextmanager
 def naming_what_to_lower(options: str) -> Iterator[None]:
-    """Turn want of memory in the block, on CPU or GPU, into a UserError that names `options`, such as "--batch"."""
+    """Turn out-of-memory errors of CPU or GPU in the block into a UserError.
+
+    options: what the user should lower, such as "--batch".
+    """
     try:
         yield
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
         if not means_no_memory(error):
             raise
         if isinstance(error, ImportError):
-            raise UserError("too little memory even for what the program itself loads: give it more") from None
+            raise UserError("too little memory to load the program's libraries: give it more") from None
         raise UserError(f"{describe_want(error)}: lower {options}") from None
 
 
 def means_no_memory(error: BaseException) -> bool:
-    """Whether an exception of Python, NumPy, PyTorch or the system says that no memory was left."""
+    """Return whether an exception of Python, NumPy, PyTorch or the system means that memory ran out."""
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
@@ -64,7 +69,7 @@ def means_no_memory(error: BaseException) -> bool:
 
 
 def describe_want(error: BaseException) -> str:
-    """Which memory ran out, how much was asked for and how much a GPU has, as far as the exception says it."""
+    """Say which memory ran out, how much was requested, and how much the GPU has, as far as the exception tells."""
     text = str(error)
     kind = "GPU memory" if re.search("CUDA|CUDNN|CUBLAS|HIP", text) else "memory"
     facts = []
@@ -76,7 +81,7 @@ def describe_want(error: BaseException) -> str:
 
 
 def _readable(number: str, unit: str) -> str:
-    """An amount of memory; bytes become MiB or GiB."""
+    """Format an amount of memory. Bytes are converted to MiB or GiB."""
     if unit.lower() != "bytes":
         return f"{number} {unit}"
     return f"{float(number) / 2**20:.3g} MiB" if float(number) < 2**30 else f"{float(number) / 2**30:.3g} GiB"

@@ -1,4 +1,4 @@
-"""The order in which training sees its data."""
+"""Order of the training data."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 
 
 class EndlessSampler(torch.utils.data.Sampler[int]):
-    """Indices of 0..size − 1 without end: a shuffled order that keeps being stirred.
+    """Endless sequence of indices from 0 to size − 1, in a shuffled order that changes all the time.
 
-    Each index that was used trades places with one that was used at most window · size steps before. So passes through
-    the data differ, and the same item does not come back at once.
+    A used index trades places with another one, used at most window · size steps earlier. Passes through the data then
+    differ, but an item never returns soon after it was used.
     """
 
     def __init__(self, size: int, seed: int = 0, window: float = 0.5) -> None:
         assert size > 0 and 0 <= window <= 1
         self.size, self.seed = size, seed
-        self.reach = int(np.rint(size * window))
+        self.reach = int(np.rint(size * window))  # how many steps back an index may trade places
 
     def __iter__(self) -> Iterator[int]:
         random = np.random.RandomState(self.seed)
@@ -28,5 +28,6 @@ class EndlessSampler(torch.utils.data.Sampler[int]):
             yield int(order[position])
             if self.reach >= 2:
                 other = (position - random.randint(self.reach)) % self.size
-                order[[position, other]] = order[[other, position]]  # they trade places
+                # NumPy copies the right-hand side first, so this swaps.
+                order[[position, other]] = order[[other, position]]
             position = (position + 1) % self.size

@@ -1,4 +1,4 @@
-"""Training statistics: moments of reported values, gathered until they are read."""
+"""Training statistics: moments of reported values, collected once per tick."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ class Moments(NamedTuple):
 
 
 class Statistics:
-    """Adds up count, sum and sum of squares per name; `collect` returns the moments and starts anew."""
+    """Adds up count, sum and sum of squares of each statistic. `collect` returns their moments and starts again."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}  # [count, sum, sum of squares], float64
+        self._sums: dict[str, torch.Tensor] = {}  # float64 [3]: count, sum, sum of squares
 
     def report(self, name: str, values: torch.Tensor | float) -> None:
-        """Add values to a statistic; the values stay on their device until `collect`."""
+        """Add values to a statistic."""
+        # The sums stay on the device of the values until `collect`: reading them would make a GPU wait at every report.
         values = torch.as_tensor(values).detach().to(torch.float64).flatten()
         sums = torch.stack([torch.full_like(values, 1).sum(), values.sum(), values.square().sum()])
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums
 
     def collect(self) -> dict[str, Moments]:
-        """Moments of everything that was reported since the last call, by name."""
+        """Return the moments of all values that were reported since the last call, by name."""
         result = {}
         for name, sums in sorted(self._sums.items()):
             num, total, squares = sums.tolist()
             if num:
                 mean = total / num
+                # Variance as mean of squares − square of mean. Rounding may make it slightly negative.
                 result[name] = Moments(int(num), mean, math.sqrt(max(squares / num - mean**2, 0)))
         self._sums.clear()
         return result

@@ -36,7 +36,7 @@ def fail(error):
         ),
         (
             lambda: fail(ImportError("libtorch.so: failed to map segment from shared object")),
-            "even for what the program",
+            "to load the program's libraries",
         ),
     ],
 )
