@@ -196,8 +196,8 @@ BRATS = Schema(
     contrasts=("t1", "t1ce", "t2", "flair"),
     classes=(
         LesionClass("NCR", "necrosis / non-enhancing", 1),
-        LesionClass("ED", "oedema", 2),
-        LesionClass("ET", "enhancing tumour", 4),
+        LesionClass("ED", "edema", 2),
+        LesionClass("ET", "enhancing tumor", 4),
     ),
     regions=(
         Region("WT", ("NCR", "ED", "ET")),

@@ -46,9 +46,9 @@ class Written:
 def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     """Write the slices of all archives, one archive after the other, into one.
 
-    Class labels of one name are one label, whatever their numbers were. Raises UserError for archives that differ in
-    schema, resolution or the kind of their class labels, hold a slice twice, describe a volume of one name differently,
-    or have a real patient on both sides of a split.
+    Class labels of one name are one label, whatever their numbers were. Classes keep the titles of the first archive.
+    Raises UserError for archives that differ in schema, resolution or the kind of their class labels, hold a slice
+    twice, describe a volume of one name differently, or have a real patient on both sides of a split.
     """
     dest = _archive_name(dest, force)
     if len(archives) < 2:
@@ -62,7 +62,7 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     _refuse_two_sides(readers)
 
     label_names = tuple(dict.fromkeys(name for reader in readers for name in reader.info.label_names or ())) or None
-    remarks = {**_renumbered(readers, label_names or ()), **_other_pixels(readers)}
+    remarks = {**_renumbered(readers, label_names or ()), **_other_titles(readers), **_other_pixels(readers)}
     first, made = readers[0], _made("merge", {}, readers) | ({"remarks": remarks} if remarks else {})
     seen = {patient for reader in readers for patient in reader.info.seen}
     with (
@@ -100,6 +100,17 @@ def _renumbered(readers: Sequence[ArchiveReader], label_names: tuple[str, ...]) 
     return remarks
 
 
+def _other_titles(readers: Sequence[ArchiveReader]) -> dict[str, list[str]]:
+    """Remarks on archives whose classes have other titles than the first archive's, which are kept."""
+    remarks: dict[str, list[str]] = {}
+    for reader in readers:
+        for kept, lost in zip(readers[0].schema.classes, reader.schema.classes, strict=True):
+            if kept.title != lost.title:
+                remark = f'the title of {kept.name}: "{kept.title}" kept, "{lost.title}" lost'
+                remarks.setdefault(remark, []).append(reader.path.name)
+    return remarks
+
+
 def _other_pixels(readers: Sequence[ArchiveReader]) -> dict[str, list[str]]:
     """A remark on every archive, if their pixels differ in size."""
     known = [(reader, reader.info.pixels) for reader in readers if reader.info.pixels is not None]
@@ -122,7 +133,6 @@ def _difference(first: ArchiveReader, other: ArchiveReader) -> str | None:
     ):
         if a != b:
             return f"{what}: {_say(a)} in the first, {_say(b)} in the other"
-    assert first.schema == other.schema
     return None
 
 
@@ -132,7 +142,6 @@ def _facts(a: Schema, b: Schema) -> Iterator[tuple[str, Any, Any]]:
     yield "the classes", a.class_names, b.class_names
     for x, y in zip(a.classes, b.classes, strict=False):
         yield f"the label value of {x.name}", x.values, y.values
-        yield f"the title of {x.name}", x.title, y.title
     yield "the regions", _regions(a), _regions(b)
     yield "the label values that are ignored", a.ignored, b.ignored
 

@@ -150,8 +150,8 @@ def _no_tumor(labels: np.ndarray, min_tumor_pixels: int) -> str | None:
     """Why a slice counts as one without a tumor; None if it has one. The words are stored in archives."""
     lesion = np.count_nonzero(labels)
     if not lesion:
-        return "no tumour"
-    return f"fewer than {min_tumor_pixels} tumour pixels" if lesion < min_tumor_pixels else None
+        return "no tumor"
+    return f"fewer than {min_tumor_pixels} tumor pixels" if lesion < min_tumor_pixels else None
 
 
 def _draw_lesion_free(case: Case, volumes: CaseVolumes, view: _View, wanted: int) -> set[int]:

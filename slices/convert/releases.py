@@ -80,9 +80,9 @@ def _with_values(**values: int) -> Schema:
 POST_TREATMENT = Schema(
     contrasts=BRATS.contrasts,
     classes=(
-        LesionClass("NETC", "non-enhancing tumour core", 1),
+        LesionClass("NETC", "non-enhancing tumor core", 1),
         LesionClass("SNFH", "surrounding non-enhancing FLAIR hyperintensity", 2),
-        LesionClass("ET", "enhancing tumour", 3),
+        LesionClass("ET", "enhancing tumor", 3),
         LesionClass("RC", "resection cavity", 4),
     ),
     regions=(

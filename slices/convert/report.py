@@ -44,9 +44,9 @@ def _rows_of_skipped(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
     rows = []
     for outcome in outcomes:
         # Archives keep the word that they were first made with, but not every lesion is a tumor.
-        noun = "tumour" if any("tumour" in c.title for c in outcome.schema.classes) else "lesion"
+        noun = "tumor" if any("tumor" in c.title for c in outcome.schema.classes) else "lesion"
         for why, n in outcome.skipped.items():
-            rows.append((f"{outcome.name} left out: {why.replace('tumour', noun)}", count(n, "slice"), ""))
+            rows.append((f"{outcome.name} left out: {why.replace('tumor', noun)}", count(n, "slice"), ""))
     return rows
 
 

@@ -39,7 +39,7 @@ BIDS = "'sub-{patient}/[ses-{visit}/]anat/sub-{patient}[_ses-{visit}][_*]_{contr
         ),
         (["d/imagesTr/heart_1.nii.gz", "d/labelsTr/heart_1.nii.gz"], "Its folder d looks more like it"),
         (["sub-1/anat/sub-1_T1w.nii.gz"], f"by BIDS, with T1w: .*{re.escape(BIDS)}"),
-        (gli("Clinic-00008-000"), r"--release 2023-gli \(1 .*\), --release 2024-gli \(1 non-enhancing tumour core,"),
+        (gli("Clinic-00008-000"), r"--release 2023-gli \(1 .*\), --release 2024-gli \(1 non-enhancing tumor core,"),
     ],
 )
 def test_nothing_recognized_says_what_is_there_and_what_would_do(tmp_path, files, words):

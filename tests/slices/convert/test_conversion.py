@@ -55,10 +55,10 @@ def test_one_archive(release, tmp_path):
     made = reader.info.made
     assert made["command"] == "dataset_tool.py convert" and made["version"]
     assert made["options"]["resolution"] == 64 and made["options"]["source"] == "release" and made["split"] is None
-    assert made["skipped"] == {"patients": {"no slice chosen by 'tumor'": ["P2"]}, "slices": {"no tumour": 34}}
+    assert made["skipped"] == {"patients": {"no slice chosen by 'tumor'": ["P2"]}, "slices": {"no tumor": 34}}
     assert str(tmp_path) not in json.dumps(made)
     assert [path.name for path in tmp_path.iterdir()] == ["all.zip"]
-    table = (r"all.zip +4 +16\n", "all.zip  ED +16 +132 ", r"by 'tumor' +1 patient +P2\n", "no tumour +34 slices")
+    table = (r"all.zip +4 +16\n", "all.zip  ED +16 +132 ", r"by 'tumor' +1 patient +P2\n", "no tumor +34 slices")
     assert all(re.search(line, output) for line in table), output
 
 

@@ -120,7 +120,7 @@ def test_choices(tmp_path):
         volume[:, :, 0] = 0
     write_case(tmp_path, volumes=drawn)
     tumor = cut_only_case(tmp_path, "tumor", resolution=64)
-    assert tumor.indices == (3, 4, 5, 6) and tumor.skipped == {"no tumour": 6}
+    assert tumor.indices == (3, 4, 5, 6) and tumor.skipped == {"no tumor": 6}
     brain = cut_only_case(tmp_path, "brain", resolution=64)
     assert brain.indices == tuple(range(1, 10)) and brain.skipped == {"no brain": 1}
     everything = cut_only_case(tmp_path, "all", resolution=64)
@@ -139,7 +139,7 @@ def test_tumor_pixels_are_counted_in_the_archive(tmp_path):
     assert cut_only_case(tmp_path, resolution=32, fov=64.0, min_tumor_pixels=4).indices == (4,)
     result = cut_only_case(tmp_path, resolution=32, fov=64.0, min_tumor_pixels=5)
     assert result.indices == () and result.contrasts.shape == (0, 4, 32, 32)
-    assert result.skipped == {"no tumour": 9, "fewer than 5 tumour pixels": 1}
+    assert result.skipped == {"no tumor": 9, "fewer than 5 tumor pixels": 1}
 
 
 def test_the_volume_is_described_as_the_file_has_it(tmp_path):
