@@ -1,4 +1,4 @@
-"""Minibatches stay the same whatever becomes of the processes that read them."""
+"""Minibatches are the same, even if the processes that read them fail."""
 
 import multiprocessing.synchronize
 import os
@@ -15,7 +15,7 @@ BATCHES = [[n, n + 1, 7 - n] for n in range(6)]
 
 
 class Squares(torch.utils.data.Dataset):
-    """n -> n², until a worker comes to the item that it fails at."""
+    """A data set of squares. A worker fails at one of its items."""
 
     def __init__(self, failure=None, at=0):
         self.failure, self.at = failure, at
@@ -32,7 +32,7 @@ class Squares(torch.utils.data.Dataset):
 
 
 def read(dataset, workers, log=None):
-    """Minibatches, and a number drawn afterwards."""
+    """Return all minibatches, and a random number drawn after them."""
     torch.manual_seed(1)
     log = pytest.fail if log is None else log
     return [m.tolist() for m in minibatches(dataset, BATCHES, workers, log)], torch.rand([]).item()

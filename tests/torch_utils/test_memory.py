@@ -1,4 +1,4 @@
-"""Want of memory is one message that names what to lower, whoever says it and however."""
+"""Out-of-memory errors of every kind become one message that says which option to lower."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""The order in which training sees its data."""
+"""Order of the training data."""
 
 from collections import Counter
 from itertools import islice

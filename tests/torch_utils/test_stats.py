@@ -1,4 +1,4 @@
-"""Statistics gathered between ticks."""
+"""Statistics collected between ticks."""
 
 import pytest
 import torch

@@ -1,1 +1,1 @@
-"""The operators of StyleGAN2. `reference` defines them; the other modules are what networks call."""
+"""Operators of StyleGAN2. `reference` defines them in plain PyTorch; networks call the functions of other modules."""

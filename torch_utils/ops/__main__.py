@@ -1,4 +1,4 @@
-"""The self-check `python -m torch_utils.ops`: what is built for which device, and whether it is right."""
+"""The self-check `python -m torch_utils.ops`: list the native operators, and compare them with the reference."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from torch_utils.ops.conv2d_gradfix import conv2d
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import upfirdn2d
 
-# The largest difference from the reference in float64, as a part of the largest number.
+# Largest allowed difference from the reference in float64, relative to the largest value.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-FIXED = ("noise", "f")  # take no gradient
+FIXED = ("noise", "f")  # tensors that take no gradient
 
 
 @dataclass(frozen=True)
 class Case:
     """One call of an operator."""
 
-    settings: str  # in words
-    function: Callable[..., torch.Tensor]
-    tensors: dict[str, torch.Tensor]  # its arguments, in float64
-    on_cpu: bool = True  # whether it is native there
+    settings: str  # for messages
+    function: Callable[..., torch.Tensor]  # takes the tensors by name
+    tensors: dict[str, torch.Tensor]  # float64, on the CPU
+    on_cpu: bool = True  # whether CPUs have a native operator for it
 
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator, and the calls that show whether it is right."""
+    """An operator, and calls that show whether it is right."""
 
     cases: Callable[[], Iterator[Case]]
-    only: tuple[str, torch.dtype] | None = None  # what it is native for, if not for everything
+    only: tuple[str, torch.dtype] | None = None  # the only device and type with a native version; None: all
 
 
 @click.command(context_settings=HELP)
 @reports_user_errors
 def main() -> None:
-    """Show what native operators are built for which device, and compare them with plain PyTorch.
+    """Show which native operators are built for which device, and compare them with plain PyTorch.
 
     The exit code is 1 if they differ. A device without native operators is no failure.
     """
@@ -74,13 +74,13 @@ def main() -> None:
 
 
 def _introduce(device: str) -> bool:
-    """Print what serves on a device. Returns whether native operators do."""
+    """Print which operators a device uses. Returns whether they are native."""
     status = native.status(device)
     if status.error is not None:
-        click.echo(f"{device}: plain PyTorch serves, for there are no native operators: {status.error}")
+        click.echo(f"{device}: plain PyTorch, as there are no native operators: {status.error}")
         return False
     title = torch.cuda.get_device_name() if device == "cuda" else f"threads: {torch.get_num_threads()}"
-    click.echo(f"{device}: native operators serve ({title})")
+    click.echo(f"{device}: native operators ({title})")
     click.echo(f"  {status.file}, built {f'in {status.seconds:.0f} s' if status.seconds else 'before'}")
     for tool in status.tools:
         click.echo(f"  {tool}")
@@ -88,7 +88,7 @@ def _introduce(device: str) -> bool:
 
 
 def _compare(cases: list[Case], device: str, dtype: torch.dtype) -> tuple[float, str]:
-    """(largest difference in all cases, what is wrong in the worst one or nothing)."""
+    """Return the largest difference in all cases, and a complaint about the worst one, empty if it is within limits."""
     worst, complaint = 0.0, ""
     for case in cases:
         try:
@@ -107,6 +107,7 @@ def _compare(cases: list[Case], device: str, dtype: torch.dtype) -> tuple[float,
 
 
 def _difference(found: torch.Tensor, right: torch.Tensor) -> float:
+    """Largest difference relative to the largest value, or to 1 if all values are small. NaN counts as infinite."""
     if found.shape != right.shape:
         return math.inf
     difference = ((found.double() - right).abs().max() / right.abs().max().clamp(min=1)).item()
@@ -114,20 +115,22 @@ def _difference(found: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def _derivatives(case: Case, device: str, numbers: torch.dtype, compute: torch.dtype) -> dict[str, torch.Tensor]:
-    """The value, first and second derivatives, computed in `compute` from inputs that `numbers` can hold."""
+    """Compute the value, first and second derivatives in type `compute`, from inputs rounded to type `numbers`."""
     random = torch.Generator().manual_seed(0)
 
     def weights(like: torch.Tensor) -> torch.Tensor:
+        """Random numbers that stand for the gradient of a loss by `like`."""
         drawn = torch.randn(like.shape, generator=random, dtype=torch.float64).to(numbers)
         return torch.empty_like(like, requires_grad=False).copy_(drawn)  # in the layout of `like`
 
     tensors = {name: t.to(numbers).to(device, compute, copy=True) for name, t in case.tensors.items()}
     inputs = {name: t.requires_grad_() for name, t in tensors.items() if name not in FIXED}
     y = case.function(**tensors)
-    inputs["dy"] = dy = weights(y).requires_grad_()
+    inputs["dy"] = dy = weights(y).requires_grad_()  # second derivatives depend on dy too
     first = torch.autograd.grad(y, [t for t in inputs.values() if t is not dy], dy, create_graph=True)
     second = torch.autograd.grad(first, list(inputs.values()), [weights(g) for g in first], allow_unused=True)
     results = {"value": y}
+    # `inputs` ends with dy, which has no first derivative.
     results |= {f"derivative by {name}": g for name, g in zip(inputs, first, strict=False)}
     for (name, t), g in zip(inputs.items(), second, strict=True):
         results[f"second derivative by {name}"] = torch.zeros_like(t) if g is None else g
@@ -141,12 +144,12 @@ def _bias_act() -> Iterator[Case]:
             ([2, 5, 9, 7], 0.6, torch.contiguous_format),
             ([2, 16, 24, 24], 0.6, torch.channels_last),
         ]:
-
+            # Default arguments keep the values of this iteration; a closure would see those of the last one.
             def function(x, b=None, act=act, clamp=clamp):
                 return bias_act(x, b, act=act, gain=1.5, clamp=clamp)
 
-            # Odd and even eighths: x + b stays away from the kinks of lrelu and of the clamp, over which rounding the
-            # output of 16 bits could carry it.
+            # x is an odd and b an even number of eighths. So x + b stays away from the kinks of lrelu and clamp, which
+            # rounding to 16 bits could otherwise cross.
             x = ((_draw(*shape) * 4).round() * 2 + 1) / 8
             b = (_draw(shape[1]) * 4).round() / 4
             for tensors in ({"x": x.contiguous(memory_format=layout), "b": b}, {"x": x}):
@@ -208,6 +211,7 @@ _random = torch.Generator().manual_seed(0)
 
 
 def _draw(*shape: int) -> torch.Tensor:
+    """Unit normal numbers, float64."""
     return torch.randn(shape, generator=_random, dtype=torch.float64)
 
 

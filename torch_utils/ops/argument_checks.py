@@ -1,4 +1,4 @@
-"""Checks of operators' arguments, the same for plain PyTorch and native code: a ValueError shows what was given."""
+"""Checks of operators' arguments, the same for plain PyTorch and native code. They raise ValueError."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def require_floating(x: torch.Tensor, name: str = "x") -> None:
-    """Raise ValueError unless x holds floating-point numbers."""
+    """Raise ValueError unless x has a floating-point type."""
     if x.dtype not in _FLOATING:
         raise ValueError(f"{name} {list(x.shape)} is {x.dtype}; expected float16, bfloat16, float32 or float64")
 
@@ -17,7 +17,7 @@ def require_operand(t: torch.Tensor | None, name: str, x: torch.Tensor, *shapes:
     """Raise ValueError unless t is None, or floating-point, of one of the shapes, and on the device of x."""
     if t is None:
         return
-    # Each condition stands here as well as in the function that is called: a call takes as long as the check itself.
+    # Test here, and call a function only if the test fails: a call takes as long as the test.
     if t.dtype not in _FLOATING:
         require_floating(t, name)
     if t.shape not in shapes:

@@ -1,4 +1,4 @@
-"""How a native library is compiled: sources, flags and tools, the key of a build, and what to do when one fails."""
+"""Compilation of native libraries: sources, flags, tools, the key of a build, and advice when a build fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dnnlib.files import sha256
 
 
 class Unavailable(Exception):
-    """Why there is no library; the message says what would help."""
+    """A library can't be built or loaded. The message gives the reason, and what would help."""
 
 
 # ---- Libraries ---------------------------------------------------------------------------------------------------
@@ -31,26 +31,28 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Library:
-    """The operators for one type of device."""
+    """Native operators for one type of device."""
 
     name: str
     folder: Path  # of sources and headers
-    sources: tuple[str, ...]  # their paths below it; those ending in .cu make it a CUDA library
+    sources: tuple[str, ...]  # paths below the folder; a file that ends in .cu makes it a CUDA library
     flags: tuple[str, ...]  # of the C++ compiler
     cuda_flags: tuple[str, ...] = ()  # of nvcc
 
     @property
     def is_cuda(self) -> bool:
+        """Whether nvcc is needed."""
         return any(source.endswith(".cu") for source in self.sources)
 
 
-# PyTorch's parallel loops are serial without OpenMP, which the compiler of macOS lacks. The library that they then need
-# is the one that PyTorch has loaded already, so that both share its threads.
+# Without OpenMP, PyTorch's parallel loops run in one thread. The compiler of macOS lacks OpenMP. At run time, the
+# library uses the OpenMP that PyTorch has already loaded, so both share its threads.
 OPENMP = () if sys.platform == "darwin" else ("-fopenmp",)
-# Some compilers are set up to link libstdc++ statically (-static-libstdc++). Beside the one that PyTorch has loaded,
-# such a copy can't write numbers: messages end at the first, or the process crashes. Named first, the shared one wins.
+# Some compilers are configured to link libstdc++ statically (-static-libstdc++). Beside the libstdc++ that PyTorch has
+# loaded, a second copy can't format numbers: messages end early, or the process crashes. If the shared library is named
+# first, it is used.
 CPP_LIBRARY = ("-lstdc++",) if sys.platform == "linux" else ()
-# Sums may be taken in any order, which vectorizing them needs. NaN and infinities keep their meaning.
+# Let the compiler reorder sums, so that it can vectorize them. NaN and infinity keep their meaning.
 REORDER = ("-fassociative-math", "-fno-signed-zeros")
 
 CSRC = Path(__file__).parent / "csrc"
@@ -76,25 +78,25 @@ LIBRARIES = {
 
 @dataclass(frozen=True)
 class Toolchain:
-    """What a library is built with on this machine."""
+    """Tools and flags to build a library with on this machine."""
 
     flags: tuple[str, ...]  # of the C++ compiler
-    macros: str  # what the compiler defines, given these flags
+    macros: str  # that the compiler predefines with these flags
     tools: tuple[str, ...]  # compiler and CUDA toolkit, with their versions
-    environment: dict[str, str]  # variables, for the time of the build
-    cuda_home: Path | None
+    environment: dict[str, str]  # environment variables during the build
+    cuda_home: Path | None  # folder of the CUDA toolkit; None: the library needs none
 
 
 def find_toolchain(library: Library) -> Toolchain:
-    """Find the tools for a library. Raises Unavailable where one is missing."""
+    """Find the tools for a library. Raises Unavailable if one is missing."""
     compiler = _compiler()
     command = shlex.split(compiler)
-    # ninja is installed among the scripts of a Python environment, and serves without the environment being activated.
-    # Messages have to be in English, as `explain` searches them.
+    # ninja lies among the scripts of the Python environment. This finds it even if the environment is not activated.
+    # LC_ALL=C makes messages English, as `explain` searches them.
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
     environment = {"PATH": path, "CXX": compiler, "LC_ALL": "C"}
-    # Flags like -march=native mean different things on different machines that may share a home folder. The macros show
-    # what the compiler makes of them, and whether it takes them at all.
+    # Machines may share a home folder, but -march=native differs between them. The macros show the meaning of the flags
+    # on this machine, and whether the compiler accepts them at all.
     flags = library.flags
     macros = _output(*command, *flags, "-dM", "-E", "-x", "c++", os.devnull)
     if macros is None:
@@ -111,7 +113,7 @@ def find_toolchain(library: Library) -> Toolchain:
 
 
 def _output(*command: str | Path) -> str | None:
-    """What a command prints, or None if it fails."""
+    """Run a command and return what it prints. None: the command fails."""
     try:
         run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
@@ -120,13 +122,13 @@ def _output(*command: str | Path) -> str | None:
 
 
 def _compiler() -> str:
-    """The C++ compiler's command."""
+    """Return the command of the C++ compiler. Raises Unavailable if there is none."""
     chosen = os.environ.get("CXX", "").strip()
     for command in [chosen] if chosen else ["c++", "g++", "clang++"]:
         if shutil.which(shlex.split(command)[0]):
             return command
     raise Unavailable(
-        f"the C++ compiler {chosen} that CXX names is missing: correct or unset CXX"
+        f"the C++ compiler {chosen}, given by CXX, is missing: correct or unset CXX"
         if chosen
         else "a C++ compiler is missing: apt-get install g++, or conda install cxx-compiler and activate again, "
         "or set CXX to one"
@@ -134,7 +136,7 @@ def _compiler() -> str:
 
 
 def cuda_homes() -> Iterator[Path]:
-    """Folders of CUDA toolkits, the likeliest first."""
+    """Yield folders of CUDA toolkits, the most likely one first."""
     seen = set()
     for candidate in _cuda_candidates():
         home = Path(candidate).resolve()
@@ -144,17 +146,18 @@ def cuda_homes() -> Iterator[Path]:
 
 
 def _cuda_candidates() -> Iterator[str | Path]:
+    """Yield folders that may contain a CUDA toolkit, some of them more than once."""
     yield from filter(None, (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")))
     if nvcc := shutil.which("nvcc"):
         yield Path(nvcc).resolve().parent.parent
-        # It may be a script in a folder of its own. The compiler that it calls knows where it lives.
+        # nvcc may be a script elsewhere that calls the real one. Its plan of a compilation names the toolkit's folder.
         plan = _output(nvcc, "--dryrun", "-E", "-x", "cu", os.devnull) or ""
         yield from re.findall(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
     yield from sorted(Path("/usr/local").glob("cuda*"))
 
 
 def cuda_toolkit() -> tuple[Path, str]:
-    """(folder, release) of a toolkit of the major version that PyTorch is built for. Raises Unavailable."""
+    """Return folder and release of a CUDA toolkit with PyTorch's major version. Raises Unavailable if there is none."""
     expected = str(torch.version.cuda)
     found = []
     for home in cuda_homes():
@@ -172,9 +175,10 @@ def cuda_toolkit() -> tuple[Path, str]:
 
 
 def cuda_architectures(home: Path) -> str:
-    """What to compile for, as a TORCH_CUDA_ARCH_LIST: what that variable says, else the cards that are visible.
+    """Return the architectures to compile for, in the form of TORCH_CUDA_ARCH_LIST.
 
-    home: the toolkit's folder. Raises Unavailable where there is no card, or one that the toolkit does not know.
+    They are the value of that environment variable, or else the architectures of the visible GPUs.
+    home: the toolkit's folder. Raises Unavailable if there is no GPU, or one that the toolkit can't compile for.
     """
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     if asked not in ("", "native"):
@@ -190,7 +194,7 @@ def cuda_architectures(home: Path) -> str:
                 f"the toolkit in {home} does not build for {torch.cuda.get_device_name(index)} (compute capability "
                 f"{card[0]}.{card[1]}): install an older one, and a PyTorch that goes with it"
             )
-        # To a card that is newer than the toolkit, PTX is translated when the library is loaded.
+        # For a GPU newer than the toolkit, compile to PTX, which the driver translates when the library is loaded.
         major, minor = fitting[-1]
         wanted.add(f"{major}.{minor}" if fitting[-1] == card else f"{major}.{minor}+PTX")
     if not wanted:
@@ -202,7 +206,10 @@ def cuda_architectures(home: Path) -> str:
 
 
 def build_key(library: Library, toolchain: Toolchain) -> str:
-    """What tells a build from those of other sources, tools and machines. Raises Unavailable if a source is missing."""
+    """Hash of everything that a build depends on: sources, tools, flags, PyTorch, machine.
+
+    Raises Unavailable if a source file is missing.
+    """
     files = [library.folder / source for source in library.sources] + sorted(library.folder.rglob("*.h"))
     try:
         contents = [(str(file.relative_to(library.folder)), sha256(file)) for file in files]
@@ -214,23 +221,23 @@ def build_key(library: Library, toolchain: Toolchain) -> str:
 
 
 def builds_folder() -> Path:
-    """Where PyTorch keeps the extensions that it builds."""
+    """Folder in which PyTorch keeps the extensions that it builds."""
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or _cpp_extension().get_default_build_root()).resolve()
 
 
 def require_ninja(toolchain: Toolchain) -> None:
-    """Raise Unavailable if there is none."""
+    """Raise Unavailable if ninja is missing."""
     if not shutil.which("ninja", path=toolchain.environment["PATH"]):
         raise Unavailable("ninja is missing: pip install ninja")
 
 
 def compile_and_load(library: Library, toolchain: Toolchain, workplace: Path) -> Path:
-    """Build a library in an empty folder, load it, and return its file. Raises whatever goes wrong."""
+    """Build a library in the empty folder `workplace`, and load it. Returns its file. Raises exceptions of any kind."""
     cpp_extension = _cpp_extension()
     cuda_home = cpp_extension.CUDA_HOME
     environment = toolchain.environment
     command = shlex.split(environment["CXX"])
-    if len(command) > 1:  # PyTorch takes it for one name
+    if len(command) > 1:  # such as "ccache g++": PyTorch takes CXX for the name of one file
         script = workplace / "compiler"
         script.write_bytes(os.fsencode(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'))
         script.chmod(0o755)
@@ -249,13 +256,13 @@ def compile_and_load(library: Library, toolchain: Toolchain, workplace: Path) ->
                 is_python_module=False,
             )
     finally:
-        cpp_extension.CUDA_HOME = cuda_home
+        cpp_extension.CUDA_HOME = cuda_home  # other extensions of this process may need another toolkit
     (built,) = workplace.glob("*.so")
     return built
 
 
 def _cpp_extension():
-    """PyTorch's builder. Its import warns of a missing GPU, which does not matter to CPU operators."""
+    """Import PyTorch's builder, without its warning of a missing GPU: CPU operators don't need one."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -268,7 +275,7 @@ def _cpp_extension():
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the time of the block."""
+    """Set environment variables during the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -283,10 +290,13 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 # ---- Failures ----------------------------------------------------------------------------------------------------
 
+# Lines of a build's log that tell what is wrong.
 ERROR_LINE = re.compile(
     r"\berror\b\s*(#\S+\s*)?:|\bfatal\b.*:|undefined (reference|symbol)|cannot find -l|Killed|No space left"
 )
+# Reasons that may be gone at the next build.
 PASSING = re.compile(r"No space left on device|Kill(ed)? signal|[Cc]annot allocate memory")
+# Pattern in such lines -> what would help.
 REMEDIES = {
     r"Python\.h": "install Python's headers: apt-get install python3-dev",
     r"(cu|nv)\w+\.h(pp)?: No such file": "install the whole CUDA toolkit, and set CUDA_HOME to its folder",
@@ -305,12 +315,12 @@ REMEDIES = {
 
 
 def is_passing(log: str) -> bool:
-    """Whether the build failed for a reason that may be gone next time: want of memory or of room on the disk."""
+    """Return whether a build failed for a reason that may be gone next time: lack of memory or disk space."""
     return bool(PASSING.search(log))
 
 
 def explain(log: str) -> str:
-    """The lines of a build's log that tell what is wrong, and what would help."""
+    """Extract the lines of a build's log that tell what is wrong, and add advice."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if ERROR_LINE.search(line)] or lines[-6:]
     shown = [f"  {line[:300]}" for line in telling[:6]]

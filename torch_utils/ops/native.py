@@ -1,4 +1,4 @@
-"""Loading of the native operators, which are built at first use. Where they are missing, `reference` serves."""
+"""Loading of native operators, which are built at first use. If they are missing, `reference` is used instead."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from dnnlib.system import PLAIN, distrust
 from torch_utils.ops import build
 from torch_utils.ops.build import Library, Toolchain, Unavailable
 
-SWITCH = "STYLEGAN2_MR_OPS"  # environment variable: reference or rebuild
-PATIENCE = 3  # seconds of waiting that need no explanation
+SWITCH = "STYLEGAN2_MR_OPS"  # environment variable: "reference" or "rebuild"
+PATIENCE = 3  # seconds of waiting until a message explains it
 
 
 @dataclass(frozen=True)
 class Status:
-    """What became of a library in this process."""
+    """State of a library in this process."""
 
-    file: Path | None = None  # what is loaded
-    seconds: float = 0  # that its build took; 0 if it was there already
-    tools: tuple[str, ...] = ()  # that it is built with
-    error: str | None = None  # why none is loaded
+    file: Path | None = None  # the loaded file
+    seconds: float = 0  # duration of its build; 0: it was built earlier
+    tools: tuple[str, ...] = ()  # compiler and CUDA toolkit of its build
+    error: str | None = None  # why no library is loaded
 
 
-_statuses: dict[str, Status] = {}
-_once = threading.RLock()
-_reference_only = 0  # blocks of reference_only that are entered
+_statuses: dict[str, Status] = {}  # by type of device
+_once = threading.RLock()  # so that only one thread loads
+_reference_only = 0  # number of `reference_only` blocks that are open
 
 
 def available(device_type: str) -> bool:
-    """Whether native operators serve on such devices. The first call in a process loads them, building if need be."""
+    """Return whether such devices have native operators. The first call in a process builds and loads them."""
     if _reference_only:
         return False
     known = _statuses.get(device_type)
@@ -52,12 +52,13 @@ def available(device_type: str) -> bool:
 
 
 def serve(x: torch.Tensor) -> bool:
-    """Whether native operators serve on the device of x."""
-    return available("cpu" if x.is_cpu else x.device.type)  # making the name of a type takes a third of a microsecond
+    """Return whether the device of x has native operators."""
+    # x.device.type makes a string, which takes a third of a microsecond. The CPU is spared it.
+    return available("cpu" if x.is_cpu else x.device.type)
 
 
 def status(device_type: str) -> Status:
-    """What became of the native operators for such devices. The first call in a process loads them."""
+    """Return the state of the native operators for such devices. The first call in a process loads them."""
     with _once:
         if device_type not in _statuses:
             _statuses[device_type] = _load_for(device_type)
@@ -66,7 +67,7 @@ def status(device_type: str) -> Status:
 
 @contextlib.contextmanager
 def reference_only() -> Iterator[None]:
-    """Answer, within the block and in all threads, that no native operators are available."""
+    """Use no native operators in the block. This holds for all threads of the process."""
     global _reference_only
     with _once:
         _reference_only += 1
@@ -78,6 +79,7 @@ def reference_only() -> Iterator[None]:
 
 
 def _load_for(device_type: str) -> Status:
+    """Load the library for a type of device, or say why it can't be used. Raises UserError for a wrong SWITCH."""
     switch = os.environ.get(SWITCH, "")
     if switch not in ("", "reference", "rebuild"):
         raise UserError(f"{SWITCH}={switch!r}: expected reference or rebuild, or leave it unset")
@@ -94,22 +96,23 @@ def _load_for(device_type: str) -> Status:
     try:
         return load(build.LIBRARIES[device_type], rebuild=switch == "rebuild")
     except Unavailable as error:
-        _say(f"no native operators for {device_type}, so slower ones in plain PyTorch serve: {error}")
+        _say(f"no native operators for {device_type}; using slower ones in plain PyTorch: {error}")
         return Status(error=str(error))
 
 
 def load(library: Library, rebuild: bool = False) -> Status:
-    """Load a library, building it first unless its file is there. Raises Unavailable.
+    """Load a library, and build it first if its file is missing. Raises Unavailable if that fails.
 
-    A build that failed is remembered on disk, and not tried again before sources or tools change. rebuild: build
-    even so. A missing tool is not remembered, as it may be there next time.
+    A failed build is recorded on disk, and not repeated until sources or tools change. A missing tool is not recorded,
+    as it may be installed next time. rebuild: build in any case.
     """
     toolchain = build.find_toolchain(library)
     folder = build.builds_folder() / f"stylegan2_mr_{library.name}_{build.build_key(library, toolchain)}"
     file, failure = folder / "native.so", folder / "failure.txt"
     asked = time.time()
 
-    def outdated(path: Path) -> bool:  # what another process made while this one waited is new enough
+    def outdated(path: Path) -> bool:
+        # For a rebuild, a file counts if another process made it while this one waited.
         return not path.exists() or (rebuild and path.stat().st_mtime < asked)
 
     try:
@@ -119,10 +122,11 @@ def load(library: Library, rebuild: bool = False) -> Status:
         _require_own(folder)
         if outdated(file):
             with _locked(folder.with_suffix(".lock"), f"another process to build native operators for {library.name}"):
+                # Test again: another process may have built it while this one waited for the lock.
                 if outdated(file) and outdated(failure):
                     return _build(library, toolchain, folder, file, failure)
         if not file.exists():
-            raise Unavailable(f"their build failed before, as told in {failure}. {_retry(folder)}")
+            raise Unavailable(f"their build failed before; see {failure}. {_retry(folder)}")
         _refuse_distrusted(file, os.lstat(file), stat.S_ISREG)
     except OSError as error:
         raise Unavailable(
@@ -137,7 +141,10 @@ def load(library: Library, rebuild: bool = False) -> Status:
 
 
 def _build(library: Library, toolchain: Toolchain, folder: Path, file: Path, failure: Path) -> Status:
-    """Build and load. A library gets its name after it has been loaded, so a killed build leaves none."""
+    """Build and load a library. Raises Unavailable if that fails.
+
+    The library gets its final name only after it could be loaded, so a killed or broken build leaves no file.
+    """
     _say(f"building native operators for {library.name} (once, about a minute) ...")
     begun = time.monotonic()
     for leftover in folder.glob("build-*"):
@@ -145,10 +152,10 @@ def _build(library: Library, toolchain: Toolchain, folder: Path, file: Path, fai
     with tempfile.TemporaryDirectory(prefix="build-", dir=folder, ignore_cleanup_errors=True) as workplace:
         try:
             built = build.compile_and_load(library, toolchain, Path(workplace))
-        except Exception as error:  # whatever it is, the reference can do without
+        except Exception as error:  # of any kind: the program can go on with the reference
             log = _describe(error)
             write_bytes(folder / "build.log", log.encode("utf-8", PLAIN))
-            message = f"their build failed:\n{build.explain(log)}\nAll of it: {folder / 'build.log'}"
+            message = f"their build failed:\n{build.explain(log)}\nThe whole log: {folder / 'build.log'}"
             if not build.is_passing(log):
                 write_bytes(failure, message.encode("utf-8", PLAIN))
                 message = f"{message}\n{_retry(folder)}"
@@ -162,6 +169,7 @@ def _build(library: Library, toolchain: Toolchain, folder: Path, file: Path, fai
 
 
 def _say(text: str) -> None:
+    """Write a line to stderr at once."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -170,7 +178,7 @@ def _retry(folder: Path) -> str:
 
 
 def _describe(error: Exception) -> str:
-    """What an error says. PyTorch wraps that of a library that doesn't load; the cause alone tells why."""
+    """Return an error's message. If a library does not load, PyTorch wraps the error, and only its cause is telling."""
     return str(error.__cause__ if isinstance(error, OSError) and error.__cause__ else error)
 
 
@@ -180,7 +188,10 @@ _OWN = "set TORCH_EXTENSIONS_DIR to a folder of your own"
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, whatever the umask: from a folder that others can write, nothing is loaded."""
+    """Make a folder with its parents that only this user can write, whatever the umask.
+
+    Nothing is loaded from a folder that other users can write.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):  # another process was faster
@@ -188,32 +199,36 @@ def _make_folder(folder: Path) -> None:
 
 
 def _require_own(folder: Path) -> None:
-    """Raise Unavailable if others than the user and root could put code where libraries are built and loaded."""
+    """Raise Unavailable if users other than this one and root could put code into the folder of a library."""
     _refuse_distrusted(folder, os.lstat(folder), stat.S_ISDIR)
     for parent in folder.parents:
         state = parent.stat()
-        # Where everybody may write, as in /tmp, the sticky bit leaves what is there to its owner and to the parent's.
+        # Everybody may write to /tmp, but its sticky bit lets only the owners rename or delete what is in it.
         if state.st_mode & stat.S_IWOTH and not (state.st_mode & stat.S_ISVTX and state.st_uid in (0, os.geteuid())):
             raise Unavailable(
-                f"{parent} can be written by all users, who could replace what is below: chmod o-w it, or {_OWN}"
+                f"all users can write {parent}, and could replace the files below it: chmod o-w it, or {_OWN}"
             )
 
 
 def _refuse_distrusted(path: Path, state: os.stat_result, is_kind: Callable[[int], bool]) -> None:
+    """Raise Unavailable if a path is not of the expected kind (stat.S_ISDIR, …), or other users can change it."""
     if reason := distrust(state) if is_kind(state.st_mode) else "is a link, or something else than expected":
         raise Unavailable(f"{path} {reason}, so nothing is run from there: delete it if it is yours, or {_OWN}")
 
 
 def _open_lock(name: str, flags: int) -> int:
-    """Open a lock, neither through a link that another user left there, nor waiting at a pipe."""
+    """Open a lock file. Doesn't follow a link that another user may have left there, and doesn't wait at a pipe."""
     return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
 
 
 @contextlib.contextmanager
 def _locked(path: Path, awaited: str) -> Iterator[None]:
-    """Keep other processes out of the block. The system frees the lock of a process that is killed."""
+    """Keep other processes out of the block. awaited: for a message, if this process has to wait.
+
+    The system releases the lock of a process that is killed.
+    """
     with open(path, "a", opener=_open_lock) as file:
-        if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):  # who could keep this process waiting for ever
+        if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):  # its owner could make this process wait forever
             raise Unavailable(f"{path} belongs to another user: {_OWN}")
         patience = time.monotonic() + PATIENCE
         while True:
@@ -224,5 +239,5 @@ def _locked(path: Path, awaited: str) -> Iterator[None]:
                 time.sleep(0.1)
             if time.monotonic() > patience:
                 _say(f"waiting for {awaited} ...")
-                patience = math.inf
+                patience = math.inf  # once is enough
         yield

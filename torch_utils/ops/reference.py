@@ -1,4 +1,4 @@
-"""Slow, readable, twice differentiable definitions of the operators, in plain PyTorch."""
+"""Definitions of the operators in plain PyTorch: slow, readable, differentiable twice."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SQRT2 = math.sqrt(2)
 class Activation(NamedTuple):
     """An activation function with its defaults."""
 
-    function: Callable[[torch.Tensor, float], torch.Tensor]  # of the input and alpha
-    alpha: float  # default slope parameter; only lrelu uses it
-    gain: float  # default output gain, which keeps the second moment of a unit normal input
+    function: Callable[[torch.Tensor, float], torch.Tensor]  # (x, alpha) -> y
+    alpha: float  # default slope for negative numbers; only lrelu uses it
+    gain: float  # default output gain, such that unit normal inputs keep their mean square
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -36,9 +36,10 @@ ACTIVATIONS: dict[str, Activation] = {
 def bias_act(
     x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
 ) -> torch.Tensor:
-    """y = clamp(act(x + b) · gain), with b along dimension `dim`, and clamped to ±`clamp` if that is given."""
+    """Compute y = clamp(act(x + b) · gain). b: along dimension `dim`. clamp: limit of |y|; None sets no limit."""
     u = _widened(x)
     if b is not None:
+        # Shape [1, …, −1, …, 1], so that b is broadcast over all dimensions but `dim`.
         u = u + b.to(u.dtype).reshape([-1 if i == dim else 1 for i in range(x.ndim)])
     y = ACTIVATIONS[act].function(u, alpha)
     if gain != 1:
@@ -59,13 +60,13 @@ def synthesis_tail(
     gain: float,
     clamp: float | None,
 ) -> torch.Tensor:
-    """y = clamp(act(x · scale + noise · strength + bias) · gain).
+    """Compute y = clamp(act(x · scale + noise · strength + bias) · gain), [N, C, H, W].
 
     x: [N, C, H, W]. scale: [N, C]. noise: [H, W] or [N, 1, H, W]. strength: scalar. bias: [C]. None leaves a term out.
     """
     u = _widened(x)
     if scale is not None:
-        u = u * scale.to(u.dtype)[:, :, None, None]
+        u = u * scale.to(u.dtype)[:, :, None, None]  # [N, C, 1, 1]
     if noise is not None:
         noise = noise.to(u.dtype)
         u = u + (noise if strength is None else noise * strength.to(u.dtype))
@@ -73,12 +74,12 @@ def synthesis_tail(
 
 
 def compute_type(x: torch.Tensor) -> torch.dtype:
-    """The type that operators on x compute in, to round once, at the end: float64 for float64, float32 for others."""
+    """Type in which operators on x compute: float64 for float64, else float32. Results are rounded once, at the end."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _widened(x: torch.Tensor) -> torch.Tensor:
-    """x in the type to compute in."""
+    """Convert x to the type in which operators compute."""
     return x.to(compute_type(x))
 
 
@@ -91,44 +92,49 @@ def upfirdn2d(
     flip_filter: bool,
     gain: float,
 ) -> torch.Tensor:
-    """Upsample by zeros, pad, convolve with a FIR filter, keep every down-th sample.
+    """Insert zeros between samples, pad, convolve with a FIR filter, and keep every down-th sample.
 
-    x: [N, C, H, W]. f: [fh, fw], or [taps] for the outer product with itself, or None for no filter.
-    up, down: (x, y). padding: (x before, x after, y before, y after) of the upsampled image; negative crops.
+    x: [N, C, H, W]. f: [fh, fw], or [taps] for its outer product with itself, or None for no filter.
+    up, down: (x, y). padding: (x before, x after, y before, y after) of the upsampled image; negative numbers crop.
     flip_filter: correlate instead of convolving. Returns [N, C, H', W'] with H' = (H·up + padding − fh) // down + 1.
     """
     if f is None:
         f = x.new_ones([1, 1], dtype=torch.float32)
     dtype, channels = x.dtype, x.shape[1]
-    x = _insert_zeros(_widened(x), *up)
+    x = _insert_zeros(_widened(x), *up)  # [N, C, H·up, W·up]
     x0, x1, y0, y1 = padding
-    # Equal padding on both sides is left to the convolution, which needs no copy for it.
+    # Equal padding on opposite sides is left to the convolution, which needs no padded copy of x.
     own = (y0, x0) if f.ndim == 2 and x0 == x1 >= 0 and y0 == y1 >= 0 else (0, 0)
     if any(padding) and not any(own):
         x = _pad_or_crop(x, padding)
     f = f.to(x.dtype)
-    if not flip_filter:
+    if not flip_filter:  # PyTorch's conv2d correlates
         f = f.flip(list(range(f.ndim)))
+    # One group per channel: each is filtered on its own. Strides are (y, x), hence the reversed `down`.
     if f.ndim == 2:
         y = F.conv2d(x, (f * gain).expand(channels, 1, -1, -1), groups=channels, stride=down[::-1], padding=own)
         return y.to(dtype)
+    # Separable filter: along rows, then along columns.
     y = F.conv2d(x, f.reshape(1, -1).expand(channels, 1, 1, -1), groups=channels, stride=(1, down[0]))
     f = f * gain
     return F.conv2d(y, f.reshape(-1, 1).expand(channels, 1, -1, 1), groups=channels, stride=(down[1], 1)).to(dtype)
 
 
 def _pad_or_crop(x: torch.Tensor, padding: tuple[int, int, int, int]) -> torch.Tensor:
-    """Add zeros where padding is positive, then crop where it is negative, if need be more than x had on that side."""
+    """Add zeros where padding is positive, then crop where it is negative.
+
+    In this order a side can lose more samples than x has there, if the other side was padded.
+    """
     x = F.pad(x, [max(p, 0) for p in padding])
     x0, x1, y0, y1 = (max(-p, 0) for p in padding)
     return x[:, :, y0 : x.shape[2] - y1, x0 : x.shape[3] - x1]
 
 
 def _insert_zeros(x: torch.Tensor, up_x: int, up_y: int) -> torch.Tensor:
-    """Follow every sample by up − 1 zeros, along both axes."""
+    """Insert up − 1 zeros after every sample, along both axes: [N, C, H, W] -> [N, C, H·up_y, W·up_x]."""
     if up_x == up_y == 1:
         return x
     n, c, h, w = x.shape
-    # Each sample is an array of 1×1, which grows to up_y × up_x.
+    # Give samples axes of their own, [N, C, H, 1, W, 1], and pad these to up_y and up_x. F.pad begins at the last axis.
     x = F.pad(x.reshape(n, c, h, 1, w, 1), [0, up_x - 1, 0, 0, 0, up_y - 1])
     return x.reshape(n, c, h * up_y, w * up_x)

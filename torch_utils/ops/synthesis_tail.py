@@ -1,4 +1,4 @@
-"""The tail of a synthesis layer in one pass: demodulation, noise, bias, activation, gain and clamp."""
+"""Operations after the convolution of a synthesis layer, in one pass: demodulation, noise, bias, activation, clamp."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def synthesis_tail(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> torch.Tensor:
-    """y = clamp(act(x · scale + noise · strength + bias) · gain)  (StyleGAN2, figure 2c and equation 3).
+    """Compute y = clamp(act(x · scale + noise · strength + bias) · gain)  (StyleGAN2, figure 2c and equation 3).
 
-    x: [N, C, H, W]. scale: [N, C], such as the demodulation. noise: [H, W] or [N, 1, H, W], which takes no gradient.
-    strength: scalar tensor. bias: [C]. None leaves a term out. alpha, gain, clamp: as in bias_act. Returns the shape
-    and dtype of x; differentiable twice in all but the noise. Raises ValueError for what doesn't fit.
+    x: [N, C, H, W]. scale: [N, C], such as the demodulation. noise: [H, W] or [N, 1, H, W]; it takes no gradient.
+    strength: scalar tensor. bias: [C]. None leaves a term out. alpha, gain, clamp: as in bias_act.
+    Returns the shape and dtype of x. Differentiable twice, except by the noise. Raises ValueError if tensors don't fit.
     """
     require_floating(x)
     if x.ndim != 4:

@@ -280,7 +280,7 @@ def test_code_that_others_may_have_written_is_not_run(toy, monkeypatch, capfd):
         path.unlink()
         other.rename(path)
     toy.extensions.chmod(0o777)
-    assert f"{toy.extensions} can be written by all users" in told() and "TORCH_EXTENSIONS_DIR" in told()
+    assert f"all users can write {toy.extensions}" in told() and "TORCH_EXTENSIONS_DIR" in told()
     toy.extensions.chmod(0o1777)  # as /tmp
     assert told(real_load) == ""
 
