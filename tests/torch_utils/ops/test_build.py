@@ -1,4 +1,4 @@
-"""Tools of a build, what is told of one that fails, and a real build of the CUDA library."""
+"""Tools of a build, messages about a failed one, and a real build of the CUDA library."""
 
 import os
 import shutil

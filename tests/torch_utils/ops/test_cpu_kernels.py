@@ -29,13 +29,15 @@ def understands(feature: str) -> bool:
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_kernels_meet_their_equations(machine, feature, options, tmp_path):
-    """On memory that ends where tensors do, stored past the caches (of OPS_CACHES bytes) whenever that is possible, for
-    some numbers of threads."""
+    """Run the kernels on memory that ends where tensors end, with several numbers of threads.
+
+    OPS_CACHES makes the caches small, so that results are stored past them whenever possible.
+    """
     if machine != "native" and platform.machine() != "x86_64" or feature and not understands(feature):
         pytest.skip(f"this processor does not run programs for {machine}")
     if not has_sanitizer(tmp_path):
         pytest.skip("no g++ with AddressSanitizer here: the CPU kernels are tested through PyTorch only")
-    usual = ("-O", "-march", "-fopenmp")  # these are the test's to choose
+    usual = ("-O", "-march", "-fopenmp")  # the test chooses these itself
     flags = [flag for flag in build.LIBRARIES["cpu"].flags if not flag.startswith(usual)]
     flags += [*options, f"-march={machine}", f"-I{HERE}", f"-I{SOURCES}", f"-isystem{TORCH}/include"]
     libraries = [f"-L{TORCH}/lib", "-lc10", f"-Wl,-rpath,{TORCH}/lib"]

@@ -53,7 +53,7 @@ def emulator(compiler, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fast(compiler, tmp_path_factory):
-    """Without sanitizers, for many elements. Bounds and alignment of arrays are still checked."""
+    """A program without sanitizers, for large arrays. It still checks bounds and alignment of arrays."""
     made = Emulator(tmp_path_factory.mktemp("fast"), flags=FAST)
     yield made
     made.close()
@@ -82,7 +82,7 @@ def tail_reference(
     v=None,
     w=None,
 ):
-    """The equations of operators.h; orders 1 and 2 by differentiating orders 0 and 1."""
+    """Compute the equations of operators.h. Orders 1 and 2 are derivatives of orders 0 and 1."""
     n, c, p = x.shape
     x = x.double().requires_grad_()
     noise = (torch.zeros(p) if noise is None else noise).double().expand(n, p)[:, None]
@@ -121,7 +121,7 @@ def upfirdn2d_reference(x, f, out_size, up, down, padding, flip, gain=1.0):
 
 
 def draw_tail(seed, order, dtype, shape, operands="snib", shared_noise=False):
-    """Random inputs with the operands whose letters are given: scale, noise, strength (i), bias, v and w."""
+    """Draw inputs. Letters choose the operands: scale, noise, strength (i), bias, v and w."""
     random = torch.Generator().manual_seed(seed)
     n, c, p = shape
 
@@ -152,7 +152,7 @@ def check_tail(emulator, order, keywords, act, launch, tolerance=None, **functio
     dtype, pixels = keywords["x"].dtype, keywords["x"].shape[2]
     for name, expected in tail_reference(order, act=act, **keywords, **function).items():
         if name == "sums" and not pixels:
-            continue  # nobody launches a kernel for them
+            continue  # no kernel is launched for these
         limit = tolerance or ROUNDING[compute_type(dtype) if name == "sums" else dtype]
         close(found[name], expected, limit * (max(1, pixels) ** 0.5 if name == "sums" else 1))
     return found
@@ -212,7 +212,7 @@ def test_every_operand_may_be_left_out(emulator, operands, channels_last):
         for dtype, shared in [(torch.float32, True), (torch.float16, False)]:
             keywords = draw_tail(order, order, dtype, (3, 4, 64), operands, shared)
             check_tail(emulator, order, keywords, NAMES.index("swish"), {"channels_last": channels_last}, limit=0.75)
-    if order == 2:  # nobody asks for the sums, nor for ∂x
+    if order == 2:  # neither the sums nor ∂x are computed
         whole, _ = emulator.run_tail(order=2, activation=8, channels_last=channels_last, **keywords)
         part, _ = emulator.run_tail(
             order=2, activation=8, channels_last=channels_last, sums=False, out_x=False, **keywords
@@ -249,8 +249,10 @@ def test_tail_of_every_size_and_alignment(emulator, shape, channels_last):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "channels_last"])
 def test_tail_of_more_rows_than_blocks(emulator, channels_last, dtype):
-    """Large enough for a block to move on over rows, rather than launching one more block. Only the last blocks run,
-    and only the last samples are compared."""
+    """Tensors so large that a block goes on to further rows, instead of one more block being launched.
+
+    Only the last blocks run, and only the last samples are compared.
+    """
     for order in range(3):
         keywords = draw_tail(order, order, dtype, (150, 72, 72), "snibvw")
         launch = {"channels_last": channels_last, "first_block": -40}
@@ -291,7 +293,7 @@ def test_tail_keeps_nan_and_infinity(emulator):
 
 
 def gradient_of(f, padding, up, down, flip):
-    """Up and down exchanged, the filter turned, and what pads the gradient before its first row and column."""
+    """Settings of the gradient: up and down exchanged, the filter flipped, and the padding that goes with them."""
     return {
         "up": down,
         "down": up,
@@ -367,10 +369,10 @@ def test_upfirdn2d_meets_its_equation(emulator, seed):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("taps, up, down", [(4, 2, 1), (4, 1, 1), (4, 1, 2), (2, 1, 1), (8, 2, 1)])
 def test_usual_filters_of_any_number_of_channels(emulator, taps, up, down, dtype):
-    """These have kernels of their own, and with 16 bits take channels in pairs, where they can."""
-    # Without channels last, each channel is a picture of its own: their number shows nothing new.
+    """These filters have their own kernels. With 16 bits, they take channels in pairs if possible."""
+    # Without channels last, each channel is a picture of its own, so another number of channels shows nothing new.
     cases = [(c, True) for c in (1, 2, 6, 10, 18, 33, 34)] + [(c, False) for c in (1, 6)]
-    if dtype == torch.bfloat16:  # as float16, but for what its bits mean
+    if dtype == torch.bfloat16:  # the same kernels as float16
         cases = [(6, True), (33, True), (6, False)]
     for seed, (c, channels_last) in enumerate(cases):
         torch.manual_seed(seed)
@@ -384,7 +386,7 @@ def test_usual_filters_of_any_number_of_channels(emulator, taps, up, down, dtype
 
 
 def test_a_filter_too_large_is_refused(emulator):
-    """Not one of 32×32 taps, which the public functions keep to."""
+    """Filters above 32×32 taps are refused. The public functions never pass them."""
     with pytest.raises(KernelError, match="32×32 taps"):
         emulator.run_upfirdn2d(
             torch.ones(1, 1, 6, 9), torch.ones(3020, 4), (756, 5), up=(1, 755), down=(2, 2), padding=(2, 1510)
@@ -419,7 +421,7 @@ def test_the_order_of_threads_changes_nothing(emulator, channels_last):
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "channels_last"])
 def test_tail_beyond_two_to_the_31(emulator, channels_last):
-    """Nearly all of the tensor is zeros that take no memory; its last blocks have numbers to work on."""
+    """Nearly all of the tensor is zeros, which take no memory. Only the last blocks have numbers."""
     random = torch.Generator().manual_seed(0)
     n, c, p = shape = (4200, 8, 256 * 256)
     total = math.prod(shape)
@@ -461,7 +463,7 @@ def test_upfirdn2d_beyond_two_to_the_31(emulator, channels_last):
 
 @pytest.mark.parametrize("shape", [(70000, 1, 1), (1, 70000, 1), (70000, 1, 3), (1, 70000, 3), (1, 1, 70000)])
 def test_no_size_exceeds_what_a_grid_may_have(emulator, shape):
-    """A grid has at most 65535 blocks along y and z. The last blocks show that all would be launched."""
+    """A grid has at most 65535 blocks along y and z. If the last blocks run, all would be launched."""
     for channels_last in False, True:
         launch = {"channels_last": channels_last, "first_block": -4}
         x = draw_tail(0, 0, torch.float32, shape, "")["x"]
@@ -483,7 +485,7 @@ def sectors(*tensors) -> int:
 
 
 def check_coalesced(traffic, names) -> str:
-    """A warp's request touches little more than the sectors that its bytes fill. Returns how many it touches."""
+    """Check that a warp's requests touch few sectors more than their bytes fill. Returns how many they touch."""
     counts = {name: traffic.arrays[name] for name in names}
     for name, count in counts.items():
         assert count["sectors"] * SECTOR <= 1.3 * count["bytes"], f"{name}: {count}"
@@ -506,7 +508,7 @@ def test_tail_moves_little_more_than_it_must(fast, record_property, size, dtype,
         expected = tail_reference(order, act=2, gain=2**0.5, limit=256, **last)["out"]
         assert written.any()
         close(found["out"][-1:][written], expected[written], ROUNDING[dtype])
-        share = traffic.arrays["out"]["bytes"] / SECTOR / sectors(found["out"])  # what every 8th block writes of it
+        share = traffic.arrays["out"]["bytes"] / SECTOR / sectors(found["out"])  # the share that every 8th block writes
         ratio = traffic.sectors() / (least * share)
         assert ratio <= 1.05
         requests = check_coalesced(traffic, [k for k in ("x", "dy", "out") if k in traffic.arrays])
@@ -528,12 +530,14 @@ def test_upfirdn2d_moves_little_more_than_it_must(fast, record_property, size, d
     ]:
         before, after = (width, width // 2) if large_in else (width // 2, width)
         x = torch.randn(n, c, before, before).to(dtype)
-        # Every 7th block runs. The groups of channels follow each other, and all have their turn.
+        # Every 7th block runs. Groups of channels follow each other, so all of them are covered.
         y, traffic = fast.run_upfirdn2d(x, f, (after, after), channels_last=channels_last, block_stride=7, **case)
         written, expected = ~y.isnan(), upfirdn2d_reference(x[-1:], f, (after, after), **case)
         assert written[-1:].any()
         close(y[-1:][written[-1:]], expected[written[-1:]], ROUNDING[dtype])
-        ratio = traffic.sectors() / (sectors(x, y) * (written.sum() / y.numel()).item())  # of what these blocks do
+        ratio = traffic.sectors() / (
+            sectors(x, y) * (written.sum() / y.numel()).item()
+        )  # relative to the share of these blocks
         assert ratio <= 1.2
         requests = check_coalesced(traffic, ["x", "y"])
         record_property(name, f"{ratio:.4f} of the least; sectors a request: {requests}")
@@ -544,7 +548,7 @@ def test_upfirdn2d_moves_little_more_than_it_must(fast, record_property, size, d
 OUTSIDE, MISALIGNED, WRONG, POISON = "outside of all arrays", "misaligned address", "not close", "use-after-poison"
 BUGS: list[
     tuple[str, str, str, int | None, str]
-] = [  # (source, text, its replacement, which of its places or all, what happens)
+] = [  # (source, text, its replacement, which of its occurrences or all, the expected failure)
     ("tail.cu", "|| channel >= a.c) break;", ") break;", None, OUTSIDE),
     ("tail.cu", "aligned<typename E::Group>(pointer)", "pointer != &tail", None, MISALIGNED),
     ("tail.cu", "std::abs(y) <= a.limit", "true", None, WRONG),

@@ -1,4 +1,4 @@
-"""Loading of native libraries, shown on toy libraries, which compile in no time."""
+"""Loading of native libraries, tested with toy libraries, which compile fast."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from toys import Toy, needs_compiler, script
 
 
 def new_process(monkeypatch) -> None:
-    """Forget what this process has loaded and been told, as another process would never have known."""
+    """Make this process forget its loaded libraries and messages, as if it were a new one."""
     monkeypatch.setattr(native, "_statuses", {})
 
 
@@ -106,7 +106,7 @@ def test_killed_build_leaves_nothing_in_the_way(toy):
         wait_for(toy.compilations)
         process.kill()
         process.wait(timeout=60)
-        toy.compiler.unlink()  # the compiler that the killed process started is still at work
+        toy.compiler.unlink()  # the compiler started by the killed process is still running
         script(toy.compiler, 'exec c++ "$@"')
         assert native.available("cpu") and toy.number() == 7
         assert [p.name for p in native.status("cpu").file.parent.iterdir()] == ["native.so"]
@@ -129,7 +129,7 @@ def test_failed_build_is_reported_once_and_remembered(toy, monkeypatch, capfd):
     failure = next(toy.extensions.glob("*/failure.txt"))
     assert str(failure) in told and "error: " in failure.read_text() and "missing" in failure.read_text()
 
-    monkeypatch.setenv(native.SWITCH, "rebuild")  # as when the machine has been mended
+    monkeypatch.setenv(native.SWITCH, "rebuild")  # as a user does after the machine was repaired
     new_process(monkeypatch)
     assert not native.available("cpu") and not native.available("cpu") and toy.compilations() == 2
     monkeypatch.delenv(native.SWITCH)
@@ -158,7 +158,7 @@ def test_library_that_does_not_load_is_a_failure(toy, monkeypatch, capfd):
 @needs_compiler
 def test_damaged_file_is_reported(toy, monkeypatch, capfd):
     file = native.status("cpu").file
-    file.unlink()  # this process has the old one in its memory, where nothing may change it
+    file.unlink()  # this process has mapped the old file, which must not change
     file.write_bytes(b"no library")
     new_process(monkeypatch)
     assert not native.available("cpu") and "does not load" in capfd.readouterr().err
@@ -200,14 +200,14 @@ def test_tools_that_are_missing_are_named_and_not_remembered(toy, monkeypatch, c
 
 @needs_compiler
 def test_compiler_may_be_a_command_of_several_words(toy, monkeypatch):
-    """Such as ccache g++."""
+    """CXX may hold several words, such as "ccache g++"."""
     monkeypatch.setenv("CXX", f"env -u NOTHING {toy.compiler}")
     assert native.available("cpu") and toy.number() == 7
 
 
 @needs_compiler
 def test_compiler_set_to_link_libstdcpp_statically_links_the_shared_one(toy):
-    """Beside the one that PyTorch has loaded, a copy of its own writes no numbers: messages end at the first."""
+    """A second libstdc++ beside PyTorch's can't write numbers: messages would end at the first number."""
     script(toy.compiler, 'exec c++ "$@" -static-libstdc++')
     empty = ["-shared", "-x", "c++", os.devnull, "-o", toy.folder / "empty.so"]
     if sys.platform != "linux" or subprocess.run([toy.compiler, *empty], capture_output=True).returncode:
@@ -218,7 +218,9 @@ extern "C" int toy() { std::ostringstream message; message << "found " << 7 << "
 """)
     assert native.available("cpu")
     call = f"import ctypes, torch; print(ctypes.CDLL({str(native.status('cpu').file)!r}).toy())"
-    printed = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)  # elsewhere: it might crash
+    printed = subprocess.run(
+        [sys.executable, "-c", call], capture_output=True, text=True
+    )  # in another process, as it might crash
     assert printed.stdout.strip() == str(len("found 7 of 9")), printed.stderr
 
 
@@ -242,7 +244,7 @@ def test_folder_that_cannot_be_written_is_reported(toy, monkeypatch, capfd):
 
 
 def give_to_another_user(path: Path, monkeypatch) -> None:
-    """Root can; elsewhere this process takes itself for another user, and all files for a stranger's."""
+    """Give files to another user. Without root's rights, let this process take itself for another user."""
     if os.geteuid() == 0:
         os.chown(path, 12345, -1, follow_symlinks=False)
     else:
@@ -284,7 +286,7 @@ def test_code_that_others_may_have_written_is_not_run(toy, monkeypatch, capfd):
     toy.extensions.chmod(0o1777)  # as /tmp
     assert told(real_load) == ""
 
-    file.unlink()  # what follows would build
+    file.unlink()  # so that the next call would build
     victim = toy.folder / "victim"
     lock.unlink()
     lock.symlink_to(victim)

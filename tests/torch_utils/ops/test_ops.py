@@ -1,4 +1,4 @@
-"""All faces of the operators: golden numbers of the published implementation, derivatives, and what they refuse."""
+"""Native and reference operators: golden numbers of the published implementation, derivatives, refused arguments."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_bias_act_keeps_the_layout():
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_not_a_number_stays_so(act):
-    """A run that goes wrong must show: neither the activation nor the clamp may hide it."""
+    """Neither activation nor clamp may hide NaN and infinity: a diverging training must be visible."""
     y = bias_act(torch.tensor([[float("nan"), 1.0, -1.0]]), act=act, clamp=256)
     assert y.isnan().tolist() == [[True, False, False]]
 
@@ -101,7 +101,7 @@ def test_bias_act_refuses_what_does_not_fit():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("clamp", [0.7, 256 * 0.5**0.5])
 def test_what_is_clamped_has_no_gradient(dtype, clamp):
-    """Also where the limit is rounded with the output, down to less than itself."""
+    """The clamp holds even if its limit is rounded down with the output."""
     x = torch.tensor([[500.0, -5000, 0.1]], dtype=dtype, requires_grad=True)
     (dx,) = torch.autograd.grad(bias_act(x, act="lrelu", gain=1, clamp=clamp).sum(), x)
     assert dx.tolist() == [[0, 0, 1]]
@@ -146,7 +146,7 @@ def test_synthesis_tail_derivatives_are_right(act, layout):
 
 @pytest.mark.parametrize("missing", ["scale", "noise", "strength", "bias"])
 def test_synthesis_tail_does_without_each_operand(missing):
-    """What is left out is what does nothing: a scale or strength of 1, a noise or bias of 0."""
+    """A missing operand acts like a neutral one: scale or strength 1, noise or bias 0."""
     torch.manual_seed(3)
     x = draw(2, 3, 4, 5)
     operands = {"scale": draw(2, 3), "noise": torch.randn(4, 5).double(), "strength": draw(), "bias": draw(3)}
@@ -201,7 +201,7 @@ def test_resampling_helpers_meet_golden_values(case):
     "up, down, padding", [(1, 1, (3, 2, 1, 4)), (2, 3, (2, 2, 2, 2)), ((3, 1), (1, 2), (4, 0, 3, 3))]
 )
 def test_upfirdn2d_agrees_with_scipy(up, down, padding):
-    """An independent implementation: zeros inserted by hand, scipy's convolution, every down-th sample."""
+    """Compare with an independent implementation: zeros inserted by hand, scipy's convolution, every down-th sample."""
     random = np.random.RandomState(0)
     image, taps = random.randn(7, 9), random.randn(3, 4)
     ux, uy = (up, up) if isinstance(up, int) else up
@@ -260,7 +260,7 @@ def test_upfirdn2d_takes_whole_numbers_of_any_kind():
 
 @pytest.mark.parametrize("gain", [-2, 1 / 64])
 def test_separable_filters_take_any_gain_and_round_once(gain):
-    """The sum of eight columns alone would overflow float16."""
+    """The sum of eight columns would overflow float16, but not the type in which the operator computes."""
     x, f = torch.full([1, 1, 8, 8], 20000.0 if gain > 0 else 20.0, dtype=torch.float16), torch.ones(8)
     assert upfirdn2d(x, f, gain=gain).item() == float(torch.tensor(float(x[0, 0, 0, 0]) * 64 * gain).half())
 
@@ -278,7 +278,7 @@ def test_upfirdn2d_crops_more_than_there_is():
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (3, 2)])
 @pytest.mark.parametrize("stride, padding", [(1, 0), (1, (1, 2)), (2, 1), (3, 0), (1, None), (2, None), (3, None)])
 def test_convolutions_have_the_derivatives_of_pytorch(stride, padding, kernel, groups):
-    """padding None: of a transposed convolution, which has none."""
+    """padding None: a transposed convolution, which takes no padding."""
     torch.manual_seed(0)
     transposed, keywords = padding is None, {"stride": stride, "groups": groups}
     if not transposed:
@@ -319,7 +319,7 @@ def test_convolutions_under_autocast_have_its_type():
 
 
 def test_second_derivatives_need_no_kernels_of_the_size_of_pictures():
-    """What PyTorch does by itself, and libraries have no fast algorithm for."""
+    """PyTorch's own second derivative convolves with kernels as large as the picture, for which nothing is fast."""
     kernels = []
 
     class Watch(TorchDispatchMode):
@@ -354,7 +354,7 @@ def test_conv2d_resample_meets_golden_values_and_gradients(case):
 @pytest.mark.parametrize("kernel, padding", [(1, 0), (3, 1), (3, 0), (2, 3)])
 @pytest.mark.parametrize("flip_weight", [True, False])
 def test_conv2d_resample_is_its_slow_definition(up, down, kernel, padding, flip_weight):
-    """Upsample with zeros and filter, convolve, filter and downsample, in just this order."""
+    """Compare with the steps of the definition, one after the other: upsample, filter, convolve, filter, downsample."""
     torch.manual_seed(0)
     x, w = torch.randn(2, 4, 8, 9), torch.randn(6, 2, kernel, kernel)
     f = setup_filter([1, 2, 3, 1])
@@ -396,7 +396,7 @@ def test_modulated_1x1_convolutions_scale_each_sample_and_keep_the_layout(layout
 
 
 def test_half_precision_survives_styles_that_would_overflow():
-    """Pre-normalization keeps the sums in range and, as demodulation cancels it, changes nothing else."""
+    """Pre-normalization keeps sums within float16. Demodulation cancels it, so results stay the same."""
     torch.manual_seed(0)
     x, w, s = torch.randn(2, 16, 8, 8), torch.randn(8, 16, 3, 3) * 30, torch.randn(2, 16) * 3000
     full = synthesis_tail(*modulated_conv2d(x, w, s, padding=1))

@@ -1,4 +1,4 @@
-"""The native operators against the reference over types, layouts and sizes; and as torch.compile sees them."""
+"""Native operators compared with the reference, for many types, layouts and sizes; and under torch.compile."""
 
 import random
 from collections.abc import Iterator
@@ -28,7 +28,10 @@ def device(request) -> Iterator[str]:
 
 
 def derivatives(function, *tensors: torch.Tensor | None) -> list[torch.Tensor]:
-    """Value, gradients, and gradients of a weighted sum of the gradients, with the same weights at every call."""
+    """Compute value, gradients and second derivatives, the latter as gradients of a weighted sum of gradients.
+
+    The weights are the same at every call.
+    """
     generator = torch.Generator(torch.get_default_device()).manual_seed(1)
 
     def weights(t: torch.Tensor) -> torch.Tensor:
@@ -83,7 +86,7 @@ def test_every_activation_agrees_with_the_reference_far_out(act):
 
 
 class Calls(TorchDispatchMode):
-    """Counts the calls of native operators whose names contain a word."""
+    """Counts calls of native operators with a word in their name."""
 
     def __init__(self, word: str):
         super().__init__()
@@ -106,7 +109,7 @@ def test_the_activations_of_networks_are_native_and_others_on_gpus_too(act, devi
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("alpha, gain", [(0.2, 1.3), (1.5, 1.3), (-0.5, 1.3), (0, 1.3), (0.2, -1.3), (0.2, 0)])
 def test_any_slope_and_gain_agrees_with_the_reference(layout, alpha, gain):
-    """Also those for which the usual short cut, the larger of two products, would be wrong."""
+    """Slopes above 1 and below 0 are among them: max(x, alpha · x), the usual short cut, is wrong there."""
     x = torch.randn(2, 16, 5, 9).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
     scale, bias, noise = torch.randn(2, 16, requires_grad=True), torch.randn(16, requires_grad=True), torch.randn(5, 9)
     settings = {"act": "lrelu", "alpha": alpha, "gain": gain, "clamp": 2}
@@ -116,7 +119,7 @@ def test_any_slope_and_gain_agrees_with_the_reference(layout, alpha, gain):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_zero_and_infinity_are_those_of_the_reference(layout):
-    """Wherever in a row they are; zero is where x = −bias, whose slope is that below zero."""
+    """NaN, infinity and zero are treated alike at every place of a row. Zero has the slope of negative numbers."""
     bias = torch.rand(16)
     x = -bias[:, None, None].expand(2, 16, 11, 9).contiguous(memory_format=LAYOUTS[layout])
     x[:, ::3, ::2, 1::4], x[:, ::2, 1::3, ::5], x[1, 1::5, :, ::3] = torch.nan, torch.inf, -torch.inf
@@ -129,7 +132,7 @@ def test_nan_zero_and_infinity_are_those_of_the_reference(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("c", [16, 19, 64])
 def test_tail_does_not_depend_on_where_tensors_lie(layout, c):
-    """Vectors are loaded from multiples of their size, and from elsewhere."""
+    """Tensors may begin at any address, aligned to the size of a vector or not."""
     shape, operands = (2, c, 7, 11), (torch.rand(2, c), torch.randn(2, 1, 7, 11), torch.tensor(0.5), torch.randn(c))
     x = torch.randn(shape).contiguous(memory_format=LAYOUTS[layout])
     with native.reference_only():
@@ -160,19 +163,23 @@ def test_tail_does_not_depend_on_the_number_of_threads(layout, shape):
 @pytest.mark.parametrize(
     "shape, dtype, layout",
     [
-        ((2, 5, 1304, 1300), torch.float32, "contiguous"),  # 68 MB: other shares go past the caches from 64 MB on
+        (
+            (2, 5, 1304, 1300),
+            torch.float32,
+            "contiguous",
+        ),  # 68 MB: from 64 MB on, another share is stored past the caches
         ((3, 16, 600, 592), torch.float32, "channels last"),
         ((1, 592, 85, 96), torch.float32, "contiguous"),
         ((1, 592, 85, 96), torch.float32, "channels last"),
         ((300, 16, 31, 31), torch.float32, "channels last"),
         ((3, 32, 152, 148), torch.float64, "contiguous"),
         ((3, 32, 152, 148), torch.float64, "channels last"),
-        ((2, 5, 651, 653), torch.float32, "contiguous"),  # rows that aren't multiples of a vector: stored as usual
-        ((3, 16, 421, 427), torch.bfloat16, "channels last"),  # so are these
+        ((2, 5, 651, 653), torch.float32, "contiguous"),  # rows that aren't multiples of a vector are stored as usual
+        ((3, 16, 421, 427), torch.bfloat16, "channels last"),  # these too
     ],
 )
 def test_tail_of_tensors_beyond_the_caches(layout, shape, dtype):
-    """These are stored past the caches, but for the last two. All of them have 16 MiB or more."""
+    """All these tensors have 16 MiB or more. All but the last two are stored past the caches."""
     n, c, h, w = shape
     assert n * c * h * w * dtype.itemsize >= 16 << 20
     operand = torch.float64 if dtype == torch.float64 else torch.float32
@@ -189,7 +196,7 @@ def test_tail_of_tensors_beyond_the_caches(layout, shape, dtype):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_upfirdn2d_agrees_with_the_reference(seed):
-    """Any factors, filters and padding; half of the cases are those that have loops of their own."""
+    """Random factors, filters and padding. Half of the cases have loops of their own in the kernels."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     dtype = draw.choice(list(TOLERANCES))
@@ -211,7 +218,7 @@ def test_upfirdn2d_agrees_with_the_reference(seed):
 
 
 def test_slices_of_tensors_serve_as_well():
-    """Neither of the two layouts: every second row of a transposed picture."""
+    """Every second row of a transposed picture has neither of the two memory layouts."""
     x = torch.randn(2, 3, 20, 11).transpose(2, 3)[:, :, ::2].requires_grad_()
     f = setup_filter([1, 3, 3, 1])
     agree(lambda x: upfirdn2d(bias_act(x, act="lrelu"), f, up=2, padding=2), x, tolerance=1e-5)
@@ -227,7 +234,7 @@ def on_cpu(device) -> None:
 
 
 def draw_convolution(n, c, h, w, channels, transposed=False) -> tuple[torch.Tensor, torch.Tensor]:
-    """x and weight, channels last, whose convolution has a variance of about 1."""
+    """Draw x and weight, channels last, such that their convolution has a variance of about 1."""
     weight = torch.randn(*(c, channels) if transposed else (channels, c), 3, 3) / (9 * c) ** 0.5
     drawn = torch.randn(n, c, h, w), weight
     x, weight = (t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in drawn)
@@ -257,7 +264,7 @@ def test_convolutions_agree_with_pytorch(shape, on_cpu):
 @pytest.mark.parametrize("h, w", [(1, 1), (1, 9), (2, 3), (4, 4), (5, 6), (13, 4)])
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_native_convolutions_of_few_pixels(n, h, w, transposed, on_cpu):
-    """Which are left to PyTorch otherwise; with weights in either layout."""
+    """Small pictures, which conv2d leaves to PyTorch, and weights in either layout."""
     x, weight = (t.detach() for t in draw_convolution(n, 32, h, w, 48, transposed))
     function = F.conv_transpose2d if transposed else F.conv2d
     expected = function(x.double(), weight.double(), padding=1)
@@ -267,7 +274,7 @@ def test_native_convolutions_of_few_pixels(n, h, w, transposed, on_cpu):
 
 
 def test_native_convolutions_are_almost_as_exact_as_plain_sums(on_cpu):
-    """Which depends on the points: at 0, ±1, ±2 and ∞ they would be about four times as far off."""
+    """The error depends on the interpolation points. With 0, ±1, ±2 and ∞ it would be about four times as large."""
     x, weight = (t.detach() for t in draw_convolution(2, 64, 40, 40, 64))
     expected = F.conv2d(x.double(), weight.double(), padding=1)
     error = (OPERATORS.conv3x3(x, weight, False) - expected).square().mean().sqrt()
@@ -358,7 +365,7 @@ def test_a_limit_of_minus_zero_lets_nothing_through(layout):
 
 
 def test_second_derivative_of_a_gradient_that_tells_nothing():
-    """From the output alone, the gradient of scale is zero and has no derivative."""
+    """Computed from the output only, the gradient of scale is zero and has no derivative."""
     x, settings = torch.randn(2, 3, 4, 4), (NUMBERS["lrelu"], 0.2, 1.0, 256.0)
     dy = torch.randn_like(x).requires_grad_()
     _, d_scale, _, d_bias = OPERATORS.tail_backward(dy, x, None, None, None, None, *settings, True, [True, False, True])
@@ -368,7 +375,7 @@ def test_second_derivative_of_a_gradient_that_tells_nothing():
 
 
 def test_operators_refuse_what_would_crash(device):
-    """Called past the public functions, which check before."""
+    """Operators refuse wrong arguments even if they are called directly, without the checks of the public functions."""
     x, settings = torch.zeros(2, 3, 4, 4), (NUMBERS["lrelu"], 0.2, 1.0, 256.0)
     if device == "cpu":
         with pytest.raises(ValueError, match="linear and lrelu alone are native"):

@@ -1,4 +1,4 @@
-"""`python -m torch_utils.ops`: what it says of right and of wrong operators."""
+"""`python -m torch_utils.ops`: its output for right and for wrong operators."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Libraries without operators, which compile in no time, and programs that stand in for compilers."""
+"""Libraries without operators, which compile fast, and scripts that replace compilers."""
 
 import ctypes
 import shutil
@@ -22,7 +22,7 @@ def script(path: Path, *lines: str) -> Path:
 
 
 class Toy:
-    """A library without operators, and a compiler that counts its work and rests while the file `hold` is there."""
+    """A library without operators, and a compiler that counts its calls and waits while the file `hold` exists."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -46,7 +46,7 @@ class Toy:
         return ctypes.CDLL(str(native.status("cpu").file)).toy()
 
     def process(self) -> subprocess.Popen:
-        """Another process that asks for the library, and prints what it is told."""
+        """Start another process that loads the library and prints the result."""
         code = f"""
 from pathlib import Path
 from types import SimpleNamespace
