@@ -114,3 +114,9 @@ def test_nothing_is_left_to_fill_in(page):
 def test_python_examples_import_what_is_there(page):
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         exec("\n".join(line for line in block.splitlines() if line.startswith(("from ", "import "))), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_lines_are_short(page):
+    for n, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        assert len(line) <= 120, f"{page.name}, line {n}: {len(line)} characters"
