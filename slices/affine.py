@@ -1,4 +1,4 @@
-"""Where a file's voxels lie in mm: what its header says, and how the voxel grid of one file fits that of another."""
+"""Place of a file's voxels in mm: what its header states, and how its voxel grid lies on that of another file."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from nibabel.spatialimages import HeaderDataError
 
 from dnnlib.errors import UserError
 
-ROUNDING = 0.05  # voxels by which headers of one place may differ
-SAME = 0.4  # voxels: grids that differ by less are one grid; half a voxel is another grid
+ROUNDING = 0.05  # voxels; headers of files on one grid may differ by so little through rounding
+SAME = 0.4  # voxels; grids that differ by less count as one; half a voxel makes another grid
 _UNTURNED = np.array([(0, 1), (1, 1), (2, 1)], float)  # nibabel's orientation that leaves axes as they are
 
 
 class Place(NamedTuple):
-    """What a header says of the place of its voxels."""
+    """The place of a file's voxels, as the header states it."""
 
     affine: np.ndarray  # voxels -> mm, 4×4, invertible
     oriented: bool  # whether the header states an orientation at all
-    rival: np.ndarray | None = None  # another affine that the header states as well, and that contradicts the first
+    rival: np.ndarray | None = None  # a second affine of the same header that contradicts the first
     remarks: tuple[str, ...] = ()  # oddities, in words
 
 
 def has_axes(affine: np.ndarray) -> bool:
-    """Whether an affine, 4×4, is invertible and gives each axis of voxels an axis of the world that it runs along."""
+    """Whether an affine, 4×4, is invertible and maps every voxel axis to an anatomical axis of its own."""
+    # nibabel gives NaN for a voxel axis that it can assign to no anatomical axis.
     return bool(
         np.isfinite(affine).all()
         and abs(np.linalg.det(affine)) >= 1e-9
@@ -34,22 +35,23 @@ def has_axes(affine: np.ndarray) -> bool:
     )
 
 
-@np.errstate(all="ignore")  # absurd headers make infinities and NaN, which are unusable and fit nothing
+@np.errstate(all="ignore")  # absurd headers give infinities and NaN, which `has_axes` refuses
 def place_of(header: Any, shape: Sequence[int]) -> Place:
-    """The place that a NIfTI header states for a volume: by its sform, or else its qform, or else as nibabel assumes.
+    """The place that a NIfTI header states for a volume: its sform, else its qform, else what nibabel assumes.
 
-    Raises UserError if all that it states is unusable.
+    Raises UserError if the header states an orientation, but no usable one.
     """
     stated = [name for name in ("sform", "qform") if header[f"{name}_code"] > 0]
     found = {name: affine for name in stated if (affine := _transform(header, name)) is not None}
     if not stated:
         affine = header.get_base_affine()
         if not has_axes(affine):
-            raise UserError("the header states no orientation, and sizes of voxels that none can have")
+            raise UserError("the header states no orientation, and its voxel sizes are impossible; mend the header")
         return Place(affine, oriented=False)
     if not found:
         what = " and ".join(stated)
         raise UserError(f"the header's {what} can't be inverted, so the orientation is unknown; mend the header")
+    # `found` keeps the order of `stated`: the sform is taken if it is usable.
     affine, *rivals = found.values()
     taken = next(iter(found))
     remarks = [f"{name} can't be inverted, {taken} taken" for name in stated if name not in found]
@@ -63,7 +65,7 @@ def place_of(header: Any, shape: Sequence[int]) -> Place:
 
 
 def _contradict(affine: np.ndarray, rival: np.ndarray, shape: Sequence[int]) -> bool:
-    """Whether two affines of one header put its voxels into different places."""
+    """Whether two affines of one header put the same voxels into different places."""
     found = fit(rival, shape, affine)
     return found.is_turned or found.off > ROUNDING
 
@@ -81,37 +83,42 @@ def _transform(header: Any, name: str) -> np.ndarray | None:
 
 
 class Fit(NamedTuple):
-    """How a volume lies on the grid of another, once its axes are turned round and exchanged to run as those do."""
+    """How a volume lies on another grid, once its axes are flipped and permuted to run like the grid's axes."""
 
-    turn: np.ndarray  # nibabel's orientation that does so
-    shape: tuple[int, ...]  # of the volume when turned
-    shift: np.ndarray  # [3]: how far its middle is off, in voxels along the axes of the grid
-    spread: np.ndarray  # [3]: how much farther its ends are off, where sizes or directions differ
-    angle: float  # degrees between directions
-    distance: float  # mm that any voxel is off at most
+    turn: np.ndarray  # [3, 2], nibabel's orientation: the flips and the permutation
+    shape: tuple[int, ...]  # of the volume after `turn`
+    shift: np.ndarray  # [3]: offset of the volume's middle, in voxels along the axes of the grid
+    spread: np.ndarray  # [3]: additional offset at its ends; 0 where voxel sizes and directions agree
+    angle: float  # degrees between the directions of the axes
+    distance: float  # mm; the largest offset of any voxel
 
     @property
     def is_turned(self) -> bool:
+        """Whether any axis must be flipped or permuted."""
         return not np.array_equal(self.turn, _UNTURNED)
 
     @property
     def off(self) -> float:
-        """The most that any voxel is off along an axis, in voxels."""
+        """The largest offset of any voxel along an axis, in voxels."""
         return float((np.abs(self.shift) + self.spread).max())
 
 
 @np.errstate(all="ignore")
 def fit(affine: np.ndarray, shape: Sequence[int], grid: np.ndarray) -> Fit:
-    """How a volume of this affine and shape lies on the grid of another affine. Both must be invertible."""
-    relative = np.linalg.inv(grid) @ affine  # voxels -> voxels of the grid
+    """How a volume of this affine and shape lies on a grid, given as its affine. Both must be invertible."""
+    relative = np.linalg.inv(grid) @ affine  # [4, 4]: voxels of the volume -> voxels of the grid
+    # Where no orientation can be found, the axes stay as they are, and the offsets below tell that nothing fits.
     turn = nib.io_orientation(relative) if np.isfinite(relative).all() else _UNTURNED
     turn = _UNTURNED if np.isnan(turn).any() else turn
     turned = relative @ nib.orientations.inv_ornt_aff(turn, shape)
+    # Row i of `turn` names the grid's axis for the volume's axis i. Sorting by it gives the inverse permutation.
     sides = tuple(int(shape[axis]) for axis in np.argsort(turn[:, 0]))
-    middle = (np.array(sides) - 1) / 2
+    middle = (np.array(sides) - 1) / 2  # [3]
+    # Were the grids the same, `turned` would be the identity. Its error is `shift` in the middle; towards the corners
+    # it grows linearly, by up to `spread`.
     shift = turned[:3, :3] @ middle + turned[:3, 3] - middle
     spread = np.abs(turned[:3, :3] - np.eye(3)) @ middle
-    # Directions of the axes, each column of length 1; the trace of a rotation is 1 + 2·cos(angle).
+    # Directions of the axes: [3, 3] each, with columns of length 1. The trace of a rotation is 1 + 2·cos(angle).
     ours, theirs = ((axes / np.linalg.norm(axes, axis=0))[:3, :3] for axes in (grid @ turned, grid))
     angle = np.degrees(np.arccos(np.clip((np.trace(ours.T @ theirs) - 1) / 2, -1, 1)))
     distance = np.linalg.norm(grid[:3, :3] @ (np.abs(shift) + spread))
@@ -121,21 +128,29 @@ def fit(affine: np.ndarray, shape: Sequence[int], grid: np.ndarray) -> Fit:
 
 @np.errstate(all="ignore")
 def is_nowhere(affine: np.ndarray, shape: Sequence[int]) -> bool:
-    """Whether a program that knows no place may have written this: the first voxel or the middle lies at 0, 0, 0."""
+    """Whether an affine looks made up: programs that don't know the place put the first voxel or the middle at 0."""
     sizes = nib.affines.voxel_sizes(affine)
+    # Three numbers other than 0 in the matrix: the axes run straight along the axes of the world.
     straight = np.count_nonzero(np.abs(affine[:3, :3]) > 1e-4 * sizes) == 3
     middle = affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3]
     return bool(straight and (np.abs(affine[:3, 3]).max() < 1e-3 or np.abs(middle).max() < 0.51 * sizes.max()))
 
 
 @np.errstate(all="ignore")
-def differences(found: Fit, affine: np.ndarray, grid: np.ndarray, its: str, those: str) -> str:
-    """In words, how a volume's place differs from another grid. its, those: what words call the two."""
+def differences(
+    found: Fit,
+    affine: np.ndarray,
+    grid: np.ndarray,
+    its: str,  # what the words call the volume, as a possessive
+    those: str,  # what the words call the grid
+) -> str:
+    """Describe how a volume's place differs from a grid."""
     words = []
     sizes = nib.affines.voxel_sizes(affine), nib.affines.voxel_sizes(grid)
     if found.is_turned:
         words.append(f"{its} axes run to {axes_of(affine)}, those of {those} to {axes_of(grid)}")
     if found.spread.max() > ROUNDING:
+        # The volume's voxel sizes, in the order of the grid's axes.
         if np.allclose(sizes[0][np.argsort(found.turn[:, 0])], sizes[1], rtol=1e-4):
             words.append(f"{its} axes are turned by {found.angle:.2g}° against those of {those}")
         else:
@@ -146,9 +161,10 @@ def differences(found: Fit, affine: np.ndarray, grid: np.ndarray, its: str, thos
 
 
 def axes_of(affine: np.ndarray) -> str:
-    """The directions that axes of voxels run to, as in LPS: to the patient's left, back and head."""
+    """Letters for the directions that the voxel axes run to, such as LPS: to the patient's left, back and head."""
     return "".join(nib.aff2axcodes(affine))
 
 
 def format_sizes(sizes: Iterable[float]) -> str:
+    """Voxel sizes in words, such as "1×1×2.5"."""
     return "×".join(f"{mm:.6g}" for mm in sizes)

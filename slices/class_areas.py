@@ -1,4 +1,4 @@
-"""Class areas: how many pixels, and how many slices, have each lesion class. The one place that counts them."""
+"""Areas of lesion classes, in pixels and in slices. Nothing else in the project counts them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slices.schema import Schema
 
 @dataclass(frozen=True)
 class ClassAreas:
-    """Areas of the lesion classes in some slices. `+` adds those of other slices, of the same schema."""
+    """Areas of the lesion classes in some slices. `+` adds the areas in other slices of the same schema."""
 
     num_slices: int
     num_lesion_free: int  # slices without any lesion class
@@ -22,13 +22,14 @@ class ClassAreas:
 
     @classmethod
     def none(cls, schema: Schema) -> ClassAreas:
-        """The areas in no slice at all: where adding begins."""
+        """The areas in no slices: the start of a sum."""
         nothing = dict.fromkeys(schema.class_names, 0)
         return cls(0, 0, 0, nothing, nothing)
 
     @classmethod
     def of(cls, classes: np.ndarray, schema: Schema) -> ClassAreas:
         """The areas in slices given as class indices, uint8 [N, H, W]."""
+        # Class 0 is the background, which is dropped. `reshape` keeps the columns if there are no slices.
         counted = [np.bincount(one.ravel(), minlength=len(schema.classes) + 1)[1:] for one in classes]
         counts = np.array(counted, np.int64).reshape(len(classes), len(schema.classes))  # [N, classes]
         return cls(
@@ -64,5 +65,5 @@ class ClassAreas:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Class name -> share of all pixels, which is its mean share of a slice. There must be slices."""
+        """Class name -> share of all pixels, which is also its mean share of a slice. Fails without slices."""
         return {name: n / self.num_pixels for name, n in self.class_pixels.items()}

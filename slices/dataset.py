@@ -1,6 +1,6 @@
-"""Slices of archives in memory or not, and the GAN's view of them as a torch data set.
+"""Slices of archives, kept in memory if they fit, and a torch data set of them for the GAN.
 
-The U-Net's view is in segmentation/data.py.
+The U-Net's data set is in segmentation/data.py.
 """
 
 import os
@@ -21,16 +21,16 @@ Kept = TypeVar("Kept")
 
 
 class StoredSlices(Generic[Kept]):
-    """Slices of one or several archives by number, each checked when it is read.
+    """Slices of one or several archives, by number. Each is checked when it is read.
 
-    If all of them fit in memory, a slice is read once and kept; else it is read whenever it is asked for.
+    If all slices fit in memory, each is read once and kept. Otherwise a slice is read whenever it is asked for.
     """
 
     def __init__(
         self,
-        places: Sequence[tuple[ArchiveReader, int]],  # the archive of each slice, and its number there
-        keep: Callable[[np.ndarray], Kept],  # stored slice, uint8 [C + K, H, W], read-only -> what is needed of it
-        slice_bytes: int,  # what is kept of one slice
+        places: Sequence[tuple[ArchiveReader, int]],  # of each slice: its archive, and its number there
+        keep: Callable[[np.ndarray], Kept],  # stored slice, uint8 [C + K, H, W], read-only -> what to keep
+        slice_bytes: int,  # memory that `keep` needs for one slice
         memory: int | None = None,  # bytes that all slices may take; None: MEMORY
     ) -> None:
         self._places, self._keep = places, keep
@@ -79,6 +79,7 @@ class SliceDataset(torch.utils.data.Dataset[Example]):
         self.chosen = _choose(self.archive, subset, seed)  # their numbers in the archive, ascending
         self.num_originals = len(self.chosen)  # come first; their mirrored copies follow
         flips = (False, True) if mirror else (False,)
+        # (position in `chosen`, whether to flip) of every example: all originals first, then all copies.
         self._items = [(k, flip) for flip in flips for k in range(self.num_originals)]
         self._slices = StoredSlices(
             [(self.archive, i) for i in self.chosen],
@@ -94,13 +95,15 @@ class SliceDataset(torch.utils.data.Dataset[Example]):
         k, flip = self._items[n]
         stored = self._slices[k]
         if flip:
-            stored = stored[:, :, ::-1]
+            stored = stored[:, :, ::-1]  # along W: left to right
+        # A copy, because torch refuses negative strides and warns of read-only arrays.
         return Example(torch.from_numpy(stored.copy()), self.label(n))
 
     def label(self, n: int) -> torch.Tensor:
         """One-hot class label of example n, float32 [c_dim], without reading the slice."""
         label = torch.zeros(self.c_dim)
         if self.c_dim:
+            # Example n -> position in `chosen` -> number in the archive -> class.
             label[self._class_of(self.chosen[self._items[n][0]])] = 1
         return label
 
@@ -111,13 +114,13 @@ class SliceDataset(torch.utils.data.Dataset[Example]):
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """Patients that a network knows after training on this: those of the slices in use, and those behind fakes."""
+        """Patients that a network knows after training on this, by slices in use or through a generator, sorted."""
         info = self.archive.info
         return tuple(sorted({*(info.slices[i].patient for i in self.chosen), *info.seen}))
 
     @property
     def label_counts(self) -> tuple[int, ...] | None:
-        """Number of slices of each class label, without mirrored copies; None without class labels."""
+        """Number of slices with each class label, without mirrored copies; None without class labels."""
         if not self.c_dim:
             return None
         counts = Counter(self._class_of(i) for i in self.chosen)

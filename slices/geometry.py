@@ -1,8 +1,8 @@
-"""The border of voxels and pixels: the only place that knows how they lie to each other.
+"""Voxels ↔ pixels: the only file that knows where an archive's pixels lie in a volume.
 
-An archive's pixels are squares, R×R of them in every slice, centered on the voxels of a volume. PixelGrid takes the
-pictures of a volume to pixels, VoxelGrid takes pixels back to voxels. Voxels lie along L, P, S here, to the patient's
-left, back and head, and a volume's picture is [P, L].
+An archive has R×R square pixels in every slice. They share their center with the voxels of the volume. `PixelGrid`
+resamples pictures of a volume to pixels; `VoxelGrid` puts pixels back into a volume. Voxel axes run along L, P, S here:
+to the patient's left, back and head. A picture of a volume is [P, L].
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy import sparse
 from dnnlib.errors import UserError
 from slices.orientation import LPS, Orientation
 
-SMALLEST_RESOLUTION = 16
+SMALLEST_RESOLUTION = 16  # pixels along an edge
 SAME = 1e-4  # lengths that differ by less than this share are one length: affines are stored as float32
 
 
@@ -26,13 +26,15 @@ def pixel_size(
 ) -> float:
     """Edge of an archive's square pixels, in mm.
 
-    sides, spacing: voxels and mm between them along P and L. Without `fov` the whole slice is shown, and voxels keep
-    their size if they fit in. Raises UserError if pixels would be smaller than voxels: nothing is interpolated up.
+    sides, spacing: number of voxels, and mm between them, along P and L. Without `fov` the whole slice is shown, and
+    pixels are as large as voxels if the slice fits. Raises UserError if pixels would be smaller than voxels, because
+    slices are never enlarged.
     """
     voxel = max(spacing)
     if fov is None:
         return max(voxel, *(n * mm / resolution for n, mm in zip(sides, spacing, strict=True)))
     if fov / resolution < voxel * (1 - SAME):
+        # The largest power of two whose pixels are not smaller than voxels.
         fitting = 1 << max(0, int(fov / voxel * (1 + SAME)).bit_length() - 1)
         smaller = f", or --resolution {fitting} or less" if fitting >= SMALLEST_RESOLUTION else ""
         raise UserError(
@@ -43,6 +45,7 @@ def pixel_size(
 
 
 def is_same_length(a: float, b: float) -> bool:
+    """Whether two lengths are equal but for rounding."""
     return abs(a / b - 1) < SAME
 
 
@@ -50,29 +53,32 @@ def is_same_length(a: float, b: float) -> bool:
 
 
 def area_weights(n: int, spacing: float, resolution: int, pixel: float) -> sparse.csr_array:
-    """[resolution, n]: which share of each pixel every one of `n` voxels covers. Both rows have one center.
+    """Weights [resolution, n]: the share of each pixel that each of `n` voxels covers, along one axis.
 
-    Where pixels and voxels have one size, voxels are shifted by a whole number of pixels: weights are 0 or 1.
+    The row of pixels and the row of voxels share their center. Where pixels are as large as voxels, they are moved by a
+    whole number of pixels instead, so all weights are 0 or 1.
     """
     if is_same_length(pixel, spacing):
         return sparse.csr_array(np.eye(resolution, n, k=-_margin(n, resolution)))
     ratio = pixel / spacing
-    voxels = np.arange(n + 1) - n / 2  # edges, in voxels
+    # Edges of voxels [n + 1] and of pixels [resolution + 1, 1], in voxels from the common center.
+    voxels = np.arange(n + 1) - n / 2
     pixels = ((np.arange(resolution + 1) - resolution / 2) * ratio)[:, None]
+    # Two intervals overlap from the larger of their lower edges to the smaller of their upper ones: [resolution, n].
     overlap = np.minimum(pixels[1:], voxels[1:]) - np.maximum(pixels[:-1], voxels[:-1])
     return sparse.csr_array(np.where(overlap > 1e-9, overlap, 0) / ratio)
 
 
 def _pixel_centers(n: int, spacing: float, resolution: int, pixel: float) -> tuple[float, float]:
-    """(step, start): the center of pixel i lies at start + step·i, counted in `n` voxels. Agrees with area_weights."""
-    if is_same_length(pixel, spacing):  # moved by whole pixels, so an odd difference is not centered
+    """(step, start): the center of pixel i lies at voxel start + step·i of `n` voxels. Agrees with `area_weights`."""
+    if is_same_length(pixel, spacing):  # moved by whole pixels: half a voxel off center if n is odd
         return 1, -_margin(n, resolution)
     step = pixel / spacing
     return step, (0.5 - resolution / 2) * step + (n - 1) / 2
 
 
 def _margin(n: int, resolution: int) -> int:
-    """Pixels before the first of `n` voxels, where pixels are voxels; if negative, voxels before the first pixel."""
+    """Pixels before the first of `n` voxels of the same size; if negative, voxels before the first pixel."""
     return (resolution - n) // 2
 
 
@@ -81,11 +87,11 @@ def _margin(n: int, resolution: int) -> int:
 
 @dataclass(frozen=True)
 class PixelGrid:
-    """The pixels of an archive over the pictures of a volume."""
+    """The pixels of an archive, laid over the pictures of a volume."""
 
     rows: sparse.csr_array  # [R, P], area weights
     columns: sparse.csr_array  # [R, L], area weights
-    moves: tuple[int, int] | None = None  # where pixels are voxels: how far a picture moves along P and L
+    moves: tuple[int, int] | None = None  # if pixels are as large as voxels: pixels to move by along P and L
 
     @classmethod
     def of(cls, sides: tuple[int, int], spacing: tuple[float, float], resolution: int, pixel: float) -> PixelGrid:
@@ -95,10 +101,11 @@ class PixelGrid:
         return cls(rows, columns, (_margin(sides[0], resolution), _margin(sides[1], resolution)) if same else None)
 
     def moved(self, picture: np.ndarray) -> np.ndarray:
-        """[P, L] -> [R, R] where pixels are voxels; what lies outside the volume is 0."""
+        """Pad or crop a picture [P, L] to [R, R], where pixels are as large as voxels. Padding is 0."""
         assert self.moves is not None
         out = np.zeros((self.rows.shape[0], self.columns.shape[0]), picture.dtype)
-        # Along each axis, which pixels are filled, and from which voxels: of a larger picture the middle is taken.
+        # Along each axis a pair of slices: the pixels to fill, and the voxels that fill them. A positive move is a
+        # margin of pixels, a negative one is a margin of voxels that are cropped.
         places = [
             (slice(max(move, 0), max(move, 0) + n), slice(max(-move, 0), max(-move, 0) + n))
             for move, size, n in zip(self.moves, picture.shape, map(min, out.shape, picture.shape), strict=True)
@@ -108,27 +115,32 @@ class PixelGrid:
         return out
 
     def shown(self) -> np.ndarray:
-        """[P, L]: which share of each voxel lies within the archive's picture."""
+        """The share of each voxel that lies within the archive's picture, [P, L]."""
+        # Column sums of the weights: how much of each voxel all pixels together cover, along P and along L. Voxels in
+        # the middle are covered wholly, so the largest sum stands for 1.
         rows, columns = (np.asarray(w.sum(axis=0)).ravel() for w in (self.rows, self.columns))
         return np.outer(rows / rows.max(), columns / columns.max())
 
     def mean(self, picture: np.ndarray) -> np.ndarray:
-        """Mean of [P, L] over the area of each pixel, [R, R]; what lies outside the volume counts as 0."""
+        """Mean of a picture [P, L] over the area of each pixel: float64 [R, R]. Outside the volume counts as 0."""
         if self.moves:
             return self.moved(picture).astype(np.float64)
+        # Sparse matrices multiply from the left, so the picture is transposed to average along L:
+        # [R, P] @ [P, L] -> [R, L], then ([R, L] @ [L, R]) -> [R, R], transposed back.
         return (self.columns @ (self.rows @ picture.astype(np.float64)).T).T
 
     def covers(self, mask: np.ndarray) -> np.ndarray:
-        """bool [P, L] -> [R, R]: whether the mask covers half of a pixel or more."""
+        """Whether a mask, bool [P, L], covers at least half of each pixel: bool [R, R]."""
         return self.moved(mask) if self.moves else self.mean(mask) >= 0.5 - 1e-9
 
     def majority(self, classes: np.ndarray, num_classes: int) -> np.ndarray:
-        """Class indices [P, L] -> uint8 [R, R]: the class of largest area, the lower of two equal ones.
+        """The class with the largest area in each pixel: class indices [P, L] -> uint8 [R, R].
 
-        What lies outside the volume is background.
+        If two areas are equal, the lower index wins. Outside the volume is background.
         """
         if self.moves:
             return self.moved(classes)
+        # [classes, R, R]
         areas = np.zeros((num_classes, self.rows.shape[0], self.columns.shape[0]))
         if not classes.any():
             return np.zeros(areas.shape[1:], np.uint8)
@@ -143,18 +155,18 @@ class PixelGrid:
 
 @dataclass(frozen=True)
 class VoxelGrid:
-    """The voxels of a volume that is made of pixels, and which pixels they are. All other voxels are 0."""
+    """A volume to be filled with pixels of an archive: its voxels, and the pixel for each. Other voxels stay 0."""
 
     shape: tuple[int, int, int]  # voxels along L, P, S
     orientation: Orientation  # of the file that will hold them
     affine: np.ndarray  # of that file, 4×4: voxels in its axes -> mm
-    columns: tuple[np.ndarray, np.ndarray]  # (pixels, voxels) along L: which pixel is which voxel
+    columns: tuple[np.ndarray, np.ndarray]  # (pixels, voxels) along L: pixel pixels[i] fills voxel voxels[i]
     rows: tuple[np.ndarray, np.ndarray]  # the same along P
-    words: str  # whose voxels these are
+    words: str  # whether these are the source's voxels, or resampled ones
 
     @classmethod
     def of(cls, shape: Sequence[int], affine: np.ndarray, resolution: int, pixel: float) -> VoxelGrid:
-        """The grid for slices of a volume: the volume's own where pixels are its voxels, else that of the pixels.
+        """The grid for slices of a volume: the volume's own if pixels are as large as its voxels, else the pixels'.
 
         shape, affine: of the volume's file, in its axes. pixel: edge of the R×R pixels, in mm.
         """
@@ -165,7 +177,7 @@ class VoxelGrid:
         axes = [(n, mm, resolution, pixel) for n, mm in zip(sides[:2], spacing, strict=True)]
         if not all(is_same_length(pixel, mm) for mm in spacing):
             return cls._of_pixels(axes, affine_lps, sides[2])
-        # Each pixel has the weight 1 for one voxel, and none for others.
+        # Weights are 0 or 1 here: the places of the ones are the pairs of pixel and voxel.
         columns, rows = (area_weights(*axis).nonzero() for axis in axes)
         kept = (len(columns[1]), len(rows[1]))
         some = "" if kept == sides[:2] else f", middle {kept[0]}×{kept[1]} of {sides[0]}×{sides[1]}"
@@ -175,9 +187,12 @@ class VoxelGrid:
     def _of_pixels(
         cls, axes: Sequence[tuple[int, float, int, float]], affine_lps: np.ndarray, num_slices: int
     ) -> VoxelGrid:
-        """R×R×S voxels along L, P, S, each pixel where it lies in the patient. axes: what area_weights takes."""
+        """A grid of R×R×S voxels along L, P, S: the pixels, at their places in the patient.
+
+        axes: along L and P, the arguments of `area_weights`.
+        """
         (_, _, resolution, pixel), _ = axes
-        pixels = np.eye(4)  # pixels along L and P -> the volume's voxels
+        pixels = np.eye(4)  # affine: pixels along L and P -> the volume's voxels
         for along, axis in enumerate(axes):
             pixels[along, along], pixels[along, 3] = _pixel_centers(*axis)
         every = np.arange(resolution)
@@ -195,8 +210,9 @@ class VoxelGrid:
         return self.shape[2]
 
     def put(self, picture: np.ndarray, volume: np.ndarray, index: int) -> None:
-        """Put a picture of the archive, [R, R] with rows along P, into a volume [L, P, S] as slice `index`."""
+        """Write a picture of the archive, [R, R] with rows along P, into a volume [L, P, S] as slice `index`."""
         (pixels_l, voxels_l), (pixels_p, voxels_p) = self.columns, self.rows
+        # np.ix_ selects the rectangle of all pairs (l, p). `volume[..., index]` is a view, so this fills the volume.
         volume[..., index][np.ix_(voxels_l, voxels_p)] = picture.T[np.ix_(pixels_l, pixels_p)]
 
     def to_file(self, volume: np.ndarray) -> np.ndarray:
@@ -204,5 +220,5 @@ class VoxelGrid:
         return self.orientation.to_file(volume)
 
     def planes(self, indices: Sequence[int]) -> tuple[int, list[int]]:
-        """The axis of the file along which slices lie, and the places on it of the slices with these indices."""
+        """The file's axis along which slices are stacked, and the positions of these slices on it."""
         return self.orientation.planes(indices, self.num_slices)

@@ -1,7 +1,7 @@
 """Leak guard: never test a network on patients it was trained on, directly or through a GAN that saw them.
 
-The names of these patients travel with archives of generated slices, exported ones, snapshots and U-Nets. Patients are
-compared by name and by nothing else: one person under two names is not noticed, unless the names are alike.
+Archives of generated slices, exported files, snapshots and U-Nets all carry the names of these patients. Patients are
+compared by name only. One person under two names goes unnoticed, unless the names are alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from slices.archive.reader import ArchiveReader
 
 
 def refuse_leaks(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.PathLike]) -> None:
-    """Raise UserError unless a network may be trained on these archives. exclude: paths of archives to keep apart."""
+    """Raise UserError unless a network may be trained on these archives.
+
+    exclude: archives whose patients the network must not learn from.
+    """
     for archive in archives:
         refuse_test_part(archive)
     for path in exclude:
@@ -29,19 +32,20 @@ def refuse_leaks(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.P
 
 
 def doubts(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.PathLike]) -> list[str]:
-    """Warnings of what `refuse_leaks` can't know: names on both sides that are alike."""
+    """Warnings of what `refuse_leaks` can't notice: names on both sides that are alike, but not equal."""
     excluded = {patient for path in exclude for patient in ArchiveReader(path).info.known_patients}
     return warn_of_alike({patient for archive in archives for patient in archive.info.known_patients}, excluded)
 
 
 def warn_of_alike(some: Iterable[str], others: Iterable[str]) -> list[str]:
-    """One line if any names are alike on both sides, else nothing."""
+    """A list of one warning if names on both sides are alike, else an empty one."""
+    # Sorted and in a set, because one pair may come from either side.
     pairs = [" and ".join(pair) for pair in sorted({tuple(sorted(pair)) for pair in alike(some, others)})]
     return [f"warning: names so alike that they may be of one patient: {name_some(pairs)}"] if pairs else []
 
 
 def alike(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ only in case, punctuation and leading zeros, as TCGA_DU_7294 and tcga-du-07294 do."""
+    """Pairs of names that differ only in case, punctuation or leading zeros, such as TCGA_DU_7294 and tcga-du-07294."""
     by_core = defaultdict(set)
     for name in others:
         by_core[_core(name)].add(name)
@@ -49,9 +53,9 @@ def alike(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _core(name: str) -> str:
-    """The letters and numbers of a name. Numbers that follow each other stay apart: p1-23 is not p12-3."""
+    """A name's letters and numbers. A hyphen stays between two numbers, because p1-23 is not p12-3."""
     core = ""
-    # Runs of digits, and runs of letters.
+    # Runs of digits, and runs of letters: [^\W\d_] is \w without digits and _.
     for run in re.findall(r"\d+|[^\W\d_]+", unicodedata.normalize("NFKC", name).casefold()):
         core += ("-" if core[-1:].isdecimal() and run.isdecimal() else "") + (run.lstrip("0") or "0")
     return core or name
@@ -71,9 +75,8 @@ def refuse_test_part(archive: ArchiveReader) -> None:
 def refuse_shared(archive: ArchiveReader, excluded: ArchiveReader) -> None:
     """Raise UserError if a network that learns from `archive` would know a patient of `excluded`.
 
-    For both archives, the patients of the slices count and the patients that a generator of the slices saw: a fake may
-    be a copy of their slices. An excluded archive of fakes is compared by these, for the fakes' own names stand in no
-    archive of patients.
+    In both archives, the patients that a generator saw count like the patients of the slices, because a fake may be a
+    copy of a real slice.
     """
     if shared := shared_patients(archive.info.known_patients, excluded.info.known_patients):
         behind = "; for fakes, the patients that their GAN learned from count" if excluded.info.seen else ""
@@ -89,7 +92,7 @@ def shared_patients(some: Iterable[str], others: Iterable[str]) -> tuple[str, ..
 
 
 def describe_shared(shared: Sequence[str], own: Collection[str]) -> str:
-    """Words for how shared patients came into training data: by slices of their own, or else through a GAN's fakes.
+    """Describe how shared patients came into training data: by their own slices, or through a GAN's fakes.
 
     own: patients of the slices, without those that only a GAN saw.
     """

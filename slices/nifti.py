@@ -1,4 +1,4 @@
-"""The border of NIfTI files and voxels: reading, with every check, and writing."""
+"""NIfTI files ↔ voxels: reading with all checks, and writing."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from slices.affine import Place, place_of
 from slices.gunzip import Gunzip, GzipDamage
 from slices.nifti_diagnosis import SHOWN, describe_stranger
 
-MOST_VOXELS = 1 << 28  # of one volume; thirty times those of BraTS, and 1 GB as float32
+MOST_VOXELS = 1 << 28  # of one volume; 30 times a volume of BraTS, and 1 GB as float32
 LONGEST_SIDE = 1 << 13  # voxels along an axis
 _LATEST_START = 1 << 24  # byte at which voxels may start; extensions of the header stand before them
-_BEHIND = 1 << 16  # bytes that may stand behind the voxels; behind large ones, as many as they have themselves
+_BEHIND = 1 << 16  # bytes that may follow the voxels; after a larger volume, fewer bytes than it has itself
 _AGAIN = "copy or download it again"
-GENERATED = "generated"  # how the description in the header of an exported fake begins
-_QUIET = logging.Logger("harmless oddities of headers")  # nibabel tells of each; it has no handler
+GENERATED = "generated"  # first word of the header's description in an exported fake
+_QUIET = logging.Logger("harmless oddities of headers")  # nibabel logs each of them; nobody needs to read it
 _QUIET.disabled = True
 
 
 @dataclass(frozen=True)
 class Nifti:
-    """A volume of a file."""
+    """One volume of a file."""
 
     voxels: np.ndarray  # [X, Y, Z] in the file's own axes; floating-point numbers may be NaN, but not infinite
     place: Place  # where the voxels lie, in mm
-    step: float  # between neighbors of the values that the file can hold, if it scales integers, else 0
+    step: float  # difference between neighboring values if the file stores scaled integers, else 0
     remarks: tuple[str, ...]  # oddities of the file, in words
 
     @property
@@ -49,20 +49,20 @@ class Nifti:
 def read_nifti(path: Path) -> Nifti:
     """Read a NIfTI file of one volume, compressed or not, wholly into memory.
 
-    Plain integers stay as they are, all other numbers become float32. A file takes no more memory than its header
-    promises. Raises UserError naming the file if it is no NIfTI, damaged, too large, or holds anything but real numbers
-    of that shape.
+    Unscaled integers keep their type, all other numbers become float32. Reading takes no more memory than the header
+    promises. Raises UserError naming the file if it is no NIfTI, is damaged or too large, or doesn't hold real numbers
+    of the expected shape.
     """
     return _read(path, None)[0]
 
 
 def read_channels(path: Path, channels: int) -> list[Nifti]:
-    """The same for a file of several volumes, as many as there are channels."""
+    """Read a NIfTI file of several volumes, one per channel. Otherwise like `read_nifti`."""
     return _read(path, channels)
 
 
 def _read(path: Path, channels: int | None) -> list[Nifti]:
-    """channels: None for a file of one volume."""
+    """Read volumes, and name the file in every error. channels: None for a file of one volume."""
     try:
         with _opened(path) as file:
             return _volumes(file, channels)
@@ -78,8 +78,9 @@ def _read(path: Path, channels: int | None) -> list[Nifti]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    """A file's content, unpacked if it is gzip; reading to the end compares the checksum."""
+    """Open a file, unpacked if it is gzip. The checksum is compared when it is read to its end."""
     with open(path, "rb") as file:
+        # By content, not by name: some files have the wrong ending.
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         yield io.BufferedReader(Gunzip(file), 1 << 17) if packed else file
@@ -89,13 +90,15 @@ def _volumes(file: io.BufferedReader, channels: int | None) -> list[Nifti]:
     """The volumes of an open file."""
     header = _header(file)
     shape = _checked_shape(header.get_data_shape(), channels)
-    size = math.prod(shape) * header.get_data_dtype().itemsize
+    size = math.prod(shape) * header.get_data_dtype().itemsize  # bytes of one volume
     number = channels or 1
+    # Four bytes follow the header: flags that tell whether extensions come next.
     here, start = header.sizeof_hdr + 4, header.get_data_offset()
     if not here <= start <= _LATEST_START:
         raise UserError(f"damaged: its voxels are said to start at byte {start:,}; {_AGAIN}")
+    # How long the content of a gzip file is, only unpacking tells.
     if not isinstance(file.raw, Gunzip) and os.fstat(file.fileno()).st_size < start + number * size:
-        raise EOFError  # before memory is asked for
+        raise EOFError  # before memory is allocated
     _exactly(file, start - here)
     place = place_of(header, shape)
     volumes = [_checked_numbers(_scaled(_exactly(file, size), header, shape)) for _ in range(number)]
@@ -109,8 +112,9 @@ def _volumes(file: io.BufferedReader, channels: int | None) -> list[Nifti]:
 
 
 def _header(file: io.BufferedReader) -> nib.Nifti1Header:
-    """The header that a file starts with, without extensions; harmless mistakes in it are mended."""
+    """Read the header at the start of a file, without extensions, and repair harmless mistakes in it."""
     start = file.read(SHOWN)
+    # Magic bytes of NIfTI-1 and NIfTI-2 stand at different places.
     if start[344:348] == b"n+1\0":
         kind = nib.Nifti1Header
     elif start[4:8] == b"n+2\0":
@@ -120,7 +124,8 @@ def _header(file: io.BufferedReader) -> nib.Nifti1Header:
         raise UserError(describe_stranger(start))
     header = kind(start[: kind.sizeof_hdr], check=False)
     try:
-        header.check_fix(_QUIET, error_level=100)
+        header.check_fix(_QUIET, error_level=100)  # no mistake is that grave: repair all, raise for none
+        # Called to find out whether they raise an error.
         dtype = header.get_data_dtype()
         header.get_data_shape()
         header.get_slope_inter()
@@ -141,21 +146,22 @@ def _exactly(file: io.BufferedReader, size: int) -> bytes:
 
 
 def _count_behind(file: io.BufferedReader, most: int) -> int:
-    """Read to the end, and count the bytes behind the voxels; if they are all zeros, they pad and don't count.
+    """Read to the end and count the bytes behind the voxels. Zeros alone are padding and don't count.
 
-    Raises UserError for more than `most`.
+    Raises UserError if there are more than `most` bytes.
     """
     behind, padding = 0, True
     while piece := file.read1(1 << 20):
         behind += len(piece)
         padding &= not piece.strip(b"\0")
         if behind > most:
-            raise UserError("as many bytes follow the voxels that its header promises: is its shape right?")
+            raise UserError("too many bytes follow the voxels that its header promises: is its shape right?")
     return (0 if padding else behind) + (file.raw.behind if isinstance(file.raw, Gunzip) else 0)
 
 
 def _checked_shape(shape: Sequence[int], channels: int | None) -> tuple[int, int, int]:
-    """The shape of a volume. channels: None for a file of one, else how many it should hold, in any dimension."""
+    """The shape of each volume. channels: None for a file of one volume, else the number of volumes expected."""
+    # The channels may stand in any dimension after the third; dimensions of length 1 don't matter.
     found, volume, more = format_shape(shape), shape[:3], [n for n in shape[3:] if n != 1]
     if len(volume) < 3 or min(volume) < 1 or more != [n for n in [channels or 1] if n != 1]:
         volumes = "one volume" if channels == 1 else f"{channels} volumes"
@@ -169,11 +175,12 @@ def _checked_shape(shape: Sequence[int], channels: int | None) -> tuple[int, int
 
 
 def _scaled(content: bytes, header: nib.Nifti1Header, shape: tuple[int, int, int]) -> np.ndarray:
-    """The voxels of a volume: integers as they are, or float32 where the header scales them or they are floats."""
+    """The voxels of a volume: integers of the file's type, or float32 if the header scales them or they are floats."""
     slope, inter = header.get_slope_inter()
+    # nibabel's proxy applies slope and offset; here it reads from memory instead of a file.
     proxy = nib.arrayproxy.ArrayProxy(io.BytesIO(content), (shape, header.get_data_dtype(), 0, slope or 1, inter or 0))
     fractions = proxy.slope != 1 or proxy.inter != 0 or proxy.dtype.kind == "f"
-    with np.errstate(over="ignore"):  # too large becomes infinite, which is refused
+    with np.errstate(over="ignore"):  # too large a number becomes infinite, which `_checked_numbers` refuses
         return np.asanyarray(proxy, np.float32 if fractions else None)
 
 
@@ -187,7 +194,7 @@ def _step(header: nib.Nifti1Header) -> float:
 def _checked_numbers(voxels: np.ndarray) -> np.ndarray:
     """The same voxels. Raises UserError if any is infinite as float32, or all are NaN."""
     most = np.finfo(np.float32).max
-    # The extremes tell at once; a comparison with NaN is false.
+    # The common case is decided by the extremes. If any voxel is NaN, so are they, and comparisons are false.
     if voxels.dtype.kind != "f" or (-most <= voxels.min() and voxels.max() <= most):
         return voxels
     if infinite := int(np.count_nonzero(np.abs(voxels) > most)):
@@ -199,12 +206,13 @@ def _checked_numbers(voxels: np.ndarray) -> np.ndarray:
 
 
 def format_shape(shape: Sequence[int]) -> str:
+    """A shape in words, such as "240×240×155"."""
     return "×".join(map(str, shape))
 
 
 def nifti_bytes(volume: np.ndarray, affine: np.ndarray, description: str) -> bytes:
-    """A volume in the axes of its affine, 4×4 in mm, as a compressed NIfTI-1 file; equal volumes give equal bytes."""
+    """Compress a volume and its affine, 4×4 in mm, as a NIfTI-1 file. Equal volumes give equal bytes."""
     image = nib.Nifti1Image(volume, affine, dtype=volume.dtype)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.replace("×", "x").encode("ascii", "replace")  # 80 bytes at most
-    return igzip.compress(image.to_bytes(), mtime=0)
+    return igzip.compress(image.to_bytes(), mtime=0)  # gzip stores a time: a fixed one keeps bytes equal

@@ -1,4 +1,4 @@
-"""Words for a file that is no NIfTI: what it is instead, and what would do."""
+"""Diagnosis of a file that is no NIfTI: what it is instead, and how to get a NIfTI file from it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from dnnlib.config import shorten
 
-SHOWN = 352  # bytes at a file's beginning that tell what it is
+SHOWN = 352  # bytes at the beginning of a file that tell its kind; a NIfTI-1 header with its flags
 _PACKED = "an archive of {}: unpack it, and give the NIfTI files in it"
 _CONVERT = "an image in {} format: convert it to NIfTI"
 _ANNEX = "datalad get (or git annex get) fetches the file"
 
-# (where, what stands there, what it is). The first that fits decides.
+# (offset, bytes at that offset, words for the file). The first that fits decides.
 _SIGNS = (
     (0, b"version https://git-lfs", "a pointer of Git LFS instead of the file: git lfs pull fetches it"),
     (0, b"\x1f\x8b", "packed twice with gzip: unpack it once (gunzip)"),
@@ -26,8 +26,8 @@ _SIGNS = (
     (0, b"\x28\xb5\x2f\xfd", "packed with Zstandard: unpack it (unzstd)"),
     (0, b"\x04\x22\x4d\x18", "packed with LZ4: unpack it (unlz4)"),
     (0, b"\x1f\x9d", "packed with compress: unpack it (uncompress)"),
-    (344, b"ni1\0", "half of a pair of files, whose voxels lie in an .img file: convert it to one .nii file"),
-    (4, b"ni2\0", "half of a pair of files, whose voxels lie in an .img file: convert it to one .nii file"),
+    (344, b"ni1\0", "half of a pair of files; its voxels are in an .img file: convert both to one .nii file"),
+    (4, b"ni2\0", "half of a pair of files; its voxels are in an .img file: convert both to one .nii file"),
     (0, b"\x5c\x01\0\0", "an Analyze header, or a damaged one of NIfTI: convert it to NIfTI, or copy it again"),
     (0, b"\0\0\x01\x5c", "an Analyze header, or a damaged one of NIfTI: convert it to NIfTI, or copy it again"),
     (128, b"DICM", _CONVERT.format("DICOM")),
@@ -49,11 +49,11 @@ _SIGNS = (
 
 
 def describe_stranger(start: bytes) -> str:
-    """What a file is, by the up to SHOWN bytes with which its unpacked content begins."""
+    """Describe a file by the first bytes of its unpacked content, at most SHOWN."""
     if not start:
         return "empty (0 bytes); download it again"
     if not start.strip(b"\0"):
-        return "nothing but zeros, as an interrupted download leaves them; download it again"
+        return "nothing but zeros, as after an interrupted download; download it again"
     for place, sign, words in _SIGNS:
         if start[place:].startswith(sign):
             return words
@@ -61,26 +61,27 @@ def describe_stranger(start: bytes) -> str:
 
 
 def _describe_text(start: bytes) -> str | None:
-    """The same for text; None for anything else."""
+    """Describe a text file by its first bytes; None for anything but text."""
     try:
         text = start.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        if error.start < SHOWN - 3:  # behind that, the end of what is shown has cut a letter in two
+        if error.start < SHOWN - 3:
             return None
+        # The last bytes may be the first half of a letter, which takes up to four bytes in UTF-8.
         text = start[: error.start].decode("utf-8-sig").strip()
     if not text or not all(letter.isprintable() or letter in "\t\r\n" for letter in text):
         return None
     if "annex/objects/" in text:
         return f"a pointer of git-annex instead of the file: {_ANNEX}"
     if "<html" in text.lower() or text.lower().startswith("<!doctype html"):
-        return "a web page instead of the file, as a failed download leaves it; download it again"
+        return "a web page instead of the file, as after a failed download; download it again"
     kind = {"<": "XML", "{": "JSON", "[": "JSON"}.get(text[:1], "text")
     shown = " ".join(text[:80].split())
     return f"{kind} instead of the file, perhaps a server's error message ({shown}); download it again"
 
 
 def describe_missing(path: Path) -> str:
-    """Why a file that is named in its folder can't be opened, if it is a link to nowhere; else an empty string."""
+    """Explain why a file can't be opened although its folder lists it: a broken link. Empty for anything else."""
     if not path.is_symlink():
         return ""
     target = os.readlink(path)

@@ -1,7 +1,7 @@
 """Provenance of exported files: which patients no network may train on, and which a generator saw.
 
-An export writes it beside the files, and a conversion of these files reads it there. So a way over other programs
-takes no patient out of the test part, and doesn't make generated slices look like patients of their own.
+An export writes it beside the files, and a conversion of these files reads it. Without it, slices that pass through
+other programs would lose two facts: that they belong to a test part, and that they were generated.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ SLICES_FILE, CHANNELS_FILE = "slices.json", "channels.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """What exported files tell of a case."""
+    """What an export wrote about a case."""
 
-    part: str | None = None  # of a split: where the case was
-    seen: tuple[str, ...] | None = None  # patients that its slices' generator learned from; None: nothing was generated
+    part: str | None = None  # TRAIN or TEST, if the case was in a part of a split
+    seen: tuple[str, ...] | None = None  # patients that the generator of its slices saw; None for real slices
 
 
 # --- written --------------------------------------------------------------------------------------------------------
 
 
 def seen_fields(info: ArchiveInfo, generated: bool) -> dict[str, Any]:
-    """What an export adds for slices that were generated, or come from an archive of such."""
+    """Fields that an export adds for generated slices, and for slices converted again from exported fakes."""
+    # An archive that knows a generator's patients, but holds no generated slices, was converted from exported fakes.
     return {"seen": info.seen} if generated or (info.seen and not any(r.seed is not None for r in info.slices)) else {}
 
 
@@ -43,7 +44,7 @@ def seen_fields(info: ArchiveInfo, generated: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Description:
-    """The content of a file that an export wrote, as far as it concerns provenance."""
+    """What a file that an export wrote says about provenance."""
 
     part: str | None
     held_out: frozenset[str]  # patients of the test part
@@ -51,13 +52,14 @@ class _Description:
 
 
 def read_provenance(cases: Sequence[Case], source: Path) -> dict[str, Provenance]:
-    """Name of a case -> what an export wrote beside its files, or in a folder above as far up as `source`.
+    """Name of a case -> what an export wrote about it, beside its files or in a folder above them up to `source`.
 
-    Raises UserError for generated slices if it doesn't say which patients their generator learned from.
+    Raises UserError for generated slices if nothing says which patients their generator learned from.
     """
-    read = functools.cache(_read)  # a folder's description serves many cases
+    read = functools.cache(_read)  # one description in a folder above serves many cases
     found = {}
     for case in cases:
+        # A dict drops repeated paths and keeps their order.
         paths = dict.fromkeys(path for file in case.paths for path in _beside(file, source))
         told = [description for path in paths if (description := read(path)) is not None]
         parts = {description.part for description in told}
@@ -65,6 +67,7 @@ def read_provenance(cases: Sequence[Case], source: Path) -> dict[str, Provenance
             parts.add(TEST)
         seen = [description.seen for description in told if description.seen is not None]
         found[case.name] = Provenance(
+            # If files of one case disagree, TEST wins: nothing may be trained on it.
             part=next((part for part in (TEST, TRAIN) if part in parts), None),
             seen=tuple(sorted(frozenset().union(*seen))) if seen else None,
         )
@@ -72,14 +75,14 @@ def read_provenance(cases: Sequence[Case], source: Path) -> dict[str, Provenance
 
 
 def _beside(file: Path, source: Path) -> Iterator[Path]:
-    """Where an export's description of a file may lie; for a link, beside the file behind it as well."""
-    behind = Path(os.path.realpath(file)).parent  # Path.resolve fails on links in a circle
+    """Paths where an export may have described a file; for a link, also beside the file that it points to."""
+    behind = Path(os.path.realpath(file)).parent  # not Path.resolve, which fails for links in a circle
     for folder in (*(p for p in file.parents if p == source or source in p.parents), behind):
         yield from (folder / SLICES_FILE, folder / CHANNELS_FILE)
 
 
 def _read(path: Path) -> _Description | None:
-    """The content of an export's description; None if there is none, or a file of another program's."""
+    """Read a description that an export wrote; None if there is none, or if another program wrote the file."""
     if not path.is_file():
         return None
     try:

@@ -1,7 +1,7 @@
 """Pictures of joint slices: label overlays, panels of one slice, contact sheets of many.
 
-Arrays are stored joint slices (uint8, [C + K, H, W]) or class indices ([H, W], 0 for the background). Low-resolution
-slices are enlarged by a whole factor, contrasts smoothly and labels without mixing.
+Arrays are stored joint slices (uint8, [C + K, H, W]) or class indices ([H, W], 0 for the background). Small slices are
+enlarged by a whole factor: contrasts are interpolated, labels are not.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ RGB = tuple[int, int, int]
 # One color per lesion class, in the schema's order. The first six are those of Okabe and Ito; the others were chosen
 # so that any two stay apart (CIELAB distance > 16) in normal vision and in simulated protan-, deuter- and tritanopia.
 _CODES = "D55E00 56B4E9 F0E442 009E73 CC79A7 0072B2 8700F0 C3FFA5 00FFD2 874B2D 9678FF A5B45A 784B78 5A4BC3 FF0F69"
+# Written as a tuple of three, because tuple(code) has no fixed length for a type checker.
 PALETTE: tuple[RGB, ...] = tuple((code[0], code[1], code[2]) for code in map(bytes.fromhex, _CODES.split()))
-FILL = 0.5  # opacity inside an outline: the color must show on a bright lesion, and the lesion under it
-MAX_WIDTH = 2600  # pixels; what a browser and a paper's page still show whole
-PANEL_TILE, SHEET_TILE = 192, 96  # smallest edge of one slice, pixels
+FILL = 0.5  # opacity inside an outline: both the color and the lesion under it must be visible
+MAX_WIDTH = 2600  # pixels of a picture; more would be scaled down in a browser or on a page
+PANEL_TILE, SHEET_TILE = 192, 96  # smallest edge of one picture of a slice, in pixels
 
 _CANVAS, _TEXT, _FAINT = (22, 24, 28), (236, 238, 242), (168, 174, 184)
-_MARGIN, _GAP, _STRIP_GAP = 10, 4, 14
+_MARGIN, _GAP, _STRIP_GAP = 10, 4, 14  # pixels: around all, between pictures, between strips of a sheet
 _TITLE, _HEADER, _LEGEND = 18, 15, 14  # font sizes, pixels
 
 
 def class_color(index: int) -> RGB:
-    """Color of a lesion class index, 1-based; colors come round again after the fifteenth."""
+    """Color of a lesion class, by its index from 1. After the fifteenth, colors repeat."""
     return PALETTE[(index - 1) % len(PALETTE)]
 
 
 def overlay(background: np.ndarray, class_indices: np.ndarray, schema: Schema) -> np.ndarray:
-    """Lay lesion classes over a picture: translucent inside, opaque along the outline.
+    """Draw lesion classes over a picture: translucent inside, opaque along the outline.
 
-    background: uint8 [H, W]; class_indices: [H, W]. Returns uint8 RGB [H, W, 3]; without lesions the plain picture.
+    background: uint8 [H, W]; class_indices: [H, W]. Returns uint8 RGB [H, W, 3].
     """
     assert background.shape == class_indices.shape, (background.shape, class_indices.shape)
-    gray = np.repeat(background[..., None], 3, axis=-1)
-    colors = _colors(schema)[class_indices]
+    gray = np.repeat(background[..., None], 3, axis=-1)  # [H, W, 3]
+    colors = _colors(schema)[class_indices]  # [H, W, 3]
     filled = np.rint(gray * (1 - FILL) + colors * FILL).astype(np.uint8)
     rgb = np.where((class_indices > 0)[..., None], filled, gray)
     return np.where(_outline(class_indices)[..., None], colors, rgb)
@@ -57,10 +58,11 @@ def label_map(class_indices: np.ndarray, schema: Schema) -> np.ndarray:
 
 
 def panel(stored: np.ndarray, schema: Schema, title: str = "") -> Image.Image:
-    """All faces of one joint slice, [C + K, H, W]: contrasts, label map, and the labels over the last contrast."""
+    """Draw all pictures of one joint slice [C + K, H, W]: contrasts, label map, labels over the last contrast."""
     assert stored.shape[0] == schema.num_channels, (stored.shape, schema.describe())
     edge = stored.shape[-1] * _enlargement(stored.shape[-1], PANEL_TILE)
     faces = _faces(stored, schema, edge)
+    # n pictures take n·edge + (n − 1)·gap pixels. One gap is added to the room so that each picture takes edge + gap.
     columns = min(len(faces), max(1, (MAX_WIDTH - 2 * _MARGIN + _GAP) // (edge + _GAP)))
     rows = math.ceil(len(faces) / columns)
     header, title_height = _HEADER + 6, _TITLE + 10 if title else 0
@@ -81,15 +83,15 @@ def panel(stored: np.ndarray, schema: Schema, title: str = "") -> Image.Image:
 
 
 def sheet(stored: np.ndarray, schema: Schema, columns: int | None = None) -> Image.Image:
-    """Contact sheet of joint slices, [N, C + K, H, W]: each slice is a strip of its contrasts and the overlay.
+    """Draw a contact sheet of joint slices [N, C + K, H, W]: each is a strip of its contrasts and the overlay.
 
-    columns: strips beside each other; by default what gives handy proportions. Strips that would not fit into
+    columns: strips beside each other; by default the number that makes the sheet about 3:2. Strips that don't fit into
     MAX_WIDTH are made smaller.
     """
     assert stored.ndim == 4 and len(stored), stored.shape
     assert stored.shape[1] == schema.num_channels, (stored.shape, schema.describe())
     resolution = stored.shape[-1]
-    tiles = schema.num_contrasts + (1 if schema.num_maps else 0)
+    tiles = schema.num_contrasts + (1 if schema.num_maps else 0)  # pictures of a strip, one pixel apart
     edge = resolution * _enlargement(resolution, SHEET_TILE)
     columns = columns or _handy_columns(len(stored), tiles, edge)
     room = MAX_WIDTH - 2 * _MARGIN - (columns - 1) * _STRIP_GAP
@@ -107,7 +109,7 @@ def sheet(stored: np.ndarray, schema: Schema, columns: int | None = None) -> Ima
         faces = [face for face in _faces(one, schema, edge) if face[0] != _MAP_NAME]
         for t, (name, picture) in enumerate(faces):
             x = left + t * (edge + 1)
-            if n < columns:
+            if n < columns:  # names stand above the first row only
                 _write(canvas, name, (x, _MARGIN), edge, _HEADER, _TEXT, centered=True)
             canvas.paste(picture, (x, top))
     _draw_legend(canvas, legend, height - _MARGIN - legend.height)
@@ -115,18 +117,18 @@ def sheet(stored: np.ndarray, schema: Schema, columns: int | None = None) -> Ima
 
 
 def save(image: Image.Image, path: str | os.PathLike, force: bool = True) -> None:
-    """Write a PNG; it appears under its name only when complete, in the place of another only with `force`."""
+    """Write a PNG, which appears when it is complete. Another file of its name is replaced only with `force`."""
     with atomic_path(path, force) as temporary:
         image.save(temporary, format="PNG")
 
 
 # --- one slice ------------------------------------------------------------------------------------------------------
 
-_MAP_NAME = "label map"  # of the face that sheets leave out
+_MAP_NAME = "label map"  # the picture that sheets leave out
 
 
 def _faces(stored: np.ndarray, schema: Schema, edge: int) -> list[tuple[str, Image.Image]]:
-    """Named pictures of one slice, each edge×edge pixels. Without classes there are the contrasts only."""
+    """(name, picture of edge×edge pixels) for everything to show of a slice. Without classes, contrasts only."""
     contrasts, indices = schema.split(stored)
     scaled = [_resize(contrast, edge, Image.Resampling.LANCZOS) for contrast in contrasts]
     faces = [(name, Image.fromarray(s)) for name, s in zip(schema.contrasts, scaled, strict=True)]
@@ -145,18 +147,21 @@ def _resize(picture: np.ndarray, edge: int, how: Image.Resampling) -> np.ndarray
 
 
 def _enlargement(resolution: int, smallest: int) -> int:
-    """The whole factor that brings an edge of `resolution` to at least `smallest` pixels."""
+    """The smallest whole factor that makes `resolution` pixels at least `smallest`."""
     return max(1, math.ceil(smallest / resolution))
 
 
 def _colors(schema: Schema) -> np.ndarray:
-    """Class index -> RGB, uint8 [K, 3]; [1, 3] without classes."""
+    """Color of each class index: uint8 [K, 3], or [1, 3] without classes. The background is black."""
     return np.array([(0, 0, 0), *(class_color(i) for i in range(1, max(1, schema.num_maps)))], np.uint8)
 
 
 def _outline(indices: np.ndarray) -> np.ndarray:
-    """Lesion pixels that touch a lower class: each border is drawn once, so a thin rim is not all outline."""
-    # The picture, moved by one pixel down, up, right and left: each pixel's four neighbors.
+    """Lesion pixels next to a lower class, bool [H, W].
+
+    Only the higher class of two draws their border. Otherwise a thin rim would be nothing but outline.
+    """
+    # Four views of the padded picture, shifted by one pixel: the neighbors above, below, left and right.
     padded = np.pad(indices, 1)
     neighbors = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     return np.minimum.reduce(neighbors) < indices
@@ -166,9 +171,10 @@ def _outline(indices: np.ndarray) -> np.ndarray:
 
 
 def _handy_columns(count: int, tiles: int, edge: int) -> int:
-    """The number of strips beside each other that comes closest to a sheet of 3:2 within MAX_WIDTH."""
+    """The number of strips beside each other that makes a sheet closest to 3:2, within MAX_WIDTH."""
     strip = tiles * (edge + 1) + _STRIP_GAP
     fitting = max(1, (MAX_WIDTH - 2 * _MARGIN + _STRIP_GAP) // strip)
+    # Columns -> width / height of the sheet. Ratios are compared by their logarithms: 3:1 is as far off as 3:4.
     shape = {c: c * strip / (math.ceil(count / c) * (edge + _GAP)) for c in range(1, min(count, fitting) + 1)}
     return min(shape, key=lambda c: abs(math.log(shape[c] / 1.5)))
 
@@ -185,7 +191,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Legend:
-    """Where each class stands."""
+    """The place of each class in a legend."""
 
     entries: tuple[_Entry, ...]
     height: int  # pixels; 0 without classes
@@ -195,6 +201,7 @@ _SWATCH, _LINE = _LEGEND, _LEGEND + 9
 
 
 def _layout_legend(schema: Schema, width: int) -> _Legend:
+    """Place the classes beside each other, on as many lines as they need."""
     entries: list[_Entry] = []
     x, line = _MARGIN, 0
     for index, c in enumerate(schema.classes, start=1):
@@ -225,12 +232,13 @@ def _write(
     color: RGB,
     centered: bool = False,
 ) -> None:
-    """Write one line. Text wider than `room` pixels becomes smaller, then loses its end."""
+    """Write one line. Text wider than `room` pixels is made smaller, then cut at its end."""
     text = _plain(text)
     while size > 9 and _font(size).getlength(text) > room:
         size -= 1
     font = _font(size)
     if font.getlength(text) > room:
+        # A first guess by the average width of a letter; names from files may be long.
         text = text[: int(len(text) * room / font.getlength(text)) + 1]
         while text and font.getlength(text + "…") > room:
             text = text[:-1]
@@ -240,7 +248,8 @@ def _write(
 
 
 def _plain(text: str) -> str:
-    """Text in ASCII: Pillow's own font, the only one that is always there, draws little else."""
+    """Text in ASCII. Pillow's own font, the only one that is always there, draws little else."""
+    # NFKD splits é into e and an accent, which is dropped.
     simpler = unicodedata.normalize("NFKD", text.replace("×", "x").replace("−", "-").replace("–", "-"))
     kept = (c for c in simpler if not unicodedata.combining(c))
     return "".join(c if c.isascii() else "?" for c in kept)

@@ -1,8 +1,8 @@
-"""What the channels of a joint slice mean: the border of label values, class indices and label maps.
+"""Meaning of the channels of a joint slice: label values ↔ class indices ↔ label maps.
 
-A joint slice is C contrasts and K label maps of one axial slice, stacked as [C + K, H, W]. Its Schema is written
-into every archive and snapshot and read from there; no other file knows a channel's number. A lesion class has a label
-value in NIfTI files, an index in arrays of classes (0 is the background), and a label map of its own in a slice.
+A joint slice is C contrasts and K label maps of one axial slice, stacked as [C + K, H, W]. Its Schema is stored in
+every archive and snapshot. No other file knows the number of a channel. A lesion class has three forms: a label value
+in NIfTI files, a class index in arrays (0 is the background), and a label map in a slice.
 """
 
 from __future__ import annotations
@@ -15,20 +15,16 @@ from dnnlib.config import optional, shorten
 from dnnlib.errors import UserError
 
 # Stored bytes.
-OUTSIDE, DARKEST, BRIGHTEST = 0, 1, 255  # of a contrast: background, darkest and brightest value inside the head
+OUTSIDE, DARKEST, BRIGHTEST = 0, 1, 255  # of a contrast: background, and the range inside the head
 LABEL_OFF, LABEL_ON = 0, 255  # of a label map
 MOST_CONTRASTS, MOST_CLASSES, MOST_REGIONS = 16, 15, 50
 LONGEST_NAME = 255  # of a file, on most file systems
-_LABEL_TYPES = (
-    np.uint8,
-    np.int16,
-    np.int32,
-    np.int64,
-)  # what NIfTI files may hold label values as; the first that fits
+# Types for label values in NIfTI files; the first that fits is taken.
+_LABEL_TYPES = (np.uint8, np.int16, np.int32, np.int64)
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name can be part of a file's name: printable, no separators, no dot or space in front, not too long."""
+    """Whether a name can be part of a file name: printable, no separators, no leading dot or space, not too long."""
     return 0 < len(name) <= LONGEST_NAME and name.isprintable() and not set(name) & set("/\\:") and name[0] not in ". "
 
 
@@ -36,10 +32,10 @@ def is_plain_name(name: str) -> bool:
 class LesionClass:
     """One class of lesions."""
 
-    name: str  # short
+    name: str  # short, such as ED
     title: str  # for legends
-    value: int  # in NIfTI label maps
-    more_values: tuple[int, ...] = optional(())  # that mean the same in files; `value` is the one that is written
+    value: int  # label value in NIfTI files
+    more_values: tuple[int, ...] = optional(())  # that mean the same when read; only `value` is written
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -52,12 +48,12 @@ class Region:
     """A union of lesion classes that evaluations report, for example WT, the whole tumor."""
 
     name: str
-    classes: tuple[str, ...]  # their names
+    classes: tuple[str, ...]  # names of lesion classes
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Names and order of the channels: first the contrasts, then one label map per class, background first.
+    """Names and order of the channels: the contrasts, then the label map of the background, then one per class.
 
     Without lesion classes there are no label maps at all: K = 0.
     """
@@ -81,7 +77,7 @@ class Schema:
                 "or is too long"
             )
         if odd := [c.title for c in self.classes if not c.title.isprintable() or len(c.title) > LONGEST_NAME]:
-            raise UserError(f"{shorten(odd[0])} can't be the title of a class: it is no line of text, or is too long")
+            raise UserError(f"{shorten(odd[0])} can't be the title of a class: expected one line of text, not too long")
         if len(set(names)) != len(names):
             raise UserError(f"the names of contrasts and classes must differ: {', '.join(names)}")
         values = [0, *self.ignored, *(value for c in self.classes for value in c.values)]
@@ -121,7 +117,7 @@ class Schema:
 
     @property
     def channels(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Region, ...]]:
-        """What the channels mean, whatever values NIfTI files have for it: equal for slices that can be mixed."""
+        """The meaning of the channels, without label values and titles. Slices may be mixed if theirs are equal."""
         return self.contrasts, self.class_names, self.regions
 
     def region_indices(self, region: Region) -> list[int]:
@@ -150,7 +146,7 @@ class Schema:
     def values_from_indices(self, indices: np.ndarray) -> np.ndarray:
         """Class indices -> label values for a NIfTI file, same shape; uint8 if they fit.
 
-        Raises UserError if no type of NIfTI's holds them.
+        Raises UserError if no integer type of NIfTI can hold them.
         """
         values = [0, *(c.value for c in self.classes)]
         for kind in _LABEL_TYPES:
@@ -163,17 +159,18 @@ class Schema:
     def join(self, contrasts: np.ndarray, class_indices: np.ndarray | None = None) -> np.ndarray:
         """uint8 contrasts [..., C, H, W] and class indices [..., H, W] -> stored joint slice [..., C + K, H, W].
 
-        Without classes there is no need of indices.
+        class_indices: not needed for a schema without classes.
         """
         if not self.num_maps:
             return contrasts
         assert class_indices is not None
+        # [..., 1, H, W] == [K, 1, 1] -> [..., K, H, W]: the map of each class is on where the index is its number.
         one_hot = class_indices[..., None, :, :] == np.arange(self.num_maps).reshape(-1, 1, 1)
         maps = np.where(one_hot, np.uint8(LABEL_ON), np.uint8(LABEL_OFF))
         return np.concatenate([contrasts, maps], axis=-3)
 
     def split(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Stored joint slice [..., C + K, H, W] -> uint8 contrasts [..., C, H, W], class indices [..., H, W]."""
+        """Stored joint slice [..., C + K, H, W] -> contrasts [..., C, H, W] (a view), class indices [..., H, W]."""
         contrasts, maps = stored[..., : self.num_contrasts, :, :], stored[..., self.num_contrasts :, :, :]
         if not self.num_maps:
             return contrasts, np.zeros(stored.shape[:-3] + stored.shape[-2:], np.uint8)
@@ -187,7 +184,7 @@ class Schema:
         return f"{', '.join(self.contrasts)} | {classes}"
 
     def describe_channels(self) -> str:
-        """All of `channels` in words: what slices that can't be mixed differ in is among it."""
+        """All of `channels` in words, for messages about slices that can't be mixed."""
         regions = ", ".join(f"{region.name} = {' + '.join(region.classes)}" for region in self.regions)
         return f"{self.describe()} | {regions or 'no regions'}"
 

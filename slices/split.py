@@ -1,4 +1,4 @@
-"""Splits by patient: which patients train, and which test."""
+"""Splits by patient into a train part and a test part."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Split:
 
 
 def shuffle_names(names: Iterable[str], seed: int) -> list[str]:
-    """Names in the order of a hash of seed and name. Other names beside them don't change it."""
+    """Sort names by a hash of seed and name. Adding a name doesn't change the order of the others."""
     return sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
 
 
 def draw_split(patients: Iterable[str], test_fraction: float, seed: int) -> Split:
-    """Divide patients by chance. The split is a function of their names, the fraction and the seed alone.
+    """Divide patients by chance. The split depends on their names, the fraction and the seed only.
 
-    Test patients are the first in the order of a hash of seed and name, so one more patient in a release moves hardly
-    any other. Either side has at least one patient.
+    The first patients in the order of `shuffle_names` are for testing. So adding a patient to a release moves hardly
+    any other patient. Each part has at least one patient.
     """
     names = sorted(set(patients))
     if len(names) < 2:
@@ -41,14 +41,15 @@ def draw_split(patients: Iterable[str], test_fraction: float, seed: int) -> Spli
             "or a --dest that ends in .zip for a single archive"
         )
     shuffled = shuffle_names(names, seed)
+    # At least one patient for testing, and at least one left for training.
     count = min(max(round(len(names) * test_fraction), 1), len(names) - 1)
     return Split(train=tuple(sorted(shuffled[count:])), test=tuple(sorted(shuffled[:count])))
 
 
 def read_split(path: Path, patients: Iterable[str]) -> Split:
-    """Read the split of a JSON file {"train": [names], "test": [names]}, which may leave patients out.
+    """Read a split from a JSON file {"train": [names], "test": [names]}. It may leave patients out.
 
-    Raises UserError if it names a patient that is not in `patients`, or one twice.
+    Raises UserError if the file names a patient twice, or one that is not in `patients`.
     """
     if not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}; expected a split")

@@ -60,7 +60,7 @@ def test_bytes_behind_the_end_are_passed_over(tmp_path):
         path.write_bytes(damaged)
         refused(path, "download it again")
     path.write_bytes(gzip.compress(plain + plain[352:] * 3))  # a 4-D file whose header says 3-D
-    refused(path, "as many bytes follow the voxels")
+    refused(path, "too many bytes follow the voxels")
 
 
 @pytest.mark.parametrize(
