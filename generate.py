@@ -20,7 +20,7 @@ from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(Checked):
-    """What is generated, and how it is written."""
+    """Options of the command line."""
 
     network: str = option("Snapshot, or a run folder for its latest one.", metavar="FILE|DIR")
     seeds: str = option("Seeds, for example 0-63 or 1,5,20-25; at most a million.", metavar="LIST")
@@ -28,7 +28,7 @@ class GenerateOptions(Checked):
         "Folder to write pictures into: a panel per seed, and a contact sheet.", default=None, metavar="DIR"
     )
     dest: str | None = option(
-        "Archive to write instead: labels one-hot, every slice its own patient.", default=None, metavar="ZIP"
+        "Archive to write instead of pictures; every slice is a patient of its own.", default=None, metavar="ZIP"
     )
     trunc: float = option(
         "Truncation psi: 1 for full variety, below 1 for more typical slices.", default=1.0, example=0.7
@@ -45,7 +45,7 @@ class GenerateOptions(Checked):
         metavar="NAME|N",
     )
     batch: int = option("Slices computed at a time.", default=8, least=1)
-    force: bool = option("Replace pictures or an archive that exist.", switch=True)
+    force: bool = option("Replace existing pictures or an existing archive.", switch=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,9 +64,10 @@ def main(asked: GenerateOptions) -> None:
 
     Synthetic slices are for research. They may resemble training patients, and are not a means of anonymization.
     """
-    seeds = list(dict.fromkeys(parse_integers(asked.seeds, limit=2**32)))
+    seeds = list(dict.fromkeys(parse_integers(asked.seeds, limit=2**32)))  # without duplicates, in the same order
 
-    from training import sampling  # torch takes seconds to import: --help and mistakes should not
+    # Imported here, because torch takes seconds to import; --help and messages about mistakes should not.
+    from training import sampling
     from training.generated_files import Generated, write_archive, write_pictures
     from training.snapshot import load_generator
 

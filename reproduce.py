@@ -34,6 +34,7 @@ from segmentation.experiment import run_arms
 from slices.archive.reader import ArchiveReader
 from slices.class_areas import ClassAreas
 
+# Packages that each program imports. A stage runs again if one of their sources has changed.
 PROGRAMS = Programs(
     Path(__file__).resolve().parent,
     {
@@ -52,7 +53,7 @@ class Options(Checked):
     preset: str = option(
         "demo: phantoms at 64×64 on a laptop; paper: BraTS 2018 at 256×256 on GPUs.", choices=tuple(PRESETS)
     )
-    outdir: str = option("Where all results go; a second call goes on from there.", metavar="DIR")
+    outdir: str = option("Folder for all results; a second call continues there.", metavar="DIR")
     source: str | None = option("BraTS 2018 training data, for --preset=paper.", default=None, metavar="DIR")
     kimg: float | None = option("Train the GAN for this many kimg instead.", default=None, above=0)
     steps: int | None = option("Train each U-Net for this many steps instead.", default=None, least=1)
@@ -63,9 +64,9 @@ class Options(Checked):
 @options(Options, "asked")
 @reports_user_errors
 def main(asked: Options) -> None:
-    """Reproduce the paper's first table: U-Nets trained on real, on fake, and on both, tested on real patients.
+    """Reproduce the paper's first table: U-Nets trained on real, fake, or all slices, and tested on real patients.
 
-    A stage whose options and inputs are the same as last time, and whose results are there, is not run again.
+    A stage is skipped if its options, inputs and results are the same as after the last run.
     """
     preset = configure(asked)
     stages = Stages(make_folder(asked.outdir), PROGRAMS)
@@ -75,13 +76,13 @@ def main(asked: Options) -> None:
 
 
 def configure(asked: Options) -> Preset:
-    """The preset with the values that were asked for instead. Raises UserError for options that don't fit it."""
+    """Return the preset, with values replaced by the user's. Raises UserError for options that don't fit it."""
     if asked.source is None and asked.preset == "paper":
         raise UserError("--preset=paper needs --source, the folder of BraTS 2018 with HGG and LGG in it")
     if asked.source is not None and asked.preset == "demo":
         raise UserError("--preset=demo makes its own patients and takes no --source; --preset=paper does")
     if asked.patients is not None and asked.preset == "paper":
-        raise UserError("--patients is the number of phantoms; --preset=paper takes the patients of --source")
+        raise UserError("--patients is the number of phantoms; --preset=paper uses the patients in --source")
     if asked.source is not None and not Path(asked.source).is_dir():
         raise UserError(f"{asked.source}: no such folder; --source is the folder of BraTS 2018 with HGG and LGG in it")
     preset = PRESETS[asked.preset]
@@ -94,14 +95,15 @@ def configure(asked: Options) -> Preset:
 
 
 def reproduce(stages: Stages, preset: Preset, source: str | None) -> None:
-    """Run all stages, tell what came of them, and say where the results are."""
+    """Run all stages, print the results, and say where the files are."""
     start = time.time()
     made = make_slices(stages, preset, make_phantoms(stages, preset) if source is None else Path(source))
     real, fake = measure(made.real), measure(made.fake)
     unet = preset.unet
+    # A U-Net can draw a fixed share of slices without lesion only if there are slices of both kinds.
     if not (fake.num_with_lesion and fake.num_lesion_free):
         share = f"--lesion-free={LESION_FREE['lesion_free']}"
-        print(f"\nnote: all fakes have a lesion, or none has: U-Nets draw slices as they come, without {share}")
+        print(f"\nnote: all fakes have a lesion, or none has: U-Nets are trained without {share}")
         unet = {name: value for name, value in unet.items() if name not in LESION_FREE}
     results = run_arms(stages, ARMS, {"real": made.real, "fake": made.fake}, made.test, unet)
     report(stages.outdir, made, results, real, fake)
@@ -110,22 +112,23 @@ def reproduce(stages: Stages, preset: Preset, source: str | None) -> None:
     for arm, path in results.items():
         print(f"  {path.parent / 'patients.png'}   worst, median and best patient of {arm}")
     print(f"  {stages.outdir / 'dice.png'}   the table as a figure")
-    print(f"\nAll of it took {format_time(time.time() - start)}. Results: {stages.outdir}/results.json")
+    print(f"\nAll stages took {format_time(time.time() - start)}. Results: {stages.outdir}/results.json")
     print(what_next(made.snapshot))
 
 
 def measure(archive: Path) -> ClassAreas:
-    """The class areas in all slices of an archive."""
+    """Measure the class areas in all slices of an archive."""
     return ClassAreas.of_archive(ArchiveReader(archive))
 
 
 def report(outdir: Path, made: Made, results: Mapping[str, Path], real: ClassAreas, fake: ClassAreas) -> None:
     """Print the Dice table and the class areas, and write them to files."""
-    from segmentation.comparison import Comparison, GanFacts, to_text, write_comparison  # torch: too slow for --help
+    # Imported here, because torch takes seconds to import and --help should not.
+    from segmentation.comparison import Comparison, GanFacts, to_text, write_comparison
     from segmentation.evaluate import load_evaluation
 
     seed = read_json(made.snapshot.parent / "training_options.json")["seed"]
-    gan = GanFacts(kimg=int(made.snapshot.stem[-6:]), seed=seed)
+    gan = GanFacts(kimg=int(made.snapshot.stem[-6:]), seed=seed)  # network-snapshot-NNNNNN
     arms = {arm: load_evaluation(path) for arm, path in results.items()}
     comparison = Comparison(arms, RELATIVE_TO, real, fake, gan)
     print("\n" + to_text(comparison))
@@ -133,13 +136,13 @@ def report(outdir: Path, made: Made, results: Mapping[str, Path], real: ClassAre
 
 
 def what_next(snapshot: Path) -> str:
-    """A few commands to go on with."""
+    """Suggest commands to continue with."""
     return f"""
 What to try next
   python generate.py --network={snapshot} --seeds=100-123 --trunc=0.7 --outdir=out
   python dataset_tool.py convert --source=<your BraTS folder> --dest=data --resolution=128
   python reproduce.py --preset=paper --source=<BraTS 2018 training folder> --outdir=runs/paper
-For research only: not for diagnosis, and synthetic slices are no means of anonymisation."""
+For research only, not for diagnosis. Synthetic slices are not a means of anonymization."""
 
 
 if __name__ == "__main__":

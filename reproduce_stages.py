@@ -1,4 +1,4 @@
-"""The paper's experiment: what its stages are told, the slices and fakes that they make, and the arms of the table."""
+"""The paper's experiment: options of its stages, the stages before the U-Nets, and the arms of its table."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from dnnlib.cli import arguments
 from dnnlib.stages import Stage, Stages, fingerprint
 from slices.archive.reader import ArchiveReader
 
+# Arm of the table -> archives that its U-Net is trained on.
 ARMS = {"100 % R": ("real",), "100 % F": ("fake",), "100 % F + 100 % R": ("fake", "real")}
-RELATIVE_TO = {"100 % F": "100 % R"}  # how far the fakes alone come, compared with the real slices
-# U-Nets are tested on all slices, and only those that have learned what has no lesion leave it alone. The real training
-# slices get this share, so that the GAN learns it too, and every arm draws the same one, whatever its fakes have.
+RELATIVE_TO = {"100 % F": "100 % R"}  # arm -> arm to compare it with: fakes alone against real slices
+# Share of slices without lesion. U-Nets are tested on all slices of a patient, so they must learn that many have no
+# lesion. The real training slices get this share, so that the GAN learns it too. Every arm draws the same share.
 LESION_FREE = {"lesion_free": 0.2}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What the stages are told: option -> value, for the command that each field's name says."""
+    """Options of the stages, as option -> value."""
 
-    convert: dict[str, Any]
-    train: dict[str, Any]
-    unet: dict[str, Any]
-    phantom: dict[str, Any] = field(default_factory=dict)  # empty: the patients are not made, but given
+    convert: dict[str, Any]  # of dataset_tool.py convert
+    train: dict[str, Any]  # of train.py
+    unet: dict[str, Any]  # of python -m segmentation train
+    phantom: dict[str, Any] = field(default_factory=dict)  # of dataset_tool.py phantom; empty: patients are given
 
 
 PRESETS = {
-    # Chosen so that all of it takes about a quarter of an hour on two busy CPU cores.
+    # Chosen such that all stages take about a quarter of an hour on two busy CPU cores.
     "demo": Preset(
         phantom={"patients": 90, "seed": 0, "shape": "96x96x62"},
         convert={"resolution": 64, "fov": 200, "min_tumor_pixels": 16, **LESION_FREE, "test_fraction": 0.15},
@@ -49,7 +50,7 @@ PRESETS = {
         },
         unet={"steps": 700, "width": 8, "batch": 8, "lr": 0.01, "empty": 0.05, **LESION_FREE},
     ),
-    # The abstract leaves open what --slices, --min-tumor-pixels and the U-Net's options say; see the README.
+    # The paper's abstract does not give --slices, --min-tumor-pixels and the U-Net's options; see the README.
     "paper": Preset(
         convert={"resolution": 256, "grade": "HGG", **LESION_FREE},
         train={"cfg": "stylegan2", "mirror": True},
@@ -60,19 +61,19 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Made:
-    """What the stages before the U-Nets leave."""
+    """Results of the stages before the U-Nets."""
 
     real: Path  # archive of the training patients' slices
     test: Path  # archive of the test patients' slices
     snapshot: Path  # of the GAN, at the end of its training
-    fake: Path  # archive of fake slices, as many as there are real ones
+    fake: Path  # archive of fake slices, of the same number as the real ones
     sheet: Path  # picture of the first fakes
 
 
 def make_phantoms(stages: Stages, preset: Preset) -> Path:
-    """Make synthetic patients, and return their folder."""
+    """Make synthetic patients. Returns their folder."""
     told = arguments(preset.phantom)
-    folder = "phantoms-" + fingerprint(told)[:8]  # other patients go elsewhere, never among these
+    folder = "phantoms-" + fingerprint(told)[:8]  # so that patients made with other options never mix with these
     (patients,) = stages.run(
         Stage(
             "phantom",
@@ -104,14 +105,14 @@ def make_slices(stages: Stages, preset: Preset, source: Path) -> Made:
             command=["train.py", "--outdir={out}/gan", f"--data={real}", f"--exclude={test}"] + arguments(preset.train),
             inputs=[real, test],
             outputs=["gan/*/network-snapshot-*.safetensors"],
-            replaces=False,
+            replaces=False,  # train.py makes a new run folder at every call
         )
     )
     last = len(ArchiveReader(real)) - 1
     (fake,) = stages.run(
         Stage(
             "generate",
-            purpose="as many fake slices as there are real ones",
+            purpose="generate the same number of fake slices as there are real ones",
             command=["generate.py", f"--network={snapshot}", f"--seeds=0-{last}", "--dest={out}/fake/fake.zip"],
             inputs=[snapshot, real],
             outputs=["fake/fake.zip"],
@@ -120,7 +121,7 @@ def make_slices(stages: Stages, preset: Preset, source: Path) -> Made:
     sheet, _ = stages.run(
         Stage(
             "panels",
-            purpose="pictures of the first fakes",
+            purpose="draw pictures of the first fakes",
             command=["generate.py", f"--network={snapshot}", "--seeds=0-23", "--outdir={out}/panels"],
             inputs=[snapshot],
             outputs=["panels/contact_sheet.png", "panels/seed*.png"],

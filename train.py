@@ -39,10 +39,11 @@ if TYPE_CHECKING:
 def main(data: DataConfig, asked: RunOptions, given: dict[str, Any]) -> None:
     """Train a GAN that generates contrasts and label maps jointly.
 
-    Prints a status line per tick and writes into a run folder: log.txt, training_options.json, stats.jsonl, reals.png,
+    Prints a status line per tick. Writes a run folder with log.txt, training_options.json, stats.jsonl, reals.png,
     fakesNNNNNN.png and network-snapshot-NNNNNN.safetensors. Runs on the first GPU, or on the CPU in float32.
     """
-    from slices.dataset import SliceDataset  # torch takes seconds to import: --help should not
+    # Imported here, because torch takes seconds to import and --help should not.
+    from slices.dataset import SliceDataset
     from slices.leaks import refuse_leaks
     from training import training_loop
 
@@ -69,11 +70,11 @@ def main(data: DataConfig, asked: RunOptions, given: dict[str, Any]) -> None:
     log(f"Next: python generate.py --network={folder} --seeds=0-15{one} --outdir=out")
     log.close()
     if outcome.interrupted:
-        sys.exit(130)
+        sys.exit(130)  # 128 + SIGINT, as a shell reports Ctrl-C
 
 
 def describe_data(data: DataConfig, dataset: SliceDataset, exclude: Sequence[str]) -> list[str]:
-    """What is known of leaks between the data and what is excluded, and of the classes to learn."""
+    """Describe the result of the leak check, and the classes to learn."""
     from slices.leaks import doubts
 
     told = [f"{data.path} shares no patient with {path}, as far as their names tell" for path in exclude]
@@ -82,28 +83,29 @@ def describe_data(data: DataConfig, dataset: SliceDataset, exclude: Sequence[str
 
 
 def count_classes(dataset: SliceDataset) -> dict[str, int]:
-    """Class label -> slices to learn from."""
+    """Count the slices to learn from: class label -> number of slices."""
     assert dataset.label_counts is not None
     names = dataset.archive.info.label_names or map(str, range(dataset.c_dim))
     return dict(zip(names, dataset.label_counts, strict=True))
 
 
 def most_frequent_class(dataset: SliceDataset) -> str:
-    """The class label of most slices."""
+    """Return the class label that most slices have."""
     counts = count_classes(dataset)
     return max(counts, key=lambda name: counts[name])
 
 
 def describe_classes(dataset: SliceDataset) -> str:
-    """The number of slices of each class label, and the class labels that can't be generated for want of slices."""
+    """Describe the number of slices per class label, and the class labels that can't be generated without slices."""
     counts = count_classes(dataset)
     missing = [name for name, n in counts.items() if not n]
     told = ", ".join(f"{name} ({count(n, 'slice')})" for name, n in counts.items() if n)
-    return told + (f"; none of {', '.join(missing)}, which generate.py will refuse" if missing else "")
+    return told + (f"; none of {', '.join(missing)}, so generate.py will refuse these" if missing else "")
 
 
 def describe_run(data: DataConfig, cfg: str, batch: int | None) -> str:
-    """The second half of a run folder's name, in StyleGAN2-ADA's manner: train-mirror-auto-batch16."""
+    """Return the second half of a run folder's name, in the manner of StyleGAN2-ADA: train-mirror-auto-batch16."""
+    # A list times False is empty, so each line adds its word only under its condition.
     parts = [re.sub(r"[^A-Za-z0-9_.-]", "_", Path(data.path).stem)]
     parts += ["mirror"] * data.mirror + ["cond"] * data.cond
     parts += [f"subset{data.subset}"] * (data.subset is not None)

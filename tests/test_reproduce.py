@@ -90,7 +90,7 @@ def test_every_arm_learns_from_the_same_shares(recorded, capsys, missing):
         if stage.startswith("unet") and "train" in words
     }
     assert shares == {("--empty=0.05", "--lesion-free=0.2") if all_kinds else ("--empty=0.05",)}
-    words = "U-Nets draw slices as they come, without --lesion-free=0.2"
+    words = "U-Nets are trained without --lesion-free=0.2"
     assert (words in capsys.readouterr().out) == (not all_kinds)
 
 
@@ -146,7 +146,7 @@ def test_the_whole_chain(tmp_path):
         return done.stdout
 
     first = run()
-    assert "Dice on patients whom no network has seen" in first and first.count("took") > 9
+    assert "Dice on patients that no network has seen" in first and first.count("took") > 9
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["dice"]) == {"100 % R", "100 % F", "100 % F + 100 % R"}
     assert {"WT", "TC", "ET"} == set(results["dice"]["100 % R"]["regions"])
