@@ -1,4 +1,4 @@
-"""What a U-Net and its results remember of an archive."""
+"""Facts about an archive that a U-Net and its results store."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from slices.pixels import PixelSize
 
 @dataclass(frozen=True)
 class ArchiveFacts:
-    """Which archive was used, and what is in it."""
+    """Identity and content of an archive."""
 
-    file: str  # its name, without the folder
+    file: str  # file name without its folder
     sha256: str
-    slices: int
-    patients: int
-    examinations: int
-    pixel: tuple[float, float] | None  # least and most mm that a pixel has; None: known of no slice
-    unmeasured: int  # slices whose pixels have no known size, as those of a GAN may have
-    remarks: tuple[str, ...] = ()  # what it lacks, as its conversion says
+    slices: int  # number of slices
+    patients: int  # number of patients
+    examinations: int  # number of examinations
+    pixel: tuple[float, float] | None  # smallest and largest pixel size in mm; None: unknown for all slices
+    unmeasured: int  # slices with unknown pixel size, for example from a GAN
+    remarks: tuple[str, ...] = ()  # patients and voxels that it lacks, by its own account
 
 
 def collect_facts(archive: ArchiveReader) -> ArchiveFacts:
@@ -35,11 +35,12 @@ def collect_facts(archive: ArchiveReader) -> ArchiveFacts:
         patients=len(info.patients),
         examinations=len(archive.by_examination()),
         pixel=info.pixels,
+        # A pixel size of the archive holds for all slices; otherwise only slices of a known volume have one.
         unmeasured=0 if info.pixel else sum(record.volume is None for record in info.slices),
         remarks=tuple(remarks_on(info)),
     )
 
 
 def pixels_of(archives: Sequence[ArchiveFacts]) -> PixelSize | None:
-    """The pixels of all archives together, as far as their size is known."""
+    """Range of pixel sizes in several archives. None: no size is known."""
     return PixelSize.of(mm for archive in archives for mm in archive.pixel or ())

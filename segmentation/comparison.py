@@ -1,6 +1,6 @@
-"""Arms of an experiment side by side: U-Nets that learned from different slices, tested on one archive.
+"""Comparison of the arms of an experiment: U-Nets trained on different slices and tested on one archive.
 
-Results become one record, a Comparison; tables, picture and results.json are made from that.
+All results are in one record, Comparison. Tables, picture and results.json are made from it.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ class GanFacts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms, and the slices that they learned from."""
+    """Evaluations of all arms, and the slices that they were trained on."""
 
-    arms: Mapping[str, Evaluation]  # by name, in the order of the rows; all on one test archive
-    relative_to: Mapping[str, str]  # arm -> another arm; a note tells the ratio of their Dice
-    real: ClassAreas  # in all real training slices
-    fake: ClassAreas  # in all fakes
+    arms: Mapping[str, Evaluation]  # by name, in the order of the rows; all on the same test archive
+    relative_to: Mapping[str, str]  # arm -> other arm; a note gives the ratio of their Dice
+    real: ClassAreas  # of all real training slices
+    fake: ClassAreas  # of all fakes
     gan: GanFacts
 
     @property
     def first(self) -> Evaluation:
-        """Any arm will do for what is said of the test archive."""
+        """The first arm, for facts about the test archive, which all arms share."""
         return next(iter(self.arms.values()))
 
 
 def write_comparison(comparison: Comparison, outdir: Path) -> None:
-    """Write results.json, results.md and dice.png, all or none, over those of an earlier call."""
+    """Write results.json, results.md and dice.png: all or none. Replaces the files of an earlier call."""
     values, words, picture = (outdir / name for name in COMPARED)
     with Staged(values, force=True) as staged:
         staged.write(values, json_bytes(to_content(comparison)))
@@ -65,7 +65,7 @@ def write_comparison(comparison: Comparison, outdir: Path) -> None:
 
 
 def to_content(comparison: Comparison) -> dict[str, Any]:
-    """What results.json holds."""
+    """Content of results.json."""
     return {
         "notes": dice_table(comparison).notes,
         "dice": dict(comparison.arms),
@@ -76,13 +76,13 @@ def to_content(comparison: Comparison) -> dict[str, Any]:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Both tables for a document."""
+    """Format both tables for a document."""
     dice, areas = dice_table(comparison), areas_table(comparison.real, comparison.fake)
     return f"{DICE_TITLE}\n\n{dice.markdown()}\n\n{AREAS_TITLE}\n\n{areas.markdown()}\n"
 
 
 def to_text(comparison: Comparison) -> str:
-    """Both tables for the terminal."""
+    """Format both tables for the terminal."""
     dice, areas = dice_table(comparison), areas_table(comparison.real, comparison.fake)
     tested = describe_data(comparison.first)
     return f"=== {DICE_TITLE}\n{tested}\n{dice.text()}\n\n=== {AREAS_TITLE}\n{areas.text()}"
@@ -92,7 +92,7 @@ def to_text(comparison: Comparison) -> str:
 
 
 def dice_table(comparison: Comparison) -> Table:
-    """The arms' table, with notes on the GAN, the slices, and how far some arms come."""
+    """Make the table of arms, with notes on the GAN, on slices without lesion, and on ratios between arms."""
     table = arms_table(comparison.arms)
     real, fake = _lesion_free(comparison.real), _lesion_free(comparison.fake)
     notes = (
@@ -105,7 +105,7 @@ def dice_table(comparison: Comparison) -> Table:
 
 
 def areas_table(real: ClassAreas, fake: ClassAreas) -> Table:
-    """Rows: classes; columns: mean share of a real and of a fake slice, and how these compare."""
+    """Make a table with a row per class: its mean share of a real slice, of a fake slice, and the ratio."""
     rows = tuple(
         (name, f"{share:.3%}", f"{fake.shares[name]:.3%}", f"{fake.shares[name] / share:.2f}" if share else "-")
         for name, share in real.shares.items()
@@ -119,7 +119,7 @@ def _lesion_free(areas: ClassAreas) -> float:
 
 
 def _ratio(arms: Mapping[str, Evaluation], arm: str, base: str) -> str:
-    """How far an arm comes compared with another, in the schema's first region (WT for BraTS)."""
+    """Note the Dice of an arm relative to another arm, for the schema's first region (WT for BraTS)."""
     target = targets_of(arms[base].model.info.schema)[0]
     one, other = arms[arm].summary(target), arms[base].summary(target)
     own, masked = _share_of(one.mean, other.mean), _share_of(one.masked_mean, other.masked_mean)
@@ -127,15 +127,16 @@ def _ratio(arms: Mapping[str, Evaluation], arm: str, base: str) -> str:
 
 
 def _share_of(portion: float, whole: float) -> str:
+    """Format a ratio for a sentence."""
     return f"{portion / whole:.0%} of" if whole else "not comparable with"
 
 
 def arms_table(arms: Mapping[str, Evaluation]) -> Table:
-    """Rows: arms, for example "100% R"; columns: Dice of regions and labels, mean ± SD over the patients.
+    """Make a table with two rows per arm, and a column with mean ± SD of the Dice for each region and label.
 
-    The networks' own answers come first, then these with background outside the head. An arm that knew test patients
-    says so in its row. Notes tell of pixels of another size, and of what the arms differ in. Raises UserError if the
-    arms were not evaluated on one and the same archive.
+    The first row of an arm, for example "100% R", is the Dice of the network's own output. The second row is the Dice
+    with background outside the head. An arm that knew test patients is marked. Notes list other pixel sizes, and
+    options in which the arms differ. Raises UserError if the arms were not evaluated on the same archive.
     """
     evaluations = list(arms.values())
     if len({e.data.sha256 for e in evaluations}) != 1:
@@ -157,27 +158,32 @@ def arms_table(arms: Mapping[str, Evaluation]) -> Table:
 
 
 def _remark(evaluation: Evaluation) -> str:
+    """Mark an arm that knew test patients. Empty for other arms."""
     known = len(evaluation.overlap)
     return f" (knew {known} of {count(len(evaluation.patients), 'test patient')})" if known else ""
 
 
 def _empty_truths(evaluation: Evaluation) -> list[str]:
-    """Which regions and labels some examinations lack: there a Dice is 1 or 0, and finding nothing scores 1."""
+    """Note on regions and labels that are missing in the truth of some examinations.
+
+    There the Dice is 1 if the U-Net finds nothing either, and else 0.
+    """
     summaries = [(t.title, evaluation.summary(t).empty_truth) for t in targets_of(evaluation.model.info.schema)]
     some = ", ".join(f"{title} {empty}" for title, empty in summaries if empty)
     text = (
-        f"examinations, of {len(evaluation.examinations)}, without any in the truth: {some}; there the Dice is 1 or 0"
+        f"examinations (of {len(evaluation.examinations)}) with nothing in the truth: {some}; there the Dice is 1 or 0"
     )
     return [text] if some else []
 
 
 def _differences(arms: Mapping[str, Evaluation]) -> list[str]:
-    """Options and draws in which the arms' trainings differ, though they should not: only their slices are compared."""
+    """Notes on options and draws in which the arms differ. They should differ only in their training slices."""
     infos = {name: e.model.info for name, e in arms.items()}
     facts = {
         f"--{name.replace('_', '-')}": {arm: getattr(info.training, name) for arm, info in infos.items()}
         for name in ("steps", "batch", "lr", "width", "empty", "lesion_free")
     }
+    # Slices without lesion that a training really drew, which may differ from the share that was asked for.
     free = {arm: info.drawn.lesion_free / (info.training.steps * info.training.batch) for arm, info in infos.items()}
     if max(free.values()) - min(free.values()) > 0.005:
         facts["share of slices without lesion"] = {arm: f"{share:.1%}" for arm, share in free.items()}

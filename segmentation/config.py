@@ -1,4 +1,4 @@
-"""Options of a U-Net, of its training and its test. No torch here: `--help` must answer at once."""
+"""Options of a U-Net, its training and its test. This file imports no torch, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EVALUATED_AT_ONCE = 64  # slices
 COMPARED = ("results.json", "results.md", "dice.png")  # files of a comparison of arms
 WIDEST = 4096  # channels at full size
 MOST_STEPS, LARGEST_BATCH, MOST_WORKERS = 1 << 40, 1 << 20, 1 << 10
-SMALLEST = 32  # pixels; four halvings leave 2×2, the least that instance normalization can normalize
+SMALLEST = 32  # pixels; after four halvings 2×2 are left, and instance normalization needs more than one
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class UNetConfig(Checked):
 class TrainUNetConfig(Checked):
     """How one U-Net is trained."""
 
-    steps: int = option("Optimization steps: the budget, the same for every arm.", least=1, most=MOST_STEPS)
+    steps: int = option("Optimization steps; arms to be compared need the same number.", least=1, most=MOST_STEPS)
     batch: int = option("Slices per step.", default=32, least=1, most=LARGEST_BATCH)
     lr: float = option(
-        "Learning rate of Adam at the first step; a cosine takes it to 0 at the last.",
+        "Learning rate of Adam at the first step; it falls to 0 along a cosine.",
         default=1e-3,
         above=0,
         example=0.001,
@@ -46,16 +46,16 @@ class TrainUNetConfig(Checked):
         "Seed of the initial weights, the order of the slices, and the flips.", default=0, least=0, most=2**32 - 1
     )
     width: int = option(
-        "Channels at full resolution; levels have this × (1, 1, 2, 4, 8). Small widths suit a laptop.",
+        "Channels at full resolution; the levels have 1, 1, 2, 4 and 8 times as many. A laptop needs a small width.",
         default=32,
         least=1,
         most=WIDEST,
     )
     workers: int = option(
-        "Processes that read slices, where these don't fit in memory.", default=2, least=0, most=MOST_WORKERS
+        "Processes that read slices, if these don't fit in memory.", default=2, least=0, most=MOST_WORKERS
     )
     empty: float = option(
-        "Share of the slices that are blank, as those beyond the ends of a head; the same in every arm.",
+        "Share of drawn slices that are blank, like those above and below a head.",
         default=0.05,
         metavar="SHARE",
         least=0,
@@ -64,7 +64,7 @@ class TrainUNetConfig(Checked):
         example=0.05,
     )
     lesion_free: float | None = option(
-        "Share of the slices that have no lesion, of --data's own; the rest then has one.",
+        "Share of drawn slices of --data that have no lesion; the others have one.",
         default=None,
         metavar="SHARE",
         shown="as they come",
@@ -78,32 +78,32 @@ class TrainUNetConfig(Checked):
         super().__post_init__()
         if self.empty + (self.lesion_free or 0) >= 1:
             raise UserError(
-                f"--empty {self.empty:g} and --lesion-free {self.lesion_free:g} leave no slice with lesion: together "
-                "they must be below 1"
+                f"--empty {self.empty:g} and --lesion-free {self.lesion_free:g} leave no slice with lesion: their sum "
+                "must be below 1"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPaths(Checked):
-    """What a training reads and writes."""
+    """Files that a training reads and writes."""
 
     data: tuple[str, ...] = option(
-        "Archive of slices, real or generated. Repeat it to mix several: all slices of their union count alike.",
+        "Archive of slices, real or generated. May be repeated; all slices are then drawn with the same probability.",
         metavar="ZIP",
     )
     exclude: tuple[str, ...] = option(
-        "Archive whose patients must not be in --data, such as test.zip, neither themselves nor through a GAN. May be "
+        "Archive whose patients must not be behind --data, directly or through a GAN, such as test.zip. May be "
         "repeated.",
         default=(),
         metavar="ZIP",
     )
     outdir: str = option("Folder for unet.safetensors, training.json and log.txt.", metavar="DIR")
-    force: bool = option("Replace a U-Net that is in --outdir already.", switch=True)
+    force: bool = option("Replace an existing U-Net in --outdir.", switch=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(Checked):
-    """What a test reads and writes, and what it lets pass."""
+    """Files that a test reads and writes, and checks to skip."""
 
     model: str = option("A folder that `train` wrote, or a unet.safetensors.", metavar="PATH")
     data: str = option("Archive of the patients to test on.", metavar="ZIP")
@@ -113,8 +113,8 @@ class EvaluateOptions(Checked):
         switch=True,
     )
     allow_other_pixels: bool = option(
-        "Evaluate even if pixels of --data have other mm than those that the U-Net learned from; the results say so.",
+        "Evaluate even if pixels of --data have another size than those the U-Net learned from; the results say so.",
         switch=True,
     )
     batch: int = option("Slices segmented at a time.", default=EVALUATED_AT_ONCE, least=1)
-    force: bool = option("Replace the results that are in --outdir already.", switch=True)
+    force: bool = option("Replace existing results in --outdir.", switch=True)

@@ -1,4 +1,4 @@
-"""Arms of an experiment: a U-Net is trained on the slices of each, and all are tested on one archive."""
+"""Stages of an experiment: train one U-Net per arm, and test all of them on one archive."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def run_arms(
     test: Path,
     options: Mapping[str, Any],
 ) -> dict[str, Path]:
-    """Train and test a U-Net for each arm, in two stages. Returns the results.json of each.
+    """Train and test a U-Net for each arm, in two stages. Returns arm -> path of its results.json.
 
-    arms: name of the arm -> names of the archives that its U-Net learns from. test: an archive of other patients.
-    options: of the training, the same for every arm.
+    arms: name of the arm -> names of the archives to train on. archives: name -> path.
+    test: an archive of other patients. options: training options, the same for every arm.
     """
     results = {}
     for arm, sources in arms.items():

@@ -1,4 +1,4 @@
-"""One evaluation for a reader: its table, what must be known of the numbers, and a picture of three examinations."""
+"""Report of one evaluation: a table, notes on its numbers, and a picture of three examinations."""
 
 from __future__ import annotations
 
@@ -24,29 +24,36 @@ if TYPE_CHECKING:
 
 OUTSIDE_HEAD = "voxels outside the head"  # title of a column
 MASK = (
-    "masked: with background wherever every contrast is 0, outside the head, which hides what a network answers there; "
-    "without that, the Dice is of its own answer"
+    "masked: with background wherever every contrast is 0, which is outside the head; lesions that a network finds "
+    "there count only without the mask"
 )
 
 
 class Table(NamedTuple):
-    """Cells as text, for the terminal or for a document."""
+    """A table of text, with notes below it."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()  # what a reader of the cells must know, in sentences
+    notes: tuple[str, ...] = ()  # sentences
 
     def text(self) -> str:
+        """Format the table for the terminal."""
         return "\n".join([format_table(self.header, self.rows), *self.notes])
 
     def markdown(self) -> str:
+        """Format the table for a document."""
+        # The second line aligns the first column left and the others right.
         lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
         table = ["| " + " | ".join(cells) + " |" for cells in lines]
         return "\n".join([*table, *([""] if self.notes else []), *(f"- {note}" for note in self.notes)])
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
-    """Rows: regions and labels; columns: mean ± SD over patients, worst and best examination, and what is masked."""
+    """Make a table with a row per region and label.
+
+    Columns: mean ± SD over patients, worst and best examination, examinations with nothing in the truth, masked mean,
+    and voxels that the mask removed.
+    """
     rows = []
     for target in targets_of(evaluation.model.info.schema):
         summary = evaluation.summary(target)
@@ -60,7 +67,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 
 
 def describe_data(evaluation: Evaluation) -> str:
-    """How many patients and slices stand behind the numbers, and whether the U-Net knows them already."""
+    """Describe the test data: number of patients and slices, and patients that the U-Net was trained on."""
     counts = [e.slices for e in evaluation.examinations]
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     patients = len(evaluation.patients)
@@ -75,11 +82,11 @@ def describe_data(evaluation: Evaluation) -> str:
     return text
 
 
-# --- what a reader of the numbers must know ---------------------------------------------------------------------------
+# --- notes ------------------------------------------------------------------------------------------------------------
 
 
 def notes_on(evaluation: Evaluation) -> list[str]:
-    """All notes on one evaluation, a sentence each."""
+    """All notes on one evaluation, one sentence each."""
     seed = evaluation.model.info.training.seed
     return [
         *about_data(evaluation),
@@ -91,7 +98,7 @@ def notes_on(evaluation: Evaluation) -> list[str]:
 
 
 def about_names(evaluation: Evaluation) -> list[str]:
-    """A warning if names of patients on both sides are alike."""
+    """Warnings about names that training and test patients almost share: they may be the same patients."""
     return warn_of_alike(evaluation.model.info.known_patients, evaluation.patients)
 
 
@@ -100,7 +107,7 @@ def _examinations(evaluation: Evaluation) -> str:
 
 
 def about_data(evaluation: Evaluation) -> list[str]:
-    """What the mean is over, whether volumes are whole, and what the archive lacks."""
+    """Notes on the test data: what the mean is taken over, incomplete volumes, and remarks of the archive."""
     examinations = evaluation.examinations
     several = len(evaluation.patients) < len(examinations)
     whole = all(e.of is not None and not _is_partial(e) for e in examinations)
@@ -119,25 +126,25 @@ def about_data(evaluation: Evaluation) -> list[str]:
     if unknown := sum(e.of is None for e in examinations):
         notes.append(
             f"{unknown} of {len(examinations)} examinations are slices of no known volume: "
-            "this is the Dice of these slices, and whether of a whole volume is unknown"
+            "their Dice may not be that of whole volumes"
         )
     return notes + [f"{evaluation.data.file}: {remark}" for remark in evaluation.data.remarks]
 
 
 def _is_partial(examination: ExaminationDice) -> bool:
-    """Whether slices of its volume are known to be missing."""
+    """Return whether slices of an examination's volume are known to be missing."""
     return examination.of is not None and examination.slices < examination.of
 
 
 def about_pixels(evaluation: Evaluation) -> list[str]:
-    """Whether the U-Net learned from pixels of the size that it was tested on."""
+    """Notes on pixel sizes: test pixels of another size than the training pixels, and unknown sizes."""
     data, archives = evaluation.data, evaluation.model.info.archives
     learned, tested = pixels_of(archives), pixels_of([data])
     notes = []
     if learned and tested and not tested.is_within(learned):
         notes.append(
             f"the U-Net learned from pixels of {learned} and was tested on pixels of {tested}: its Dice says nothing "
-            "about pixels that it knows"
+            "about pixels of the size that it knows"
         )
     if unknown := [a for a in (*archives, data) if a.unmeasured]:
         files = ", ".join(f"{count(a.unmeasured, 'slice')} of {name_some([a.file])}" for a in unknown)
@@ -149,10 +156,10 @@ def about_pixels(evaluation: Evaluation) -> list[str]:
 
 
 class Choice(NamedTuple):
-    """An examination that the picture shows."""
+    """An examination to show in the picture."""
 
-    rank: str  # why it is shown: "worst", "median", "best" or "only patient"
-    target: Target  # whose Dice ranks the examinations
+    rank: str  # "worst", "median", "best" or "only patient"
+    target: Target  # the examinations are ranked by its Dice
     examination: ExaminationDice
 
     @property
@@ -161,16 +168,16 @@ class Choice(NamedTuple):
 
 
 def worst_median_best(evaluation: Evaluation) -> list[Choice]:
-    """Three examinations by their Dice of the first region, or of the first label without regions.
+    """Choose three examinations by the Dice of the first region, or of the first label if there are no regions.
 
-    There are fewer choices where there are fewer examinations.
+    Returns fewer if there are fewer examinations.
     """
     target = targets_of(evaluation.model.info.schema)[0]
     ranked = sorted(evaluation.examinations, key=lambda e: e.result(target).dice)
     places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1}
     if len(ranked) == 1:
         places = {"only patient": 0}
-    chosen: dict[int, Choice] = {}  # one examination has one rank, the first
+    chosen: dict[int, Choice] = {}  # by place, so that an examination with two ranks is shown once, with the first
     for rank, place in places.items():
         chosen.setdefault(place, Choice(rank, target, ranked[place]))
     return list(chosen.values())
@@ -179,11 +186,12 @@ def worst_median_best(evaluation: Evaluation) -> list[Choice]:
 def draw_examinations(
     path: str | os.PathLike, choices: Sequence[Choice], segmented: Sequence[Segmented], schema: Schema
 ) -> None:
-    """Write a PNG; rows: examinations; columns: last contrast, truth and prediction over it, where most lesion is.
+    """Write a PNG with a row per examination: a slice of one contrast, and the truth and the prediction over it.
 
-    segmented: what a U-Net made of each choice.
+    The slice is the one with the largest lesion. segmented: the U-Net's output for each choice.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
+    # Imported here, as matplotlib is slow to import. Agg draws without a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     tile, above, legend = 3.0, 0.45, 0.35 + 0.2 * math.ceil(len(schema.classes) / 3)  # inches
@@ -204,7 +212,7 @@ def draw_examinations(
 
 
 def _legend(schema: Schema) -> list[Patch]:
-    """A patch of color for each class."""
+    """Make a colored patch with a name for each class."""
     from matplotlib.patches import Patch
 
     patches = []
@@ -215,7 +223,7 @@ def _legend(schema: Schema) -> list[Patch]:
 
 
 def _titles(choice: Choice, one: Segmented, s: int, schema: Schema) -> tuple[str, str, str]:
-    """Titles of an examination's three pictures, of its slice s."""
+    """Titles of the three pictures of slice s of an examination."""
     examination = choice.examination
     return (
         f"{choice.rank}: {examination.volume or examination.patient}\n"
@@ -226,7 +234,7 @@ def _titles(choice: Choice, one: Segmented, s: int, schema: Schema) -> tuple[str
 
 
 def _place(one: Segmented, s: int, examination: ExaminationDice) -> str:
-    """Which slice is shown: of the volume, or of those that are there."""
+    """Number of the slice in its volume, or among the available slices if the volume is unknown."""
     place = one.places[s]
     if place is None or examination.of is None:
         return f"slice {s + 1} of {examination.slices}"
@@ -234,7 +242,7 @@ def _place(one: Segmented, s: int, examination: ExaminationDice) -> str:
 
 
 def _extent(examination: ExaminationDice) -> str:
-    """What a Dice is of."""
+    """Number of slices that a Dice is computed from."""
     if examination.of is None:
         return f"of {count(examination.slices, 'slice')}"
     if _is_partial(examination):
@@ -243,16 +251,17 @@ def _extent(examination: ExaminationDice) -> str:
 
 
 def slice_to_show(truth: np.ndarray, prediction: np.ndarray) -> int:
-    """The slice of [S, H, W] with the largest lesion in the truth; else in the prediction; else the middle one."""
+    """Choose the slice of [S, H, W] with the largest lesion in the truth, else in the prediction, else the middle."""
     for indices in (truth, prediction):
-        areas = (indices > 0).sum(axis=(1, 2))
+        areas = (indices > 0).sum(axis=(1, 2))  # [S]; index 0 is background
         if areas.any():
             return int(areas.argmax())
     return len(truth) // 2
 
 
 def _pictures(background: np.ndarray, truth: np.ndarray, prediction: np.ndarray, schema: Schema) -> list[np.ndarray]:
-    """The plain picture and two overlays, enlarged before drawing so that outlines stay thin."""
+    """Make the plain picture and two overlays, enlarged before drawing so that outlines stay thin."""
     factor = max(1, math.ceil(256 / background.shape[0]))
+    # The Kronecker product with ones repeats each pixel factor × factor times.
     gray, truth, prediction = (np.kron(a, np.ones((factor, factor), np.uint8)) for a in (background, truth, prediction))
     return [gray, render.overlay(gray, truth, schema), render.overlay(gray, prediction, schema)]

@@ -14,14 +14,14 @@ TESTED = replace(LEARNED, file="test.zip", sha256="3" * 64)
 
 
 def examination(dice: float, schema: Schema = BRATS, patient="p", volume=None, of=None, **target) -> ExaminationDice:
-    """Two slices with the same Dice for each region and class; `target` overrides what a TargetDice says."""
+    """An examination of two slices with the same Dice for all regions and classes. target: fields of TargetDice."""
     one = TargetDice(**{"dice": dice, "truth": 9, "predicted": 5, "masked_dice": dice, "removed": 0, **target})
     regions, labels = ({t.name: one for t in targets_of(schema) if t.kind == kind} for kind in ("region", "label"))
     return ExaminationDice(patient, volume, 2, of, regions, labels)
 
 
 def evaluation(*examinations: ExaminationDice, schema: Schema = BRATS, tested=TESTED, **training) -> Evaluation:
-    """Of a U-Net that drew 20 slices without lesion in 10 steps of 10."""
+    """An evaluation of a U-Net that drew 20 slices without lesion in 10 steps of 10."""
     told = TrainUNetConfig(**{"steps": 10, "batch": 10, **training})
     network = UNetConfig(schema.num_contrasts, schema.num_maps, told.width)
     info = UNetInfo(schema, 64, network, told, (LEARNED,), ("a",), (), Drawn(75, 20, 5))

@@ -1,4 +1,4 @@
-"""The picture of a comparison: bars that can be told apart, whatever is compared."""
+"""Chart of a comparison: bars of all arms can be told apart, even by color-blind readers."""
 
 import itertools
 
@@ -69,7 +69,7 @@ def test_bars_and_words_are_apart(names, schema):
 
 
 def test_colors_are_apart_for_the_color_blind():
-    """Distances in CIELAB of all pairs, as seen with each kind of color blindness (Machado et al. 2009)."""
+    """Distances in CIELAB between all pairs of colors, for each kind of color blindness (Machado et al. 2009)."""
     left, _ = drawn([f"arm {k}" for k in range(7)], ONE).axes
     shown = np.array([bars[0].get_facecolor() for bars in left.containers])
     colors = shown[:, :3] * shown[:, 3:] + 1 - shown[:, 3:]  # over white

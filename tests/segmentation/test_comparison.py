@@ -1,4 +1,4 @@
-"""Arms side by side: tables, notes, and the files of a comparison."""
+"""Comparison of arms: tables, notes and files."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def test_tables_of_arms():
     assert table.markdown().splitlines()[1] == f"| --- | {'---: | ' * 7}".rstrip()
     for words in (
         "2 examinations of 2 patients",
-        "examinations, of 2, without any in the truth: WT (region) 1, ",
+        "examinations (of 2) with nothing in the truth: WT (region) 1, ",
         "seed of each U-Net: 100% R 0, 100% F 0.",
     ):
         assert sum(words in note for note in table.notes) == 1 and words in table.markdown(), words
@@ -89,7 +89,7 @@ def test_a_class_that_real_slices_lack_has_no_ratio():
 
 @pytest.fixture
 def comparison():
-    """Two examinations of one patient, with two of three slices each; the fakes' U-Net comes less far."""
+    """Two examinations of one patient, with two of three slices each. The U-Net trained on fakes has a lower Dice."""
 
     def arm(dice, masked, removed, seed):
         one = dict(volume="v", of=3, truth=0, masked_dice=masked, removed=removed)
@@ -106,7 +106,7 @@ def test_files_and_text_say_what_the_numbers_are(tmp_path, comparison):
     for words in (
         "2 examinations of 1 patient, 4 slices; a patient counts once",
         "Dice of 4 of 6 slices: the archive lacks slices of 2 of 2 examinations",
-        "examinations, of 2, without any in the truth: WT (region) 2, TC (region) 2,",
+        "examinations (of 2) with nothing in the truth: WT (region) 2, TC (region) 2,",
         "seed of each U-Net: 100 % R 5, 100 % F 6",
         "one GAN, with seed 77, of 22 kimg",
         "training slices without lesion: 25.0% of the real ones, 0.0% of the fakes",
