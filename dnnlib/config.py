@@ -49,7 +49,7 @@ def _follow(level: Any) -> None:
 
 def _refuse_constant(name: str) -> Any:
     """Raise ValueError for NaN and infinity, which Python writes and reads although JSON has no such numbers."""
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _checked(value: Any, where: str) -> Any:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{where}: {shorten(value)} is no valid text") from None
+            raise UserError(f"{where}: {shorten(value)} is not valid text") from None
     return value
 
 

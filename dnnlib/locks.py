@@ -38,7 +38,7 @@ def hold(path: Path, busy: str) -> Iterator[int]:
     try:
         if try_lock(file) is False:  # None: no locks on this file system, so go on without one
             holder = os.read(file, 200).decode(errors="replace").strip()
-            raise UserError(f"{busy} ({holder or 'which did not say who it is'})")
+            raise UserError(f"{busy} ({holder or 'an unknown process'})")
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
         yield file

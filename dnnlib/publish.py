@@ -97,7 +97,7 @@ class Staged:
                 if error is None:
                     self._publish()
                 elif isinstance(error, OSError):
-                    raise error
+                    raise error  # again, so that `naming` puts the final path into it
         finally:
             _remove(self._folder, self._lock)
 
@@ -107,11 +107,13 @@ class Staged:
         files = [pair for pairs in self._final.items() for pair in (_joining(*pairs) if self.joins else [pairs])]
         # Every staged file, including those inside staged folders.
         contents = [path for made in self._final for path in (made, *made.rglob("*")) if not path.is_dir()]
+        # Contents reach the disk before their names do: after a power failure, no name leads to half a file.
         if len(contents) > _MANY:
             os.sync()
         else:
             for path in contents:
                 _sync(path)
+        # One rename needs no journal, unless it has to set an old folder aside first.
         if len(files) == 1 and not files[0][1].is_dir():
             ((made, final),) = files
             _appear(made, final, self.force)

@@ -149,11 +149,12 @@ class Stages:
         print(f"    took {format_time(time.time() - start)}", flush=True)
 
     def _refuse(self, strangers: Sequence[Path]) -> None:
-        """Raise UserError if there are such files, which nobody knows to be replaceable."""
+        """Raise UserError if there are strangers: files that may not be replaced, as no stage has made them."""
         if strangers:
             raise UserError(f"{strangers[0]} exists already, but not from this stage: choose another --outdir")
 
     def _matches(self, pattern: str) -> list[Path]:
+        """Files in the output folder that match a pattern, in order of their names."""
         return sorted(self.outdir.glob(pattern))
 
     def _last_match(self, pattern: str) -> Path:

@@ -103,6 +103,7 @@ def about_names(evaluation: Evaluation) -> list[str]:
 
 
 def _examinations(evaluation: Evaluation) -> str:
+    """Numbers of examinations and patients in words."""
     return f"{count(len(evaluation.examinations), 'examination')} of {count(len(evaluation.patients), 'patient')}"
 
 

@@ -117,6 +117,7 @@ class Reporter:
         self._save_sheet(name, SliceCodec(self.dataset.schema).to_stored(images.cpu()).numpy())
 
     def _save_sheet(self, name: str, stored: np.ndarray) -> None:
+        """Save stored slices, uint8 [N, C + K, H, W], as one picture."""
         render.save(render.sheet(stored, self.dataset.schema), self.folder / name)
 
 
@@ -168,4 +169,5 @@ def append_stats(path: Path, stats: dict[str, Moments]) -> None:
 
 
 def _parameters(network: nn.Module) -> str:
+    """Number of parameters in words."""
     return f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} million parameters"

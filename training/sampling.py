@@ -30,8 +30,8 @@ def latent_of_seed(seed: int, z_dim: int) -> torch.Tensor:
 def find_class(network: LoadedGenerator, wanted: str | None) -> int | None:
     """Return the number of a class that is given by name or number. None: the generator is unconditional.
 
-    Raises UserError if a conditional generator gets no class, an unknown class, or a class it has never seen. Raises
-    UserError if an unconditional generator gets a class.
+    Raises UserError if a conditional generator gets no class, an unknown class, or a class that it has never seen, and
+    if an unconditional generator gets a class.
     """
     info, c_dim = network.info, network.generator.config.c_dim
     if c_dim == 0:

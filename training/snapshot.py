@@ -65,7 +65,7 @@ class SnapshotInfo:
                 f"of {schema.num_contrasts} and {schema.num_maps}"
             )
         if training and (training.generator, training.discriminator) != (generator, self.discriminator):
-            raise UserError("networks that differ from those of the training configuration beside them")
+            raise UserError("the networks differ from those in the training configuration")
 
     def label_name(self, label: int) -> str:
         """Name of a class, or its number where classes have no names."""

@@ -138,6 +138,7 @@ def _derivatives(case: Case, device: str, numbers: torch.dtype, compute: torch.d
 
 
 def _bias_act() -> Iterator[Case]:
+    """All activations, with and without bias and clamp, in both memory layouts."""
     for act in ACTIVATIONS:
         for shape, clamp, layout in [
             ([5, 6], None, torch.contiguous_format),
@@ -158,6 +159,7 @@ def _bias_act() -> Iterator[Case]:
 
 
 def _synthesis_tail() -> Iterator[Case]:
+    """All activations, with noise that samples share or have for themselves, in both memory layouts."""
     for act in ACTIVATIONS:
         for shape, noise, clamp, layout in [
             ([2, 5, 9, 7], [9, 7], 0.6, torch.contiguous_format),
@@ -178,6 +180,7 @@ def _synthesis_tail() -> Iterator[Case]:
 
 
 def _upfirdn2d() -> Iterator[Case]:
+    """Filters as networks use them, and one with different settings along x and y."""
     square, row = _draw(4, 4), _draw(12)
     for shape, f, options in [
         ([2, 3, 16, 16], square, {"up": 2, "padding": (2, 1), "gain": 4}),
@@ -198,12 +201,14 @@ def _upfirdn2d() -> Iterator[Case]:
 
 
 def _conv2d() -> Iterator[Case]:
+    """3×3 convolutions that are large enough to be native on a CPU."""
     for shape, channels in [([2, 16, 30, 29], 48), ([3, 64, 20, 20], 32)]:
 
         def function(x, w):
             return conv2d(x, w, padding=1)
 
         x = _draw(*shape).contiguous(memory_format=torch.channels_last)
+        # The weight is scaled by 1/√fan_in, so results are about 1, as the tolerances expect.
         yield Case(f"x {shape}", function, {"x": x, "w": _draw(channels, shape[1], 3, 3) / (shape[1] * 9) ** 0.5})
 
 

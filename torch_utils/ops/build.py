@@ -41,7 +41,7 @@ class Library:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether nvcc is needed."""
+        """True if building it needs nvcc."""
         return any(source.endswith(".cu") for source in self.sources)
 
 
@@ -214,7 +214,7 @@ def build_key(library: Library, toolchain: Toolchain) -> str:
     try:
         contents = [(str(file.relative_to(library.folder)), sha256(file)) for file in files]
     except FileNotFoundError as error:
-        raise Unavailable(f"their source {error.filename} is missing: install the project anew") from None
+        raise Unavailable(f"their source {error.filename} is missing: install the project again") from None
     pytorch = (torch.__version__, torch.version.cuda, torch.compiled_with_cxx11_abi(), platform.machine())
     built_with = (toolchain.flags, library.cuda_flags, CPP_LIBRARY, toolchain.macros, toolchain.tools)
     return hashlib.sha256(repr((contents, pytorch, *built_with)).encode()).hexdigest()[:16]

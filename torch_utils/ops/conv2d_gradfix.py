@@ -152,7 +152,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
-        if not torch.is_grad_enabled():  # no second derivative is asked for: compute both gradients at once
+        # Gradients are enabled here only if create_graph asks for second derivatives. Otherwise one call does it all.
+        if not torch.is_grad_enabled():
             return *_gradients(x, dy, w, ctx.geometry, wanted), None
         dx = dw = None
         if wanted[0]:

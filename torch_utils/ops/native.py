@@ -174,6 +174,7 @@ def _say(text: str) -> None:
 
 
 def _retry(folder: Path) -> str:
+    """Advice on how to build again."""
     return f"To try again, delete the folder {folder} or set {SWITCH}=rebuild"
 
 

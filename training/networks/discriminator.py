@@ -17,7 +17,8 @@ def minibatch_std(x: torch.Tensor, group_size: int, minibatches: int = 1) -> tor
     """Append a channel with the mean standard deviation over a group of samples (Karras et al. 2018, section 3).
 
     x: [N, C, H, W], made of `minibatches` minibatches of M samples each, one after the other. Returns [N, C + 1, H, W].
-    A group lies within one minibatch, and its members are M / group_size apart. M is a multiple of group_size, or less.
+    A group lies within one minibatch, and its members are M / group_size apart. M must be a multiple of group_size, or
+    smaller; then the minibatch is one group.
     """
     n, _, h, w = x.shape
     assert n % minibatches == 0, f"{n} samples are not {minibatches} minibatches"
