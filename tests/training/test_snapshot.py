@@ -112,7 +112,7 @@ def test_a_snapshot_of_version_2_is_read(tmp_path):
         ({"training": 3}, "the field 'generator' is missing"),
         ({"training": {}}, "the field 'generator' is missing"),
         ({"training": {**VERSION_2["training"], "generator": [1]}}, "generator: expected an object"),
-        ({"generator": {**VERSION_2["training"]["generator"], "w_dim": 9}}, "differ from those of the training"),
+        ({"generator": {**VERSION_2["training"]["generator"], "w_dim": 9}}, "differ from those in the training"),
     ],
 )
 def test_a_damaged_snapshot_of_version_2_is_refused(tmp_path, change, message):

@@ -43,7 +43,7 @@ def modulated_conv2d(
     demodulate: bool = True,
     flip_weight: bool = True,
 ) -> Modulated:
-    """Convolution with weights scaled per sample and input channel; demodulation (StyleGAN2, equations 1 and 3).
+    """Convolve with weights that are scaled per sample and input channel (StyleGAN2, equations 1 and 3).
 
     x: [N, C, H, W]. weight: [C', C, kh, kw]. styles: [N, C]. demodulate: also compute the scale that brings each output
     channel back to unit variance; `synthesis_tail` applies it in the same pass as noise and bias.
