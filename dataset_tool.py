@@ -1,4 +1,4 @@
-"""Make archives of joint slices from NIfTI files, make phantom patients, and look into archives."""
+"""Program for archives of joint slices: make them from NIfTI files, inspect, export, merge and divide them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +23,9 @@ from slices.export.export import ExportOptions, export_archive
 from slices.phantom import PhantomOptions, write_patients
 
 PICTURED = 8  # slices in the picture of `inspect`
-
 PATH = click.Path(path_type=Path)
 ARCHIVE = click.argument("archive", type=PATH)
-SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Draws others.")
+SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the draw.")
 FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
 
 
@@ -36,17 +35,17 @@ def dest(help: str):
 
 @click.group(context_settings=HELP)
 def main() -> None:
-    """Archives of joint slices: C contrasts and K label maps of axial brain slices, one zip for training or testing."""
+    """Make and handle archives of joint slices: C contrasts and K label maps of axial brain slices in a zip file."""
 
 
 @main.command(context_settings=HELP)
 @options(SourceOptions, "data")
-@dest("A name that ends in .zip makes one archive; a folder gets train.zip, test.zip and split.json.")
+@dest("A name that ends in .zip for a single archive; else a folder for train.zip, test.zip and split.json.")
 @options(ConvertOptions, "wanted")
 @options(RunOptions, "how")
 @reports_user_errors
 def convert(data: SourceOptions, dest: Path, wanted: ConvertOptions, how: RunOptions) -> None:
-    """Convert NIfTI volumes of patients to archives of slices.
+    """Convert NIfTI volumes of patients into archives of slices.
 
     \b
     The folder holds a release as it was published, for example
@@ -57,8 +56,8 @@ def convert(data: SourceOptions, dest: Path, wanted: ConvertOptions, how: RunOpt
     or your own data, described with --contrasts, --labels and --pattern:
       --contrasts t1,flair --labels lesion=1 --pattern '{case}/{case}_{contrast}.nii.gz'
 
-    Images that belong to no case are counted. The split is by patient: no one is in both archives. A conversion that
-    was interrupted goes on where it stopped when the same command is given again.
+    Images that belong to no case are counted. The split is by patient: nobody is in both archives. To continue an
+    interrupted conversion, give the same command again.
     """
     found = find_cases(data.source, data.wanted_release, wanted.head_rule.masks, data.table)
     click.echo(found.words)
@@ -81,7 +80,7 @@ def phantom(wanted: PhantomOptions) -> None:
 @click.option("--force", is_flag=True, help="Replace the picture if there is one.")
 @reports_user_errors
 def inspect(archive: Path, out: Path | None, force: bool) -> None:
-    """Check every slice of ARCHIVE and say what it holds and how it was made."""
+    """Check every slice of ARCHIVE, and show what it contains and how it was made."""
     if out is not None:
         if out.suffix.lower() != ".png":
             raise UserError(f"--out {out}: pictures are written as PNG; choose a name that ends in .png")
@@ -101,11 +100,11 @@ def export(archive: Path, wanted: ExportOptions) -> None:
     """Write the slices of ARCHIVE as files for other programs.
 
     \b
-    nifti  DIR/<case>/<case>_<contrast>.nii.gz and <case>_seg.nii.gz, on the grid of the
-           source where pixels are its voxels; slices that the archive lacks are 0
+    nifti  DIR/<case>/<case>_<contrast>.nii.gz and <case>_seg.nii.gz, on the source's grid
+           if pixels are as large as its voxels; slices not in the archive are 0
     png    DIR/<case>/<index>_<contrast>.png and <index>_seg.png
 
-    Intensities come back clipped to their window, and as 255 gray levels at most.
+    Intensities are clipped to their window and have at most 255 different values.
     """
     written = export_archive(archive, wanted.dest, wanted.form, wanted.force)
     click.echo(written.describe(wanted.dest))
@@ -117,20 +116,20 @@ def export(archive: Path, wanted: ExportOptions) -> None:
 @FORCE
 @reports_user_errors
 def merge(archives: Sequence[Path], dest: Path, force: bool) -> None:
-    """Join ARCHIVES of one schema and one resolution into one, slice after slice."""
+    """Join ARCHIVES of the same schema and resolution into one, in this order."""
     click.echo(edit.merge(archives, dest, force).describe())
 
 
 @main.command(context_settings=HELP)
 @ARCHIVE
 @dest("Archive to write (.zip).")
-@click.option("--slices", type=click.IntRange(min=1), help="How many slices to take.")
-@click.option("--patients", type=click.IntRange(min=1), help="How many patients to take, with all their slices.")
+@click.option("--slices", type=click.IntRange(min=1), help="Number of slices to take.")
+@click.option("--patients", type=click.IntRange(min=1), help="Number of patients to take, with all their slices.")
 @SEED
 @FORCE
 @reports_user_errors
 def subset(archive: Path, dest: Path, slices: int | None, patients: int | None, seed: int, force: bool) -> None:
-    """Take slices or patients out of ARCHIVE by chance; they stay in its order."""
+    """Write a random choice of slices or patients of ARCHIVE into another archive, in the same order."""
     click.echo(edit.subset(archive, dest, slices, patients, seed, force).describe())
 
 
@@ -142,7 +141,7 @@ def subset(archive: Path, dest: Path, slices: int | None, patients: int | None, 
 @FORCE
 @reports_user_errors
 def split(archive: Path, dest: Path, test_fraction: float, seed: int, force: bool) -> None:
-    """Divide ARCHIVE by patient into one for training and one for testing."""
+    """Divide ARCHIVE by patient into an archive for training and one for testing."""
     for written in edit.split(archive, dest, test_fraction, seed, force):
         click.echo(written.describe())
 

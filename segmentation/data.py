@@ -1,4 +1,4 @@
-"""Slices of one or several archives for a U-Net: contrasts in, class indices out."""
+"""Slices of one or several archives for a U-Net: contrasts as images, class indices as truth."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from torch_utils.data_loading import minibatches
 
 
 class Pair(NamedTuple):
-    """Image and truth. In a batch both have N in front."""
+    """Image and truth of one slice, or of a batch: then N comes first."""
 
     contrasts: torch.Tensor  # uint8 [C, H, W]
     indices: torch.Tensor  # uint8 [H, W], 0 for the background
 
 
 class PairDataset(torch.utils.data.Dataset[Pair]):
-    """Image and truth of every slice of some archives, one archive after the other. Takes a Draw, gives a Pair.
+    """Image and truth of every slice of some archives, one archive after the other. Indexed by a Draw.
 
-    All slices are checked at once. Raises UserError for archives that differ in schema or resolution, that hold a slice
-    twice or one whose label maps aren't one-hot, and for patients that must not be learned from: those of `exclude` and
-    those of the test part of a split.
+    All slices are read and checked when the data set is made. Raises UserError for archives that differ in schema or
+    resolution or that hold a slice twice, for label maps that aren't one-hot, and for patients that must not be learned
+    from: those in `exclude` or in the test part of a split.
     """
 
     def __init__(
         self,
         paths: Sequence[str | os.PathLike],
-        exclude: Sequence[str | os.PathLike] = (),  # archives whose patients must not be among these
+        exclude: Sequence[str | os.PathLike] = (),  # archives whose patients must not be in `paths`
         memory: int | None = None,  # bytes that the slices may take in memory; None: slices.dataset.MEMORY
     ) -> None:
         if not paths:
@@ -54,10 +54,10 @@ class PairDataset(torch.utils.data.Dataset[Pair]):
         self._slices = StoredSlices(
             [(archive, i) for archive in self.archives for i in range(len(archive))],
             keep=functools.partial(_split, self.schema),
-            slice_bytes=(self.schema.num_contrasts + 1) * self.resolution**2,
+            slice_bytes=(self.schema.num_contrasts + 1) * self.resolution**2,  # contrasts and class indices
             memory=memory,
         )
-        self.has_lesion = self._find_lesions()  # bool, of every slice
+        self.has_lesion = self._find_lesions()  # bool [number of slices]
 
     def __len__(self) -> int:
         return len(self._slices)
@@ -66,8 +66,9 @@ class PairDataset(torch.utils.data.Dataset[Pair]):
         if draw.slice is None:
             return self._blank()
         contrasts, indices = self._slices[draw.slice]
-        if draw.flip:  # geometry takes image and truth alike
+        if draw.flip:  # along W, image and truth alike
             contrasts, indices = contrasts[..., ::-1], indices[..., ::-1]
+        # Copies, because torch refuses negative strides, and the data set keeps the originals.
         return Pair(torch.from_numpy(contrasts.copy()), torch.from_numpy(indices.copy()))
 
     @property
@@ -76,28 +77,28 @@ class PairDataset(torch.utils.data.Dataset[Pair]):
         return self._slices.in_memory
 
     def draws(self, config: TrainUNetConfig) -> Draws:
-        """What a training draws. Raises UserError if it asks for a share of slices, and there are none of these."""
+        """The slices that a training draws. Raises UserError if a share of them is asked for, but there are none."""
         num_free = int((~self.has_lesion).sum())
         names = " + ".join(str(archive.path) for archive in self.archives)
         if config.lesion_free and not num_free:
             generated = all(archive.info.seen for archive in self.archives)
             raise UserError(
                 f"{names}: all {len(self)} slices have a lesion, but --lesion-free {config.lesion_free:g} asks for "
-                f"others: {'train their GAN longer, or on an archive of' if generated else 'make the archive with'} "
-                "convert --lesion-free, or leave it out here"
+                f"slices without: {'train their GAN longer, or on' if generated else 'make'} an archive with convert "
+                "--lesion-free, or leave the option out"
             )
         if config.lesion_free is not None and num_free == len(self):
             raise UserError(f"{names}: none of the {len(self)} slices has a lesion, so there is nothing to learn")
         return Draws(self.has_lesion, config)
 
     def _blank(self) -> Pair:
-        """A slice of background, as those beyond the ends of a head."""
+        """A slice of background only, like those above and below a head."""
         edges = (self.resolution, self.resolution)
         contrasts = torch.full((self.schema.num_contrasts, *edges), OUTSIDE, dtype=torch.uint8)
         return Pair(contrasts, torch.zeros(edges, dtype=torch.uint8))
 
     def _find_lesions(self) -> np.ndarray:
-        """Read all slices, which checks them and keeps them where memory allows: which of them have a lesion."""
+        """Which slices have a lesion, bool [number of slices]. Reads all, which also checks and may keep them."""
         has_lesion = np.zeros(len(self), bool)
         for n in tqdm(range(len(self)), desc="reading slices", unit="slice", disable=None, leave=False):
             _, indices = self._slices[n]
@@ -106,9 +107,9 @@ class PairDataset(torch.utils.data.Dataset[Pair]):
 
 
 def _split(schema: Schema, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Stored joint slice -> contrasts and class indices."""
+    """Stored joint slice [C + K, H, W] -> contrasts [C, H, W] and class indices [H, W]."""
     contrasts, indices = schema.split(stored)
-    return contrasts.copy(), indices  # contrasts are a view: kept as such, they would keep the label maps in memory too
+    return contrasts.copy(), indices  # a copy, because a view would keep the label maps in memory too
 
 
 def loader(
@@ -118,8 +119,8 @@ def loader(
     return minibatches(
         data,
         draws,
-        0 if data.in_memory else workers,
+        0 if data.in_memory else workers,  # slices in memory need no processes to read them
         log,
         pin_memory=pin,
-        generator=torch.Generator(),  # its own: the loader would otherwise draw from torch's global one
+        generator=torch.Generator(),  # otherwise the loader draws from torch's global one
     )

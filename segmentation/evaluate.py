@@ -1,4 +1,4 @@
-"""Evaluate a U-Net on an archive: the Dice of every examination, a table, and a picture of three of them."""
+"""Evaluation of a U-Net on an archive: the Dice of every examination, and a picture of three of them."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ RESULTS, PICTURE = "results.json", "patients.png"
 
 
 def evaluate_archive(
-    model_path: str | os.PathLike,  # a U-Net, or the folder that `train` wrote
+    model_path: str | os.PathLike,  # file of a U-Net, or the folder that `train` wrote
     data_path: str | os.PathLike,
     outdir: str | os.PathLike,
-    force: bool = False,  # replace results that are there
-    allow_overlap: bool = False,  # go on if the U-Net knows a patient of the archive; the results say so
-    allow_other_pixels: bool = False,  # go on if it learned from pixels of another size; the results say so
+    force: bool = False,  # replace existing results
+    allow_overlap: bool = False,  # go on if the U-Net knows patients of the archive; results.json will say so
+    allow_other_pixels: bool = False,  # go on if it learned from pixels of another size; results.json will say so
     batch: int = EVALUATED_AT_ONCE,
 ) -> Evaluation:
-    """Evaluate a saved U-Net; write results.json and patients.png into `outdir`.
+    """Evaluate a saved U-Net. Writes results.json and patients.png into `outdir`.
 
-    Raises UserError for a model or an archive that can't be used or don't fit each other, and for what isn't allowed.
+    Raises UserError if the model or the archive can't be read, if they don't fit each other, and for overlap or other
+    pixels that are not allowed.
     """
     outdir, model_path = Path(outdir), _model_file(model_path)
     for name in (RESULTS, PICTURE):
@@ -68,6 +69,7 @@ def evaluate_archive(
         evaluation = _evaluation(examinations, facts, overlap, model)
         chosen = worst_median_best(evaluation)
         names = [(choice.examination.patient, choice.examination.volume) for choice in chosen]
+        # Predicted a second time: keeping all predictions would take the memory of the whole archive.
         shown = list(predict_examinations(unet, reader, names, batch))
         with Staged(outdir / RESULTS, force) as staged:
             draw_examinations(staged.place(outdir / PICTURE), chosen, shown, reader.schema)
@@ -76,7 +78,7 @@ def evaluate_archive(
 
 
 def _score(unet: TrainedUNet, reader: ArchiveReader, batch: int) -> tuple[ExaminationDice, ...]:
-    """The Dice of every examination of the archive."""
+    """Score every examination of the archive."""
     names = list(reader.by_examination())
     segmented = predict_examinations(unet, reader, names, batch)
     results = []
@@ -91,7 +93,7 @@ def _score(unet: TrainedUNet, reader: ArchiveReader, batch: int) -> tuple[Examin
 def _evaluation(
     examinations: tuple[ExaminationDice, ...], data: ArchiveFacts, overlap: tuple[str, ...], model: ModelFacts
 ) -> Evaluation:
-    """The record of these examinations, with means over the patients and notes."""
+    """Make the record of an evaluation: scores, means over the patients, and notes on them."""
     summaries = [(target, summarize(examinations, target)) for target in targets_of(model.info.schema)]
     evaluation = Evaluation(
         format=FORMAT,
@@ -105,11 +107,12 @@ def _evaluation(
         examinations=examinations,
         model=model,
     )
+    # Notes are made from the finished record, which then gets them.
     return replace(evaluation, notes=tuple(notes_on(evaluation)))
 
 
 def load_evaluation(path: str | os.PathLike) -> Evaluation:
-    """Read a results.json. Raises UserError naming the file when it is something else."""
+    """Read a results.json. Raises UserError naming the file if it is something else."""
     content = files.read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: not the results of an evaluation (its format should be {FORMAT!r})")
@@ -128,7 +131,7 @@ def _model_file(path: str | os.PathLike) -> Path:
 
 
 def _require_fit(info: UNetInfo, model_path: Path, reader: ArchiveReader) -> None:
-    """Raise UserError unless the archive has the channels and the resolution that the U-Net was made for."""
+    """Raise UserError unless the archive has the channels and the resolution that the U-Net was trained on."""
     if reader.schema.channels != info.schema.channels:
         raise UserError(
             f"{reader.path} has the channels {reader.schema.describe_channels()}, but {model_path} was trained on "
@@ -142,7 +145,7 @@ def _require_fit(info: UNetInfo, model_path: Path, reader: ArchiveReader) -> Non
 
 
 def _require_pixels(info: UNetInfo, model_path: Path, reader: ArchiveReader, facts: ArchiveFacts, allow: bool) -> None:
-    """Raise UserError if slices have other pixels than those that the U-Net learned from, unless that is allowed."""
+    """Raise UserError if the archive's pixels differ in size from those of the training, unless `allow`."""
     learned, tested = pixels_of(info.archives), pixels_of([facts])
     if not allow and learned and tested and not tested.is_within(learned):
         raise UserError(
@@ -152,16 +155,16 @@ def _require_pixels(info: UNetInfo, model_path: Path, reader: ArchiveReader, fac
 
 
 def _require_writable(folder: Path) -> None:
-    """Raise an OSError now, and not after the work, if no file can be made there."""
+    """Raise OSError before the work begins if no file can be created in a folder."""
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
 def find_overlap(info: UNetInfo, model_path: Path, reader: ArchiveReader, allow: bool) -> tuple[str, ...]:
-    """Patients of the archive that the U-Net knows, sorted. Raises UserError if there are any, unless that is allowed.
+    """Patients of the archive that the U-Net knows, sorted. Raises UserError if there are any, unless `allow`.
 
-    Only the names in the archive count, not the patients behind a GAN that made it: how a U-Net of real slices does on
-    fakes that were learned from the same patients is a fair question.
+    Only patients of the archive's slices count, not those that a generator of the slices saw. A U-Net may be tested on
+    fakes of patients it was trained on: whether it recognizes them is a fair question.
     """
     overlap = shared_patients(info.known_patients, reader.info.patients)
     if overlap and not allow:

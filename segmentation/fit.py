@@ -1,4 +1,4 @@
-"""Train one U-Net on the slices of some archives, for a fixed number of steps."""
+"""Training of one U-Net on slices of archives, for a fixed number of steps."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from slices.leaks import doubts
 from torch_utils.distributed import default_device
 
 MODEL, RECORD, LOG = "unet.safetensors", "training.json", "log.txt"
-_POINTS = 200  # of the loss curve
-_LINES = 10  # progress lines in the log
+_POINTS = 200  # points of the loss curve, about
+_LINES = 10  # progress lines in the log, about
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class LossPoint:
     """One point of the loss curve."""
 
     step: int
-    loss: float  # mean of the steps since the point before
+    loss: float  # mean over the steps since the last point
 
 
 @dataclass(frozen=True)
 class TrainRecord:
-    """What a training left: the content of training.json."""
+    """The content of training.json."""
 
     model: str  # path of the saved U-Net, as the user gave it
     unet: UNetInfo
@@ -54,13 +54,13 @@ def train_unet(
     config: TrainUNetConfig,
     archives: Sequence[str | os.PathLike],
     outdir: str | os.PathLike,
-    force: bool = False,  # replace a U-Net that is there
-    exclude: Sequence[str | os.PathLike] = (),  # archives whose patients must not be among those learned from
+    force: bool = False,  # replace an existing U-Net
+    exclude: Sequence[str | os.PathLike] = (),  # archives whose patients must not be learned from
 ) -> TrainRecord:
-    """Train a U-Net; write unet.safetensors and training.json into `outdir` when it is done, log.txt on the way.
+    """Train a U-Net. Writes log.txt into `outdir` during the training, unet.safetensors and training.json at its end.
 
-    Raises UserError for archives that don't fit each other, hold no classes, or hold patients kept for testing; for
-    files in the way; and for a loss that runs off.
+    Raises UserError for archives that don't fit each other, that have no classes, or that hold patients kept for
+    testing. Also raises it for existing files without `force`, and for a loss that is no finite number.
     """
     outdir = Path(outdir)
     for name in (MODEL, RECORD):
@@ -77,7 +77,7 @@ def train_unet(
         seen=tuple(sorted({p for archive in data.archives for p in archive.info.seen})),
         drawn=draws.count(),
     )
-    with contextlib.closing(Log(files.make_folder(outdir) / LOG)) as log:  # goes on in a log that is there
+    with contextlib.closing(Log(files.make_folder(outdir) / LOG)) as log:  # appends to an existing log
         for path in exclude:
             log(f"no patient is shared with {path}, as far as their names tell")
         for doubt in doubts(data.archives, exclude):
@@ -86,10 +86,10 @@ def train_unet(
 
 
 def segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Soft Dice loss of the lesion classes plus cross-entropy of all: (logits [N, K, H, W], indices [N, 1, H, W]).
+    """Soft Dice loss of the lesion classes plus cross-entropy of all classes.
 
-    Dice is summed over the batch before dividing: most slices lack some class, and the Dice of such a slice would be
-    noise.
+    The loss takes logits [N, K, H, W] and class indices [N, 1, H, W]. Its Dice is that of the whole batch, not a mean
+    over slices: most slices lack some class, so their own Dice would be noise.
     """
     from monai.losses import DiceCELoss  # takes seconds to import
 
@@ -97,7 +97,7 @@ def segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
 
 
 def _train(data: PairDataset, draws: Draws, info: UNetInfo, outdir: Path, force: bool, log: Log) -> TrainRecord:
-    """Train and save."""
+    """Train a network and save it with its record."""
     device, start = default_device(), time.monotonic()
     log(_announce(data, info, device))
     network = build_unet(info.network, info.training.seed).to(device)
@@ -105,6 +105,7 @@ def _train(data: PairDataset, draws: Draws, info: UNetInfo, outdir: Path, force:
     seconds = time.monotonic() - start
 
     record = TrainRecord(str(outdir / MODEL), info, str(device), round(seconds, 2), curve)
+    # Both files appear together, or neither.
     with Staged(outdir / MODEL, force) as staged:
         staged.write(outdir / RECORD, files.json_bytes(record))
         save_unet(staged.place(outdir / MODEL), TrainedUNet(network.eval(), info))
@@ -115,10 +116,10 @@ def _train(data: PairDataset, draws: Draws, info: UNetInfo, outdir: Path, force:
 def _optimize(
     network: torch.nn.Module, data: PairDataset, draws: Draws, config: TrainUNetConfig, log: Log
 ) -> tuple[LossPoint, ...]:
-    """Take config.steps steps of Adam; the network is changed in place. Returns the loss curve."""
+    """Train a network in place, with config.steps steps of Adam. Returns the loss curve."""
     device = next(network.parameters()).device
     loss_of = segmentation_loss()
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)  # one pass over all parameters
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)  # one kernel for all parameters
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.steps)
     batches = loader(data, draws, config.workers, pin=device.type == "cuda", log=log)
 
@@ -149,14 +150,14 @@ class _Curve:
     def __init__(self, config: TrainUNetConfig, device: torch.device) -> None:
         self.points: list[LossPoint] = []
         self._config = config
-        # Summed on the device: to ask for the loss at every step would stall it.
+        # Summed on the device: reading the loss at every step would make the CPU wait for it.
         self._total, self._steps = torch.zeros((), device=device), 0
 
     def add(self, loss: torch.Tensor) -> None:
         self._total, self._steps = self._total + loss, self._steps + 1
 
     def mark(self, step: int) -> float:
-        """Add a point. Returns its loss. Raises UserError if that is no number."""
+        """Add a point and return its loss. Raises UserError if the loss is not finite."""
         loss = self._total.item() / self._steps
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {step}: try a smaller --lr than {self._config.lr:g}")
@@ -166,7 +167,7 @@ class _Curve:
 
 
 def _announce(data: PairDataset, info: UNetInfo, device: torch.device) -> str:
-    """What is about to be trained, and on which slices."""
+    """Lines for the log: what is about to be trained, and on which slices."""
     c = info.training
     sources = " + ".join(
         f"{a.file} ({count(a.slices, 'slice')}, {count(a.patients, 'patient')})" for a in info.archives
@@ -179,6 +180,6 @@ def _announce(data: PairDataset, info: UNetInfo, device: torch.device) -> str:
         f"{int((~data.has_lesion).sum())} without",
     ]
     if (pixels := pixels_of(info.archives)) and not pixels.is_one_size:
-        lines.append(f"the slices have pixels of {pixels}: was it meant to mix them?")
+        lines.append(f"the slices have pixels of {pixels}: is this mixture intended?")
     lines += [f"pixel size unknown: {count(a.unmeasured, 'slice')} of {a.file}" for a in info.archives if a.unmeasured]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Dice of an examination's stacked slices, per label class and per region, and its summary over patients."""
+"""Dice of each examination, per label class and per region, and its mean and SD over patients."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from slices.schema import Schema
 
 FORMAT, VERSION = "segmentation-dice", 3
 MEASURE = (
-    "Dice of each examination: all its slices in the archive (slices) taken together, of as many as its volume has "
-    "(of; null: unknown). dice, mean, sd: of the network's own answer everywhere. masked_dice, masked_mean, masked_sd: "
-    "of the answer with background where every contrast is 0, outside the head; removed: predicted voxels that this "
-    "takes away. What is empty in truth and prediction counts 1, what is empty in one of them 0. mean, sd (n - 1): "
-    "over the patients, each of whom counts with the mean of his examinations. labels: each class by itself; regions: "
-    "unions of classes. truth, predicted: voxels. empty_truth: examinations whose truth lacks the class or region. "
-    "overlap: patients whom the U-Net knew from its training, by their own slices or through a GAN."
+    "Dice of each examination, over all its slices in the archive together. slices: their number. of: the number of "
+    "slices in the volume; null if unknown. dice, mean, sd: of the network's prediction as it is. masked_dice, "
+    "masked_mean, masked_sd: of the prediction with everything outside the head, where all contrasts are 0, set to "
+    "background. removed: predicted voxels outside the head. Dice is 1 if truth and prediction are both empty, and 0 "
+    "if one of them is. mean, sd (n - 1): over patients; a patient counts once, with the mean of all examinations. "
+    "labels: single classes. regions: unions of classes. truth, predicted: voxels. empty_truth: examinations whose "
+    "truth lacks the class or region. overlap: patients that the U-Net knew from its training, by their own slices or "
+    "through a GAN."
 )
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a Dice is taken of: a label class or a region."""
+    """A label class or a region, which a Dice is computed for."""
 
-    kind: str  # "label" or "region"; names alone don't tell, BraTS has an ET of either kind
+    kind: str  # "label" or "region"; a name may be both, such as ET in BraTS
     name: str
     classes: tuple[int, ...]  # class indices
 
@@ -41,10 +42,10 @@ class Target:
 class TargetDice:
     """Dice of one target in one examination."""
 
-    dice: float  # of the network's own answer
+    dice: float  # of the network's prediction as it is
     truth: int  # voxels in the truth
-    predicted: int  # voxels in the network's own answer
-    masked_dice: float  # of the answer with background outside the head
+    predicted: int  # voxels in the prediction as it is
+    masked_dice: float  # of the prediction with background outside the head
     removed: int  # predicted voxels outside the head
 
 
@@ -54,13 +55,13 @@ class ExaminationDice:
 
     patient: str
     volume: str | None  # None: slices of no known volume
-    slices: int  # that the archive has
-    of: int | None  # slices that the volume has; None: unknown
-    regions: dict[str, TargetDice]  # by name
+    slices: int  # number of its slices in the archive
+    of: int | None  # number of slices in the volume; None: unknown
+    regions: dict[str, TargetDice]  # by name of the region
     labels: dict[str, TargetDice]  # by name of the class
 
     def result(self, target: Target) -> TargetDice:
-        """The entry of a region or a label."""
+        """The Dice of a region or a label class."""
         return (self.regions if target.kind == "region" else self.labels)[target.name]
 
     @property
@@ -71,10 +72,10 @@ class ExaminationDice:
 
 @dataclass(frozen=True)
 class Summary:
-    """Dice of one target over the patients. An sd is None for one patient."""
+    """Dice of one target over the patients."""
 
     mean: float
-    sd: float | None
+    sd: float | None  # None for one patient
     empty_truth: int  # examinations whose truth lacks the target
     masked_mean: float
     masked_sd: float | None
@@ -114,10 +115,10 @@ class Evaluation:
     regions: dict[str, Summary]  # by name
     labels: dict[str, Summary]  # by name of the class
     examinations: tuple[ExaminationDice, ...]
-    model: ModelFacts  # last: it names every slice's patient, and a reader of the file looks for Dice
+    model: ModelFacts  # last, because it is long: it lists all patients, and readers look for the Dice
 
     def summary(self, target: Target) -> Summary:
-        """The entry of a region or a label."""
+        """The summary of a region or a label class."""
         return (self.regions if target.kind == "region" else self.labels)[target.name]
 
     @property
@@ -144,10 +145,11 @@ def score_examination(
     inside: np.ndarray,  # bool [S, H, W], the head
     schema: Schema,
     volume: str | None = None,
-    of: int | None = None,  # slices that the volume has
+    of: int | None = None,  # number of slices in the volume
 ) -> ExaminationDice:
     """Compare an examination's prediction with its truth."""
     targets = targets_of(schema)
+    # [T, S, H, W] each
     predicted_masks, true_masks = _masks(prediction, targets), _masks(truth, targets)
     dice, masked = _dice(predicted_masks, true_masks), _dice(predicted_masks & inside, true_masks)
     by_kind: dict[str, dict[str, TargetDice]] = {"region": {}, "label": {}}
@@ -163,7 +165,7 @@ def score_examination(
 
 
 def summarize(examinations: Sequence[ExaminationDice], target: Target) -> Summary:
-    """Mean and SD of one target over the patients: each counts once, whatever the number of examinations."""
+    """Mean and SD of one target over the patients. A patient with several examinations counts once."""
     results = [examination.result(target) for examination in examinations]
     patients = [examination.patient for examination in examinations]
     mean, sd = _over_patients(patients, [r.dice for r in results])
@@ -173,7 +175,7 @@ def summarize(examinations: Sequence[ExaminationDice], target: Target) -> Summar
 
 
 def _over_patients(patients: Sequence[str], dice: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and SD of the patients' means. Both arguments: one entry for every examination."""
+    """Mean and SD of the patients' means. Both arguments have one entry per examination."""
     of_patient: dict[str, list[float]] = {}
     for patient, value in zip(patients, dice, strict=True):
         of_patient.setdefault(patient, []).append(value)
@@ -187,10 +189,10 @@ def _masks(indices: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
 
 
 def _dice(prediction: np.ndarray, truth: np.ndarray) -> list[float]:
-    """2 |P ∩ T| / (|P| + |T|) per target, of bool [T, S, H, W]; empty in both: 1, in one: 0."""
+    """Dice 2 |P ∩ T| / (|P| + |T|) of each target, from bool [T, S, H, W]: 1 if both are empty, 0 if one is."""
     import torch
     from monai.metrics import compute_dice  # takes seconds to import
 
-    # [1, T, S, H, W]: a batch of one picture with T channels, whose pixels are all voxels of the examination
+    # MONAI computes the Dice of each channel: [1, T, S, H, W] is one volume with a channel for each target.
     one, other = torch.from_numpy(prediction)[None], torch.from_numpy(truth)[None]
     return compute_dice(one, other, ignore_empty=False)[0].double().tolist()

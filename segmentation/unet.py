@@ -1,4 +1,4 @@
-"""The U-Net that judges slices: MONAI's 2-D BasicUNet, built from a configuration, saved and loaded with its schema."""
+"""The U-Net: MONAI's 2-D BasicUNet, built from a configuration, and saved and loaded with its schema."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ KIND, VERSION = "unet", 3
 
 @dataclass(frozen=True)
 class UNetInfo:
-    """What a saved U-Net says of itself."""
+    """What a saved U-Net stores beside its weights."""
 
     schema: Schema
     resolution: int
     network: UNetConfig
     training: TrainUNetConfig
-    archives: tuple[ArchiveFacts, ...]  # that it learned from
-    patients: tuple[str, ...]  # of these archives' slices, sorted
-    seen: tuple[str, ...]  # patients that it knows through a GAN that made some of the slices, sorted
-    drawn: Drawn  # what it learned from
+    archives: tuple[ArchiveFacts, ...]  # archives that it learned from
+    patients: tuple[str, ...]  # patients of these archives' slices, sorted
+    seen: tuple[str, ...]  # patients that a GAN saw which made some of the slices, sorted
+    drawn: Drawn  # how many slices it learned from
 
     def __post_init__(self) -> None:
         if (self.network.in_channels, self.network.out_channels) != (self.schema.num_contrasts, self.schema.num_maps):
             raise UserError(
-                f"a network of {self.network.in_channels} contrasts and {self.network.out_channels} classes, but a "
-                f"schema of {self.schema.num_contrasts} and {self.schema.num_maps}"
+                f"the network has {self.network.in_channels} contrasts and {self.network.out_channels} classes, but "
+                f"the schema has {self.schema.num_contrasts} and {self.schema.num_maps}"
             )
         if not SMALLEST <= self.resolution <= LARGEST_RESOLUTION:
             raise UserError(f"resolution {self.resolution}: expected {SMALLEST} to {LARGEST_RESOLUTION}")
 
     @property
     def known_patients(self) -> frozenset[str]:
-        """Patients that it must not be tested on."""
+        """Patients that the U-Net must not be tested on."""
         return frozenset((*self.patients, *self.seen))
 
 
@@ -60,7 +60,7 @@ class TrainedUNet:
 
 
 def configure_unet(schema: Schema, resolution: int, width: int) -> UNetConfig:
-    """The network for slices of a schema. Raises UserError if there is nothing to segment, or too few pixels."""
+    """Configure a network for slices of a schema. Raises UserError without classes, or for too few pixels."""
     if not schema.num_maps:
         raise UserError(f"the slices have no lesion classes ({schema.describe()}), so there is nothing to segment")
     if resolution < SMALLEST:
@@ -71,10 +71,10 @@ def configure_unet(schema: Schema, resolution: int, width: int) -> UNetConfig:
 
 
 def build_unet(network: UNetConfig, seed: int = 0) -> torch.nn.Module:
-    """A new network on the CPU; its weights depend on the seed alone, and torch's global generator stays as it was."""
+    """Build a network on the CPU. Its weights depend on the seed only; torch's global generator is left unchanged."""
     from monai.networks.nets import BasicUNet  # takes seconds to import
 
-    # Some versions of MONAI print the widths.
+    # fork_rng restores the global generator afterwards. stdout is caught because some versions of MONAI print widths.
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
         torch.default_generator.manual_seed(seed)
         return BasicUNet(
@@ -91,13 +91,13 @@ def to_input(contrasts: torch.Tensor, schema: Schema) -> torch.Tensor:
 
 
 def save_unet(path: str | os.PathLike, unet: TrainedUNet) -> None:
-    """Write a U-Net, network and info, as one safetensors file."""
+    """Write a U-Net as one safetensors file: its weights, and its info as metadata."""
     metadata: dict[str, Any] = configs.to_json(unet.info)
     checkpoint.save(path, unet.network.state_dict(), metadata, kind=KIND, version=VERSION)
 
 
 def load_unet(path: str | os.PathLike, device: torch.device | str = "cpu") -> TrainedUNet:
-    """Read what `save_unet` wrote, ready to predict. Raises UserError naming the file when it is something else."""
+    """Load a U-Net, ready to predict. Raises UserError naming the file if `save_unet` didn't write it."""
     info = configs.from_json(UNetInfo, checkpoint.read_metadata(path, KIND, VERSION), str(path))
     network = checkpoint.load_network(path, lambda: build_unet(info.network))
     return TrainedUNet(network.to(device).eval(), info)

@@ -84,7 +84,7 @@ LIES = [  # which file, what its metadata say instead, words of the refusal
     ("unet", {"network.width": 4096}, "the network that it describes has"),
     ("unet", {"network.width": 0}, "width 0"),
     ("unet", {"network.in_channels": HUGE}, "in_channels"),
-    ("unet", {"network.in_channels": 3}, "a network of 3 contrasts and 4 classes, but a schema of 4 and 4"),
+    ("unet", {"network.in_channels": 3}, "the network has 3 contrasts and 4 classes, but the schema has 4 and 4"),
     ("unet", {"network.out_channels": 16}, "16 classes"),
     ("unet", {"resolution": 1 << 30}, "resolution 1073741824: expected 32 to 4096"),
     ("unet", {"resolution": -32}, "resolution -32"),

@@ -54,8 +54,8 @@ def test_a_share_of_slices_that_are_not_there_is_refused(tmp_path, train_zip):
         return ("train", *data, "--lesion-free", share, "--outdir", tmp_path / "new", *TINY)
 
     output = refused(*train("fake"))
-    assert "fake.zip: all 1 slices have a lesion, but --lesion-free 0.2 asks for others: train their GAN" in output
-    assert "make the archive with convert --lesion-free" in refused(*train("real", "fake"))
+    assert "all 1 slices have a lesion, but --lesion-free 0.2 asks for slices without: train their GAN" in output
+    assert "make an archive with convert --lesion-free" in refused(*train("real", "fake"))
     assert "healthy.zip: none of the 1 slices has a lesion" in refused(*train("healthy"))
     assert not (tmp_path / "new").exists()
     assert run(*train("real", share=0))[0] == 0

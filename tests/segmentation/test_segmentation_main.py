@@ -40,7 +40,7 @@ def test_pixels_of_another_size_are_refused_unless_one_insists(tmp_path):
         writer.add(draw_ring(np.random.RandomState(0)), patient="g", seed=1)
     for name, data in {"real": [fine], "both": [fine, coarse], "fake": [fakes], "known": [known]}.items():
         code, output = run("train", *(w for d in data for w in ("--data", d)), "--outdir", tmp_path / name, *TINY)
-        assert code == 0 and ("pixels of 3.12 to 3.75 mm: was it meant" in output) == (name == "both"), output
+        assert code == 0 and ("pixels of 3.12 to 3.75 mm: is this mixture" in output) == (name == "both"), output
         assert ("pixel size unknown: 1 slice of fakes.zip" in output) == (name == "fake")
     assert load_unet(tmp_path / "both" / MODEL).info.archives[1].pixel == (3.75, 3.75)
 
