@@ -85,6 +85,7 @@ def describe_data(data: DataConfig, dataset: SliceDataset, exclude: Sequence[str
 def count_classes(dataset: SliceDataset) -> dict[str, int]:
     """Count the slices to learn from: class label -> number of slices."""
     assert dataset.label_counts is not None
+    # Class labels without names are called by their numbers.
     names = dataset.archive.info.label_names or map(str, range(dataset.c_dim))
     return dict(zip(names, dataset.label_counts, strict=True))
 

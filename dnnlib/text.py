@@ -23,6 +23,7 @@ def format_time(seconds: float) -> str:
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Format a plain-text table. The first column is aligned left, the others right."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    # Widest cell of each column.
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))

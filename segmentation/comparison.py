@@ -143,6 +143,7 @@ def arms_table(arms: Mapping[str, Evaluation]) -> Table:
         names = ", ".join(sorted({e.data.file for e in evaluations}))
         raise UserError(f"a table compares U-Nets on one test archive; these were evaluated on different ones: {names}")
     targets = targets_of(evaluations[0].model.info.schema)
+    # One row per arm: its name, a cell per target, and in the last column the voxels that the mask removed.
     own = [(name + _remark(e), *(str(e.summary(t)) for t in targets), f"{e.removed:,}") for name, e in arms.items()]
     masked = [(f"{name}, masked", *(e.summary(t).masked for t in targets), "removed") for name, e in arms.items()]
     notes = [
@@ -187,6 +188,7 @@ def _differences(arms: Mapping[str, Evaluation]) -> list[str]:
     free = {arm: info.drawn.lesion_free / (info.training.steps * info.training.batch) for arm, info in infos.items()}
     if max(free.values()) - min(free.values()) > 0.005:
         facts["share of slices without lesion"] = {arm: f"{share:.1%}" for arm, share in free.items()}
+    # Only facts with more than one value among the arms.
     return [
         f"the arms differ in {what}: " + ", ".join(f"{arm} {value}" for arm, value in values.items())
         for what, values in facts.items()

@@ -98,8 +98,8 @@ def find_toolchain(library: Library) -> Toolchain:
     # Machines may share a home folder, but -march=native differs between them. The macros show the meaning of the flags
     # on this machine, and whether the compiler accepts them at all.
     flags = library.flags
-    macros = _output(*command, *flags, "-dM", "-E", "-x", "c++", os.devnull)
-    if macros is None:
+    macros = _output(*command, *flags, "-dM", "-E", "-x", "c++", os.devnull)  # -dM -E prints all macros
+    if macros is None:  # the compiler does not know -march=native: build for any processor of this kind
         flags = tuple(flag for flag in flags if not flag.startswith("-march"))
         macros = _output(*command, *flags, "-dM", "-E", "-x", "c++", os.devnull) or ""
     tools = [(_output(*command, "--version") or "").partition("\n")[0]]
