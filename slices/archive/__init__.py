@@ -1,1 +1,1 @@
-"""Slices ↔ zip: archives of joint slices, and what makes archives from archives."""
+"""Slices ↔ zip: archives of joint slices, and archives made from archives."""

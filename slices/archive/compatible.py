@@ -1,4 +1,4 @@
-"""Which archives may be used together: of one kind, and with no slice twice."""
+"""Compatibility of archives that are used together: of one kind, and with no slice twice."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def require_same_kind(first: ArchiveReader, other: ArchiveReader) -> None:
 def refuse_twice(readers: Sequence[ArchiveReader]) -> None:
     """Raise UserError if two slices have the same place in a volume, or the same seed, class and snapshot.
 
-    --trunc and --noise-mode don't count: what one seed makes at two settings is alike, and no second patient.
+    --trunc and --noise-mode don't count: slices of one seed at two settings are alike, not independent examples.
     """
-    first: dict[tuple, Path] = {}
+    first: dict[tuple, Path] = {}  # identity of a slice -> the first archive that holds it
     for reader in readers:
         for i, record in enumerate(reader.info.slices):
             if (identity := _identity(record, reader.label_name(i))) is None:
@@ -46,7 +46,7 @@ def refuse_twice(readers: Sequence[ArchiveReader]) -> None:
 
 
 def _identity(record: SliceRecord, label: str | None) -> tuple | None:
-    """What two records of one slice have in common; None if a record doesn't say which slice it is."""
+    """A key that is equal for two records of one slice; None if a record doesn't say which slice it is."""
     if made := record.generated:
         return "generated", made.seed, made.snapshot or record.patient, label
     if record.index is not None:
@@ -55,6 +55,7 @@ def _identity(record: SliceRecord, label: str | None) -> tuple | None:
 
 
 def _name(record: SliceRecord, label: str | None) -> str:
+    """What messages call a slice."""
     if made := record.generated:
         of_class = "" if label is None else f"class {label} of "
         return f"seed {made.seed} of {of_class}the snapshot {(made.snapshot or 'unnamed')[:12]} ({record.patient})"

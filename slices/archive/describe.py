@@ -1,4 +1,4 @@
-"""What an archive holds and how it was made, in words, and the slices that are worth showing."""
+"""Description of an archive in words: its content and history. Also chooses slices worth showing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from slices.schema import Schema
 
 @dataclass(frozen=True)
 class Inspection:
-    """An archive in which every slice was checked."""
+    """An archive, after every slice was checked."""
 
     reader: ArchiveReader
     areas: ClassAreas
-    sizes: list[tuple[int, int]]  # of each slice: pixels of lesions, and of the head
+    sizes: list[tuple[int, int]]  # (pixels of lesions, pixels of the head) of each slice
 
     def describe(self) -> str:
-        """What the archive holds and how it was made."""
+        """The content and history of the archive, with tables of class areas."""
         name, num_patients = self.reader.path.name, len(self.reader.info.patients)
         return f"{describe_archive(self.reader)}\n\n{describe_areas({name: (num_patients, self.areas)})}"
 
@@ -39,20 +39,22 @@ class Inspection:
 
 
 def inspect_archive(reader: ArchiveReader) -> Inspection:
-    """Read and check every slice. Raises UserError for the first that doesn't fit."""
+    """Read and check every slice. Raises UserError for the first slice that is damaged or doesn't fit."""
     schema, sizes = reader.schema, []
     areas = ClassAreas.none(schema)
     for i in tqdm(range(len(reader)), desc="checking", unit="slice", leave=False):
         contrasts, classes = schema.split(reader.read_checked(i))
+        # [H, W] -> [1, H, W]
         areas += ClassAreas.of(classes[None], schema)
         sizes.append((int(np.count_nonzero(classes)), int(np.count_nonzero(contrasts[0]))))
     return Inspection(reader, areas, sizes)
 
 
 def choose_slices(by_patient: dict[str, list[int]], sizes: Sequence[tuple[int, int]], most: int) -> list[int]:
-    """Numbers of up to `most` slices, the largest of each patient, from patients spread evenly over the archive.
+    """Numbers of up to `most` slices: the largest of each patient, from patients spread evenly over the archive.
 
-    With fewer patients than places, each shows more, out of the larger half of its slices.
+    With fewer patients than `most`, each gives several slices, out of the larger half of its slices. sizes: of every
+    slice, see `Inspection`.
     """
     patients = list(by_patient)
     chosen = [patients[round(i)] for i in np.linspace(0, len(patients) - 1, min(most, len(patients)))]
@@ -61,13 +63,14 @@ def choose_slices(by_patient: dict[str, list[int]], sizes: Sequence[tuple[int, i
     for patient in chosen:
         ranked = sorted(by_patient[patient], key=lambda i: sizes[i], reverse=True)
         half = ranked[: max(each, math.ceil(len(ranked) / 2))]
+        # Spread evenly over the half, so that they are not all alike.
         picks = np.linspace(0, len(half) - 1, min(each, len(half))).round().astype(int)
         numbers += [half[i] for i in picks]
     return numbers[:most]
 
 
 def describe_archive(reader: ArchiveReader) -> str:
-    """The content of dataset.json in words, one fact a line."""
+    """The content of dataset.json in words, one fact per line."""
     info, schema = reader.info, reader.schema
     lines = [
         f"{reader.path}: {count(len(reader), 'slice')} of {info.resolution}×{info.resolution} pixels, "
@@ -108,7 +111,7 @@ def _lines_of_labels(info: ArchiveInfo) -> Iterator[str]:
 
 
 def _lines_of_origin(info: ArchiveInfo) -> Iterator[str]:
-    """Who the slices are of: patients, or a generator and those that it learned from."""
+    """Whose the slices are: real patients, or a generator, with the patients that it learned from."""
     generated = [record.generated for record in info.slices if record.generated is not None]
     if generated:
         seeds = [one.seed for one in generated]
@@ -124,7 +127,7 @@ def _lines_of_origin(info: ArchiveInfo) -> Iterator[str]:
 
 
 def _lines_of_making(made: Mapping[str, Any]) -> Iterator[str]:
-    """How the archive came to be; archives of other programs may say anything, or nothing."""
+    """The history of the archive. Other programs may have written anything into `made`, so nothing is assumed."""
     if not made:
         return
     yield f"made by: {made.get('command', 'unknown')}, version {made.get('version', 'unknown')}"
@@ -147,7 +150,7 @@ def _lines_of_making(made: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """An object of JSON; an empty one in the place of anything else."""
+    """The value itself if it is a JSON object, else an empty object."""
     return value if isinstance(value, dict) else {}
 
 
@@ -155,11 +158,11 @@ def _describe_option(value: object) -> str:
     return ", ".join(f"{key}={name}" for key, name in value.items()) if isinstance(value, dict) else str(value)
 
 
-# --- words for archives that are there, and for those that a conversion made ------------------------------------------
+# --- also for the report of a conversion ------------------------------------------------------------------------------
 
 
 def describe_areas(archives: Mapping[str, tuple[int, ClassAreas]]) -> str:
-    """Tables of slices and class areas. archives: name -> number of patients, and areas."""
+    """Tables of slices and class areas. archives: name -> (number of patients, areas)."""
     rows: list[tuple[object, ...]] = [(name, n, areas.num_slices) for name, (n, areas) in archives.items()]
     tables = [format_table(("archive", "patients", "slices"), rows)]
     rows = [
@@ -181,25 +184,25 @@ def describe_areas(archives: Mapping[str, tuple[int, ClassAreas]]) -> str:
 
 
 def describe_pixels(pixels: PixelSize, resolution: int) -> str:
-    """The size of pixels, and the edge of the largest pictures."""
+    """The size of pixels, and the edge of the largest slices in mm."""
     return f"{pixels} pixels, {pixels.most * resolution:.4g} mm across"
 
 
 def first_names(names: Collection[str], most: int = 3) -> str:
-    """The first names, and whether there are more."""
+    """The first names, and an ellipsis if there are more."""
     return ", ".join(str(name) for name in list(names)[:most]) + (", …" if len(names) > most else "")
 
 
 def remarks_on(info: ArchiveInfo) -> list[str]:
-    """What an archive lacks, by how it was made; other programs may have written anything there."""
+    """What an archive lacks, according to `made`. Other programs may have written anything there."""
     remarks = []
     split, voxels = _object(info.made.get("split")), _object(info.made.get("voxels"))
     part = split.get("part")
     names = split.get(part) if isinstance(part, str) else None
     wanted = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
     if missing := wanted.difference(info.patients):
-        remarks.append(f"{len(missing)} of the {len(wanted)} patients on this side of the split have no slice here")
+        remarks.append(f"{len(missing)} of the {len(wanted)} patients in this part of the split have no slice here")
     for what, n in voxels.items():
-        if type(n) is int and what.isprintable():
+        if type(n) is int and what.isprintable():  # not isinstance, which accepts True
             remarks.append(f"{what}: {count(n, 'voxel')}")
     return remarks

@@ -1,4 +1,4 @@
-"""Archives from archives: merged, thinned out, split by patient. Slices are copied packed as they are."""
+"""Archives made from archives: merge, subset, split by patient. Slices are copied without unpacking them."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Written:
 
 
 def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
-    """Write the slices of all archives, one archive after the other, into one.
+    """Write the slices of all archives into one, one archive after the other.
 
-    Class labels of one name are one label, whatever their numbers were. Classes keep the titles of the first archive.
-    Raises UserError for archives that differ in schema, resolution or the kind of their class labels, hold a slice
-    twice, describe a volume of one name differently, or have a real patient on both sides of a split.
+    Class labels are matched by name and may get other numbers. Classes keep the titles of the first archive. Raises
+    UserError for archives that differ in schema, in resolution or in the kind of their class labels. Also raises it for
+    a slice that comes twice, a volume that they describe differently, and a real patient in both parts of a split.
     """
     dest = _archive_name(dest, force)
     if len(archives) < 2:
@@ -81,7 +81,8 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
 
 
 def _pixel(readers: Sequence[ArchiveReader]) -> PixelSize | None:
-    """The size of pixels in what generators learned from; None if one archive doesn't say it."""
+    """Pixel size of the slices that generators learned from; None unless all such archives say it."""
+    # Slices of no volume were generated: only their archives need this field.
     sizes = [reader.info.pixel for reader in readers if any(r.volume is None for r in reader.info.slices)]
     known = [size for size in sizes if size is not None]
     if not known or len(known) < len(sizes):
@@ -101,7 +102,7 @@ def _renumbered(readers: Sequence[ArchiveReader], label_names: tuple[str, ...]) 
 
 
 def _other_titles(readers: Sequence[ArchiveReader]) -> dict[str, list[str]]:
-    """Remarks on archives whose classes have other titles than the first archive's, which are kept."""
+    """Remarks on archives that call their classes by other titles than the first archive, whose titles are kept."""
     remarks: dict[str, list[str]] = {}
     for reader in readers:
         for kept, lost in zip(readers[0].schema.classes, reader.schema.classes, strict=True):
@@ -112,7 +113,7 @@ def _other_titles(readers: Sequence[ArchiveReader]) -> dict[str, list[str]]:
 
 
 def _other_pixels(readers: Sequence[ArchiveReader]) -> dict[str, list[str]]:
-    """A remark on every archive, if their pixels differ in size."""
+    """Remarks on all archives if their pixels differ in size; else none."""
     known = [(reader, reader.info.pixels) for reader in readers if reader.info.pixels is not None]
     if all(pixels.is_like(known[0][1]) for _, pixels in known):
         return {}
@@ -124,7 +125,7 @@ def _other_pixels(readers: Sequence[ArchiveReader]) -> dict[str, list[str]]:
 
 
 def _difference(first: ArchiveReader, other: ArchiveReader) -> str | None:
-    """A difference that keeps two archives from being merged, in words; None if there is none."""
+    """Describe the first difference that forbids merging two archives; None if there is none."""
     for what, a, b in (
         *_facts(first.schema, other.schema),
         ("the resolution", first.resolution, other.resolution),
@@ -137,7 +138,7 @@ def _difference(first: ArchiveReader, other: ArchiveReader) -> str | None:
 
 
 def _facts(a: Schema, b: Schema) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (what, in the first schema, in the second), the most telling fact first."""
+    """Yield (name of a fact, its value in schema a, its value in b), the most telling facts first."""
     yield "the contrasts", a.contrasts, b.contrasts
     yield "the classes", a.class_names, b.class_names
     for x, y in zip(a.classes, b.classes, strict=False):
@@ -160,7 +161,7 @@ def _say(value: Any) -> str:
 
 def _refuse_other_volumes(readers: Sequence[ArchiveReader]) -> None:
     """Raise UserError if two archives describe a volume of one name differently."""
-    known: dict[str, tuple[Path, Volume]] = {}
+    known: dict[str, tuple[Path, Volume]] = {}  # name -> the first archive that has the volume, and what it says
     for reader in readers:
         for name in {r.volume: None for r in reader.info.slices if r.volume is not None}:
             volume = reader.info.volumes[name]
@@ -174,7 +175,7 @@ def _refuse_other_volumes(readers: Sequence[ArchiveReader]) -> None:
 
 
 def _refuse_two_sides(readers: Sequence[ArchiveReader]) -> None:
-    """Raise UserError if a real patient trains in one archive and tests in another."""
+    """Raise UserError if a real patient is in the train part of one archive and in the test part of another."""
     sides: dict[str, set[str]] = {TRAIN: set(), TEST: set()}
     for record in (record for reader in readers for record in reader.info.slices):
         if record.part is not None and record.generated is None:
@@ -182,7 +183,7 @@ def _refuse_two_sides(readers: Sequence[ArchiveReader]) -> None:
     if both := sorted(sides[TRAIN] & sides[TEST]):
         raise UserError(
             f"{name_some(both)}: patients of {TRAIN} and of {TEST} at once; "
-            "a patient belongs to one side of a split: merge archives of one split"
+            "a patient belongs to one part of a split: merge archives of one split"
         )
 
 
@@ -197,9 +198,10 @@ def subset(
     seed: int = 0,
     force: bool = False,
 ) -> Written:
-    """Write a number of slices, or all slices of a number of patients, drawn by chance, in the archive's order.
+    """Write some slices, or all slices of some patients, drawn by chance. They keep their order.
 
-    With one seed, a smaller subset is contained in a larger one. Raises UserError if the archive has fewer.
+    With the same seed, a larger subset contains a smaller one. Raises UserError if the archive has fewer than asked
+    for.
     """
     dest = _archive_name(dest, force)
     if (slices is None) == (patients is None):
@@ -229,7 +231,7 @@ def _draw_slices(reader: ArchiveReader, count: int, seed: int) -> list[int]:
 
 
 def _draw_patients(reader: ArchiveReader, count: int, seed: int) -> list[int]:
-    """The slices of the patients that come first in the order of a hash of seed and name, as in `draw_split`."""
+    """Numbers of the slices of the first patients in the order of `shuffle_names`, as in `draw_split`."""
     names = sorted(set(reader.info.patients))
     if count > len(names):
         raise UserError(f"--patients {count}: {reader.path} has {len(names)}")
@@ -243,8 +245,8 @@ def _draw_patients(reader: ArchiveReader, count: int, seed: int) -> list[int]:
 def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, force: bool = False) -> list[Written]:
     """Divide an archive by patient into train.zip, test.zip and split.json in the folder `dest`.
 
-    The files appear when all are complete, split.json last. Raises UserError if there is nothing to divide: test
-    slices must stay test slices, and generated slices beside real ones belong to no side.
+    The files appear when all are complete, split.json last. Raises UserError for an archive of one patient, for test
+    slices, which must stay test slices, and for generated slices among real ones, which belong to neither part.
     """
     dest = Path(dest)
     if dest.suffix.lower() == ".zip":
@@ -265,6 +267,7 @@ def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, 
         Staged(paths[TRAIN], force) as staged,
         contextlib.ExitStack() as opened,
     ):
+        # The number of writers is no constant of the syntax, so an ExitStack closes them.
         writers = {}
         for side, path in paths.items():
             of_side = made | {"split": {"part": side, **config.to_json(drawn)}}
@@ -284,20 +287,20 @@ def _refuse_to_split(reader: ArchiveReader) -> None:
     records = reader.info.slices
     if tests := [record for record in records if record.part == TEST]:
         raise UserError(
-            f"{reader.path}: {len(tests)} of its {count(len(records), 'slice')} are test slices already, and must stay "
-            "so: split an archive without them"
+            f"{reader.path}: {len(tests)} of its {count(len(records), 'slice')} are test slices already and must "
+            "remain test slices: split an archive without them"
         )
     generated = sum(record.generated is not None for record in records)
     if 0 < generated < len(records):
         raise UserError(
-            f"{reader.path}: {generated} of its {len(records)} slices are generated, and no patients to test on: "
+            f"{reader.path}: {generated} of its {len(records)} slices are generated, so no patients to test on: "
             "split the real ones, then merge"
         )
     if len(reader.info.patients) < 2:
         raise UserError(f"{reader.path}: one patient ({records[0].patient}) can't be split into {TRAIN} and {TEST}")
 
 
-# --- all of them ----------------------------------------------------------------------------------------------------
+# --- shared ---------------------------------------------------------------------------------------------------------
 
 
 def _archive_name(dest: Path, force: bool) -> Path:
@@ -308,18 +311,19 @@ def _archive_name(dest: Path, force: bool) -> Path:
 
 
 def _writer(path: Path, like: ArchiveReader, made: dict[str, Any]) -> ArchiveWriter:
-    """A writer for slices of one archive."""
+    """A writer with the schema, resolution, labels and generator's patients of the archive `like`."""
     info = like.info
     return ArchiveWriter(path, info.schema, info.resolution, made, info.label_names, info.seen, info.pixel)
 
 
 def _copy(reader: ArchiveReader, i: int, writer: ArchiveWriter, part: str | None = None) -> None:
-    """Append slice number i with all that is known of it; `part` takes the place of the record's, if given."""
+    """Append slice number i with its record, class label and volume. `part`, if given, replaces the record's part."""
     record = reader.info.slices[i]
     known = {f.name: getattr(record, f.name) for f in fields(SliceRecord) if f.name != "file"}
     label = reader.label(i)
     if label is not None and writer.label_names is not None:
         assert reader.info.label_names is not None
+        # The writer may number class labels differently.
         label = writer.label_names.index(reader.info.label_names[label])
     writer.add_packed(reader.packed(i), label=label, **known | ({"part": part} if part else {}))
     if record.volume is not None:

@@ -1,4 +1,4 @@
-"""How an archive came to be, as it says itself: the field `made` of dataset.json."""
+"""History of an archive: the field `made` of dataset.json."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dnnlib.text import tool_version
 
 
 def describe_making(command: str, options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Which version and command made an archive, with which options, and what else there is to say.
+    """Describe how an archive was made: version, command, options, and any more fields.
 
-    Names of files and folders only: where they lay is nobody's business.
+    Pass names of files and folders, not paths: archives are shared, and paths may be private.
     """
     return {"version": tool_version(), "command": command, "options": dict(options), **more}

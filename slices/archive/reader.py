@@ -1,4 +1,4 @@
-"""Read an archive of joint slices, and refuse what doesn't fit."""
+"""Reader of archives of joint slices. It checks everything before use."""
 
 from __future__ import annotations
 
@@ -31,22 +31,21 @@ from slices.archive.zips import Packed, ZipReader
 from slices.schema import LABEL_ON, Schema, is_plain_name
 
 _NAME = re.compile(r"slices/[0-9]{5,10}/[0-9]{8,13}\.npy")
-# Most bytes of dataset.json, and most bytes more for every member. Python's lists and dictionaries of it may take
-# thirty times as much.
+# Most bytes of dataset.json: a base, and so much for each member. Parsed by Python, they may take 30 times the memory.
 _INDEX_BYTES = (1 << 22, 1 << 11)
 
 
 class ArchiveReader:
-    """Read an archive, from any number of threads and processes.
+    """An archive, readable from any number of threads and processes.
 
-    Raises UserError with the file, the member and the reason for whatever doesn't fit.
+    Raises UserError naming the file, the member and the reason for anything that doesn't fit the format.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         if self.path.is_dir():
             raise UserError(f"{self.path} is a folder; expected a .zip made by dataset_tool.py or generate.py")
-        if not self.path.is_file():  # the beginning of a pipe would never come
+        if not self.path.is_file():  # opening a pipe would wait forever
             raise UserError(f"{self.path}: {'not a regular file' if self.path.exists() else 'no such file'}")
         self._zip = ZipReader(self.path)
         self.info = self._read_info()
@@ -64,12 +63,12 @@ class ArchiveReader:
         """Stored joint slice number i: uint8 [C + K, H, W], read-only."""
         name = self.info.slices[i].file
         content = self._zip.read(name, self._most_bytes)
-        # As `pack_slice` writes it; NumPy would take longer to parse the header than inflating takes.
+        # Fast path for slices of `pack_slice`: NumPy needs longer to parse the header than ISA-L to inflate all.
         if content.startswith(self._header) and len(content) == len(self._header) + self._bytes:
             return np.frombuffer(content, np.uint8, offset=len(self._header)).reshape(self._shape)
         try:
             stored = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        except Exception as error:  # NumPy parses the header as Python, and nearly anything may come of that
+        except Exception as error:  # NumPy parses the header as Python code, which can raise nearly anything
             reason = shorten(str(error).partition("\n")[0])
             raise UserError(f"{self.path}: {name} is not a plain array ({reason})") from None
         if stored.dtype != np.uint8 or stored.shape != self._shape:
@@ -80,7 +79,7 @@ class ArchiveReader:
         return stored
 
     def packed(self, i: int) -> Packed:
-        """Slice number i as it lies in the file, checked as by `read`, for another archive of its kind."""
+        """Slice number i, still packed, to be copied into another archive. It is read once to check it."""
         self.read(i)
         return self._zip.packed(self.info.slices[i].file, self._most_bytes)
 
@@ -107,14 +106,14 @@ class ArchiveReader:
         return groups
 
     def by_examination(self) -> dict[tuple[str, str | None], list[int]]:
-        """(patient, volume) -> numbers of its slices; a patient's slices of no volume, such as fakes, lie together."""
+        """(patient, volume) -> numbers of its slices. Slices of no volume, such as fakes, are grouped by patient."""
         groups: dict[tuple[str, str | None], list[int]] = {}
         for i, record in enumerate(self.info.slices):
             groups.setdefault((record.patient, record.volume), []).append(i)
         return groups
 
     def read_checked(self, i: int) -> np.ndarray:
-        """As `read`, and a UserError unless the label maps are one-hot."""
+        """Like `read`, but raises UserError unless the label maps are one-hot."""
         stored = self.read(i)
         if self.schema.num_maps and not _is_one_hot(stored[self.schema.num_contrasts :]):
             raise UserError(
@@ -125,7 +124,7 @@ class ArchiveReader:
 
     @property
     def _most_bytes(self) -> int:
-        """Most bytes of a slice's member, unpacked: the header of another program may be longer than ours."""
+        """Most bytes of a slice's member, unpacked. Headers of other programs may be longer than ours."""
         return self._bytes + (1 << 16)
 
     def _read_info(self) -> ArchiveInfo:
@@ -151,7 +150,7 @@ class ArchiveReader:
         return config.from_json(ArchiveInfo, content, f"{self.path}: {INDEX}")
 
     def _check_info(self) -> None:
-        """Refuse what fits dataset.json's types but makes no sense."""
+        """Raise UserError for values that have the right types but make no sense."""
         info, where = self.info, f"{self.path}: {INDEX}"
         if not info.slices:
             raise UserError(f"{self.path}: holds no slice")
@@ -177,7 +176,7 @@ class ArchiveReader:
                 )
             self._require_names([record.patient, record.volume or record.patient])
             if record.volume is not None and record.volume not in info.volumes:
-                raise UserError(f"{where}: {record.file} is of the volume {record.volume}, which is not described")
+                raise UserError(f"{where}: {record.file} belongs to the volume {record.volume}, which is not described")
             if (record.index or 0) < 0 or (record.seed or 0) < 0:
                 raise UserError(f"{where}: {record.file} has a negative index or seed")
         self._check_labels()
@@ -205,7 +204,7 @@ class ArchiveReader:
 
 
 def _nonsense(volume: Volume, schema: Schema) -> str:
-    """What is wrong with a volume's description; empty if nothing is."""
+    """The first thing wrong with a volume's description, in words; empty if nothing is."""
     if min(volume.shape) < 1:
         return f"the shape {list(volume.shape)}"
     if [len(row) for row in volume.affine] != [4] * 4:
@@ -220,5 +219,7 @@ def _nonsense(volume: Volume, schema: Schema) -> str:
 
 
 def _is_one_hot(maps: np.ndarray) -> bool:
-    """Whether in every pixel one of the label maps [K, H, W] is LABEL_ON, all bits of a byte, and the others are 0."""
+    """Whether at every pixel exactly one of the label maps [K, H, W] is LABEL_ON and the others are 0."""
+    # LABEL_ON has all bits set. If the OR over the maps is LABEL_ON everywhere, each pixel has a map that isn't 0; if
+    # there are no more such values than pixels, it has one only, which must then be LABEL_ON itself.
     return int(np.count_nonzero(maps)) == maps[0].size and bool((np.bitwise_or.reduce(maps) == LABEL_ON).all())

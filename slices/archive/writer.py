@@ -1,4 +1,4 @@
-"""Write an archive of joint slices."""
+"""Writer of archives of joint slices."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from slices.schema import Schema, is_plain_name
 class ArchiveWriter:
     """Write an archive into a file, which is complete when the `with` block ends without an exception.
 
-    It writes where it is told. Who publishes is outside: give it a place of `Staged`, and the archive appears under its
-    name when all that is staged with it is complete.
+    The file grows under the given path. For an archive that appears only when it is complete, give a path from
+    `Staged.place` or `atomic_path`.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class ArchiveWriter:
         path: str | os.PathLike,
         schema: Schema,
         resolution: int,
-        made: dict[str, Any],  # how the archive came to be (version, command, options, …); stored as it is
-        label_names: tuple[str, ...] | None = None,  # of the class labels, if `add` will be given any
+        made: dict[str, Any],  # history of the archive, from `describe_making`; stored as it is
+        label_names: tuple[str, ...] | None = None,  # of the class labels, if slices have any
         seen: Iterable[str] = (),  # for generated slices: the real patients that their generator learned from
-        pixel: tuple[float, float] | None = None,  # mm, as in ArchiveInfo
+        pixel: tuple[float, float] | None = None,  # see ArchiveInfo
     ) -> None:
         self.path, self.schema, self.resolution = Path(path), schema, resolution
         self.made, self.label_names, self.seen = made, label_names, tuple(sorted(seen))
@@ -52,7 +52,7 @@ class ArchiveWriter:
             if error is None:
                 self._finish()
         finally:
-            self._zip.abandon()  # does nothing if all is written
+            self._zip.abandon()  # does nothing after `_finish`
 
     def __len__(self) -> int:
         return len(self._records)
@@ -60,16 +60,17 @@ class ArchiveWriter:
     def add(self, stored: np.ndarray, *, patient: str, label: int | None = None, **where) -> None:
         """Append one stored joint slice, uint8 [C + K, resolution, resolution].
 
-        patient, where: the fields of its SliceRecord; label: its class label.
+        patient, where: fields of its SliceRecord. label: its class label.
         """
         expected = (self.schema.num_channels, self.resolution, self.resolution)
         assert stored.shape == expected, (stored.shape, expected)
         self.add_packed(pack_slice(stored), patient=patient, label=label, **where)
 
     def add_packed(self, member: Packed, *, patient: str, label: int | None = None, **where) -> None:
-        """Append a slice that `pack_slice` packed, or that was packed in another archive."""
+        """Append a slice from `pack_slice` or from `ArchiveReader.packed`."""
         _require_names(patient, where.get("volume") or patient)
         n = len(self._records)
+        # Folders of 1,000, because some programs are slow with large folders.
         name = f"slices/{n // 1000:05d}/{n:08d}.npy"
         self._zip.add(name, member)
         self._records.append(SliceRecord(file=name, patient=patient, **where))
@@ -78,7 +79,7 @@ class ArchiveWriter:
     def _finish(self) -> None:
         """Write the index and the zip's directory."""
         if not self._records:
-            raise ValueError("an archive holds one slice at least")
+            raise ValueError("an archive holds at least one slice")
         self._zip.add(INDEX, pack(json.dumps(config.to_json(self._info())).encode()))
         self._zip.close()
 
@@ -102,6 +103,6 @@ class ArchiveWriter:
 
 
 def _require_names(*names: str) -> None:
-    """Raise UserError for what the reader would refuse, before anything of it is written."""
+    """Raise UserError for names that the reader would refuse."""
     if odd := [name for name in names if not is_plain_name(name)]:
         raise UserError(f"{shorten(odd[0])} can't stand in an archive: names must not look like paths")

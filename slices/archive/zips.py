@@ -1,8 +1,8 @@
-"""Zip files member by member: packed in any process, appended by one, read from many at once.
+"""Zip files, member by member. Many processes can pack and read at once; one appends.
 
-Python's zipfile packs what it writes, keeps one file position for all readers, and inflates with zlib. Here packing is
-a function, which worker processes can call; a member is read at its place in the file, without a position to share; and
-ISA-L inflates three times as fast as zlib. The directory of a zip is left to zipfile.
+Python's zipfile packs only while it writes, and its readers share one file position. Here `pack` is a function for
+worker processes, and a member is read at its offset, without a shared position. ISA-L inflates three times as fast as
+zlib. The directory of a zip is left to zipfile.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from isal import isal_zlib
 from dnnlib.config import shorten
 from dnnlib.errors import UserError
 
-LEVEL = 1  # of ISA-L: as small as zlib's level 1, ten times as fast
-_RAW = -15  # deflate without a header of its own, as zip has it
-_DATE = (1980, 1, 1, 0, 0, 0)  # fixed: it makes an archive a function of its content
-_LOCAL = struct.Struct("<4s22xHH")  # a member's header: signature, …, lengths of its name and its extra field
+LEVEL = 1  # of ISA-L: results are as small as with zlib's level 1, ten times as fast
+_RAW = -15  # zlib's wbits for deflate without a header, as zip stores it
+_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal content gives equal bytes
+_LOCAL = struct.Struct("<4s22xHH")  # header before a member: signature, …, lengths of name and extra field
 _SIGNATURE = b"PK\x03\x04"
 _ENCRYPTED, _UTF8 = 1, 0x800  # flags of a member
-_MOST_DEFLATED = 1032  # deflate never packs more bytes into one
-# isal's stub takes its error for an instance.
+_MOST_DEFLATED = 1032  # no byte of deflate unpacks to more bytes
+# The type stub of isal declares its error as an instance instead of a class.
 _Damage: type[Exception] = isal_zlib.error  # type: ignore[assignment]
-# What zipfile raises for files that can't be read or are no zips; the last two come from absurd lengths and places.
+# What zipfile raises for files that can't be read or are no zips. The last two come from absurd lengths and offsets.
 _NOT_ZIP: tuple[type[Exception], ...] = (
     OSError,
     zipfile.BadZipFile,
@@ -44,11 +44,11 @@ _NOT_ZIP: tuple[type[Exception], ...] = (
 
 
 class Packed(NamedTuple):
-    """A member's deflated bytes, with length and CRC-32 of what they hold."""
+    """A deflated member, ready to be written into a zip."""
 
     deflated: bytes
-    size: int
-    crc: int
+    size: int  # bytes of the content, unpacked
+    crc: int  # CRC-32 of the content
 
 
 def pack(content: bytes) -> Packed:
@@ -57,23 +57,23 @@ def pack(content: bytes) -> Packed:
 
 
 class ZipWriter:
-    """Append packed members to a new zip file; it is complete after `close`. An OSError names the file."""
+    """Append packed members to a new zip file, which is complete after `close`. Every OSError names the file."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
 
     def add(self, name: str, member: Packed) -> None:
-        """Append a member. The bytes of the file depend on names and contents alone."""
+        """Append a member. The bytes of the file depend on names and contents only."""
         with self._naming_the_file():
             self._append(name, member)
 
     def _append(self, name: str, member: Packed) -> None:
         info = zipfile.ZipInfo(name, _DATE)
         info.compress_type = zipfile.ZIP_DEFLATED
-        info.external_attr = (stat.S_IFREG | 0o644) << 16
+        info.external_attr = (stat.S_IFREG | 0o644) << 16  # Unix mode, in the upper 16 bits
         info.file_size, info.compress_size, info.CRC = member.size, len(member.deflated), member.crc
-        # zipfile has no call for bytes that are packed already; these are its own steps.
+        # zipfile can't write bytes that are already packed, so this repeats what its writestr does.
         file = self._zip.fp
         assert file is not None, "closed"
         file.seek(self._zip.start_dir)
@@ -86,7 +86,7 @@ class ZipWriter:
         self._set_modified(True)
 
     def _set_modified(self, modified: bool) -> None:
-        """Say whether zipfile is to write a directory when it closes the file."""
+        """Set whether zipfile writes a directory when it closes the file."""
         setattr(self._zip, "_didModify", modified)  # noqa: B010 (types know no private names)
 
     def close(self) -> None:
@@ -96,26 +96,26 @@ class ZipWriter:
 
     @contextlib.contextmanager
     def _naming_the_file(self) -> Iterator[None]:
-        """A full disk, say, is an error that names no file by itself."""
+        """Add the file's name to every OSError. A full disk, for example, names no file by itself."""
         try:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def abandon(self) -> None:
-        """Close without a directory: what was written is of no use."""
+        """Close without a directory. The file can't be used afterwards."""
         self._set_modified(False)
         try:
             self._zip.close()
-        except OSError:  # a full disk: what was to be flushed doesn't matter any more
+        except OSError:  # a full disk; what can't be flushed is not needed
             pass
 
 
 class ZipReader:
-    """Read members of a zip file, from any number of threads and processes; a copy may be sent to another process.
+    """Read members of a zip file, from any number of threads and processes. It can be pickled for other processes.
 
-    Raises UserError with the file, the member and the reason for whatever doesn't fit. No member takes more memory than
-    the caller allows, whatever the file says.
+    Raises UserError naming the file, the member and the reason for anything that doesn't fit. No member takes more
+    memory than the caller allows, whatever the file claims.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -124,11 +124,12 @@ class ZipReader:
             with zipfile.ZipFile(self.path) as file:
                 members, end = file.infolist(), file.start_dir
         except _NOT_ZIP as error:
-            if isinstance(error, OSError) and error.filename is not None:  # it could not be opened
+            if isinstance(error, OSError) and error.filename is not None:  # opening failed: the error says why
                 raise
             raise UserError(f"{self.path}: not a complete zip archive ({error})") from None
         self._members = {m.filename: m for m in members}
         if len(self._members) < len(members):
+            # The most common name, as the only entry of a list of (name, count).
             ((twice, _),) = Counter(m.filename for m in members).most_common(1)
             raise UserError(f"{self.path}: holds more than one member of the name {shorten(twice)}")
         self._check_places(end)
@@ -140,6 +141,7 @@ class ZipReader:
     def __len__(self) -> int:
         return len(self._members)
 
+    # A file descriptor means nothing to another process, so a copy opens the file again.
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
@@ -151,11 +153,11 @@ class ZipReader:
         self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
     def __del__(self) -> None:
-        if "_file" in self.__dict__:
+        if "_file" in self.__dict__:  # missing if __init__ raised an error
             os.close(self._file)
 
     def packed(self, name: str, most: int) -> Packed:
-        """A member for another zip, its deflated bytes as they are. most: bytes that it may have, unpacked."""
+        """A member to be copied into another zip, still deflated. most: bytes that it may have, unpacked."""
         member = self._find(name, most)
         raw = self._raw(member)
         if member.compress_type == zipfile.ZIP_STORED:
@@ -169,6 +171,7 @@ class ZipReader:
         if member.compress_type == zipfile.ZIP_DEFLATED:
             inflate = isal_zlib.decompressobj(_RAW)
             try:
+                # One byte more than it should have tells a member that is too long, without inflating all of it.
                 content = inflate.decompress(content, member.file_size + 1)
             except _Damage as error:
                 raise self._damaged(name, error) from None
@@ -181,7 +184,7 @@ class ZipReader:
         return content
 
     def _check_places(self, end: int) -> None:
-        """Refuse members that lie in each other or beyond `end`: a small file could claim any number of large ones."""
+        """Refuse members that overlap or reach beyond `end`. A small file could claim any number of large members."""
         place = 0
         for member in sorted(self._members.values(), key=lambda m: m.header_offset):
             if member.header_offset < place:
@@ -191,7 +194,7 @@ class ZipReader:
                 raise self._damaged(member.filename, "the directory of the zip says that it goes on behind its end")
 
     def _find(self, name: str, most: int) -> zipfile.ZipInfo:
-        """A member whose description makes sense."""
+        """The entry of a member in the directory, checked: known, deflated or stored, and of a plausible size."""
         if name not in self._members:
             raise UserError(f"{self.path}: the member {name} is missing")
         member = self._members[name]
@@ -206,7 +209,7 @@ class ZipReader:
         return member
 
     def _raw(self, member: zipfile.ZipInfo) -> bytes:
-        """A member's bytes as they lie in the file."""
+        """The bytes of a member as stored in the file, after checking the header before them."""
         header = self._read_at(member.header_offset, _LOCAL.size)
         if len(header) < _LOCAL.size or header[:4] != _SIGNATURE:
             raise self._damaged(member.filename, "it is not where the directory says")

@@ -77,7 +77,7 @@ def test_examinations_of_a_patient_are_evaluated_apart(tmp_path, trained):
         "a patient counts once, with the mean of the examinations"
     )
     assert notes[1:3] == (
-        "v.zip: 1 of the 3 patients on this side of the split have no slice here",
+        "v.zip: 1 of the 3 patients in this part of the split have no slice here",
         "v.zip: labels that are ignored: 7 voxels",
     )
     assert not any("lacks" in note or "unknown volume" in note for note in notes)

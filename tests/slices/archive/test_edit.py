@@ -142,7 +142,7 @@ OTHER_TITLE = _with(classes=(*BRATS.classes[:2], LesionClass("ET", "ring", 4)))
         (cut("B", label=0), dict(), ["class labels: none in the first, some in the other"]),
         (cut("A", [3, 1]), dict(), ["slice 1 of the volume A_1 of the patient A is in", "a.zip and in", "twice"]),
         (cut("A", [3]), dict(high=999.0), ["the volume A_1 is not the same", "windows", "one conversion"]),
-        (cut("A", [3], part="test"), dict(), ["A: patients of train and of test", "one side of a split"]),
+        (cut("A", [3], part="test"), dict(), ["A: patients of train and of test", "one part of a split"]),
         (generated([6, 5]), dict(), ["seed 5 of the snapshot beef", "twice"]),
     ],
 )
@@ -327,7 +327,7 @@ def test_test_slices_stay_test_slices(many, tmp_path):
         call("split", test, "--dest", tmp_path / "x", expected=2), test, f"{count} of its {count} slices", "already"
     )
     call("merge", train, test, "--dest", tmp_path / "back.zip")
-    refused(call("split", tmp_path / "back.zip", "--dest", tmp_path / "x", expected=2), "must stay so")
+    refused(call("split", tmp_path / "back.zip", "--dest", tmp_path / "x", expected=2), "must remain test slices")
     call("split", train, "--dest", tmp_path / "x")  # what trains may be divided again
 
 
