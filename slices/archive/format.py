@@ -61,7 +61,7 @@ class SliceRecord:
     """One slice in dataset.json: cut from a volume (see `cut`), generated (see `generated`), or of unknown origin."""
 
     file: str  # name of its member in the zip
-    patient: str  # for a generated slice: a name for the generator
+    patient: str  # every generated slice counts as a patient of its own
     part: str | None = None  # TRAIN or TEST: the patient's part of the split; None without a split
     volume: str | None = None  # as in Cut
     index: int | None = None  # as in Cut

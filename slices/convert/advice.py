@@ -1,4 +1,4 @@
-"""Advice for a folder without cases: what is there, which layout it looks like, and what would do."""
+"""Advice for a folder without cases: what it contains, which layout it resembles, and which options may help."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _DECATHLON = re.compile(r"imagesTr/[^/]+\.nii(\.gz)?")
 
 
 def explain(source: Path, files: Files, release: Release | None) -> str:
-    """The message for a folder without cases. release: the one that was looked for, None for any of RELEASES."""
+    """The message for a folder without cases. release: the one that was expected; None for any of RELEASES."""
     if release is None:
         expected = f"no cases found of any release: {', '.join(RELEASE_NAMES)}"
     else:
         expected = f"no cases found of {release.title}; expected in it {_where(release)}"
+    # The first guess that isn't empty. Guesses are a generator: later ones, which are slower, may not be needed.
     advice = next(filter(None, _guesses(source, files.read, release)), "")
     if not advice and release is None:
         advice = "Describe other data with --contrasts, --labels and --pattern"
@@ -34,6 +35,7 @@ def explain(source: Path, files: Files, release: Release | None) -> str:
 
 
 def _where(release: Release) -> str:
+    """Where the files of a release are expected, in words."""
     masks = [release.mask_pattern] if release.mask_pattern and release.schema.num_maps else []
     names = [*release.names.values(), *([MASK] if release.schema.num_maps and not masks else [])]
     contrasts = "" if release.in_one_file else f" with {{contrast}} one of {', '.join(names)}"
@@ -41,6 +43,7 @@ def _where(release: Release) -> str:
 
 
 def _there(source: Path, files: Files) -> str:
+    """What the folder contains, in words."""
     there = sorted(os.listdir(source))
     words = f"no NIfTI file is there, but {name_some(there)}" if there else "the folder is empty"
     if files.read:
@@ -56,11 +59,12 @@ def _are(files: Sequence[str]) -> str:
 
 
 def _some(files: Sequence[str]) -> str:
-    """Examples from either end."""
-    return ", ".join(dict.fromkeys([files[0], files[-1]]))
+    """The first and the last file, as examples."""
+    return ", ".join(dict.fromkeys([files[0], files[-1]]))  # dict: only once if they are the same
 
 
 def _guesses(source: Path, files: Sequence[str], release: Release | None) -> Iterator[str]:
+    """Yield advice, the most likely to help first; empty where a guess doesn't apply."""
     own = release if release is not None and release.name == OWN else None
     if own is not None:
         yield _other_contrasts(files, own)
@@ -78,14 +82,14 @@ def _guesses(source: Path, files: Sequence[str], release: Release | None) -> Ite
 
 
 def _cases(source: Path, files: Sequence[str], release: Release) -> list[Case]:
-    """The cases of a release; none where files can't be grouped at all."""
+    """The cases of a release; none if the files can't be grouped."""
     with contextlib.suppress(UserError):
         return cases_of(source, files, release)[0]
     return []
 
 
 def _below(files: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each folder with the files below it, relative to it; the highest first."""
+    """Yield (folder, files below it, relative to it) for every folder, the highest first."""
     for depth in range(1, max((file.count("/") for file in files), default=0) + 1):
         below: dict[str, list[str]] = {}
         for file in files:
@@ -96,7 +100,8 @@ def _below(files: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _elsewhere(source: Path, files: Sequence[str], rows: Sequence[Release]) -> str:
-    """Folders further down, or up, which hold cases."""
+    """Advice for cases in folders further down, or if `source` lies inside the right folder."""
+    # Folders with cases. A generator, because the first two are enough.
     right = (folder for folder, inside in _below(files) if any(_cases(source / folder, inside, row) for row in rows))
     if first := next(right, None):
         depth = first.count("/") + 1
@@ -104,8 +109,9 @@ def _elsewhere(source: Path, files: Sequence[str], rows: Sequence[Release]) -> s
             return f"Its folder {first} holds cases: give that as --source"
         pattern = f"{'*/' * depth}{rows[0].pattern}"
         own = f", or write --pattern '{pattern}' (of patients with visits, '{{patient}}/{{visit}}/…')"
-        own *= rows[0].name == OWN
+        own *= rows[0].name == OWN  # only users who wrote a pattern can change it
         return f"Its folders {first} and {second} hold cases: give one as --source{own}"
+    # Would there be cases if one, two or three folders above were part of the paths?
     above = source.absolute().parts[1:]
     for depth in range(1, min(3, len(above)) + 1):
         inside = ["/".join((*above[-depth:], file)) for file in files]
@@ -115,20 +121,23 @@ def _elsewhere(source: Path, files: Sequence[str], rows: Sequence[Release]) -> s
 
 
 def _challenge(files: Sequence[str]) -> str:
+    """Advice for names of a BraTS challenge that is not in RELEASES."""
     for file in files:
         for name in file.split("/"):
             if title := other_challenge(name):
+                # Options for the first known layout that fits any of the files.
                 like = (describe_as_own(row) for row in _OF_ANY_NAMES if any(map(row.images.ways, files)))
                 options = next(like, "--contrasts … --labels … --pattern …")
                 return (
-                    f"{ENDING.sub('', name)} is a name of {title}, which is none of these releases and whose label "
-                    f"values mean something else: describe the data: {options}"
+                    f"{ENDING.sub('', name)} is a name of {title}. This is not one of the known releases, and "
+                    f"its label values mean something else: describe the data: {options}"
                 )
     return ""
 
 
 def _other_contrasts(files: Sequence[str], release: Release) -> str:
     """Advice for a description whose contrasts have other names in files."""
+    # The same pattern with anything for {contrast} tells what stands there.
     pattern = replace(release, known={}).images
     anything = replace(pattern, meanings={**pattern.meanings, "contrast": "[^/]+"})
     named = {way.values["contrast"] for file in files for way in anything.ways(file) if "contrast" in way.values}
@@ -139,11 +148,13 @@ def _other_contrasts(files: Sequence[str], release: Release) -> str:
 
 
 def _another_release(source: Path, files: Sequence[str], release: Release | None) -> str:
+    """Advice for files that bear the names of other releases than the one expected."""
     found = [row.name for row in RELEASES if release and _cases(source, files, row)]
     return f"These are names of other releases: --release {' or '.join(found)}" if found else ""
 
 
 def _layout(files: Sequence[str]) -> str:
+    """Advice for the layouts of nnU-Net, BIDS and the Decathlon."""
     if nnunet := [match for match in map(_NNUNET.fullmatch, files) if match]:
         channels = ",".join(f"…={name}" for name in sorted({match["channel"] for match in nnunet}))
         return (
@@ -165,26 +176,26 @@ def _layout(files: Sequence[str]) -> str:
 
 
 def _unknown_names(source: Path, files: Sequence[str]) -> str:
-    """Advice for cases that are laid out like a release but bear the names of none, or have no masks."""
+    """Advice for cases that are laid out like a release, but have unknown names or no masks."""
     like = [(row, cases) for row in _OF_ANY_NAMES if (cases := _cases(source, files, row))]
     if not like:
         return ""
     row, cases = like[0]
     name, title = cases[0].name, row.title.partition(" 20")[0]
-    masks = [case.mask for case in cases if case.mask is not None]  # every release has them
+    masks = [case.mask for case in cases if case.mask is not None]  # never empty: every release has masks
     if not any(mask.is_file() for mask in masks):
         return (
             f"{name} and the other cases are laid out like {title}, but there are no masks such as "
             f"{masks[0].name}: is it a validation set? Describe it without --labels: "
             f"{describe_as_own(row, labels=False)}"
         )
-    by_values: dict[str, str] = {}
+    by_values: dict[str, str] = {}  # meaning of the label values -> a release with it; 2018 stands for its equals
     for row, _ in like:
         values = ", ".join(f"{c.value} {c.title}" for c in row.schema.classes)
         if values not in by_values or row.name == "2018":
             by_values[values] = row.name
     choices = ", ".join(f"--release {name} ({values})" for values, name in by_values.items())
     return (
-        f"{name} and the other cases are laid out like {title} but bear the names of no release, so what their label "
-        f"values mean is unknown: choose {choices}, or describe the data: {describe_as_own(row)}"
+        f"{name} and the other cases are laid out like {title}, but no release has such names, so the meaning of their "
+        f"label values is unknown: choose {choices}, or describe the data: {describe_as_own(row)}"
     )

@@ -1,4 +1,4 @@
-"""Carry out a planned conversion: cut case by case, then write one archive, or two and their split."""
+"""Execution of a planned conversion: cut all cases, then write one archive, or two and their split."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ def convert(
 ) -> tuple[Outcome, ...]:
     """Cut all cases and write the archives of a conversion. Returns what came of each archive.
 
-    on_error: one of ON_ERROR; 'skip' leaves out cases that can't be read. The files appear when all are complete; what
-    they hold depends on neither `workers` nor the destination. A conversion that was interrupted goes on where it
-    stopped. Raises UserError, naming the file, for what doesn't fit.
+    on_error: one of ON_ERROR; 'skip' leaves out cases that can't be read. The files appear when all are complete. Their
+    content depends on neither `workers` nor the destination. An interrupted conversion continues where it stopped.
+    Raises UserError naming the file if a case can't be read, and for existing files without `force`.
     """
     assert on_error in ON_ERROR, on_error
     if on_error == "fail":
-        for case in conversion.cases:  # before the long work begins
+        for case in conversion.cases:  # before the long work starts
             case.require_files()
     workplace = _workplace(conversion)
     if not force:
         workplace.remove_if_done(conversion.paths)
     for path in conversion.paths:
         files.refuse_existing(path, force)
+    # The workplace keeps cut cases if anything below fails.
     with files.folder_for(conversion.folder), workplace, _saying_what_is_kept(workplace, len(conversion.cases)):
         outcomes = cut(conversion, workplace, workers, on_error)
         write(conversion, outcomes, workplace, force)
@@ -64,6 +65,7 @@ def convert(
 
 
 def _workplace(conversion: Conversion) -> Workplace:
+    """The folder for cut cases: beside a single archive, or inside the folder of two."""
     options = conversion.settled_options
     job = {
         "sources": sources_sha256("dnnlib", "slices"),
@@ -76,7 +78,7 @@ def _workplace(conversion: Conversion) -> Workplace:
 
 @contextlib.contextmanager
 def _saying_what_is_kept(workplace: Workplace, total: int) -> Iterator[None]:
-    """If the block fails, tell the user how many cases need not be cut again."""
+    """If the block fails, tell the user how many cases are already cut and kept."""
     try:
         yield
     except BaseException:
@@ -89,18 +91,18 @@ def _saying_what_is_kept(workplace: Workplace, total: int) -> Iterator[None]:
 
 
 class _Job(NamedTuple):
-    """One case to be cut, and where it goes."""
+    """One case to be cut, for one archive."""
 
     case: Case
-    choice: str
-    lesion_free: float | None
-    path: Path
+    choice: str  # which slices, as in Target
+    lesion_free: float | None  # as in Target
+    path: Path  # of the cut case
 
 
 def cut(conversion: Conversion, workplace: Workplace, workers: int, on_error: str) -> tuple[Outcome, ...]:
-    """Cut every case of every target that an earlier call did not. Returns what came of each target.
+    """Cut every case that an earlier call has not cut. Returns the outcome of each target.
 
-    Raises UserError, and keeps no cut cases, if there is no slice for one of them.
+    Raises UserError if an archive would get no slice. The cut cases are removed then, because they are of no use.
     """
     cases = [(target, case) for target in conversion.targets for case in target.cases]
     left = [(target, case) for target, case in cases if not workplace.finished(target.side, case)]
@@ -111,7 +113,7 @@ def cut(conversion: Conversion, workplace: Workplace, workers: int, on_error: st
     results = map_in_order(partial(_cut_job, conversion.schema, conversion.options), jobs, workers)
     errors: dict[Path, dict[str, str]] = {target.path: {} for target in conversion.targets}
     with (
-        contextlib.closing(results),
+        contextlib.closing(results),  # stops the workers if a case fails
         tqdm(total=len(cases), initial=len(cases) - len(jobs), desc="converting", unit="case") as bar,
     ):
         for (target, case), error in zip(left, results, strict=True):
@@ -131,9 +133,9 @@ def cut(conversion: Conversion, workplace: Workplace, workers: int, on_error: st
 
 
 def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
-    """Cut a case, in a process of its own. Returns what was wrong with it, if anything."""
+    """Cut a case, in a worker process. Returns an error message, or None."""
     try:
-        origin = origin_of(job.case)
+        origin = origin_of(job.case)  # before reading: a file that changes meanwhile is noticed by the next call
         chosen = cut_case(job.case, job.choice, schema, options, job.lesion_free)
     except UserError as error:
         return str(error)
@@ -153,6 +155,7 @@ def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
 
 
 def _outcome(conversion: Conversion, target: Target, workplace: Workplace, errors: Mapping[str, str]) -> Outcome:
+    """Collect the records of a target's cut cases. errors: name of a case -> why it could not be read."""
     records = {
         case.name: CutCase.open(workplace.path(target.side, case)).record
         for case in target.cases
@@ -162,7 +165,7 @@ def _outcome(conversion: Conversion, target: Target, workplace: Workplace, error
 
 
 def _nothing(conversion: Conversion, outcome: Outcome) -> str:
-    """What to say if there is no slice for an archive."""
+    """The message for an archive that would get no slice."""
     target, options, source = outcome.target, conversion.options, conversion.found.source
     cases = len(target.cases)
     nobody = (
@@ -184,7 +187,7 @@ def _nothing(conversion: Conversion, outcome: Outcome) -> str:
 
 
 def write(conversion: Conversion, outcomes: Sequence[Outcome], workplace: Workplace, force: bool) -> None:
-    """Put the archives together from the cut cases. They appear when all are complete, with the split."""
+    """Assemble the archives from the cut cases. They appear when all are complete, together with the split."""
     with Staged(conversion.paths[0], force) as staged:
         for outcome in outcomes:
             _write_archive(conversion, outcome, workplace, staged.place(outcome.target.path))
@@ -193,6 +196,7 @@ def write(conversion: Conversion, outcomes: Sequence[Outcome], workplace: Workpl
 
 
 def _write_archive(conversion: Conversion, outcome: Outcome, workplace: Workplace, place: Path) -> None:
+    """Copy the packed slices of the cut cases into one archive at `place`."""
     target, options = outcome.target, conversion.options
     label_names = GRADES if options.class_by == "grade" else None
     seen = {patient for name in outcome.records for patient in target.known[name].seen or ()}
@@ -202,6 +206,7 @@ def _write_archive(conversion: Conversion, outcome: Outcome, workplace: Workplac
         for case, record in outcome.cut:
             assert record.volume is not None
             writer.volumes[case.name] = record.volume
+            # A single archive of cases exported from a split keeps their parts.
             side = target.side or target.known[case.name].part
             label = None if label_names is None or case.grade is None else label_names.index(case.grade)
             members = CutCase.open(workplace.path(target.side, case)).members(most)
@@ -210,14 +215,14 @@ def _write_archive(conversion: Conversion, outcome: Outcome, workplace: Workplac
 
 
 def _describe_making(conversion: Conversion, outcome: Outcome) -> dict[str, Any]:
-    """How an archive came to be."""
+    """The history of an archive, see ArchiveInfo.made."""
     release, found, split = conversion.found.release, conversion.found, conversion.split
     options = conversion.settled_options | {
         "source": found.source.absolute().name,
         "release": release.name,
         "cases": found.table,
     }
-    if release.name == OWN:  # no table says how these were read
+    if release.name == OWN:  # for a known release, its name says all this
         options |= {
             "contrasts": dict(release.names),
             "pattern": release.pattern,

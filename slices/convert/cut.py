@@ -1,4 +1,4 @@
-"""From the volumes of a case to the slices of an archive."""
+"""Volumes of a case → slices of an archive."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from slices.schema import BRIGHTEST, DARKEST, OUTSIDE, Schema
 
 OUT_OF_VIEW = "lesion voxels outside the field of view"
 NOT_IN_HEAD = "lesion voxels outside the head"
-_RIM = 0.01  # share of a case's lesion voxels that may lie outside the head unsaid
+_RIM = 0.01  # share of a case's lesion voxels that may lie outside the head without a remark
 
 
 @dataclass(frozen=True)
 class CaseSlices:
-    """The slices chosen from a case, and what became of the others."""
+    """The slices chosen from a case, and why others were not."""
 
     volume: Volume
-    indices: tuple[int, ...]  # places of the chosen slices along S
+    indices: tuple[int, ...]  # positions of the N chosen slices along S, from the feet
     contrasts: np.ndarray  # uint8 [N, C, R, R]
     classes: np.ndarray  # class indices, uint8 [N, R, R]
     skipped: dict[str, int]  # reason -> slices that were not chosen
@@ -39,7 +39,7 @@ class CaseSlices:
 
 @dataclass(frozen=True)
 class _View:
-    """What all slices of a case are seen through."""
+    """What all slices of a case have in common: the head, pixels and windows."""
 
     head: np.ndarray  # bool [S, P, L]
     grid: PixelGrid
@@ -56,16 +56,18 @@ def cut_case(
 ) -> CaseSlices:
     """Read a case and cut slices out of it.
 
-    choice: which slices, one of CHOICES. lesion_free: the share that slices with brain and no lesion are to have; they
-    are added to those with a lesion. Raises UserError, with the file or folder, for what can't be cut.
+    choice: which slices, one of CHOICES. lesion_free: slices with brain and without lesion are added until they have
+    this share. Raises UserError naming the file or folder if the case can't be cut.
     """
     assert choice in CHOICES, choice
     volumes = read_case(case, schema)
     view = _view(case, volumes, options)
     remarks = _remarks(volumes, view, schema, options)
     label_maps = [view.grid.majority(labels, max(1, schema.num_maps)) for labels in volumes.labels]  # S of [R, R]
+    # For each slice, why it is not chosen; None if it is.
     reasons = [_reason_against(choice, k, labels, view, options) for k, labels in enumerate(label_maps)]
     if lesion_free:
+        # n slices with a lesion and w without: w / (n + w) is the share, so w = n · share / (1 − share).
         wanted = round(reasons.count(None) * lesion_free / (1 - lesion_free))
         drawn = _draw_lesion_free(case, volumes, view, wanted)
         reasons = [None if k in drawn else reason for k, reason in enumerate(reasons)]
@@ -77,6 +79,7 @@ def cut_case(
     return CaseSlices(
         volume=_describe_volume(case, volumes, view, schema),
         indices=tuple(chosen),
+        # Reshaped, because no slice at all would give an array of shape [0].
         contrasts=_gray_levels(volumes, view, chosen).reshape(-1, schema.num_contrasts, edge, edge),
         classes=np.array([label_maps[k] for k in chosen], np.uint8).reshape(-1, edge, edge),
         skipped=dict(Counter(reason for reason in reasons if reason is not None)),
@@ -87,13 +90,14 @@ def cut_case(
 
 
 def _view(case: Case, volumes: CaseVolumes, options: ConvertOptions) -> _View:
-    """Find the head, and how pixels lie over voxels. Raises UserError, with the case's folder, if that can't be."""
+    """Find the head, and lay pixels over voxels. Raises UserError naming the case's folder if that fails."""
     sides, spacing = volumes.labels.shape[1:], volumes.spacing[1:]
     try:
         pixel = pixel_size(sides, spacing, options.resolution, options.fov)
         head = options.head_rule.find(volumes.contrasts, volumes.head)
     except UserError as error:
         raise UserError(f"{case.contrasts[0].path.parent}: {error}") from None
+    # contrast[head] is the intensities of the head's voxels, as one long row.
     return _View(
         head=head,
         grid=PixelGrid.of(sides, spacing, options.resolution, pixel),
@@ -103,7 +107,7 @@ def _view(case: Case, volumes: CaseVolumes, options: ConvertOptions) -> _View:
 
 
 def _remarks(volumes: CaseVolumes, view: _View, schema: Schema, options: ConvertOptions) -> list[str]:
-    """What the user should know of the case. Raises UserError for NaN inside the head."""
+    """What the user should know about the case. Raises UserError for NaN inside the head."""
     blank = [name for name, (low, high) in zip(schema.contrasts, view.windows, strict=True) if low == high]
     all_head = options.head_rule.is_auto and view.head.all()
     return [
@@ -125,8 +129,9 @@ def _describe_volume(case: Case, volumes: CaseVolumes, view: _View, schema: Sche
 
 
 def _lost_voxels(labels: np.ndarray, view: _View) -> dict[str, int]:
-    """Remark -> lesion voxels that the archive shows no picture of: cut off, or on black."""
+    """Remark -> number of lesion voxels that are not visible in the archive: cut off, or on background."""
     lesion = labels.astype(bool)
+    # Lesion voxels along each line through all slices, times the share of that line outside the picture: [P, L].
     cut_off = round(float((lesion.sum(axis=0) * (1 - view.grid.shown())).sum()))
     on_black = int(np.count_nonzero(lesion & ~view.head))
     few = _RIM * np.count_nonzero(lesion)
@@ -138,7 +143,7 @@ def _lost_voxels(labels: np.ndarray, view: _View) -> dict[str, int]:
 
 
 def _reason_against(choice: str, k: int, labels: np.ndarray, view: _View, options: ConvertOptions) -> str | None:
-    """Why slice k, with these class indices [R, R], is not taken; None if it is."""
+    """Why slice k is not chosen; None if it is. labels: its class indices [R, R]."""
     if choice == "tumor":
         return _no_tumor(labels, options.min_tumor_pixels)
     if choice == "brain" and not view.covers_head(k).any():
@@ -147,7 +152,7 @@ def _reason_against(choice: str, k: int, labels: np.ndarray, view: _View, option
 
 
 def _no_tumor(labels: np.ndarray, min_tumor_pixels: int) -> str | None:
-    """Why a slice counts as one without a tumor; None if it has one. The words are stored in archives."""
+    """Why a slice counts as one without tumor; None if it has one. These words are stored in archives."""
     lesion = np.count_nonzero(labels)
     if not lesion:
         return "no tumor"
@@ -155,7 +160,7 @@ def _no_tumor(labels: np.ndarray, min_tumor_pixels: int) -> str | None:
 
 
 def _draw_lesion_free(case: Case, volumes: CaseVolumes, view: _View, wanted: int) -> set[int]:
-    """Up to `wanted` slices with brain and no lesion voxel, drawn by a hash, as patients are for a split."""
+    """Draw up to `wanted` slices with brain and without any lesion voxel, by a hash as in `shuffle_names`."""
     candidates = [k for k, labels in enumerate(volumes.labels) if not labels.any() and view.covers_head(k).any()]
     return set(sorted(candidates, key=lambda k: hashlib.sha256(f"{case.name}:{k}".encode()).digest())[:wanted])
 
@@ -168,8 +173,8 @@ def _gray_levels(volumes: CaseVolumes, view: _View, chosen: Sequence[int]) -> np
     scales = [GrayLevels(window, c.dtype) for window, c in zip(view.windows, volumes.contrasts, strict=True)]
     stored = []
     for k in chosen:
-        inside = view.covers_head(k)
-        stored += [
+        inside = view.covers_head(k)  # [R, R]
+        stored += [  # [R, R] each, slice after slice
             _stored_contrast(view.grid, contrast[k], view.head[k], inside, scale)
             for contrast, scale in zip(volumes.contrasts, scales, strict=True)
         ]
@@ -179,8 +184,9 @@ def _gray_levels(volumes: CaseVolumes, view: _View, chosen: Sequence[int]) -> np
 def _stored_contrast(
     grid: PixelGrid, picture: np.ndarray, head: np.ndarray, inside: np.ndarray, scale: GrayLevels
 ) -> np.ndarray:
-    """Intensities [P, L] -> stored contrast, uint8 [R, R]; rounded once, after the mean over areas."""
+    """Intensities [P, L] -> stored contrast, uint8 [R, R]. Rounded only once, after averaging over pixels."""
     if grid.moves:
         return grid.moved(np.where(head, scale.rounded(picture), np.uint8(OUTSIDE)))
+    # Clipped, so that no pixel of the head gets the value of the background.
     levels = grid.mean(np.where(head, scale.levels(picture), OUTSIDE))
     return np.where(inside, np.clip(np.rint(levels), DARKEST, BRIGHTEST), OUTSIDE).astype(np.uint8)

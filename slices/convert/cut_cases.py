@@ -1,7 +1,7 @@
-"""Cut cases on disk, which let an interrupted conversion go on where it stopped.
+"""Cut cases on disk. With them an interrupted conversion continues where it stopped.
 
-A cut case is a small zip of packed slices and a record of what they are. It is written by the process that cut it, and
-appears when it is complete. When all are there, the conversion copies the packed slices into its archives.
+A cut case is a small zip of packed slices and a record of them. The process that cut it also writes it, and it appears
+when it is complete. When all cases are cut, the conversion copies the packed slices into its archives.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from slices.convert.cases import Case
 
 _JOB, _RECORD = "job.json", "case.json"
 _OURS = re.compile(r"job\.json|(all|train|test)-[0-9a-f]{24}\.zip")
-_UNFINISHED = re.compile(rf"\.({_OURS.pattern})\.\d+\.part")  # a folder of `Staged`
-_RECORD_BYTES = 1 << 24
+_UNFINISHED = re.compile(rf"\.({_OURS.pattern})\.\d+\.part")  # a folder of `Staged`, left by a killed process
+_RECORD_BYTES = 1 << 24  # most bytes of a record
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that a case was cut from, as it was then."""
+    """The state of a file when a case was cut from it."""
 
     path: str
     size: int
     modified_ns: int
-    changed_ns: int  # also when another file takes its name, whatever that one's date
+    changed_ns: int  # ctime: differs also if another file with the same mtime takes this one's place
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The case and the files that a cut case was made from. If either differs, the case is cut again."""
+    """The case and the files that a cut case was made from. If anything differs, the case is cut again."""
 
     case: str
     patient: str
     grid: tuple[int, ...] | None
-    channels: tuple[int | None, ...]
+    channels: tuple[int | None, ...]  # as in VolumeFile
     files: tuple[InputFile, ...]
 
 
 @dataclass(frozen=True)
 class CutRecord:
-    """What was cut from a case, besides the slices themselves."""
+    """Everything that is known of a cut case, except the slices themselves."""
 
     origin: Origin
-    volume: Volume | None  # None: no slice was chosen
-    indices: tuple[int, ...]  # places of the chosen slices, from the feet up
+    volume: Volume | None  # None if no slice was chosen
+    indices: tuple[int, ...]  # positions of the chosen slices, from the feet
     areas: ClassAreas
     skipped: dict[str, int]  # reason -> slices
     remarks: tuple[str, ...]
@@ -69,7 +69,7 @@ class CutRecord:
 
 
 def origin_of(case: Case) -> Origin:
-    """A case and its files as they are now. Raises UserError if one is missing."""
+    """The origin of a case that is cut now. Raises UserError if a file is missing."""
     case.require_files()
     states = {plain_text(str(path.resolve())): path.stat() for path in case.paths}
     found = [InputFile(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in states.items()]
@@ -77,7 +77,7 @@ def origin_of(case: Case) -> Origin:
 
 
 def write_cut_case(path: Path, members: list[Packed], record: CutRecord) -> None:
-    """Write a cut case; it appears at `path` when it is complete."""
+    """Write a cut case, which appears at `path` when it is complete."""
     with files.atomic_path(path) as temporary, contextlib.closing(ZipWriter(temporary)) as writer:
         for n, member in enumerate(members):
             writer.add(f"{n:05d}.npy", member)
@@ -98,19 +98,22 @@ class CutCase:
         return cls(record, file)
 
     def members(self, most: int) -> Iterator[Packed]:
-        """The packed slices in order. most: bytes that one may have, unpacked."""
+        """Yield the packed slices in order. most: bytes that one may have, unpacked."""
         for n in range(len(self.record.indices)):
             yield self.file.packed(f"{n:05d}.npy", most)
 
 
 class Workplace:
-    """The folder in which one conversion keeps its cut cases; `with` holds it against a second one.
+    """The folder in which one conversion keeps its cut cases. Inside a `with` block, it is locked against others.
 
-    job: JSON of everything that a cut case depends on, besides its files. Cut cases of another job are removed. A
-    folder that holds anything that conversions don't put there is refused, and so is a link.
+    Cut cases of another job are removed. A link, or a folder with files of another kind, is refused.
     """
 
-    def __init__(self, folder: Path, job: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        job: dict[str, Any],  # JSON of everything that a cut case depends on, besides its files
+    ) -> None:
         self.folder, self.job = folder, job
 
     def __enter__(self) -> Workplace:
@@ -128,13 +131,13 @@ class Workplace:
                 files.write_json(self.folder / _JOB, self.job)
         except BaseException:
             with contextlib.suppress(OSError):
-                self.folder.rmdir()  # if there is nothing in it
+                self.folder.rmdir()  # fails if there is anything in it
             os.close(self._lock)
             raise
         return self
 
     def _locked(self) -> int:
-        """The folder, opened and locked; made anew if another conversion removes it at this moment."""
+        """Make, open and lock the folder. Repeats this if another conversion removes the folder meanwhile."""
         while True:
             if self.folder.is_symlink():
                 raise UserError(
@@ -144,6 +147,7 @@ class Workplace:
             if try_lock(folder) is False:
                 os.close(folder)
                 raise UserError(f"{self.folder}: another conversion to this place is running; wait for it")
+            # Is the locked folder still the one of that name?
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(folder), os.lstat(self.folder)):
                     return folder
@@ -155,15 +159,15 @@ class Workplace:
         os.close(self._lock)
 
     def remove(self) -> None:
-        """Remove the cut cases of this conversion, and the folder if nobody else put anything in it."""
+        """Remove the cut cases, and the folder if nothing else is in it."""
         if self._is_there():
             self._empty()
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
 
     def remove_if_done(self, archives: list[Path]) -> None:
-        """Remove cut cases older than all the archives: an earlier call was killed when it only had to tidy up."""
-        recover(archives[0])
+        """Remove cut cases older than all archives: an earlier call was killed between writing and tidying up."""
+        recover(archives[0])  # the call may have been killed while it renamed the archives
         cut = list(self.folder.glob("*.zip"))
         if not cut or self.folder.is_symlink() or not all(path.exists() for path in archives):
             return
@@ -173,6 +177,7 @@ class Workplace:
             os.close(self._lock)
 
     def _is_there(self) -> bool:
+        """Whether the folder is still the one that was locked."""
         with contextlib.suppress(OSError):
             return os.path.samestat(os.fstat(self._lock), os.lstat(self.folder))
         return False
@@ -183,11 +188,11 @@ class Workplace:
                 path.unlink(missing_ok=True)
 
     def path(self, side: str | None, case: Case) -> Path:
-        """Where a cut case lies. A hash stands for its name, which may be long, or differ in capitals only."""
+        """The path of a cut case. It has a hash for a name, because names may be long or differ only in capitals."""
         return self.folder / f"{side or 'all'}-{hashlib.sha256(case.name.encode()).hexdigest()[:24]}.zip"
 
     def finished(self, side: str | None, case: Case) -> bool:
-        """Whether an earlier call cut this case from the same files."""
+        """Whether an earlier call has cut this case from the same files."""
         path = self.path(side, case)
         if not path.exists():
             return False
@@ -197,6 +202,7 @@ class Workplace:
             return False
 
     def _job_there(self) -> Any:
+        """The job that the folder's cut cases belong to; None if there is none yet."""
         if not (self.folder / _JOB).exists():
             return None
         job = files.read_json(self.folder / _JOB)

@@ -1,4 +1,4 @@
-"""What `dataset_tool.py convert` can be told: what the source is, and which slices become which archives."""
+"""Options of `dataset_tool.py convert`: what the source is, and which slices become which archives."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ ON_ERROR = ("fail", "skip")
 
 @dataclass(frozen=True)
 class SourceOptions(Checked):
-    """What is to be converted: a release that is known, or data that these options describe."""
+    """The source of a conversion: a known release, or other data that these options describe."""
 
     source: Path = option("Folder of a release, or of your own data; see above.")
     release: str | None = option(
-        "What the source is. auto: recognized by file names, never by label values.",
+        "Which release the source is. auto: recognized by file names, never by label values.",
         default=None,
         choices=(AUTO, *RELEASE_NAMES),
         shown=AUTO,
     )
     contrasts: str | None = option(
-        "Your own data: its contrasts, each with its name in files if that differs.", default=None, metavar="A,B=…"
+        "Your own data: its contrasts, each with =name if files call it otherwise.", default=None, metavar="A,B=…"
     )
     labels: str | None = option(
-        "Lesion classes and their values in masks; those of 'ignore' count as background. Without it, no label maps.",
+        "Lesion classes and their values in masks; values of 'ignore' count as background. Without it, no label maps.",
         default=None,
         metavar="A=1+4,…",
     )
     pattern: str | None = option(
-        "Where files lie, such as '{case}/{case}_{contrast}.nii.gz'; without {contrast}, 4-D files. [_{visit}] may be "
+        "Paths of files, such as '{case}/{case}_{contrast}.nii.gz'; without {contrast}, 4-D files. [_{visit}] may be "
         "missing, * is anything, {patient:4} has 4 characters, {patient:[A-Z]+} is a regular expression.",
         default=None,
     )
-    mask_pattern: str | None = option("Where masks lie.", default=None, shown="--pattern with 'seg' for {contrast}")
+    mask_pattern: str | None = option("Paths of masks.", default=None, shown="--pattern with 'seg' for {contrast}")
     table: Path | None = option(
-        "Table (.csv) with the columns case and patient, visit or grade: says whose the cases are, of any source.",
+        "Table (.csv) with the columns case and patient, visit or grade. It says whose the cases are.",
         default=None,
         flag="--cases",
     )
-    regions: str | None = option("Unions of classes that evaluations report.", default=None, metavar="A=B+C,…")
+    regions: str | None = option("Unions of classes, for evaluations.", default=None, metavar="A=B+C,…")
 
     @property
     def wanted_release(self) -> Release | None:
-        """The release that is named or described; None if it is to be recognized."""
+        """The release that the options name or describe; None if it is to be recognized."""
         own = {"--contrasts": self.contrasts, "--pattern": self.pattern}
         extra = {"--labels": self.labels, "--mask-pattern": self.mask_pattern, "--regions": self.regions}
         given = [name for name, value in (own | extra).items() if value is not None]
@@ -71,14 +71,14 @@ class SourceOptions(Checked):
 
 @dataclass(frozen=True)
 class ConvertOptions(Checked):
-    """Which slices become which archives, as it was asked for; None leaves it open.
+    """Which slices become which archives, as the user asked. None: not given, so `plan` decides.
 
-    An archive does not depend on anything else but the source and the program. The last four concern the split into
-    train and test: they are for a folder of archives only.
+    An archive depends on these options, the source and the program, and on nothing else. The options from `test_slices`
+    on are about the split, so they need a folder of archives.
     """
 
     resolution: int = option(
-        "Pixels along an edge, a power of two. Slices that fit are padded, never enlarged; larger ones are averaged.",
+        "Pixels along an edge, a power of two. Smaller slices are padded, larger ones are averaged; none are enlarged.",
         default=256,
     )
     fov: float | None = option(
@@ -90,23 +90,23 @@ class ConvertOptions(Checked):
         example=200,
     )
     head: str | None = option(
-        "What is head; the rest becomes background. auto: found in the images; all: every voxel; VALUE: voxels above "
-        "it in any contrast; PATTERN: where masks lie, such as '{case}/{case}_brainmask.nii.gz'.",
+        "What is head; the rest becomes background. auto: found in the images. all: every voxel. VALUE: voxels above "
+        "it in any contrast. PATTERN: paths of masks, such as '{case}/{case}_brainmask.nii.gz'.",
         default=None,
         metavar="auto|all|VALUE|PATTERN",
         shown=AUTO_HEAD,
     )
     slices: str | None = option(
-        "Slices to take: tumor, those with a lesion; brain, or all; with a folder as --dest, for train.zip.",
+        "Slices to take: those with a lesion (tumor), those with brain, or all. With two archives: for train.zip.",
         default=None,
         choices=CHOICES,
         shown="tumor; brain without labels",
     )
     min_tumor_pixels: int = option(
-        "What counts as a slice with a lesion, in pixels of the archive.", default=1, least=1
+        "Lesion pixels that a slice needs to count as one with a lesion.", default=1, least=1
     )
     lesion_free: float | None = option(
-        "Add slices with brain and no lesion to those with a lesion, until they are such a share of train.zip, or of "
+        "Add slices with brain and no lesion to those with a lesion, until they have this share of train.zip, or of "
         "the single archive; for example 0.2.",
         default=None,
         metavar="SHARE",
@@ -132,11 +132,12 @@ class ConvertOptions(Checked):
         noun="a share",
         example=0.1,
     )
-    split_seed: int | None = option("Draws another split of the same patients.", default=None, shown="0")
+    split_seed: int | None = option("Seed of the split; another one gives another split.", default=None, shown="0")
     split_file: Path | None = option('Split to use instead: {"train": [patients], "test": [patients]}.', default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # The largest power of two that isn't larger than the resolution, to suggest.
         lower = 1 << max(self.resolution, SMALLEST_RESOLUTION).bit_length() - 1
         if self.resolution < SMALLEST_RESOLUTION or self.resolution != lower:
             raise UserError(
@@ -145,20 +146,20 @@ class ConvertOptions(Checked):
             )
         if self.resolution > LARGEST_RESOLUTION:
             raise UserError(f"--resolution {self.resolution}: expected at most {LARGEST_RESOLUTION}")
-        assert self.head_rule  # made now, to be refused now
+        assert self.head_rule  # parsed now, so that a wrong --head is refused now
 
     @functools.cached_property
     def head_rule(self) -> HeadRule:
-        """What is head, as `head` says."""
+        """The parsed value of `head`."""
         return HeadRule.parse(AUTO_HEAD if self.head is None else self.head)
 
 
 @dataclass(frozen=True)
 class RunOptions(Checked):
-    """How the work is done. What the archives hold depends on none of these."""
+    """How the work is done. The content of the archives doesn't depend on these options."""
 
     on_error: str = option(
-        "What to do about a case that can't be read: end, or leave it out and say so.",
+        "What to do about a case that can't be read: fail, or skip it and report it.",
         default="fail",
         choices=ON_ERROR,
     )

@@ -1,4 +1,4 @@
-"""What came of the cases of an archive: which were cut, what was left out, and what was odd."""
+"""Outcome of a conversion for one archive: which cases were cut, what was left out, and what was odd."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ UNREADABLE = "could not be read"
 
 @dataclass(frozen=True)
 class Target:
-    """An archive that a conversion is to write, and what is known of it before anything is cut."""
+    """An archive that a conversion will write, and what is known about it before anything is cut."""
 
     side: str | None  # TRAIN or TEST; None for a single archive
     path: Path
-    choice: str  # which slices of a case, one of CHOICES
-    lesion_free: float | None  # share of the slices that are to have brain and no lesion
+    choice: str  # which slices of a case to take, one of CHOICES
+    lesion_free: float | None  # wanted share of slices with brain and without lesion; None: add none
     cases: tuple[Case, ...]
     left_out: Mapping[str, list[str]]  # reason -> patients
     remarks: Mapping[str, list[str]]  # remark -> cases
-    known: Mapping[str, Provenance]  # case -> what exported files tell of it
+    known: Mapping[str, Provenance]  # case -> what an export wrote about it
 
     @property
     def name(self) -> str:
@@ -39,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of the cases of a target. All but the fields is counted from them."""
+    """The outcome of a target. Everything else is derived from the fields."""
 
     target: Target
     schema: Schema
@@ -52,13 +52,13 @@ class Outcome:
 
     @functools.cached_property
     def cut(self) -> list[tuple[Case, CutRecord]]:
-        """The cases that were cut, with at least one slice each."""
+        """The cases that gave at least one slice."""
         found = ((case, self.records.get(case.name)) for case in self.target.cases)
         return [(case, record) for case, record in found if record is not None and record.volume is not None]
 
     @functools.cached_property
     def left_out(self) -> dict[str, list[str]]:
-        """Reason -> patients, or cases."""
+        """Reason -> names of patients or cases that are not in the archive."""
         found = {reason: list(names) for reason, names in self.target.left_out.items()}
         if self.errors:
             found[UNREADABLE] = list(self.errors)
@@ -75,12 +75,12 @@ class Outcome:
 
     @functools.cached_property
     def skipped(self) -> Counter[str]:
-        """Reason -> slices that were not chosen."""
+        """Reason -> number of slices that were not chosen."""
         return _sum(record.skipped for record in self.records.values())
 
     @functools.cached_property
     def remarks(self) -> dict[str, list[str]]:
-        """Remark -> cases."""
+        """Remark -> names of cases."""
         found = {remark: list(names) for remark, names in self.target.remarks.items()}
         for name, record in self.records.items():
             for remark in (*record.counted, *record.remarks):
@@ -89,12 +89,12 @@ class Outcome:
 
     @functools.cached_property
     def counted(self) -> Counter[str]:
-        """Remark -> voxels."""
+        """Remark -> number of voxels."""
         return _sum(record.counted for record in self.records.values())
 
     @functools.cached_property
     def lost(self) -> dict[str, dict[str, float]]:
-        """Remark -> case -> share of its lesion's voxels."""
+        """Remark -> name of a case -> share of its lesion voxels."""
         found: dict[str, dict[str, float]] = {}
         for name, record in self.records.items():
             for remark, share in record.lost.items():
@@ -103,6 +103,7 @@ class Outcome:
 
     @functools.cached_property
     def areas(self) -> ClassAreas:
+        """Class areas of all slices in the archive."""
         return sum((record.areas for _, record in self.cut), ClassAreas.none(self.schema))
 
     @property
@@ -111,7 +112,7 @@ class Outcome:
 
     @property
     def pixels(self) -> PixelSize:
-        """The size of the slices' pixels."""
+        """Range of the slices' pixel sizes."""
         pixels = PixelSize.of(record.volume.pixel for _, record in self.cut if record.volume is not None)
         assert pixels is not None, "an archive without slices"
         return pixels

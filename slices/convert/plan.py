@@ -1,4 +1,4 @@
-"""Plan a conversion: options and cases become one frozen record, before the first volume is read."""
+"""Plan of a conversion: options and cases become one frozen record, before the first volume is read."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from slices.split import SPLIT_FILE, Split, draw_split, read_split
 
 @dataclass(frozen=True)
 class Settled:
-    """What options may leave open, decided. The last three are None for a single archive."""
+    """Decisions on what options may leave open."""
 
     slices: str
-    test_slices: str | None = None
-    test_fraction: float | None = None  # None as well if a split is given
-    split_seed: int | None = None  # None as well if a split is given
+    test_slices: str | None = None  # None for a single archive
+    test_fraction: float | None = None  # None for a single archive, and if a split is given
+    split_seed: int | None = None  # likewise
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """All that is decided of a conversion before the first volume is read."""
+    """Everything that is decided before the first volume is read."""
 
-    options: ConvertOptions  # as given
+    options: ConvertOptions  # as the user gave them
     settled: Settled
     found: Recognized
-    cases: tuple[Case, ...]  # of the grade asked for, in no archive if the split leaves them out
-    dest: Path  # the archive, or the folder of two
+    cases: tuple[Case, ...]  # of the grade asked for, even if a given split leaves them out
+    dest: Path  # the archive, or the folder of two archives
     targets: tuple[Target, ...]
     split: Split | None  # None: a single archive
 
@@ -50,17 +50,17 @@ class Conversion:
 
     @property
     def folder(self) -> Path:
-        """Where everything is written."""
+        """The folder in which everything is written."""
         return self.dest.parent if self.split is None else self.dest
 
     @property
     def paths(self) -> list[Path]:
-        """What is written."""
+        """All files that are written."""
         return [*(target.path for target in self.targets), *([self.dest / SPLIT_FILE] if self.split else [])]
 
     @property
     def settled_options(self) -> dict[str, Any]:
-        """The options, decided, as an archive tells them."""
+        """The options with all decisions, as stored in archives."""
         options = config.to_json(replace(self.options, split_file=None)) | config.to_json(self.settled)
         if self.options.head_rule.is_auto:
             options["head"] = None
@@ -70,10 +70,10 @@ class Conversion:
 
 
 def plan(options: ConvertOptions, found: Recognized, dest: str | os.PathLike) -> Conversion:
-    """Decide what a conversion of the cases that were found writes.
+    """Decide which archives a conversion of the found cases writes.
 
     dest: a name that ends in .zip for one archive, else a folder for train.zip, test.zip and split.json. Raises
-    UserError for options that fit neither each other nor the cases, and if patients held out for testing would train.
+    UserError for options that don't fit each other or the cases, and if patients of a test part would be trained on.
     """
     dest = Path(dest)
     single = dest.suffix.lower() == ".zip"
@@ -91,9 +91,9 @@ def plan(options: ConvertOptions, found: Recognized, dest: str | os.PathLike) ->
 
 
 def _settle(options: ConvertOptions, dest: Path, single: bool, schema: Schema) -> Settled:
-    """Decide what was left open, and refuse what would change nothing."""
+    """Decide what the options leave open. Raises UserError for options that would have no effect."""
     if not schema.num_maps and "tumor" in (options.slices, options.test_slices):
-        raise UserError("--slices tumor needs label maps, which this data has none of: choose brain or all")
+        raise UserError("--slices tumor needs label maps, but this data has none: choose brain or all")
     slices = options.slices or ("tumor" if schema.num_maps else "brain")
     if options.lesion_free and slices != "tumor":
         raise UserError(
@@ -116,11 +116,12 @@ def _settle(options: ConvertOptions, dest: Path, single: bool, schema: Schema) -
 
 
 def _flag(name: str) -> str:
+    """The command-line option of a field."""
     return "--" + name.replace("_", "-")
 
 
 def _of_grade(found: Recognized, options: ConvertOptions) -> tuple[list[Case], dict[str, list[str]]]:
-    """The cases of the grade asked for, and the patients left out."""
+    """The cases of the grade asked for, and reason -> patients left out."""
     source, grade = found.source, options.grade
     chosen = [case for case in found.cases if grade in ("all", case.grade)]
     if not chosen:
@@ -138,12 +139,13 @@ def _of_grade(found: Recognized, options: ConvertOptions) -> tuple[list[Case], d
 
 
 def _split(found: Recognized, cases: Sequence[Case], options: ConvertOptions, settled: Settled) -> Split:
+    """Draw a split of the cases, or read it from --split-file."""
     patients = {case.patient for case in cases}
     if options.split_file is None:
         assert settled.test_fraction is not None and settled.split_seed is not None
         return draw_split(patients, settled.test_fraction, settled.split_seed)
     whole = read_split(options.split_file, {case.patient for case in found.cases})
-    # --grade takes its share of a split of all grades.
+    # The file may name patients of all grades; those of other grades are dropped.
     split = Split(
         train=tuple(name for name in whole.train if name in patients),
         test=tuple(name for name in whole.test if name in patients),
@@ -154,7 +156,7 @@ def _split(found: Recognized, cases: Sequence[Case], options: ConvertOptions, se
 
 
 class _Draft(NamedTuple):
-    """A target before it is known what exported files tell of its cases."""
+    """A target without provenance. Its fields are those of Target."""
 
     side: str | None
     path: Path
@@ -166,6 +168,7 @@ class _Draft(NamedTuple):
 def _drafts_of_sides(
     dest: Path, cases: Sequence[Case], split: Split, settled: Settled, options: ConvertOptions
 ) -> list[_Draft]:
+    """The targets for both parts of a split."""
     assert settled.test_slices is not None
     train, test = ([case for case in cases if case.patient in set(side)] for side in (split.train, split.test))
     return [
@@ -175,14 +178,14 @@ def _drafts_of_sides(
 
 
 def _target(draft: _Draft, drafts: Sequence[_Draft], source: Path, left_out: Mapping[str, list[str]]) -> Target:
-    """Complete a target with what exported files tell of its cases, and with names like those of the other side."""
+    """Complete a target: add the provenance of its cases, and remarks on names like those of the other target."""
     known = read_provenance(draft.cases, source)
     held_out = [name for name, one in known.items() if one.part == TEST]
     if draft.side == TRAIN and held_out:
         raise UserError(
-            f"{source}: {name_some(held_out)}: exported from the test part of a split, as a file beside them says, "
-            f"so nothing may be trained on them, but this split puts them into {draft.path.name}: give the former "
-            "split with --split-file, or convert them by themselves into one archive, which is then one for testing"
+            f"{source}: {name_some(held_out)}: a file beside them says that they were exported from the test part of a "
+            f"split, so nothing may be trained on them, but this split puts them into {draft.path.name}: give the "
+            "former split with --split-file, or convert them alone into a single archive, for testing"
         )
     remarks = {
         "of the test part of a former split, where it stays": held_out,

@@ -1,4 +1,4 @@
-"""From a folder to its cases: which release it is, what was found, and what was not."""
+"""Folder → cases: which release it is, what was found, and what belongs to no case."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slices.convert.cases import Case, Files, apply_table, cases_of, files_below
 from slices.convert.path_patterns import Pattern
 from slices.convert.releases import OWN, RELEASES, Release, describe_as_own, other_challenge, release_of_name
 
-# Ends of names that tell visits: a word for it, a date, or the number that BraTS's challenges have since 2023.
+# Names that end like visits: in a word for it, in a date, or in the number that BraTS's challenges have since 2023.
 _VISIT = re.compile(
     r"(?P<who>BraTS-.+)-\d{3}|(?P<when>.+)[-_. ]\d{4}([-_.]?\d\d){2}|(?P<whose>.+?)[-_. ]?(?<=[-_. \d])"
     r"(ses|session|visit|v|tp|timepoint|scan|day|week|month|year|fu|followup|baseline|pre|post)[-_. ]?\d*",
@@ -27,23 +27,23 @@ _LAST_WORD = re.compile(r"(?P<stem>.+)[-_. ](?P<ending>[^-_. ]+)")
 
 
 class Recognized(NamedTuple):
-    """A release and its cases, as they were found in a folder."""
+    """A release and its cases, found in a folder."""
 
     source: Path
     release: Release
     cases: list[Case]  # in order of patient and name
-    words: str  # what was found and from what
+    words: str  # what was found, for the user
     passed_over: Mapping[str, int]  # reason -> files that belong to no case
-    table: str | None  # name of the table that says whose the cases are
+    table: str | None  # file name of the table that says whose the cases are
 
 
 def find_cases(
     source: Path, release: Release | None = None, head: Pattern | None = None, table: Path | None = None
 ) -> Recognized:
-    """Find the cases of a folder; without a release, recognize one of RELEASES by the names of files.
+    """Find the cases of a folder. Without a release, recognize one of RELEASES by file names.
 
-    head: where masks of the head lie. table: says whose the cases are. Raises UserError if there is no case, if two
-    have one name, or if several releases are possible.
+    head: paths of head masks. table: says whose the cases are. Raises UserError if there is no case, if two have the
+    same name, or if several releases are possible.
     """
     source = Path(source)
     if not source.is_dir():
@@ -55,7 +55,7 @@ def find_cases(
         release, how = _recognize(source, files), ", recognized by file names"
         wanted = _with_head(release, head)
     else:
-        wanted = _with_head(release.any_case, head)
+        wanted = _with_head(release.any_case, head)  # the user knows the release: cases may have any names
     cases, belonging = cases_of(source, files.read, wanted)
     if not how:
         cases, others = _without_others(source, cases, release)
@@ -85,7 +85,7 @@ def find_cases(
 
 
 def _with_head(release: Release, head: Pattern | None) -> Release:
-    """The release with masks of the head. Raises UserError for placeholders that its images don't tell."""
+    """The release with head masks. Raises UserError for placeholders that the pattern of images doesn't have."""
     if head is None:
         return release
     known = {*release.images.names, "case"} - {"contrast"}
@@ -95,9 +95,9 @@ def _with_head(release: Release, head: Pattern | None) -> Release:
 
 
 def _without_others(source: Path, cases: list[Case], release: Release) -> tuple[list[Case], list[Case]]:
-    """Separate the cases of this release from those that bear the names of another one.
+    """Separate the cases of this release from those with names of another release.
 
-    Raises UserError if some bear the names of another release and none this one's.
+    Raises UserError if there are only the latter.
     """
     own = {case.name for case in cases if _bears(case, release)}
     others = [case for case in cases if case.name not in own and _whose(case, release)]
@@ -114,13 +114,13 @@ def _without_others(source: Path, cases: list[Case], release: Release) -> tuple[
 
 
 def _bears(case: Case, release: Release) -> bool:
-    """Whether a case is named as in a release. A visit may follow."""
+    """Whether a case is named like those of a release. A visit may follow the name."""
     known = release.known.get("case") or release.known.get("patient")
     return known is not None and re.match(rf"(?:{known})(?!\d)", case.patient) is not None
 
 
 def _whose(case: Case, release: Release) -> tuple[str, str] | None:
-    """Another release or challenge that names cases like this one, and advice; None if none is known."""
+    """(release or challenge that names cases like this one, advice); None if the name is unknown elsewhere."""
     if challenge := other_challenge(case.patient):
         return challenge, f"describe the data: {describe_as_own(release)}"
     if rows := [row for row in RELEASES if row.known != release.known and _bears(case, row)]:
@@ -130,10 +130,10 @@ def _whose(case: Case, release: Release) -> tuple[str, str] | None:
 
 
 def _strangers(files: Sequence[str], belonging: set[str], release: Release, cases: Sequence[Case]) -> list[str]:
-    """NIfTI files that fit no pattern, those first that are the most telling in a message.
+    """NIfTI files that fit no pattern, the most telling examples first.
 
-    These are files that don't look like further ones of a case, one from each folder. Files that were derived from the
-    images (`derivatives` of BIDS) don't count, unless a pattern lies there.
+    These are files that don't mention a known case, one from each folder. Files in BIDS folders named `derivatives`
+    don't count, unless a pattern names such a folder.
     """
     head = release.head_masks.text if release.head_masks is not None else ""
     asked_for = "derivatives" in f"{release.pattern} {release.mask_pattern} {head}"
@@ -144,7 +144,7 @@ def _strangers(files: Sequence[str], belonging: set[str], release: Release, case
         return any(file[i : i + n] in known for n in lengths for i in range(len(file) - n + 1))
 
     found = [file for file in files if file not in belonging and (asked_for or "derivatives" not in _folders(file))]
-    order, folders = {}, set()
+    order, folders = {}, set()  # file -> its sort key; False comes before True
     for file in found:
         folder = file.rpartition("/")[0]
         order[file] = (mentions_a_case(file), folder in folders)
@@ -157,7 +157,8 @@ def _folders(file: str) -> list[str]:
 
 
 def _like_visits(cases: Sequence[Case]) -> tuple[str, str] | None:
-    """Two cases that seem to be visits of one patient, though each counts as a patient of its own."""
+    """Two cases that look like visits of one patient, although each counts as a patient of its own; else None."""
+    # Stem of a name -> cases: by words and dates that tell visits, and by the last word of the name.
     told, ended, endings = defaultdict(list), defaultdict(list), set()
     for name in (case.name for case in cases if case.patient == case.name):
         if match := _VISIT.fullmatch(name):
@@ -165,10 +166,10 @@ def _like_visits(cases: Sequence[Case]) -> tuple[str, str] | None:
         if match := _LAST_WORD.fullmatch(name):
             ended[match["stem"]].append(name)
             endings.add(match["ending"])
-    # Numbered patients have as many endings as there are patients; visits have few endings, which repeat.
+    # Numbered patients have as many endings as there are patients. Visits have few endings, and these repeat.
     for found in (told, ended if 2 * len(endings) <= len(ended) else {}):
         pairs = [names for names in found.values() if len(names) > 1]
-        if pairs and len(found) > 1:  # with one stem alone, they are numbered patients
+        if pairs and len(found) > 1:  # a single stem means numbered patients
             return pairs[0][0], pairs[0][1]
     return None
 
@@ -176,6 +177,7 @@ def _like_visits(cases: Sequence[Case]) -> tuple[str, str] | None:
 def _describe_found(
     source: Path, release: Release, how: str, cases: list[Case], others: list[Case], left: Files
 ) -> str:
+    """Describe what was found, what was left out, and cases that look like visits."""
     first, patients = cases[0], len({case.patient for case in cases})
     shown = [path.relative_to(source).as_posix() for path in first.paths]
     examples = shown[0] + (f" … {shown[-1]}" if len(shown) > 1 else "")
@@ -199,7 +201,7 @@ def _describe_found(
 
 
 def _recognize(source: Path, files: Files) -> Release:
-    """The one release whose names the files bear."""
+    """The one release whose names the files have. Raises UserError if there is none, or more than one."""
     found = {release.name: cases_of(source, files.read, release)[0] for release in RELEASES}
     found = {name: cases for name, cases in found.items() if cases}
     if not found:
@@ -216,12 +218,13 @@ def _recognize(source: Path, files: Files) -> Release:
 
 
 def _hint(found: Mapping[str, list[Case]]) -> str:
+    """How to tell releases apart that name files alike."""
     grids = ", ".join(f"{'×'.join(map(str, release_of_name(n).grid or ()))} in {n}" for n in found)
     return f". Volumes have {grids}, and their label values mean different things"
 
 
 def _check_decathlon(source: Path) -> None:
-    """Raise UserError if the Decathlon's own description, where it is there, differs from the table's."""
+    """Raise UserError if the dataset.json of the Decathlon lists other channels than RELEASES. It may be missing."""
     path = source / "dataset.json"
     if not path.is_file():
         return

@@ -1,7 +1,7 @@
-"""The data sets that are known, and how their files are named; data that users describe is one more.
+"""Releases of data: how their files are named, and what their label values mean. Users can describe others.
 
-Label values never tell a release: 4 is enhancing tumor in BraTS 2018 and a resection cavity in BraTS 2024, and the
-Decathlon exchanges 1 and 2.
+A release is never recognized by label values: 4 is enhancing tumor in BraTS 2018 and a resection cavity in BraTS 2024,
+and the Decathlon swaps 1 and 2.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from slices.schema import BRATS, LesionClass, Region, Schema
 
 GRADES = ("HGG", "LGG")
 AUTO, OWN = "auto", "custom"
-IGNORE = "ignore"  # what --labels calls the values of masks that count as background
-MASK = "seg"  # what the label map is called where a contrast has its name
-_LARGEST_VALUE = 2**31 - 1  # of a label: what NIfTI files hold as whole numbers
+IGNORE = "ignore"  # name in --labels for values of masks that count as background
+MASK = "seg"  # what stands for {contrast} in the name of a label map
+_LARGEST_VALUE = 2**31 - 1  # of a label: the largest int32
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,22 @@ class Release:
     name: str
     title: str
     schema: Schema
-    pattern: str  # where files lie (path_patterns.py); without {contrast}, one 4-D file holds all of `names`
+    pattern: str  # paths of images (path_patterns.py); without {contrast}, one 4-D file holds all contrasts
     names: Mapping[str, str]  # contrast of the schema -> what files call it
-    mask_pattern: str | None = None  # where label maps lie, if not where a contrast called MASK would
-    known: Mapping[str, str] = field(default_factory=dict)  # placeholder -> regular expression; tells releases apart
-    odd_masks: Mapping[str, str] = field(default_factory=dict)  # case -> its label map, if that has a name of its own
-    grid: tuple[int, int, int] | None = None  # voxels of its volumes, if all have the same
-    head_masks: Pattern | None = None  # where masks of the head lie, if they are asked for
+    mask_pattern: str | None = None  # paths of label maps; None: `pattern` with MASK for {contrast}
+    known: Mapping[str, str] = field(default_factory=dict)  # placeholder -> regular expression, to recognize names
+    odd_masks: Mapping[str, str] = field(default_factory=dict)  # case -> file name of a label map that fits no pattern
+    grid: tuple[int, int, int] | None = None  # shape of its volumes, if all have the same
+    head_masks: Pattern | None = None  # paths of head masks, if --head asks for them
 
     @property
     def any_case(self) -> Release:
-        """The same release with cases and patients of any name, for a user who says which release it is."""
+        """The same release with any names of cases and patients, for users who say which release it is."""
         return replace(self, known={key: value for key, value in self.known.items() if key == "visit"})
 
     @property
     def in_one_file(self) -> bool:
+        """Whether all contrasts of a case are channels of one 4-D file."""
         return "{contrast}" not in self.pattern
 
     @functools.cached_property
@@ -57,7 +58,7 @@ class Release:
 
     @property
     def masks(self) -> Pattern | None:
-        """Where label maps lie, if not where a contrast would."""
+        """The pattern of label maps, if they are not named like contrasts."""
         return None if self.mask_pattern is None else Pattern.parse(self.mask_pattern, "--mask-pattern")
 
 
@@ -139,7 +140,7 @@ def release_of_name(name: str) -> Release:
     return next(release for release in RELEASES if release.name == name)
 
 
-# Names of other challenges' cases, which look like those of BraTS GLI 2023 and later.
+# Cases of other challenges are named like those of BraTS GLI 2023 and later, except for this word.
 _CHALLENGES = {
     "PED": "BraTS's challenge on pediatric tumors",
     "MET": "BraTS's challenge on metastases",
@@ -152,13 +153,13 @@ _CHALLENGE = re.compile(rf"BraTS[-_]?(?:20\d\d[-_]?)?({'|'.join(_CHALLENGES)})S?
 
 
 def other_challenge(name: str) -> str | None:
-    """The challenge, none of RELEASES, that names cases like this; None if none is known."""
+    """The challenge, not among RELEASES, that names cases like this; None if none is known."""
     match = _CHALLENGE.match(name)
     return _CHALLENGES[match[1].upper()] if match else None
 
 
 def describe_as_own(release: Release, labels: bool = True) -> str:
-    """The options for data that is laid out like a release, but whose label values only users know."""
+    """Options that describe data laid out like a release, with label values for the user to fill in."""
     contrasts = ",".join(name if name == there else f"{name}={there}" for name, there in release.names.items())
     masks = f" --mask-pattern '{release.mask_pattern}'" if release.mask_pattern and labels else ""
     values = " --labels …" if labels else ""
@@ -171,11 +172,10 @@ def describe_as_own(release: Release, labels: bool = True) -> str:
 def describe_release(
     contrasts: str, pattern: str, labels: str | None = None, mask_pattern: str | None = None, regions: str | None = None
 ) -> Release:
-    """Make a release of the options that describe it.
+    """Make a release of the options that describe it. Raises UserError if they don't fit each other.
 
-    contrasts: "t1,flair=FLAIR": names, each with what files call it if that differs; for a 4-D file in its order.
-    labels: "core=1+4,edema=2,ignore=3", or None for data without label maps. regions: "whole=core+edema".
-    Raises UserError for what makes no schema or pattern.
+    contrasts: such as "t1,flair=FLAIR", where files call flair FLAIR; for a 4-D file, in the order of its channels.
+    labels: such as "core=1+4,edema=2,ignore=3"; None for data without label maps. regions: such as "whole=core+edema".
     """
     pairs = [_pair(text, "--contrasts", "t1,flair=FLAIR") for text in contrasts.split(",")]
     names = {name: in_files or name for name, in_files in pairs}
@@ -188,8 +188,9 @@ def describe_release(
     classes = tuple(LesionClass(name, name, first, tuple(more)) for name, (first, *more) in values.items())
     schema = Schema(tuple(names), classes, _regions(regions), ignored)
     if mask_pattern is not None and not schema.classes:
-        raise UserError("--mask-pattern is of use with --labels only, which says what the masks' values mean")
+        raise UserError("--mask-pattern needs --labels, which says what the values of masks mean")
     release = Release(OWN, "your data", schema, pattern, names, mask_pattern)
+    # Two contrasts of one name in files, or one that is called like the masks.
     claimed = Counter([*names.values(), *([MASK] if schema.classes and mask_pattern is None else [])])
     if not release.in_one_file and (twice := [name for name, n in claimed.items() if n > 1]):
         masks = " (where masks lie, unless --mask-pattern says otherwise)" if twice[0] == MASK else ""
@@ -198,13 +199,12 @@ def describe_release(
     if release.masks is not None and (unknown := sorted(release.masks.names - known)):
         raise UserError(f"--mask-pattern {mask_pattern}: {{{unknown[0]}}} is not known from --pattern {pattern}")
     if schema.classes and release.in_one_file and mask_pattern is None:
-        raise UserError(
-            f"--pattern {pattern} names one file for all contrasts: say with --mask-pattern where masks are"
-        )
+        raise UserError(f"--pattern {pattern} names one file for all contrasts: add --mask-pattern for the masks")
     return release
 
 
 def _pair(text: str, option: str, example: str) -> tuple[str, str | None]:
+    """Split "name=value" into both, or "name" into the name and None."""
     name, equals, value = (part.strip() for part in text.partition("="))
     if not name or (equals and not value):
         raise UserError(f"{option}: expected names such as {example}, found {text!r}")
@@ -229,7 +229,7 @@ def _values(labels: str | None) -> dict[str, tuple[int, ...]]:
                 f"--labels: {name} stands there twice; several values of one class are written {name}={both}"
             )
         found[name] = tuple(int(number) for number in numbers)
-    owners: dict[int, str] = {0: "the background"}
+    owners: dict[int, str] = {0: "the background"}  # label value -> class
     for name, value in ((name, value) for name, values in found.items() for value in values):
         if value in owners:
             twice = "twice" if owners[value] == name else f"for {owners[value]} and for {name}"
@@ -241,6 +241,7 @@ def _values(labels: str | None) -> dict[str, tuple[int, ...]]:
 
 
 def _regions(regions: str | None) -> tuple[Region, ...]:
+    """Read --regions."""
     found = []
     for text in regions.split(",") if regions is not None else []:
         name, value = _pair(text, "--regions", "whole=lesion+edema")

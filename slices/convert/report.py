@@ -1,4 +1,4 @@
-"""What came of a conversion, in words."""
+"""Report of a conversion in words."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dnnlib.text import count, format_table
 from slices.archive.describe import describe_areas, describe_pixels, first_names
 from slices.convert.outcome import Outcome
 
-MOST_NOTES = 20  # many name a file
+MOST_NOTES = 20  # notes that are shown; there may be one for each file
 
 
 def describe_outcomes(outcomes: Sequence[Outcome], resolution: int) -> str:
-    """Tables of what the archives hold, what was left out and what was odd; and where the archives are."""
+    """Tables of what the archives contain, what was left out and what was odd, and the paths of the archives."""
     areas = describe_areas({outcome.name: (outcome.num_patients, outcome.areas) for outcome in outcomes})
     written = (f"{one.target.path} ({describe_pixels(one.pixels, resolution)})" for one in outcomes)
     return "\n\n".join(filter(None, [areas, describe_notes(outcomes), f"written: {', '.join(written)}"]))
 
 
 def describe_notes(outcomes: Sequence[Outcome]) -> str:
-    """What was left out and why, and what was odd; empty if there is nothing to say."""
+    """A table of what was left out and why, and of what was odd; empty if there is nothing to report."""
     rows = [*_rows_of_left_out(outcomes), *_rows_of_skipped(outcomes)]
     notes = _notes(outcomes)
     rows += [_row_of_note(note, outcomes) for note in notes[:MOST_NOTES]]
@@ -51,20 +51,21 @@ def _rows_of_skipped(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
 
 
 class _Note(NamedTuple):
-    """Remarks that differ in names of cases and in numbers only, and the cases that they are about."""
+    """Remarks that differ only in names and numbers, as one note."""
 
     remarks: list[str]
-    cases: list[str]
+    cases: list[str]  # that the remarks are about
 
 
 def _notes(outcomes: Sequence[Outcome]) -> list[_Note]:
-    cases: dict[str, list[str]] = {}
+    """Group the remarks of all archives into notes."""
+    cases: dict[str, list[str]] = {}  # remark -> cases
     for outcome in outcomes:
         for remark, names in outcome.remarks.items():
             cases.setdefault(remark, []).extend(names)
-    kinds: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = {}  # remark without names and numbers -> remarks
     for remark, names in cases.items():
-        # A case's own name and all numbers do not make it another kind.
+        # Remarks that differ only in the case's name or in numbers are of one kind.
         kinds.setdefault(re.sub(r"\d[\d.]*", "0", remark.replace(names[0], "")), []).append(remark)
     return [
         _Note(alike, list(dict.fromkeys(name for remark in alike for name in cases[remark])))

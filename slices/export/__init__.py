@@ -1,1 +1,1 @@
-"""The way out: from archives to files of other programs, NIfTI volumes or pictures."""
+"""The way out: from archives to files for other programs, NIfTI volumes or pictures."""

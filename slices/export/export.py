@@ -1,4 +1,4 @@
-"""The way out: the slices of an archive become files for other programs, NIfTI volumes or pictures."""
+"""Export of an archive as files for other programs: NIfTI volumes or pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NIFTI, PNG = FORMATS = ("nifti", "png")
 
 @dataclass(frozen=True)
 class ExportOptions(Checked):
-    """What `dataset_tool.py export` can be told, besides the archive."""
+    """Options of `dataset_tool.py export`."""
 
     dest: Path = option("Folder to write; a new one, or an empty one.")
     form: str = option(
@@ -44,9 +44,10 @@ class Exported:
     num_patients: int
 
     def describe(self, dest: Path) -> str:
-        """A table of the volumes, the number of slices that lie beside them, and where all is."""
+        """A table of the volumes, the number of slices without a volume, and the folder."""
         words = []
         volumes = [folder for folder in self.folders if folder.num_in_volume is not None]
+        # Pictures have no grid, so their table has three columns instead of four.
         rows = [(f.name, f.num_slices, f.num_in_volume, *([f.grid] if f.grid else [])) for f in volumes]
         if rows:
             words.append(format_table(("case", "slices", "of", "voxels")[: len(rows[0])], rows))
@@ -57,17 +58,17 @@ class Exported:
 
 
 def export_archive(archive: Path, dest: Path, form: str, force: bool = False) -> Exported:
-    """Write the slices of an archive into the folder `dest`, as one of FORMATS.
+    """Write the slices of an archive into the folder `dest`. form: one of FORMATS.
 
-    The files appear when all are complete. A folder that is there already must be empty unless `force` is given.
-    Raises UserError for what can't be exported, before anything is written, and for a slice that can't be read.
+    The files appear when all are complete. An existing folder must be empty unless `force` is given. Raises UserError
+    before anything is written if the archive can't be exported, and for a slice that can't be read.
     """
     assert form in FORMATS, form
     dest = Path(dest)
     _refuse_filled(dest, force)
     reader = ArchiveReader(archive)
     if reader.schema.num_maps and MASK in reader.schema.contrasts:
-        raise UserError(f"{reader.path}: a contrast is called {MASK}, and so would the label map's file be")
+        raise UserError(f"{reader.path}: a contrast is called {MASK}, but so is the file of the label map")
     volumes = slices_by_volume(reader)
     with _filled(dest, force) as write, tqdm(desc="exporting", total=len(reader), unit="slice") as bar:
         folders = (write_nifti_folder if form == NIFTI else write_picture_folder)(reader, volumes, write, bar)
@@ -75,9 +76,10 @@ def export_archive(archive: Path, dest: Path, form: str, force: bool = False) ->
 
 
 def _refuse_filled(dest: Path, force: bool) -> None:
-    """Raise UserError unless files can be made in `dest` without losing any of the user's."""
+    """Raise UserError unless files can be written into `dest` without losing any that are there."""
     if os.path.lexists(dest) and not dest.is_dir():
         raise UserError(f"{dest} is a file; an export is a folder: choose another name")
+    # Finish or undo what a killed export left behind, inside the folder or beside it.
     recover(dest, within=dest)
     recover(dest)
     if dest.is_dir() and any(dest.iterdir()) and not force:
@@ -88,8 +90,9 @@ def _refuse_filled(dest: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def _filled(dest: Path, force: bool) -> Iterator[Callable[[str, bytes], None]]:
-    """Yield what writes content under a name below `dest`. All files appear there, or none."""
+    """Yield a function write(name, content) for files below `dest`. All of them appear there, or none."""
     files.make_folder(dest.parent)
+    # Staged inside an existing folder, so that its own files stay; else beside the new one.
     with Staged(dest, force, within=dest if dest.is_dir() else None, joins=True) as staged:
         folder = staged.place(dest)
         folder.mkdir()

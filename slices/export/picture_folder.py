@@ -1,4 +1,4 @@
-"""An archive as pictures: PNG files of every slice, a folder per volume or per patient."""
+"""Export as pictures: PNG files of every slice, in a folder for each volume or patient."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def write_picture_folder(
 ) -> list[Folder]:
     """Write all slices of an archive, and what their values mean. Returns the folders in the archive's order."""
     schema = reader.schema
+    # Number of a slice -> folder/stem of its pictures.
     places = distinct({i: f"{_folder(r)}/{_stem(i, r)}" for i, r in enumerate(reader.info.slices)})
     for i in range(len(reader)):
         contrasts, classes = schema.split(reader.read_checked(i))
@@ -41,21 +42,22 @@ def write_picture_folder(
 
 
 def _folder(record: SliceRecord) -> str:
+    """The folder of a slice: named after its volume, or else after its patient."""
     return record.patient if record.cut is None else record.cut.volume
 
 
 def _stem(i: int, record: SliceRecord) -> str:
-    """What the names of a slice's pictures begin with."""
+    """The beginning of the names of a slice's pictures."""
     if record.generated is not None:
         return f"seed{record.generated.seed:04d}"
     return f"{record.index:03d}" if record.index is not None else f"slice{i:08d}"
 
 
 def _palette_image(classes: np.ndarray, schema: Schema) -> Image.Image:
-    """Class indices [H, W] as a picture that has them as its values, shown in the colors of the panels."""
+    """A picture of class indices [H, W]: its values are the indices, its palette has the colors of the panels."""
     image = Image.fromarray(np.ascontiguousarray(classes))
     colors = [value for index in range(schema.num_maps) for value in _color(index)]
-    # All 256: Pillow packs values of fewer colors into 2 or 4 bits, and not every program unpacks these.
+    # Padded to 256 colors: with fewer, Pillow packs values into 2 or 4 bits, which some programs can't read.
     image.putpalette(colors + [0] * (3 * 256 - len(colors)))
     return image
 
@@ -72,7 +74,7 @@ def _png_bytes(image: Image.Image) -> bytes:
 
 
 def _describe_channels(reader: ArchiveReader, volumes: dict[str, VolumeSlices]) -> dict[str, Any]:
-    """What the values of the pictures mean."""
+    """Content of channels.json: what the values of the pictures mean, and provenance."""
     schema, records = reader.schema, reader.info.slices
     classes = [(0, "background", 0), *((i, c.name, c.value) for i, c in enumerate(schema.classes, start=1))]
     held_out = sorted({record.patient for record in records if record.part == TEST})

@@ -1,4 +1,4 @@
-"""Which slices of an archive belong to which volume, and where they lie in it."""
+"""Volumes of an archive: which slices belong to each, and where they lie in it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from slices.archive.format import Volume
 from slices.archive.reader import ArchiveReader
 from slices.geometry import VoxelGrid
 
-LONGEST_AXIS = 32767  # voxels; what NIfTI-1 can say
-MOST_VOXELS = 1 << 28  # of all contrasts of a volume; what fits into memory
+LONGEST_AXIS = 32767  # voxels; NIfTI-1 stores shapes as int16
+MOST_VOXELS = 1 << 28  # of all contrasts of a volume; they must fit into memory
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Folder:
     """One folder of an export."""
 
     name: str
-    num_slices: int  # that it got
-    num_in_volume: int | None  # slices that the volume has; None for slices of no known volume
-    grid: str | None  # whose voxels a NIfTI volume has, in words; None for pictures
+    num_slices: int  # slices written into it
+    num_in_volume: int | None  # slices of the whole volume; None for slices of no known volume
+    grid: str | None  # the grid of a NIfTI volume, in words; None for pictures
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class VolumeSlices:
     name: str
     volume: Volume
     grid: VoxelGrid
-    numbers: dict[int, int]  # index, from the feet upwards -> number in the archive
+    numbers: dict[int, int]  # index in the volume, ascending from the feet -> number in the archive
 
     @property
     def first(self) -> int:
@@ -45,9 +45,9 @@ class VolumeSlices:
 
 
 def slices_by_volume(reader: ArchiveReader) -> dict[str, VolumeSlices]:
-    """Volume -> its slices; generated slices belong to none.
+    """Name of a volume -> its slices. Generated slices belong to no volume.
 
-    Raises UserError if a slice has no place in its volume, or if a volume makes no sense.
+    Raises UserError if a slice has no place in its volume, or if the description of a volume makes no sense.
     """
     found = {}
     for name, numbers in _numbers(reader).items():
@@ -79,7 +79,7 @@ def _numbers(reader: ArchiveReader) -> dict[str, dict[int, int]]:
 
 
 def _grid(volume: Volume, reader: ArchiveReader) -> VoxelGrid:
-    """The grid to write a volume on. Raises UserError for one that an archive may describe but no file can have."""
+    """The voxel grid for a volume's file. Raises UserError for a grid that a NIfTI file can't have."""
     affine = np.array(volume.affine)
     if np.abs(affine).max() > np.finfo(np.float32).max or not has_axes(affine):
         raise UserError("its affine is not invertible, or too large for a file")
@@ -96,6 +96,6 @@ def _grid(volume: Volume, reader: ArchiveReader) -> VoxelGrid:
 
 
 def distinct(wanted: dict[int, str]) -> dict[int, str]:
-    """Number of a slice -> its name; those that would share one get their numbers in the archive behind it."""
+    """Number of a slice -> its name. To names that several slices would share, their numbers are appended."""
     times = Counter(wanted.values())
     return {i: name if times[name] == 1 else f"{name}-{i:08d}" for i, name in wanted.items()}

@@ -89,7 +89,7 @@ def test_who_was_held_out_stays_so(tmp_path):
     assert {record.part for record in archive.info.slices} == {TEST}
     with pytest.raises(UserError, match="of the test part"):
         leaks.refuse_test_part(archive)
-    with pytest.raises(UserError, match="drawn0-.* exported from the test part .*--split-file") as refused:
+    with pytest.raises(UserError, match="drawn0-.*exported from the test part .*--split-file") as refused:
         convert(test, tmp_path / "folder", test_fraction=0.5)
     assert "train.zip" in str(refused.value) and not (tmp_path / "folder").exists()
 

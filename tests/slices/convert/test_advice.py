@@ -26,8 +26,8 @@ BIDS = "'sub-{patient}/[ses-{visit}/]anat/sub-{patient}[_ses-{visit}][_*]_{contr
         (["x/a_t1.mha"], "1 file such as x/a_t1.mha is not read, only names that end in .nii.gz or .nii are"),
         (["a/b/c/" + f for f in gli("BraTS-GLI-00005-000")], "5 NIfTI files, .*Its folder a/b/c holds cases"),
         (["u/v/LGG/" + f for f in flat("Brats17_X_1")], "Its folder u/v holds cases: give that as --source"),
-        (gli("BraTS-SSA-00008-000"), "BraTS-SSA-00008-000 is a name of .*which is none of these releases"),
-        (["BraTS-MEN-RT-9-1/BraTS-MEN-RT-9-1_t1c.nii.gz"], "meningioma, .*: --contrasts … --labels … --pattern …"),
+        (gli("BraTS-SSA-00008-000"), "BraTS-SSA-00008-000 is a name of .*not one of the known releases"),
+        (["BraTS-MEN-RT-9-1/BraTS-MEN-RT-9-1_t1c.nii.gz"], "meningioma. .*: --contrasts … --labels … --pattern …"),
         (
             flat("BraTS20_Validation_004", CONTRASTS),
             "no masks such as BraTS20_Validation_004_seg.nii.gz: is it a validation",

@@ -26,7 +26,7 @@ from slices.convert.volumes import read_case
 
 def test_names_of_no_release_are_not_taken_for_one(tmp_path):
     write_flat(tmp_path, "patient07", draw())
-    with pytest.raises(UserError, match="patient07 .*names of no release.*--release 2018 .*or describe the data"):
+    with pytest.raises(UserError, match="patient07 .*no release has such names.*--release 2018 .*or describe the data"):
         find_cases(tmp_path)
     assert [case.name for case in find_cases(tmp_path, release_of_name("2018")).cases] == ["patient07"]
 

@@ -270,8 +270,8 @@ def test_four_dimensions_with_an_order(tmp_path):
         (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii.gz", "--labels", "a=0"], "none of them 0"),
         (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii", "--labels", "a=1,b=1"], "different label values"),
         (["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii.gz", "--labels", "t1=1"], "must differ"),
-        (["--contrasts", "t1", "--pattern", "{case}.nii.gz", "--labels", "a=1"], "say with --mask-pattern"),
-        (["--contrasts", "t1", "--pattern", "{case}.nii.gz", "--mask-pattern", "{case}.nii"], "with --labels only"),
+        (["--contrasts", "t1", "--pattern", "{case}.nii.gz", "--labels", "a=1"], "add --mask-pattern"),
+        (["--contrasts", "t1", "--pattern", "{case}.nii.gz", "--mask-pattern", "{case}.nii"], "needs --labels"),
         (
             ["--contrasts", "t1", "--pattern", "{case}_{contrast}.nii.gz", "--labels", "a=1", "--regions", "w=a+b"],
             "region w names an unknown class: b",
