@@ -1,4 +1,4 @@
-"""dataset_tool.py as a user calls it: its options, what it says, and that bad input ends with one message."""
+"""dataset_tool.py as users call it: options, output, and one message for each bad input."""
 
 import os
 import re
@@ -27,7 +27,7 @@ from slices.schema import Schema
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
-    """Five small patients; read only."""
+    """Five small patients; tests only read them."""
     return write_five_patients(tmp_path_factory.mktemp("data") / "release")
 
 
@@ -38,7 +38,7 @@ def copy(release, tmp_path):
 
 
 def call(*arguments):
-    """Run the tool in this process; its exit code and all its words."""
+    """Run the tool in this process. Returns exit code and output."""
     result = CliRunner().invoke(main, [str(a) for a in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception

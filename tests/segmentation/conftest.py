@@ -1,4 +1,4 @@
-"""What the tests of segmentation train, evaluate and generate once for all of them."""
+"""Fixtures of the tests of segmentation: archives, U-Nets and evaluations, made once for all tests."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def train_zip(folder) -> Path:
 
 @pytest.fixture(scope="session")
 def test_zip(folder) -> Path:
-    """Four patients of six slices, two of them empty; the last patient has no lesion, the slices take turns."""
+    """Four patients with six slices each, two of them empty, in turns. The last patient has no lesion."""
     random = np.random.RandomState(2)
     slices = []
     for s in range(6):
@@ -51,7 +51,7 @@ def evaluated(folder, trained, test_zip) -> Evaluation:
 
 @pytest.fixture(scope="session")
 def fake_zip(folder) -> Path:
-    """Fakes with the seeds 0 to 3, and 4 to 7 in o.zip, by a GAN that learned from the patients r0 to r4."""
+    """Fakes of a GAN that learned from the patients r0 to r4: seeds 0 to 3, and in o.zip seeds 4 to 7."""
     real = write_patients(folder / "real.zip", [f"r{i}" for i in range(5)], part="train")
     options = ["--kimg=0.004", "--batch=4", "--cbase=64", "--cmax=4", "--z-dim=4", "--map-depth=1", "--workers=0"]
     call("--data", real, "--outdir", folder / "gan", *options, command=gan.main)

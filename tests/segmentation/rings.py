@@ -22,23 +22,23 @@ TINY = ("--steps", 1, "--batch", 2, "--width", 2, "--workers", 0)  # options of 
 
 
 def draw_ring(random: np.random.RandomState, schema: Schema = RING, size: int = SIZE, **options) -> np.ndarray:
-    """A stored slice. options: of draw_slice."""
+    """A stored slice. options: those of draw_slice."""
     return draw_slice(random, size, schema, **options)
 
 
 def write_rings(path: Path, slices, schema: Schema = RING, **options) -> Path:
-    """An archive of (patient, stored slice) in this order."""
+    """Write an archive of (patient, stored slice) pairs, in this order."""
     return write_slices(path, slices, schema, **options)
 
 
 def write_patients(path: Path, patients, **options) -> Path:
-    """An archive with one slice of each patient."""
+    """Write an archive with one slice of each patient."""
     random = np.random.RandomState(0)
     return write_rings(path, ((patient, draw_ring(random)) for patient in patients), **options)
 
 
 def write_volumes(path, volumes, slices=range(4), of=4, pixel=1.0, made=None, **options) -> Path:
-    """An archive of volumes, {name: patient}, that have `of` slices each, and these of them."""
+    """Write an archive of volumes {name: patient}. slices: those in the archive, out of `of` in each volume."""
     random = np.random.RandomState(5)
     windows = dict.fromkeys(RING.contrasts, (0.0, 1.0))
     with ArchiveWriter(path, RING, SIZE, made or {}, **options) as writer:

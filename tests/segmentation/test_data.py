@@ -1,4 +1,4 @@
-"""Image and truth of slices, and which archives can be learned from."""
+"""The U-Net's data set: image and truth of slices, and archives that are refused."""
 
 import numpy as np
 import torch

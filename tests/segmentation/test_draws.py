@@ -1,4 +1,4 @@
-"""Which slices a training draws."""
+"""Draws of a training."""
 
 from collections import Counter
 
@@ -46,7 +46,7 @@ def test_shares_are_exact_over_a_whole_training_and_even_in_it(train_zip, batch,
         assert np.abs(counts - share * batch).max() < 2, "in every batch as nearly as can be"
     assert sum(draws.count().__dict__.values()) == batch * steps
     times = Counter(n for one in batches for n in one if n is not None)
-    for lesion in (True, False):  # of a sort, every slice is used equally often
+    for lesion in (True, False):  # all slices of a kind are used equally often
         of_sort = [times[n] for n in np.flatnonzero(union.has_lesion == lesion).tolist()]
         assert max(of_sort) - min(of_sort) <= 1
     assert batches == [[d.slice for d in one] for one in draws]

@@ -1,4 +1,4 @@
-"""A U-Net on an archive: results.json."""
+"""Evaluation of a U-Net on an archive: results.json."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""What a U-Net answers."""
+"""Predictions of a U-Net."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ def test_answers_that_are_no_numbers_are_refused():
 
 
 def test_a_network_leaves_empty_slices_alone(trained):
-    """It has seen some, though no archive has any."""
+    """Trainings draw blank slices, although no archive has any."""
     assert not predict_slices(load_unet(trained.model), np.zeros((1, 2, SIZE, SIZE), np.uint8)).any()
 
 
@@ -50,4 +50,4 @@ def test_patients_are_put_together_from_slices_that_take_turns(evaluated, traine
         assert found.regions["whole"].dice == pytest.approx(plain_dice(answer, truth, (1, 2)), abs=1e-3)
         masked = np.where(one.inside, answer, 0)
         assert found.regions["whole"].masked_dice == pytest.approx(plain_dice(masked, truth, (1, 2)), abs=1e-3)
-        assert abs(found.removed - (answer[~one.inside] > 0).sum()) <= 3  # answers may differ by the batch's size
+        assert abs(found.removed - (answer[~one.inside] > 0).sum()) <= 3  # predictions may depend on the batch size

@@ -1,4 +1,4 @@
-"""Dice of an examination, and over patients."""
+"""Dice of an examination, and its summary over patients."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,8 @@ def test_dice_is_that_of_the_stacked_volume():
 def test_dice_of_what_is_empty(in_truth, in_prediction, expected):
     truth, prediction = np.zeros((2, 8, 8), np.uint8), np.zeros((2, 8, 8), np.uint8)
     truth[0, 0, 0], prediction[0, 0, 0] = in_truth, in_prediction
-    one = Schema(("t1",), (LesionClass("MS", "lesion", 1),))  # a single target: MONAI treats one channel apart
+    # A single target, because MONAI treats a single channel differently.
+    one = Schema(("t1",), (LesionClass("MS", "lesion", 1),))
     everywhere = np.ones(truth.shape, bool)
     assert score_examination("p", prediction, truth, everywhere, one).labels["MS"].dice == expected
     assert score_examination("p", prediction, truth, everywhere, BRATS).labels["NCR"].dice == expected
@@ -37,7 +38,7 @@ def test_dice_of_what_is_empty(in_truth, in_prediction, expected):
 
 
 def test_both_dice_and_the_voxels_between_them_by_hand():
-    """4 voxels of core are found, and 4 more of core and 2 of rim outside the head; 2 of the truth's rim lie there."""
+    """Predicted: 4 voxels of core in the head; 4 of core and 2 of rim outside it. The truth has 2 of rim outside."""
     truth, prediction = np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4), np.uint8)
     inside = np.ones(truth.shape, bool)
     inside[1] = False

@@ -1,4 +1,4 @@
-"""A U-Net, saved and loaded."""
+"""Saving and loading a U-Net."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Class areas: counted as one would count by hand, and added."""
+"""Class areas: counts checked by hand, and sums."""
 
 import numpy as np
 import pytest

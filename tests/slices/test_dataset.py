@@ -1,4 +1,4 @@
-"""The GAN's view of an archive's slices."""
+"""The data set of the GAN."""
 
 import pickle
 
@@ -23,7 +23,7 @@ def test_slices_that_fit_into_memory_are_read_once(archive):
     kept, read_anew = SliceDataset(archive, mirror=True), SliceDataset(archive, mirror=True, memory=0)
     assert kept.in_memory and not read_anew.in_memory
     kept[3].stored.zero_()  # a caller may change its copy
-    kept.archive.read = None
+    kept.archive.read = None  # from now on, reading fails
     for n in (3, 3 + kept.num_originals):
         assert torch.equal(kept[n].stored, read_anew[n].stored)
 

@@ -1,4 +1,4 @@
-"""Voxels and pixels: area weights, means and majorities, and the way back."""
+"""Voxels to pixels (area weights, means, majorities), and back."""
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +11,7 @@ from slices.orientation import LPS, Orientation
 
 
 def grid_for(sides, spacing, resolution, fov=None):
+    """The pixel grid without its fast path for moved voxels, and the edge of a pixel in mm."""
     pixel = pixel_size(sides, spacing, resolution, fov)
     return PixelGrid(*(area_weights(n, mm, resolution, pixel) for n, mm in zip(sides, spacing, strict=True))), pixel
 
@@ -46,7 +47,7 @@ def test_weights_are_the_shares_of_area():
     ):
         weights = area_weights(n, spacing, resolution, pixel).toarray()
         assert (weights >= 0).all() and weights.sum(axis=1).max() <= 1 + 1e-12
-        # An independent way: cut the length into thin strips and count which voxel and which pixel each lies in.
+        # Computed differently: cut the length into thin strips, and count the voxel and the pixel that each lies in.
         strips = (np.arange(400_000) + 0.5) / 400_000 * resolution * pixel - resolution * pixel / 2
         voxel, owner = (
             np.floor(strips / spacing + n / 2).astype(int),
@@ -68,14 +69,14 @@ def test_area_means_conserve_the_sum(sides, spacing, resolution):
 
 
 def test_voxels_that_are_not_square_become_square_pixels():
-    # A disc of 20 mm radius on voxels of 2 mm × 0.5 mm is round in the archive.
+    # A disc with a radius of 20 mm on voxels of 2 mm × 0.5 mm is round in the archive.
     p, l = np.meshgrid((np.arange(40) - 19.5) * 2, (np.arange(160) - 79.5) * 0.5, indexing="ij")
     grid, pixel = grid_for((40, 160), (2.0, 0.5), 32)
     assert pixel == 2.5
     shares = grid.mean(p**2 + l**2 < 20**2)
     assert shares.sum() * pixel**2 == pytest.approx(np.pi * 20**2, rel=0.02)
     np.testing.assert_allclose(shares.sum(axis=0), shares.sum(axis=1), atol=0.7)
-    # Padding keeps the longer voxel's size and averages over the shorter ones: 2 mm pixels.
+    # Padding keeps the size of the longer edge and averages over shorter ones: pixels of 2 mm.
     assert grid_for((40, 160), (2.0, 0.5), 64)[1] == 2.0
 
 
@@ -85,21 +86,23 @@ def test_majority_is_the_class_of_largest_area():
     for resolution, fov, scale in ((16, 48.0, 3), (32, None, 1.5625), (16, 40.0, 2.5)):
         grid, pixel = grid_for((48, 50), (1.0, 1.0), resolution, fov)
         assert pixel == pytest.approx(scale if fov else 50 / resolution)
-        # Strips again: a quarter-hundredth of a voxel, so that no edge falls inside one.
+        # Each voxel is cut into 16×16 cells, so that every pixel consists of whole cells.
         fine = np.kron(classes, np.ones((16, 16), np.uint8))
         cells = round(pixel * 16)
         edge = cells * resolution
         canvas = np.zeros((edge, edge), np.uint8)
+        # Per axis a pair (place in the canvas, cells to take); zip(*…) makes two tuples of slices of them.
         put, take = zip(*(_centered(edge, n * 16) for n in (48, 50)), strict=True)
         canvas[put] = fine[take]
         counts = np.stack(
+            # [R, cells, R, cells]: the cells of each pixel are on axes 1 and 3.
             [(canvas == c).reshape(resolution, cells, resolution, cells).sum(axis=(1, 3)) for c in range(4)]
         )
         np.testing.assert_array_equal(grid.majority(classes, 4), counts.argmax(axis=0))  # equal areas: lower class
 
 
 def _centered(outer, inner):
-    """Slices that put the middle of a line of `inner` cells into one of `outer`."""
+    """(slice of `outer` cells, slice of `inner` cells) that share their middle."""
     shift = (outer - inner) // 2
     assert (outer - inner) % 2 == 0
     if shift >= 0:
@@ -125,7 +128,7 @@ def test_nothing_is_enlarged():
 @pytest.mark.parametrize("axes", ALL_AXES)
 @pytest.mark.parametrize("resolution", [32, 64], ids=["cropped", "padded"])
 def test_pixels_that_are_voxels_come_back(axes, resolution):
-    """Voxels -> pixels -> voxels -> pixels, in files of any axes: what a picture shows stays, all else is 0."""
+    """Voxels -> pixels -> voxels -> pixels, for files with any axes: visible voxels come back, others are 0."""
     volume = np.random.default_rng(0).integers(1, 255, (47, 60, 3)).astype(np.uint8)  # [L, P, S]
     voxels, affine = turned(volume, axes, (1.0, 1.0, 2.5))
     pixels = PixelGrid.of((60, 47), (1.0, 1.0), resolution, 1.0)
@@ -144,8 +147,11 @@ def test_pixels_that_are_voxels_come_back(axes, resolution):
 
 @pytest.mark.parametrize("spacing, pixel", [((1.0, 1.0), 2.5), ((1.5, 1.0), 1.5), ((0.7, 1.3), 2.0)])
 def test_pixels_that_are_no_voxels_become_a_grid_of_their_own(spacing, pixel):
-    """The mean over a pixel of where voxels lie is where the pixel lies. Voxels have one value each, so the means
-    miss by less than 0.1 mm; half a voxel would be 0.35 mm or more."""
+    """The position of a pixel is the mean position of the voxels under it.
+
+    A voxel counts with the position of its center, so the means may be wrong by up to 0.1 mm. An error of half a voxel
+    would be 0.35 mm or more.
+    """
     _, affine = turned(np.zeros((47, 60, 3)), "RSA", (spacing[1], spacing[0], 2.0))
     orientation = Orientation.of(affine)
     lps = orientation.affine_lps(affine, (47, 3, 60))
@@ -154,7 +160,7 @@ def test_pixels_that_are_no_voxels_become_a_grid_of_their_own(spacing, pixel):
     np.testing.assert_array_equal(grid.orientation.turn, LPS.turn)
 
     def along(affine, axis, shape):
-        """mm along an axis of the world, of every voxel of a slice, [L, P]."""
+        """Position in mm along an axis of the world, of every voxel of a slice: [L, P]."""
         places = np.stack([*np.meshgrid(*map(np.arange, shape), indexing="ij"), np.zeros(shape)], axis=-1)
         return nib.affines.apply_affine(affine, places)[..., axis]
 

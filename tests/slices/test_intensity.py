@@ -1,4 +1,4 @@
-"""Intensities and gray levels: windows, and the way there and back."""
+"""Intensities and gray levels: windows and round trips."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_integers_are_counted_and_looked_up_as_if_they_were_sorted_and_computed(
 
 @pytest.mark.parametrize("window", [(1.0, 255.0), (-3.5, 12.25), (0.0, 1e6), (7.0, 7.0)])
 def test_gray_levels_come_back(window):
-    """Gray levels -> intensities -> gray levels; of one intensity there is one gray level only."""
+    """Gray levels -> intensities -> gray levels. A window of one intensity has one gray level only."""
     levels = np.arange(256, dtype=np.uint8)
     intensities = undo_window(levels, window)
     assert intensities.dtype == np.float32 and intensities[OUTSIDE] == 0

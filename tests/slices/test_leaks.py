@@ -1,4 +1,4 @@
-"""The leak guard: which patients training data hold, and which a network must not be tested on."""
+"""The leak guard: patients in training data, and patients that a network must not be tested on."""
 
 import random
 from dataclasses import replace
@@ -21,7 +21,7 @@ NAMES = [f"p{i:02d}" for i in range(12)]
 
 
 def archive(path="a.zip", patients=(), seen=()):
-    """As much of an archive as comparing patients takes."""
+    """A stand-in for an archive, with the fields that comparing patients needs."""
     info = SimpleNamespace(patients=list(patients), seen=tuple(seen), known_patients={*patients, *seen})
     return SimpleNamespace(path=Path(path), info=info)
 

@@ -1,4 +1,4 @@
-"""NIfTI files: what is written is read again, and what is none, or damaged, is named."""
+"""NIfTI files: round trips, and messages for damaged files and for files that are no NIfTI."""
 
 import gzip
 
@@ -29,7 +29,7 @@ def test_damaged_files(tmp_path):
     for damaged in (content[:5], content[:1000], content[:-8], content[:-1], bytes(flipped), plain[:2000]):
         path.write_bytes(damaged)
         refused(path, "damaged or incomplete", "download it again")
-    path.write_bytes(plain)  # not compressed in spite of its name: that is harmless
+    path.write_bytes(plain)  # not compressed, although its name says so: harmless
     assert read_nifti(path).voxels.shape == SHAPE
 
 
@@ -135,7 +135,7 @@ def test_channels_in_any_dimension(tmp_path, shape):
 
 @pytest.mark.slow
 def test_more_than_4_GiB_in_one_file(tmp_path):
-    """gzip notes the length modulo 2^32; and the limit of voxels holds for a volume, not for a file."""
+    """gzip stores the length modulo 2^32. The limit of voxels holds for each volume, not for the file."""
     shape, volumes = (512, 512, 205), 10
     header = nib.Nifti1Header()
     header.set_data_dtype(np.float64)

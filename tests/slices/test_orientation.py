@@ -1,4 +1,4 @@
-"""Orientation: the axes of a file to those of the anatomy, and back, for all 48 ways in which they can run."""
+"""Orientation: file axes to anatomical axes and back, for all 48 orientations."""
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +21,7 @@ def test_there_and_back(axes):
     assert nib.aff2axcodes(lps) == ("L", "P", "S")
     np.testing.assert_allclose(nib.affines.voxel_sizes(lps), (1.0, 1.5, 2.0))
     np.testing.assert_array_equal(Orientation.of(lps).turn, LPS.turn)
-    # A voxel has one place in mm, whichever way it is counted.
+    # A voxel has the same place in mm, by the indices and the affine of either.
     where = np.argwhere(voxels == VOLUME[1, 2, 1])[0]
     np.testing.assert_allclose(nib.affines.apply_affine(lps, (1, 2, 1)), nib.affines.apply_affine(affine, where))
 

@@ -1,4 +1,4 @@
-"""Phantom patients: reproducible, anatomically ordered, and laid out as BraTS 2018."""
+"""Phantom patients: reproducible, anatomically plausible, in the layout of BraTS 2018."""
 
 import functools
 import sys
@@ -67,10 +67,11 @@ def test_patient_is_a_function_of_seed_and_index():
 
 @pytest.mark.parametrize("shape", [(96, 96, 62), (64, 80, 39)])
 def test_another_shape_shows_the_same_anatomy(shape):
-    """Both looked at from one grid of positions: the nearest voxel in either."""
+    """Compared at the voxels of the coarser patient, with the nearest voxel of the other."""
     for index in range(2):
         coarse, other = cohort()[index], make_patient(SEED, index, shape)
         to_other = np.linalg.inv(other.affine) @ coarse.affine
+        # Voxel indices [X, Y, Z, 3] -> indices in the other patient, rounded, as a tuple for indexing.
         positions = np.moveaxis(np.indices(SMALL), 0, -1) @ to_other[:3, :3].T + to_other[:3, 3]
         nearest = tuple(np.moveaxis(np.rint(positions - 1e-6).astype(int), -1, 0))
         assert dice(head(coarse), head(other)[nearest]) > 0.95
@@ -99,19 +100,19 @@ def test_volumes_are_what_brats_holds():
         assert pieces.max() > 0.99 * pieces.sum()
 
 
-def test_head_is_whole_and_centerd():
-    """In a grid that resolves a millimetre up and down, where the room is least."""
+def test_head_is_whole_and_centered():
+    """On a grid with 1 mm from feet to head, where there is least room."""
     for index in range(3):
         inside = head(make_patient(SEED, index, (48, 48, 155)))
         assert not any(inside.take(edge, axis).any() for axis in range(3) for edge in (0, -1))
     middle = np.mean([ndimage.center_of_mass(head(p)) for p in cohort()], axis=0)
     assert np.abs((middle + 0.5) / SMALL - 0.5).max() < 0.06
-    litres = [head(p).sum() * 5**3 / 1e6 for p in cohort()]
-    assert 1.0 < min(litres) and max(litres) < 2.0
+    liters = [head(p).sum() * 5**3 / 1e6 for p in cohort()]
+    assert 1.0 < min(liters) and max(liters) < 2.0
 
 
 def test_second_axis_runs_to_the_back_and_third_up():
-    """The brain is wider behind its middle than before it, and the template has no left and right to tell apart."""
+    """The brain is wider at the back than at the front. Left and right look the same in the template."""
     mean = np.mean([head(p) for p in cohort()], axis=0)
     assert dice(mean > 0.5, mean[::-1] > 0.5) > 0.95
     k = 20
@@ -124,7 +125,7 @@ def test_second_axis_runs_to_the_back_and_third_up():
 
 
 def test_healthy_tissues_have_their_order():
-    """Fluid is told by T2, white and gray matter by T1; the figures are means over the patients."""
+    """Tissues are found by intensity: fluid on T2, white and gray matter on T1. Compared are means over patients."""
     rows = []
     for patient in cohort():
         t1, t2 = patient.contrasts["t1"], patient.contrasts["t2"]
@@ -180,7 +181,7 @@ def test_parts_are_nested():
 
 
 def test_rim_is_thick_enough_to_be_seen():
-    """The border of the necrosis lies some 4 to 8 mm inside the border of the core; a pixel at 64×64 is 3.75 mm."""
+    """The border of the necrosis lies 4 to 8 mm inside that of the core. At 64×64, a pixel has 3.75 mm."""
     rims = [p.label_map for p in map(finer, range(4)) if p.label_map.max() == ENHANCING]
     assert len(rims) >= 2
     for labels in rims:
@@ -224,9 +225,9 @@ def test_parts_look_as_they_do_in_mr():
 
 
 def test_edema_prefers_white_matter(monkeypatch):
-    """Against the same tumors grown in a brain whose white matter does not attract them.
+    """Compared with the same tumors in a brain where edema spreads through all tissues alike.
 
-    The T1 of the healthy other hemisphere, where white matter is the brightest, tells which tissue the edema took.
+    The tissue under an edema is judged by T1 at the same place in the healthy hemisphere: white matter is brightest.
     """
 
     def brightness_taken(patient: phantom.PhantomPatient) -> float:
@@ -245,7 +246,7 @@ def test_edema_prefers_white_matter(monkeypatch):
 
 
 def test_tumor_spares_the_fluid():
-    """In the atlas's own words: no tumor voxel lies where the template has ventricle, fissure or outside."""
+    """By the depth map of the atlas, no tumor voxel lies in a ventricle, in a fissure or outside the brain."""
     traits = phantom._draw(np.random.default_rng([SEED, 0]))
     voxel = tuple(side / n for side, n in zip(phantom.FIELD_OF_VIEW, SMALL, strict=True))
     _, axes = phantom._head_box(traits, voxel, SMALL)

@@ -1,4 +1,4 @@
-"""Sizes of pixels: compared with a tolerance of 1 %, and put in words."""
+"""Pixel sizes: comparisons with a tolerance of 1 %, and words."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Whom a generator has seen, and who is held out for testing, outlive a way over files of other programs."""
+"""Provenance: patients that a generator saw, and test patients, stay known when files pass other programs."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def exported(archive: Path, form: str = "nifti") -> Path:
     return dest
 
 
-def test_a_conversion_of_exported_fakes_knows_whom_their_generator_saw(fakes, tmp_path):
+def test_a_conversion_of_exported_fakes_knows_the_patients_their_generator_saw(fakes, tmp_path):
     (again,) = convert(exported(fakes), tmp_path / "again.zip")
     assert again.info.seen == ("r1", "r2") and len(again.info.patients) == 3
     first, second = again.info.made["remarks"]
@@ -52,7 +52,7 @@ def test_a_conversion_of_exported_fakes_knows_whom_their_generator_saw(fakes, tm
     r2 = ArchiveReader(write_archive(tmp_path / "other.zip", seen=["r2"]))
     with pytest.raises(UserError, match="a GAN that learned from r2"):
         leaks.refuse_shared(again, r2)
-    # and once more round
+    # A second round of export and conversion.
     (third,) = convert(exported(again.path), tmp_path / "third.zip")
     assert third.info.seen == ("r1", "r2")
 
@@ -105,7 +105,7 @@ def test_who_was_held_out_stays_so(tmp_path):
     assert [sorted({r.part for r in reader.info.slices}) for reader in readers] == [[TRAIN], [TEST]]
 
 
-def test_exports_that_do_not_say_whom_a_generator_saw_are_refused_and_strangers_files_are_not_read(fakes, tmp_path):
+def test_exports_of_fakes_must_name_patients_and_files_of_other_programs_are_ignored(fakes, tmp_path):
     folder = exported(fakes)
     for file in folder.glob("*/slices.json"):
         told = json.loads(file.read_text())

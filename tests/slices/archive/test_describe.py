@@ -1,4 +1,4 @@
-"""Which slices of an archive are shown."""
+"""The choice of slices worth showing."""
 
 from slices.archive.describe import choose_slices
 

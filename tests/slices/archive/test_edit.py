@@ -1,4 +1,4 @@
-"""Archives merged, thinned out and split: every slice stays what it was, and what would mix things up is refused."""
+"""merge, subset and split: slices stay as they were, and archives that don't fit are refused."""
 
 import json
 
@@ -20,7 +20,7 @@ AFFINE = tuple(map(tuple, np.diag((-1.0, -1, 1, 1)).tolist()))
 
 
 def write(path, wheres, schema=BRATS, resolution=RESOLUTION, high=1000.0, seed=0, **arguments):
-    """An archive of random slices with these records; `high` is the upper end of their volumes' windows."""
+    """Write an archive of random slices with these records. high: upper end of their volumes' windows."""
     rng = np.random.default_rng(seed)
     path.parent.mkdir(exist_ok=True)
     with ArchiveWriter(path, schema, resolution, {"command": "test"}, **arguments) as writer:
@@ -44,7 +44,7 @@ def generated(seeds, snapshot="beef"):
 
 
 def facts(reader):
-    """All that is known of each slice but its place in the archive."""
+    """Everything that is known of each slice, except its name in the archive."""
     return [
         (reader.read_checked(i).tobytes(), reader.label(i), {**vars(record), "file": None})
         for i, record in enumerate(reader.info.slices)
@@ -154,7 +154,7 @@ def test_what_cannot_be_merged(tmp_path, wheres, arguments, words):
 
 
 def test_titles_of_classes_are_those_of_the_first(tmp_path):
-    """Archives made before titles were spelled as they are now belong to those made since."""
+    """Older archives spell titles of classes differently, and can still be merged with newer ones."""
     a, b = write(tmp_path / "a.zip", cut("A")), write(tmp_path / "b.zip", cut("B"), schema=OTHER_TITLE)
     remark = 'the title of ET: "enhancing tumor" kept, "ring" lost'
     assert f"{remark}: b.zip" in call("merge", a, b, "--dest", tmp_path / "c.zip")
@@ -163,7 +163,7 @@ def test_titles_of_classes_are_those_of_the_first(tmp_path):
 
 
 def test_class_labels_are_one_if_their_names_are(tmp_path):
-    """Three archives number their classes otherwise, and one knows another class; a fourth has numbers alone."""
+    """Three archives number their classes differently, one of them has another class, and a fourth has no names."""
     a = write(tmp_path / "a.zip", cut("A", label=1), label_names=("HGG", "LGG"))
     b = write(tmp_path / "b.zip", cut("B", label=0) + cut("C", label=1), label_names=("LGG", "MET"))
     c = write(tmp_path / "c.zip", cut("D", label=2), label_names=("HGG", "LGG", "MET"))
@@ -185,7 +185,7 @@ def test_two_classes_of_one_name_are_refused(tmp_path):
 
 
 def test_fakes_of_one_seed_and_two_classes_are_two(tmp_path):
-    """Within a snapshot, the class by its name; what has no class is one with nothing that has."""
+    """Fakes are equal if snapshot, seed and name of the class are. One without class equals none with a class."""
     both = ("HGG", "LGG")
     a = write(tmp_path / "a.zip", [dict(w, label=0) for w in generated(range(3))], label_names=both)
     b = write(tmp_path / "b.zip", [dict(w, label=1) for w in generated(range(3))], label_names=both)
@@ -230,7 +230,7 @@ def test_merging_one_archive_or_one_twice(tmp_path):
 def test_a_damaged_source_leaves_nothing(tmp_path):
     a, b = write(tmp_path / "a.zip", cut("A")), write(tmp_path / "b.zip", cut("B"))
     content = bytearray(b.read_bytes())
-    content[content.index(b"slices/00000/00000002.npy")] ^= 1  # the name that stands before the content
+    content[content.index(b"slices/00000/00000002.npy")] ^= 1  # the name in the header before the content
     b.write_bytes(content)
     refused(call("merge", a, b, "--dest", tmp_path / "new" / "c.zip", expected=2), b, "00000002.npy is damaged")
     assert names(tmp_path) == ["a.zip", "b.zip"]
@@ -247,7 +247,7 @@ def many(tmp_path):
 
 
 def chosen(path):
-    """The places that an archive's slices were cut from."""
+    """The places in volumes that the slices of an archive were cut from."""
     return [(r.volume, r.index) for r in ArchiveReader(path).info.slices]
 
 
@@ -328,7 +328,7 @@ def test_test_slices_stay_test_slices(many, tmp_path):
     )
     call("merge", train, test, "--dest", tmp_path / "back.zip")
     refused(call("split", tmp_path / "back.zip", "--dest", tmp_path / "x", expected=2), "must remain test slices")
-    call("split", train, "--dest", tmp_path / "x")  # what trains may be divided again
+    call("split", train, "--dest", tmp_path / "x")  # a train part may be divided again
 
 
 def test_what_cannot_be_split(tmp_path):

@@ -1,4 +1,4 @@
-"""What an archive says of its slices: pixel sizes, volumes, and what was cut or generated."""
+"""Records of an archive: pixel sizes, volumes, and whether a slice was cut or generated."""
 
 import json
 import zipfile

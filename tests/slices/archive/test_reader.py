@@ -1,4 +1,4 @@
-"""Reading an archive: what doesn't fit is refused with a reason."""
+"""Reading an archive: anything that doesn't fit is refused with a reason."""
 
 import pickle
 import zipfile
@@ -53,7 +53,7 @@ def test_another_zip(tmp_path):
         archive.writestr("picture.png", b"")
     refused(tmp_path / "x.zip", f"no {INDEX}", "dataset_tool.py convert")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr(INDEX, '{"labels": null}')  # as other programs' archives of pictures have
+        archive.writestr(INDEX, '{"labels": null}')  # as in archives of pictures from other programs
     refused(tmp_path / "x.zip", "does not describe joint slices")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr(INDEX, "{")
@@ -82,7 +82,7 @@ def test_wrong_member(tmp_path, content, words):
 
 
 def test_label_maps_are_one_hot_in_every_pixel_or_refused(tmp_path):
-    """One wrong byte anywhere, also where the others make up for it: two classes here and none there, 127 + 128."""
+    """Wrong bytes are noticed, even if they cancel: two classes at one pixel and none at another, or 127 + 128."""
     good = draw(BRATS)[0]
     on, off = ([tuple(i) for i in np.argwhere(good[4:] == value) + [4, 0, 0]] for value in (LABEL_ON, 0))
     for changes in ({on[9]: 1}, {on[9]: 0}, {off[9]: 1}, {on[9]: 0, off[9]: LABEL_ON}, {on[0]: 127, off[0]: 128}):

@@ -1,4 +1,4 @@
-"""Archives that are used together."""
+"""Compatibility of archives that are used together."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from slices.schema import BRATS
 
 
 def test_other_label_values_make_no_other_channels(tmp_path):
-    """The same classes from files of 2018 and of 2023, which number them differently, can be mixed."""
+    """The same classes can be mixed, even if BraTS 2018 and 2023 give them other label values."""
     renumbered = replace(BRATS, classes=tuple(replace(c, value=c.value + 10) for c in BRATS.classes))
     readers = [ArchiveReader(write(tmp_path / f"{n}.zip", schema)) for n, schema in enumerate((BRATS, renumbered))]
     require_same_kind(*readers)

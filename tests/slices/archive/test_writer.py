@@ -1,4 +1,4 @@
-"""Writing an archive: what is written comes back, and nothing by halves."""
+"""Writing an archive: it comes back when it is read, and is never left incomplete."""
 
 import contextlib
 import errno
@@ -109,7 +109,7 @@ def test_a_slice_of_another_shape_or_type_is_a_bug(tmp_path):
 
 @pytest.mark.parametrize("complete", [True, False])
 def test_archives_that_are_staged_together_appear_together(tmp_path, complete):
-    """An error before the second one is complete leaves both old ones."""
+    """An error before the second archive is complete leaves both old ones in place."""
     paths = [write(tmp_path / name) for name in ("train.zip", "test.zip")]
     before = [path.read_bytes() for path in paths]
     with contextlib.ExitStack() as outside:

@@ -1,4 +1,4 @@
-"""Zips: what others make of them, many members, and reading from many threads and processes."""
+"""Zip files: compatibility with zipfile, many members, and reading from many threads and processes."""
 
 import contextlib
 import multiprocessing
@@ -26,7 +26,7 @@ def test_a_reader_travels_to_spawned_processes(tmp_path):
 
 
 def test_what_is_written_is_a_zip_to_others(tmp_path):
-    """zipfile and this reader find the same members with the same content; equal contents give equal bytes."""
+    """zipfile and ZipReader find the same members and content. Equal content gives equal bytes."""
     rng = np.random.default_rng(0)
     contents = {f"a/ü{n}.bin": rng.integers(0, 1 + n, 10 ** (n % 5), dtype=np.uint8).tobytes() for n in range(20)}
     for name in ("x.zip", "y.zip"):
@@ -46,7 +46,7 @@ def test_what_is_written_is_a_zip_to_others(tmp_path):
 
 
 def test_more_members_and_bytes_than_a_plain_zip_can_count(tmp_path):
-    """Beyond 65,535 members and 4 GB, where a zip's numbers become 64 bits wide."""
+    """More than 65,535 members and 4 GB, where a zip needs 64-bit numbers."""
     writer, small = ZipWriter(tmp_path / "x.zip"), pack(b"small")
     for n in range(65_600):
         writer.add(str(n), small)
@@ -60,7 +60,7 @@ def test_more_members_and_bytes_than_a_plain_zip_can_count(tmp_path):
 
 
 def test_a_reader_serves_threads_forks_and_copies_at_once(tmp_path):
-    """All read at random through one open file: a shared position would mix up their slices."""
+    """All read in random order through one open file. A shared position would mix up their slices."""
     stored = draw(BRATS, count=40)
     reader = ArchiveReader(write(tmp_path / "x.zip", stored=stored))
     reader.read(0)  # opens the file before the fork

@@ -1,4 +1,4 @@
-"""Cases: which files belong to one, whose case it is, and tables that say so."""
+"""Cases: grouping of files, patients, and tables that name the patients."""
 
 import os
 
@@ -86,7 +86,7 @@ def test_two_scans_of_one_contrast_are_refused(tmp_path):
     touch(tmp_path, "a/run1_t1.nii", "a/run2_t1.nii")
     with pytest.raises(UserError, match="a/run1_t1.nii and a/run2_t1.nii claim to be the same file of the case a"):
         find_cases(tmp_path, own("{case}/*_{contrast}.nii"))
-    touch(tmp_path / "s", "x/a_t1.nii", "y/a_t2.nii")  # two people, neither complete, never become one
+    touch(tmp_path / "s", "x/a_t1.nii", "y/a_t2.nii")  # two incomplete patients must not become one
     with pytest.raises(UserError, match="have one name"):
         find_cases(tmp_path / "s", own("*/{case}_{contrast}.nii", "t1,t2"))
 
@@ -125,7 +125,7 @@ def write_table(path, *rows, encoding="utf-8"):
 
 
 def test_a_table_keeps_a_patient_on_one_side_and_tells_grades(tmp_path):
-    """Names tell nothing here: k0, k2, k4 are of one patient, k1, k3, k5 of another, k6 of a third."""
+    """Names say nothing here: k0, k2, k4 belong to one patient, k1, k3, k5 to another, and k6 to a third."""
     for n in range(7):
         write_flat(tmp_path / "s", f"k{n}", draw(n))
     patients = ["odd" if n % 2 else "even" for n in range(6)] + ["alone"]

@@ -1,4 +1,4 @@
-"""A conversion: what its archives hold, how they are split, and what comes of one that ends early."""
+"""A conversion: content of its archives, the split, and what an interrupted one leaves."""
 
 import json
 import re
@@ -97,7 +97,7 @@ def test_a_split_can_be_given(release, tmp_path):
 
 
 def test_slices_without_lesion_are_added_to_those_with_it(release, tmp_path):
-    """Four slices of each patient have tumor, six have brain alone; a share of 0.5 adds four of these."""
+    """Each patient has four slices with tumor and six with brain only. A share of 0.5 adds four of these."""
     split = tmp_path / "split.json"
     split.write_text('{"train": ["P0", "P1", "P2"], "test": ["P3", "P4"]}')
     options = ("--split-file", split, "--lesion-free")
@@ -219,7 +219,7 @@ def test_cases_that_cannot_be_read_are_left_out_if_asked(tmp_path):
 
 
 def test_a_conversion_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    """Cut again are the cases that failed, those whose files changed, and all of them for other options."""
+    """Cases are cut again if they failed, if their files have changed, or if options differ."""
     import slices.convert.conversion
 
     for n in range(5):

@@ -57,7 +57,7 @@ def test_lost_lesions_are_told_with_their_share(tmp_path):
 
 
 def outcome_with(remarks):
-    """Of an archive without slices."""
+    """The message for an archive without slices."""
     target = Target(None, Path("x.zip"), "all", None, (), left_out={}, remarks=remarks, known={})
     return Outcome(target, BRATS, records={}, errors={})
 
@@ -69,7 +69,7 @@ def test_only_so_many_notes_are_shown():
 
 
 def test_notes_that_differ_in_names_and_numbers_are_one():
-    """However many files are odd in one way, what is odd in another isn't lost among them."""
+    """Many files with the same oddity don't hide another one."""
     outcomes = []
     for cases in (range(60), range(60, 100)):
         remarks = {f"q{n}_t1.nii.gz: {n + 7} voxels of NaN at 0.{n} mm": [f"q{n}"] for n in cases}

@@ -1,4 +1,4 @@
-"""How slices are cut, on heads drawn here: gray levels, what is head, which slices are taken, what is told."""
+"""Cutting slices from drawn heads: gray levels, head, choice of slices, and remarks."""
 
 import nibabel as nib
 import numpy as np
@@ -53,7 +53,7 @@ def test_reduced_slices_are_block_means_rounded_once(tmp_path):
     covered = np.pad(covered, [(0, 0), (2, 2), (2, 2)]).reshape(10, 32, 2, 32, 2).mean(axis=(2, 4)) >= 0.5
     expected = np.where(covered[:, None], np.clip(np.rint(blocks), 1, 255), 0)
     np.testing.assert_array_equal(coarse.contrasts, expected)
-    # Rounding first would give other values somewhere: the test would notice.
+    # If voxels were rounded before averaging, some values would differ.
     twice = fine.contrasts.reshape(10, 4, 32, 2, 32, 2).mean(axis=(3, 5))
     assert (np.rint(twice) != expected)[covered[:, None].repeat(4, 1)].any()
 
@@ -64,7 +64,7 @@ def test_the_head_may_be_said(tmp_path):
     mask = np.zeros(SHAPE, np.uint8)
     mask[10:50, 5:40, 2:8] = 7
     image = nib.Nifti1Image(*turned(mask, "LPS"))
-    nib.save(image.as_reoriented([[1, -1], [2, 1], [0, -1]]), folder / "a_brain.nii.gz")  # in axes of its own
+    nib.save(image.as_reoriented([[1, -1], [2, 1], [0, -1]]), folder / "a_brain.nii.gz")  # with other axes
 
     def shown(head):
         options = ConvertOptions(resolution=64, head=head)
@@ -147,4 +147,4 @@ def test_the_volume_is_described_as_the_file_has_it(tmp_path):
     result = cut_only_case(tmp_path, resolution=32)
     assert result.volume.patient == "case1" and result.volume.shape == (60, 10, 60)
     np.testing.assert_array_equal(result.volume.affine, turned(np.zeros(SHAPE), "RSA", (1, 1.5, 2))[1])
-    assert result.indices == (3, 4, 5, 6)  # counted from the feet up, whichever axis that is
+    assert result.indices == (3, 4, 5, 6)  # counted from the feet, along whichever axis of the file

@@ -1,4 +1,4 @@
-"""Cut cases on disk: which are taken up again, which are cut anew, and whose folder it is."""
+"""Cut cases on disk: which are used again, which are cut again, and which folders are refused."""
 
 import os
 import shutil
@@ -17,12 +17,12 @@ from helpers.layouts import (
 from slices.archive.reader import ArchiveReader
 from slices.convert.cut_cases import Workplace
 
-KEPT = "all-0123456789abcdef01234567.zip"  # as a cut case is called
+KEPT = "all-0123456789abcdef01234567.zip"  # a name as of a cut case
 
 
 @pytest.mark.parametrize("how", ["link", "dangling link", "own files", "named alike", "own job.json", "link in it"])
 def test_a_folder_of_cut_cases_that_is_none_is_left_alone(release, tmp_path, how):
-    """What lies under the hidden name, or behind a link of that name, and no conversion put there."""
+    """Files that no conversion made, in the hidden folder or behind a link of its name, are left alone."""
     mine, place = tmp_path / "mine", tmp_path / "out" / ".converting"
     for folder in (mine, place.parent):
         folder.mkdir()
@@ -44,7 +44,7 @@ def test_a_folder_of_cut_cases_that_is_none_is_left_alone(release, tmp_path, how
 
 
 def test_a_conversion_killed_at_its_end_leaves_nothing(release, tmp_path, monkeypatch):
-    """All archives are there, and the cut cases as well: the same command refuses to replace them, and tidies up."""
+    """All archives and the cut cases exist: the same command refuses to replace the archives, and tidies up."""
     with monkeypatch.context() as killed:
         killed.setattr("slices.convert.cut_cases.Workplace.remove", lambda self: None)
         convert_2018(release, tmp_path / "x.zip")
@@ -54,7 +54,7 @@ def test_a_conversion_killed_at_its_end_leaves_nothing(release, tmp_path, monkey
 
 
 def test_cut_cases_of_another_state_of_the_program_are_cut_again(release, tmp_path, monkeypatch):
-    """31 of 96 slices had wrong labels where a changed program went on with what it found."""
+    """A changed program must not use old cut cases: once this gave wrong labels in 31 of 96 slices."""
     (tmp_path / "split.json").write_text('{"train": ["P0", "P1", "P2", "P3"], "test": ["P4"]}')
     given = ("--split-file", tmp_path / "split.json")
     broken = shutil.copytree(release, tmp_path / "broken")
@@ -72,7 +72,7 @@ def test_cut_cases_of_another_state_of_the_program_are_cut_again(release, tmp_pa
 
 
 def test_cases_cut_from_another_source_are_not_taken_for_this_one(tmp_path):
-    """The same names, sizes and dates in another folder are other patients."""
+    """Files in another folder are other patients, even with the same names, sizes and dates."""
     for source, seed in (("s1", 0), ("s2", 5)):
         for n in range(3):
             write_flat(tmp_path / source, f"Brats18_X_{n}_1", draw(seed + n), suffix=".nii")
@@ -88,13 +88,13 @@ def test_cases_cut_from_another_source_are_not_taken_for_this_one(tmp_path):
 
 
 def test_two_conversions_to_one_place(tmp_path):
-    """The second is refused while the first holds the folder, and serves once that is gone."""
+    """A second workplace is refused while the first holds the folder, and works afterwards."""
     with Workplace(tmp_path / "w", {"a": 1}) as first:
         with pytest.raises(UserError, match="another conversion to this place is running"):
             Workplace(tmp_path / "w", {"a": 1}).__enter__()
         first.remove()
         with Workplace(tmp_path / "w", {"a": 1}) as second:  # in a new folder of that name
-            first.remove()  # which is not the first one's to remove
+            first.remove()  # this folder no longer belongs to the first
             assert (tmp_path / "w" / "job.json").exists()
             (tmp_path / "w" / "x.zip").write_text("cut")
     assert second.folder.exists()

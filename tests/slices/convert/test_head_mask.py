@@ -1,4 +1,4 @@
-"""Heads as scanners and registrations leave them, drawn here: air full of noise, frames of zeros, ghosts, crops."""
+"""Head masks of drawn heads with what scanners and registrations do: noisy air, frames of zeros, ghosts, crops."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SHAPE = (12, 100, 90)  # S, P, L
 
 
 def ellipsoid(p, l, share=1.0):
-    """Voxels of an ellipsoid in the middle of the volume, with half axes p and l, smaller by a share; flat on top."""
+    """An ellipsoid in the middle of the volume, with half axes p and l, shrunk by a share, and flat on top."""
     s, y, x = np.indices(SHAPE)
     return ((s - 4) / 14) ** 2 + ((y - 50) / (p * share)) ** 2 + ((x - 45) / (l * share)) ** 2 < 1
 
@@ -37,7 +37,7 @@ def unstripped():
 
 
 def noisy(contrasts, share=0.02, seed=1):
-    """Noise as it is in magnitudes, its deviation a share of what is bright."""
+    """Add noise as in magnitude images. Its deviation is a share of the bright intensity."""
     rng = np.random.default_rng(seed)
     found = []
     for volume in contrasts:
@@ -47,7 +47,7 @@ def noisy(contrasts, share=0.02, seed=1):
 
 
 def framed(contrasts, degrees=4.0):
-    """Zeros where a turned picture had nothing, in each contrast another turn, and in a slice at either end."""
+    """Set a frame to zero, as after a rotation that differs between contrasts, and a slice at either end."""
     _, y, x = np.indices(SHAPE)
     for n, volume in enumerate(contrasts):
         turn = np.deg2rad(degrees * (n - 1))
@@ -114,7 +114,7 @@ def test_where_there_is_no_background_all_is_head():
 
 @pytest.mark.parametrize("p, l", [(60, 45), (100, 45), (60, 90)])
 def test_a_crop_with_air_in_it_has_a_background(p, l):
-    """The skin, cut off, hangs on by nothing but bone, which is as dark as air."""
+    """Skin that is cut off is connected only through bone, which is as dark as air."""
     crop = (slice(None), slice(0, p), slice(0, l))
     assert dice(find_head([volume[crop] for volume in noisy(unstripped())]), HEAD[crop]) > 0.97
 

@@ -1,4 +1,4 @@
-"""Data below a folder whose name is no text: they are converted, and what is stored can be read again."""
+"""A source folder with a name that is no valid text: conversion works, and what it stores can be read."""
 
 import os
 import subprocess

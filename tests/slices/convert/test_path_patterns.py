@@ -1,4 +1,4 @@
-"""Patterns of files: whose case a file is, and which patterns make no sense."""
+"""Path patterns: what they say about files, and which are refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Recognition: which release a folder holds, which files belong to no case, and what is said of them."""
+"""Recognition of a folder: its release, files that belong to no case, and messages about them."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Releases: every layout, descriptions of other data, and the traps that published files hold."""
+"""Releases: every layout, descriptions of other data, and pitfalls of published files."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ from slices.schema import BRATS
 
 @pytest.mark.parametrize("name", [release.name for release in RELEASES])
 def test_every_release(tmp_path, name):
-    """Recognized where names tell, and read so that the same anatomy gives the same slices in every release."""
+    """A release is recognized if names allow. The same anatomy gives the same slices in every release."""
     write_release(tmp_path / "source", name)
     wanted = None
     if name.endswith("-gli"):
@@ -70,7 +70,7 @@ def test_the_table():
 
 
 def test_label_values_never_decide(tmp_path):
-    """2023's data named as 2018's: value 3 is unknown there, and nothing is guessed."""
+    """Data of 2023 with names of 2018: label value 3 is unknown there, and nothing is guessed."""
     write_flat(tmp_path / "source", "Brats18_X_1_1", draw(1, VALUES_OF["2023-gli"]))
     output = convert(tmp_path / "source", tmp_path / "x.zip", expected=2)
     assert "unknown label value 3; expected 0 and 1, 2, 4" in output and not (tmp_path / "x.zip").exists()
@@ -148,7 +148,7 @@ def test_odd_intensities_and_a_case_without_enhancing_tumor(tmp_path):
     for i in range(len(a)):
         one, other = a.read(i).astype(int), b.read(i).astype(int)
         np.testing.assert_array_equal(np.delete(one, 3, axis=0), np.delete(other, 3, axis=0))
-        away = np.abs(one[3] - other[3])  # one voxel of many moves a percentile by a hair
+        away = np.abs(one[3] - other[3])  # a single voxel moves a percentile slightly
         assert np.sort(away.ravel())[-2] <= 2 and not one[7].any()
     assert b.info.volumes["Brats18_X_1_1"].windows["flair"][1] < 2000
 
@@ -324,7 +324,7 @@ def test_any_names_of_patients_for_a_release_that_is_named(tmp_path):
 
 
 def test_scaled_integers_and_sixteen_contrasts(tmp_path):
-    """A header's slope and intercept count; what they make of integers is held as float32."""
+    """Slope and intercept of the header are applied, and scaled integers become float32."""
     for n in range(16):
         image = nib.Nifti1Image(turned(draw()["t1"], "LPS")[0], turned(draw()["t1"], "LPS")[1])
         image.header.set_slope_inter(2, 1000 * n)
@@ -340,7 +340,7 @@ def test_scaled_integers_and_sixteen_contrasts(tmp_path):
 
 @pytest.mark.parametrize("axes", ["RAS", "LAS", "RPI", "PSR", "SLA"])
 def test_files_saved_in_other_axes_on_the_same_grid(tmp_path, axes):
-    """Programs turn volumes when they save them: the affine tells, and the archive is the same."""
+    """Programs may turn axes when they save a volume. The affine says so, and the archive is the same."""
     write_flat(tmp_path / "s", "Brats18_X_1_1", draw())
     convert(tmp_path / "s", tmp_path / "a.zip", "--slices", "all")
     for kind in ("seg", "t2"):
@@ -371,7 +371,7 @@ def test_own_data_is_recorded(tmp_path):
 
 
 def test_several_values_of_a_class_and_values_to_ignore(tmp_path):
-    """Values 1 and 4 are one class, 2 is ignored: as if the masks had been rewritten so."""
+    """Values 1 and 4 are one class, and 2 is ignored: like masks in which these values were replaced."""
     drawn = draw()
     rewritten = drawn | {"seg": np.where(np.isin(drawn["seg"], (1, 4)), 1, 0).astype(np.uint8)}
     for folder, volumes in (("s", drawn), ("rewritten", rewritten)):
@@ -393,7 +393,7 @@ def test_several_values_of_a_class_and_values_to_ignore(tmp_path):
     values = np.unique(nib.load(tmp_path / "e" / "a" / "a_seg.nii.gz").dataobj)
     assert values.tolist() == [0, 4]
     assert config.to_json(BRATS.classes[0]) == {"name": "NCR", "title": "necrosis / non-enhancing", "value": 1}
-    assert list(config.to_json(BRATS)) == ["contrasts", "classes", "regions"]  # as it always was
+    assert list(config.to_json(BRATS)) == ["contrasts", "classes", "regions"]  # optional fields are not stored
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Volumes as they are read, on heads drawn here: files, orientation, one grid, label maps, NaN."""
+"""Reading volumes of drawn heads: files, orientation, the common grid, label maps, NaN."""
 
 import gzip
 from dataclasses import replace
@@ -19,7 +19,7 @@ from slices.schema import BRATS
 
 
 def described(contrasts, labels=None):
-    """Data in the layout of the drawn cases, with contrasts and classes of its own."""
+    """A release in the layout of the drawn cases, with other contrasts and classes."""
     return describe_release(contrasts, "{case}/{case}_{contrast}.nii.gz", labels)
 
 
@@ -35,7 +35,7 @@ def test_uncompressed_files_will_do(tmp_path):
 
 
 def write_header(path, volume, sform=None, qform=None):
-    """A file with either, both or none of the transforms; one of None, not stated, or of zeros, stated but unusable."""
+    """Write a file with sform and qform. None: not stated. Zeros: stated, but unusable."""
     image = nib.Nifti1Image(volume, None)
     for name, affine in (("qform", qform), ("sform", sform)):
         if affine is not None:
@@ -58,7 +58,7 @@ def moved(affine, *mm):
 
 
 def mirrored(affine, axis=0):
-    """The affine of the same volume, with one axis of voxels turned round."""
+    """The affine of the same volume with one voxel axis flipped."""
     flip = np.eye(4)
     flip[axis, axis], flip[axis, 3] = -1, SHAPE[axis] - 1
     return affine @ flip
@@ -171,7 +171,7 @@ def test_files_of_different_shapes(tmp_path):
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "LAI", "PSR", "SLA"])
 @pytest.mark.parametrize("tilt", [0, 20, 44.99], ids=["straight", "oblique", "between two axes"])
 def test_files_in_other_axes_and_a_little_off(tmp_path, axes, tilt):
-    """Where the label map comes from a program that stores other axes and rounds the place otherwise."""
+    """A label map from a program that stores other axes and rounds the place differently."""
     angle = np.deg2rad(tilt)
     tilted = np.eye(4)
     tilted[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -214,7 +214,7 @@ def test_files_on_another_grid_are_refused(tmp_path, kind):
 
 
 def test_a_header_that_knows_no_place_is_passed_over(tmp_path):
-    """Same axes, but at 0, 0, 0, or beside the other files: BraTS has such label maps, whose voxels are right."""
+    """Same axes, but placed at 0, 0, 0 or beside the other files. BraTS has such label maps; their voxels are right."""
     folder, drawn = write_case(tmp_path), draw_head()
     expected = read_only_case(tmp_path).labels
     lost = np.diag((-1.0, -1, 1, 1))
@@ -233,7 +233,7 @@ def test_a_header_that_knows_no_place_is_passed_over(tmp_path):
 
 
 def test_an_identity_of_a_published_label_map_is_passed_over(tmp_path):
-    """The files of a release lie on one grid; of others nobody knows whether axes are stored as an identity says."""
+    """In a release, all files are stored on one grid. In other data, an identity affine may be true or made up."""
     folder, drawn = write_case(tmp_path), draw_head()
     expected = read_only_case(tmp_path).labels
     write_nifti(folder / "case1_seg.nii.gz", drawn["seg"], np.eye(4))
@@ -260,7 +260,7 @@ def test_the_odd_one_out_is_blamed(tmp_path):
             with pytest.raises(UserError, match=f"{bare}: ") as caught:
                 read_only_case(tmp_path / kind)
             assert words in str(caught.value)
-    folder = write_case(tmp_path / "most")  # here it is most files that lack what one has
+    folder = write_case(tmp_path / "most")  # here most files lack what one file has
     for kind in ("t1", "t1ce", "t2"):
         write_header(folder / f"case1_{kind}.nii.gz", drawn[kind])
     with pytest.raises(UserError, match="give case1_t1.nii.gz the header of this file") as caught:
@@ -308,7 +308,7 @@ def test_label_maps_of_floats(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32])
 def test_label_maps_of_scaled_integers(tmp_path, dtype):
-    """Each value is within half a step of the file's scale of a whole number, as programs save floats in integers."""
+    """Floats saved as scaled integers: each value is within half a step of a whole number."""
     path, labels = write_case(tmp_path) / "case1_seg.nii.gz", draw_head()["seg"].astype(np.float64)
     expected = read_only_case(tmp_path).labels
     affine = nib.load(path).affine
@@ -364,17 +364,17 @@ def test_nan_outside_the_head_is_background(tmp_path):
     found = cut_only_case(tmp_path, "all", resolution=64)
     np.testing.assert_array_equal(found.contrasts, expected.contrasts)
     np.testing.assert_array_equal(found.classes, expected.classes)
-    outside, unlabelled = np.count_nonzero(drawn["t1"] == 0), np.count_nonzero(drawn["seg"] == 0)
+    outside, unlabeled = np.count_nonzero(drawn["t1"] == 0), np.count_nonzero(drawn["seg"] == 0)
     assert found.remarks == (
         "case1_t1.nii.gz, case1_t1ce.nii.gz, case1_t2.nii.gz, case1_flair.nii.gz: "
         f"{outside} voxels of NaN taken as background",
-        f"case1_seg.nii.gz: {unlabelled} voxels of NaN taken as background",
+        f"case1_seg.nii.gz: {unlabeled} voxels of NaN taken as background",
     )
 
 
 @pytest.mark.parametrize("background", [0, -1000, 37.5])
 def test_nan_beside_a_background_of_another_kind(tmp_path, background):
-    """As where a volume was brought to another grid, and its field of view ends within it."""
+    """NaN as after resampling to another grid, where the field of view ends."""
     folder, drawn = write_case(tmp_path), draw_head()
     expected = cut_only_case(tmp_path, "all", resolution=64).contrasts
     nan = np.zeros(SHAPE, bool)
@@ -384,7 +384,7 @@ def test_nan_beside_a_background_of_another_kind(tmp_path, background):
     np.testing.assert_array_equal(cut_only_case(tmp_path, "all", resolution=64).contrasts, expected)
 
 
-def test_nan_of_normalised_intensities(tmp_path):
+def test_nan_of_normalized_intensities(tmp_path):
     folder, drawn = write_case(tmp_path), draw_head()
     expected = cut_only_case(tmp_path, "all", resolution=64).contrasts
     for kind in BRATS.contrasts:
@@ -412,7 +412,7 @@ def test_nan_inside_the_head_is_an_error(tmp_path, kind):
 
 
 def test_nan_at_the_edge_of_the_head(tmp_path):
-    """Where every contrast was stripped of the skull by itself."""
+    """NaN as after skull-stripping each contrast by itself."""
     folder, drawn = write_case(tmp_path), draw_head()
     edge = (drawn["t1"] > 0) & ~ndimage.binary_erosion(drawn["t1"] > 0, iterations=1, border_value=1)
     write_with_nan(folder, "t2", drawn["t2"], (drawn["t1"] == 0) | edge)

@@ -1,4 +1,4 @@
-"""Archives written back as NIfTI volumes and pictures: what comes back is what went in, at its place."""
+"""Export as NIfTI volumes and pictures: slices come back at their places in the source."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from slices.schema import BRATS, LesionClass, Schema
 
 
 def draw(seed=0):
-    """A head of 47×60×10 voxels along L, P, S: the differences to 64 and to 32 pixels are odd and even."""
+    """A head of 47×60×10 voxels along L, P, S. Its differences to 64 and 32 pixels are odd along L, even along P."""
     return {kind: volume[3:50] for kind, volume in draw_head(seed).items()}
 
 
@@ -50,7 +50,7 @@ def turned_cases(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def padded(turned_cases, tmp_path_factory):
-    """Their slices with tumor, padded to 64×64 pixels."""
+    """An archive of their slices with tumor, padded to 64×64 pixels."""
     path = tmp_path_factory.mktemp("padded") / "x.zip"
     convert(turned_cases, path, 64)
     return path
@@ -62,7 +62,7 @@ def test_what_comes_back_lies_in_the_source_files_grid(turned_cases, padded, tmp
         convert(turned_cases, tmp_path / "x.zip", 32, "--fov", fov)
     output = call("export", tmp_path / "x.zip" if fov else padded, "--dest", tmp_path / "out", "--format", "nifti")
     assert "written: " in output and "192 slices of 48 patients" in output
-    # Voxels that a picture shows, along L, P, S: those at the middle; of an odd difference, the smaller part first.
+    # Voxels that a picture shows, along L, P, S: the middle. If the difference is odd, the first margin is smaller.
     shown = np.zeros((47, 60, 10), bool)
     shown[(slice(8, 40), slice(14, 46)) if fov else ()] = True
     shown[:, :, [0, 1, 2, 7, 8, 9]] = False
@@ -133,7 +133,7 @@ def test_slices_need_not_lie_together_nor_in_order(turned_cases, padded, tmp_pat
 
 
 def middle(lengths):
-    """The middle of a pixel that covers so much of each voxel in a row; voxel j reaches from j − ½ to j + ½."""
+    """Center of a pixel, from its weights for a row of voxels. Voxel j reaches from j − ½ to j + ½."""
     first, *_, last = np.flatnonzero(lengths).tolist() * 2
     return (first + 0.5 - lengths[first] + last - 0.5 + lengths[last]) / 2
 
@@ -160,7 +160,7 @@ def test_resampled_pixels_lie_where_they_were(tmp_path, axes, spacing, resolutio
     np.testing.assert_allclose(
         nib.affines.voxel_sizes(image.affine), (reader.info.volumes[folder.name].pixel,) * 2 + (spacing[2],), rtol=1e-6
     )
-    # A pixel's place by way of the source: the middle of what it covers of the source's voxels.
+    # The place of a pixel, computed from the source: the center of the voxels that it covers.
     turn = nib.orientations.ornt_transform(nib.io_orientation(source.affine), nib.orientations.axcodes2ornt("LPS"))
     to_world = source.affine @ nib.orientations.inv_ornt_aff(turn, source.shape)
     pixel = reader.info.volumes[folder.name].pixel
@@ -170,7 +170,7 @@ def test_resampled_pixels_lie_where_they_were(tmp_path, axes, spacing, resolutio
         center = [middle(share[at] * pixel / mm) for share, at, mm in zip(shares, (i, j), spacing, strict=False)]
         expected = nib.affines.apply_affine(to_world, (*center, k))
         np.testing.assert_allclose(nib.affines.apply_affine(image.affine, (i, j, k)), expected, atol=0.01)
-    # What is there is the archive's: pictures [P, L], stacked from the feet upwards.
+    # The volume consists of the archive's pictures [P, L], stacked from the feet.
     for i, record in enumerate(reader.info.slices):
         contrasts, classes = BRATS.split(reader.read(i))
         np.testing.assert_array_equal(
@@ -179,7 +179,7 @@ def test_resampled_pixels_lie_where_they_were(tmp_path, axes, spacing, resolutio
         low, high = reader.info.volumes[folder.name].windows["t1"]
         expected = np.where(contrasts[0], low + (contrasts[0] - 1.0) / 254 * (high - low), 0)
         np.testing.assert_allclose(image.dataobj[:, :, record.index], expected.T, rtol=1e-6)
-    # And without any of the above: the tumor has its center where it had it.
+    # An independent check: the tumor's center is where it was.
     centers = [
         nib.affines.apply_affine(i.affine, np.argwhere(np.asarray(i.dataobj) > 0)).mean(axis=0)
         for i in (load(out, "seg"), load(folder, "seg"))
@@ -191,7 +191,7 @@ def test_resampled_pixels_lie_where_they_were(tmp_path, axes, spacing, resolutio
 
 
 def write_singles(path, schema=BRATS, resolution=16, wheres=()):
-    """An archive of random slices; returns them."""
+    """Write an archive of random slices, and return these."""
     rng = np.random.default_rng(0)
     stored = [
         schema.join(
@@ -234,7 +234,7 @@ def test_generated_slices_are_never_stacked(tmp_path):
 def test_a_volume_keeps_its_name_beside_a_single_slice_of_the_patient(tmp_path):
     volume = Volume("P1", (16, 16, 3), AFFINE, 1.0, WINDOWS | {"t1": (5.0, 9.0)})
     wheres = [dict(patient="P1", volume="P1", index=0), dict(patient="P1")]
-    wheres += [dict(patient="fake", volume="P1", index=1, seed=7)]  # generated, whatever else is said of it
+    wheres += [dict(patient="fake", volume="P1", index=1, seed=7)]  # generated, although it also names a volume
     write_described(tmp_path / "x.zip", volume, wheres)
     call("export", tmp_path / "x.zip", "--dest", tmp_path / "out", "--format", "nifti")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["P1", "P1-00000001", "fake"]
