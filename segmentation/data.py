@@ -52,6 +52,7 @@ class PairDataset(torch.utils.data.Dataset[Pair]):
         refuse_twice(self.archives)
         self.schema, self.resolution = self.archives[0].schema, self.archives[0].resolution
         self._slices = StoredSlices(
+            # Every slice of the first archive, then of the second, and so on.
             [(archive, i) for archive in self.archives for i in range(len(archive))],
             keep=functools.partial(_split, self.schema),
             slice_bytes=(self.schema.num_contrasts + 1) * self.resolution**2,  # contrasts and class indices

@@ -107,5 +107,5 @@ class _Deck:
 
 def _is_due(k: int, count: int, total: int) -> bool:
     """Whether draw k is one of `count` draws that are spread evenly over `total`."""
-    # count·k / total rises by `count` in all; a draw is due where its whole part rises.
+    # k·count / total rises from 0 to `count`; a draw is due wherever its integer part rises.
     return (k + 1) * count // total > k * count // total

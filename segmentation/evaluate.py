@@ -124,6 +124,7 @@ def load_evaluation(path: str | os.PathLike) -> Evaluation:
 
 
 def _model_file(path: str | os.PathLike) -> Path:
+    """The file of a U-Net, which may be given as the folder that `train` wrote."""
     path = Path(path)
     if path.is_dir() and not (path / MODEL).exists():
         raise UserError(f"{path}: holds no {MODEL}; expected the --outdir of python -m segmentation train")
@@ -163,8 +164,8 @@ def _require_writable(folder: Path) -> None:
 def find_overlap(info: UNetInfo, model_path: Path, reader: ArchiveReader, allow: bool) -> tuple[str, ...]:
     """Patients of the archive that the U-Net knows, sorted. Raises UserError if there are any, unless `allow`.
 
-    Only patients of the archive's slices count, not those that a generator of the slices saw. A U-Net may be tested on
-    fakes of patients it was trained on: whether it recognizes them is a fair question.
+    Only patients of the archive's slices count, not those that a generator of the slices saw. So a U-Net of real slices
+    can be tested on the fakes of a GAN that learned from the same patients.
     """
     overlap = shared_patients(info.known_patients, reader.info.patients)
     if overlap and not allow:

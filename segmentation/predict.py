@@ -62,6 +62,7 @@ def predict_examinations(
     for each would be slow.
     """
     groups = reader.by_examination()
+    # A lazy stream of slices: the numbers of the first examination, then of the second, and so on.
     slices = _predict_each(unet, reader, [i for one in examinations for i in groups[one]], batch)
     for examination in examinations:
         # Slices come in the order of the examinations, so the next ones belong to this one.

@@ -99,7 +99,7 @@ class ModelFacts:
 
     file: str  # its name, without the folder
     sha256: str
-    info: UNetInfo  # what it says of itself
+    info: UNetInfo  # what is stored beside its weights
 
 
 @dataclass(frozen=True)

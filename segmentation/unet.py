@@ -33,7 +33,7 @@ class UNetInfo:
     training: TrainUNetConfig
     archives: tuple[ArchiveFacts, ...]  # archives that it learned from
     patients: tuple[str, ...]  # patients of these archives' slices, sorted
-    seen: tuple[str, ...]  # patients that a GAN saw which made some of the slices, sorted
+    seen: tuple[str, ...]  # patients that the generator of some slices saw, sorted
     drawn: Drawn  # how many slices it learned from
 
     def __post_init__(self) -> None:

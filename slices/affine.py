@@ -39,7 +39,7 @@ def has_axes(affine: np.ndarray) -> bool:
 def place_of(header: Any, shape: Sequence[int]) -> Place:
     """The place that a NIfTI header states for a volume: its sform, else its qform, else what nibabel assumes.
 
-    Raises UserError if the header states an orientation, but no usable one.
+    Raises UserError if nothing usable is stated.
     """
     stated = [name for name in ("sform", "qform") if header[f"{name}_code"] > 0]
     found = {name: affine for name in stated if (affine := _transform(header, name)) is not None}

@@ -1,4 +1,4 @@
-"""The border of stored bytes and network values."""
+"""Stored bytes ↔ network values."""
 
 import torch
 

@@ -33,6 +33,7 @@ class Gunzip(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
+        """Fill a buffer with unpacked bytes, perhaps not wholly. Returns their number, 0 at the end."""
         target = memoryview(buffer)
         while member := self._member or self._next_member():
             self._packed = self._packed or self._file.read(_CHUNK)

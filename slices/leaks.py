@@ -49,6 +49,7 @@ def alike(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
     by_core = defaultdict(set)
     for name in others:
         by_core[_core(name)].add(name)
+    # Names with the same core, except the name itself.
     return [(name, other) for name in sorted(set(some)) for other in sorted(by_core[_core(name)] - {name})]
 
 

@@ -127,6 +127,7 @@ def make_patient(seed: int, index: int, shape: tuple[int, int, int] = FIELD_OF_V
 
 
 def _check(seed: int, index: int, shape: tuple[int, int, int]) -> None:
+    """Raise UserError for arguments that make no patient."""
     if seed < 0 or index < 0:
         raise UserError(f"seed {seed}, patient {index}: expected numbers from 0 up")
     if len(shape) != 3 or min(shape) < SMALLEST_SIDE:
@@ -530,6 +531,7 @@ def write_patients(
 
 
 def _write_case(dest: Path, seed: int, shape: tuple[int, int, int], force: bool, index: int) -> None:
+    """Make a patient and write its files. Runs in a worker process."""
     patient = make_patient(seed, index, shape)
     final = dest / patient.grade / patient.name
     with folder_for(final.parent), Staged(final, force) as staged:

@@ -215,6 +215,7 @@ def _layout_legend(schema: Schema, width: int) -> _Legend:
 
 
 def _draw_legend(canvas: Image.Image, legend: _Legend, top: int) -> None:
+    """Draw a legend at `top` pixels from the upper edge."""
     draw = ImageDraw.Draw(canvas)
     for entry in legend.entries:
         x, y = entry.x, top + entry.y

@@ -165,6 +165,7 @@ def describe_areas(archives: Mapping[str, tuple[int, ClassAreas]]) -> str:
     """Tables of slices and class areas. archives: name -> (number of patients, areas)."""
     rows: list[tuple[object, ...]] = [(name, n, areas.num_slices) for name, (n, areas) in archives.items()]
     tables = [format_table(("archive", "patients", "slices"), rows)]
+    # One row for each archive and class.
     rows = [
         (
             f"{name}  {class_name}",

@@ -1,4 +1,4 @@
-"""Archives made from archives: merge, subset, split by patient. Slices are copied without unpacking them."""
+"""Archives made from archives: merge, subset, split by patient. Slices are copied as packed bytes."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     _refuse_other_volumes(readers)
     _refuse_two_sides(readers)
 
+    # A dict keeps the order: names of the first archive, then new ones of the second, and so on. None without names.
     label_names = tuple(dict.fromkeys(name for reader in readers for name in reader.info.label_names or ())) or None
     remarks = {**_renumbered(readers, label_names or ()), **_other_titles(readers), **_other_pixels(readers)}
     first, made = readers[0], _made("merge", {}, readers) | ({"remarks": remarks} if remarks else {})
@@ -87,6 +88,7 @@ def _pixel(readers: Sequence[ArchiveReader]) -> PixelSize | None:
     known = [size for size in sizes if size is not None]
     if not known or len(known) < len(sizes):
         return None
+    # A size is (least, most): all ends of all ranges.
     return PixelSize.of(mm for size in known for mm in size)
 
 
@@ -152,6 +154,7 @@ def _regions(schema: Schema) -> tuple[str, ...]:
 
 
 def _say(value: Any) -> str:
+    """A value in words, for messages about differences."""
     if value in (None, False, ()):
         return "none"
     if value is True:
@@ -261,13 +264,14 @@ def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, 
     drawn = draw_split(reader.info.patients, test_fraction, seed)
 
     made = _made("split", {"test_fraction": test_fraction, "seed": seed}, [reader])
+    # Patient -> TRAIN or TEST.
     sides = {patient: side for side, names in ((TRAIN, drawn.train), (TEST, drawn.test)) for patient in names}
     with (
         files.folder_for(dest),
         Staged(paths[TRAIN], force) as staged,
         contextlib.ExitStack() as opened,
     ):
-        # The number of writers is no constant of the syntax, so an ExitStack closes them.
+        # The ExitStack closes both writers, also if the second can't be opened.
         writers = {}
         for side, path in paths.items():
             of_side = made | {"split": {"part": side, **config.to_json(drawn)}}
@@ -284,6 +288,7 @@ def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, 
 
 
 def _refuse_to_split(reader: ArchiveReader) -> None:
+    """Raise UserError for an archive that can't be divided, see `split`."""
     records = reader.info.slices
     if tests := [record for record in records if record.part == TEST]:
         raise UserError(
@@ -304,6 +309,7 @@ def _refuse_to_split(reader: ArchiveReader) -> None:
 
 
 def _archive_name(dest: Path, force: bool) -> Path:
+    """The path to write, checked: a .zip, which doesn't exist unless `force`."""
     dest = Path(dest)
     if dest.suffix.lower() != ".zip":
         raise UserError(f"--dest {dest}: expected a name that ends in .zip")

@@ -128,6 +128,7 @@ class ArchiveReader:
         return self._bytes + (1 << 16)
 
     def _read_info(self) -> ArchiveInfo:
+        """Read dataset.json. Raises UserError if it has another format or other types."""
         if INDEX not in self._zip:
             raise UserError(
                 f"{self.path}: no {INDEX} inside, so this is not an archive of joint slices; "
@@ -186,6 +187,7 @@ class ArchiveReader:
             raise UserError(f"{self.path}: {INDEX}: {shorten(odd[0])}: names must not look like paths, or be too long")
 
     def _check_labels(self) -> None:
+        """Raise UserError for class labels that make no sense."""
         info = self.info
         if info.label_names is not None:
             self._require_names(info.label_names)

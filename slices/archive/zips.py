@@ -191,7 +191,7 @@ class ZipReader:
                 raise self._damaged(member.filename, "it lies within another, or before the file")
             place = member.header_offset + _LOCAL.size + member.compress_size
             if place > end:
-                raise self._damaged(member.filename, "the directory of the zip says that it goes on behind its end")
+                raise self._damaged(member.filename, "by the zip's directory, it continues beyond the end of the file")
 
     def _find(self, name: str, most: int) -> zipfile.ZipInfo:
         """The entry of a member in the directory, checked: known, deflated or stored, and of a plausible size."""

@@ -185,6 +185,7 @@ def _grouped(source: Path, files: Sequence[str], release: Release, pattern: Patt
 
 
 def _several_ways(source: Path, pattern: str, file: str, ways: Sequence[Way]) -> str:
+    """The message for a path that a pattern fits in several ways."""
     shown = " or ".join(", ".join(f"{name} {value}" for name, value in way.values.items()) for way in ways[:2])
     return (
         f"{source}: {pattern} fits {file} in {'two' if len(ways) == 2 else len(ways)} ways: {shown}; separate the "
@@ -201,6 +202,7 @@ class _Finder:
 
     def __init__(self, files: Sequence[str], pattern: Pattern, cases: Iterable[_Group]) -> None:
         self.pattern = pattern
+        # Key -> files. Only keys of known cases are kept.
         self._found: dict[frozenset, list[str]] = {key: [] for case in cases for key in self._keys(case.way.values)}
         for file in files:
             for key in {_key(way.values, way.values) for way in pattern.ways(file)} & self._found.keys():
@@ -271,8 +273,8 @@ def _the_one(source: Path, files: list[str], expected: str, name: str, own: bool
         files = [file for file in files if file.endswith(".gz") == expected.endswith(".gz")] or files
     if len(files) > 1:
         raise UserError(
-            f"{source}: {files[0]} and {files[1]} claim to be the same file of the case {name}, and which one is right "
-            "can't be known: move the other one away"
+            f"{source}: {files[0]} and {files[1]} may both be the same file of the case {name}, and nothing tells "
+            "which one is right: move the other one away"
         )
     return files[0] if files else expected
 

@@ -38,7 +38,7 @@ _CUTTING = ("resolution", "fov", "head", "slices", "test_slices", "min_tumor_pix
 def convert(
     conversion: Conversion, workers: int = 1, force: bool = False, on_error: str = "fail"
 ) -> tuple[Outcome, ...]:
-    """Cut all cases and write the archives of a conversion. Returns what came of each archive.
+    """Cut all cases and write the archives of a conversion. Returns the outcome of each archive.
 
     on_error: one of ON_ERROR; 'skip' leaves out cases that can't be read. The files appear when all are complete. Their
     content depends on neither `workers` nor the destination. An interrupted conversion continues where it stopped.
@@ -199,6 +199,7 @@ def _write_archive(conversion: Conversion, outcome: Outcome, workplace: Workplac
     """Copy the packed slices of the cut cases into one archive at `place`."""
     target, options = outcome.target, conversion.options
     label_names = GRADES if options.class_by == "grade" else None
+    # Patients that generators saw, from exported fakes among the cases.
     seen = {patient for name in outcome.records for patient in target.known[name].seen or ()}
     made = _describe_making(conversion, outcome)
     most = conversion.schema.num_channels * options.resolution**2 + 1024  # bytes of a slice, unpacked

@@ -119,6 +119,7 @@ def _remarks(volumes: CaseVolumes, view: _View, schema: Schema, options: Convert
 
 
 def _describe_volume(case: Case, volumes: CaseVolumes, view: _View, schema: Schema) -> Volume:
+    """The record of the source volume, for the archive."""
     return Volume(
         patient=case.patient,
         shape=volumes.shape,

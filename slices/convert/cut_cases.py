@@ -123,9 +123,7 @@ class Workplace:
                 if unfinished := _UNFINISHED.fullmatch(path.name):
                     recover(self.folder / unfinished[1])
                 elif not _is_ours(path):
-                    raise UserError(
-                        f"{self.folder} is where conversions keep cut cases, but {path.name} is none: move it away"
-                    )
+                    raise UserError(f"{self.folder} is the folder for cut cases, but {path.name} is none: move it away")
             if self._job_there() != self.job:
                 self._empty()
                 files.write_json(self.folder / _JOB, self.job)

@@ -31,7 +31,7 @@ _MOST_VARIANTS = 64  # each pair of brackets doubles their number
 class _Blank(NamedTuple):
     """A placeholder, or a star."""
 
-    # Of a star: empty. In a folder above the case, though, it is numbered, such as *0, because what it stands for
+    # Empty for a star. A star in a folder above the case is numbered, such as *0, because what it stands for
     # distinguishes cases.
     name: str
     rule: str | None = None  # a width or a regular expression
@@ -99,6 +99,7 @@ class Pattern:
     @property
     def depth(self) -> int:
         """The largest number of folders above a file."""
+        # Slashes are in the texts only: placeholders and stars stay within one name.
         return max("".join(t for t in tokens if isinstance(t, str)).count("/") for tokens in self.variants)
 
     @property
@@ -193,7 +194,7 @@ def _tokens(stem: str) -> Iterator[str | _Blank]:
                 raise UserError(f"{{{match['name']}}} is unknown; there are {_braces()}")
             yield _Blank(match["name"], match["rule"])
         elif match[0] in "{}":
-            raise UserError(f"has a brace without its other one; there are {_braces()}")
+            raise UserError(f"has a brace without its counterpart; there are {_braces()}")
         else:
             yield _Blank("") if match[0] == "*" else match[0]
 
@@ -208,14 +209,14 @@ def _variants(tokens: Iterator[str | _Blank], inside: bool = False) -> list[_Tok
         if token == "]":
             if inside:
                 return found
-            raise UserError("has a bracket ] without its other one; [...] is what may be missing")
+            raise UserError("has a bracket ] without its counterpart; [...] is what may be missing")
         more = [*_variants(tokens, inside=True), ()] if token == "[" else [(token,)]
         # Every beginning so far, continued in every way.
         found = [(*one, *other) for one in found for other in more]
         if len(found) > _MOST_VARIANTS:
             raise UserError(f"too many brackets; they leave more than {_MOST_VARIANTS} possibilities")
     if inside:
-        raise UserError("has a bracket [ without its other one; [...] is what may be missing")
+        raise UserError("has a bracket [ without its counterpart; [...] is what may be missing")
     return found
 
 

@@ -141,6 +141,7 @@ def _strangers(files: Sequence[str], belonging: set[str], release: Release, case
     lengths = {len(name) for name in known}
 
     def mentions_a_case(file: str) -> bool:
+        # All parts of the path that are as long as a known name: faster than a search for each of many names.
         return any(file[i : i + n] in known for n in lengths for i in range(len(file) - n + 1))
 
     found = [file for file in files if file not in belonging and (asked_for or "derivatives" not in _folders(file))]
@@ -211,6 +212,7 @@ def _recognize(source: Path, files: Files) -> Release:
             f"--release {name} for {release_of_name(name).title} ({count(len(cases), 'case')} such as {cases[0].name})"
             for name, cases in found.items()
         )
+        # Do all releases give the same names of cases?
         same = len({tuple(case.name for case in cases) for cases in found.values()}) == 1
         why = "file names don't tell these releases apart" if same else "holds cases of several releases"
         raise UserError(f"{source}: {why}: choose {listed}{_hint(found) if same else ''}")

@@ -180,7 +180,7 @@ def describe_release(
     pairs = [_pair(text, "--contrasts", "t1,flair=FLAIR") for text in contrasts.split(",")]
     names = {name: in_files or name for name, in_files in pairs}
     if len(names) < len(pairs):
-        raise UserError(f"--contrasts {contrasts}: a name stands there twice")
+        raise UserError(f"--contrasts {contrasts}: a name comes twice")
     values = _values(labels)
     ignored = values.pop(IGNORE, ())
     if labels is not None and not values:
@@ -194,7 +194,9 @@ def describe_release(
     claimed = Counter([*names.values(), *([MASK] if schema.classes and mask_pattern is None else [])])
     if not release.in_one_file and (twice := [name for name, n in claimed.items() if n > 1]):
         masks = " (where masks lie, unless --mask-pattern says otherwise)" if twice[0] == MASK else ""
-        raise UserError(f"--contrasts {contrasts}: {twice[0]}{masks} would be read as two channels: each needs its own")
+        raise UserError(
+            f"--contrasts {contrasts}: {twice[0]}{masks} would stand for two channels: each needs its own name"
+        )
     known = {*release.images.names, "case"} - {"contrast"}
     if release.masks is not None and (unknown := sorted(release.masks.names - known)):
         raise UserError(f"--mask-pattern {mask_pattern}: {{{unknown[0]}}} is not known from --pattern {pattern}")
@@ -225,17 +227,13 @@ def _values(labels: str | None) -> dict[str, tuple[int, ...]]:
             raise UserError(f"--labels: {name_some(large, most=1)} is no label value; the most is {_LARGEST_VALUE}")
         if name in found:
             both = "+".join(map(str, (*found[name], *map(int, numbers))))
-            raise UserError(
-                f"--labels: {name} stands there twice; several values of one class are written {name}={both}"
-            )
+            raise UserError(f"--labels: {name} comes twice; several values of one class are written {name}={both}")
         found[name] = tuple(int(number) for number in numbers)
     owners: dict[int, str] = {0: "the background"}  # label value -> class
     for name, value in ((name, value) for name, values in found.items() for value in values):
         if value in owners:
-            twice = "twice" if owners[value] == name else f"for {owners[value]} and for {name}"
-            raise UserError(
-                f"--labels: {value} stands {twice}: lesion classes need different label values, none of them 0"
-            )
+            twice = "comes twice" if owners[value] == name else f"stands for {owners[value]} and for {name}"
+            raise UserError(f"--labels: {value} {twice}: lesion classes need different label values, none of them 0")
         owners[value] = name
     return found
 

@@ -33,7 +33,9 @@ def describe_notes(outcomes: Sequence[Outcome]) -> str:
 
 
 def _rows_of_left_out(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
+    """Rows for patients that were left out, one for each reason."""
     rows = []
+    # Reasons and names of all archives, each once, in the order in which they come.
     for reason in dict.fromkeys(reason for outcome in outcomes for reason in outcome.left_out):
         names = list(dict.fromkeys(name for outcome in outcomes for name in outcome.left_out.get(reason, [])))
         rows.append((f"left out: {reason}", count(len(names), "patient"), first_names(names)))
@@ -41,6 +43,7 @@ def _rows_of_left_out(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]
 
 
 def _rows_of_skipped(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str]]:
+    """Rows for slices that were not chosen, one for each archive and reason."""
     rows = []
     for outcome in outcomes:
         # Archives keep the word that they were first made with, but not every lesion is a tumor.
@@ -74,6 +77,7 @@ def _notes(outcomes: Sequence[Outcome]) -> list[_Note]:
 
 
 def _row_of_note(note: _Note, outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
+    """The row of a note: its first remark, numbers, and examples of cases."""
     first, names = note.remarks[0], note.cases
     voxels = sum(outcome.counted[remark] for outcome in outcomes for remark in note.remarks)
     many = count(len(names), "case") + (f", {count(voxels, 'voxel')}" if voxels else "")

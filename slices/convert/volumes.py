@@ -122,13 +122,14 @@ def _on_grid_without_nan(file: _File, grid: _File, published: bool) -> _Volume:
     remarks, nan = [*file.nifti.remarks, *remarks], None
     if voxels.dtype.kind == "f" and (places := np.isnan(voxels)).any():
         remarks.append(f"{count(int(np.count_nonzero(places)), 'voxel')} of NaN taken as background")
-        if file.kind == CONTRAST or (voxels == 0).any():  # a mask without any 0 has NaN for it
+        if file.kind == CONTRAST or (voxels == 0).any():  # else a mask in which NaN stands for 0
             nan = places
         voxels = np.where(places, _background(voxels) if file.kind == CONTRAST else np.float32(0), voxels)
     return _Volume(file, voxels, nan, remarks)
 
 
 def _remarks_on_grid(case: Case, grid: _File) -> list[str]:
+    """Remarks on a header without orientation, and on an unusual shape."""
     remarks = [] if grid.place.oriented else ["no orientation in the header, axes assumed to run to L, A, S"]
     if case.grid is not None and grid.shape != case.grid:
         remarks.append(f"the release's volumes have {format_shape(case.grid)} voxels, these don't: is it another one?")
@@ -268,7 +269,8 @@ def _on_grid(file: _File, grid: _File, published: bool) -> tuple[np.ndarray, lis
 def _is_lost(file: _File, found: Fit, published: bool) -> bool:
     """Whether the place in a header is lost: its axes are right, but the place is made up, or beside the grid.
 
-    In a published file with a made-up place, not even the axes count: a program that writes an identity knows none.
+    In a published file with a made-up place, wrong axes don't matter either, because programs that don't know the axes
+    write an identity.
     """
     # Off by a whole volume or more: the two volumes don't overlap.
     beside = bool((np.abs(found.shift) >= found.shape).any()) and not found.is_turned

@@ -56,6 +56,7 @@ def _stem(i: int, record: SliceRecord) -> str:
 def _palette_image(classes: np.ndarray, schema: Schema) -> Image.Image:
     """A picture of class indices [H, W]: its values are the indices, its palette has the colors of the panels."""
     image = Image.fromarray(np.ascontiguousarray(classes))
+    # A flat list of red, green and blue, as Pillow wants it.
     colors = [value for index in range(schema.num_maps) for value in _color(index)]
     # Padded to 256 colors: with fewer, Pillow packs values into 2 or 4 bits, which some programs can't read.
     image.putpalette(colors + [0] * (3 * 256 - len(colors)))

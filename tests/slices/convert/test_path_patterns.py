@@ -52,7 +52,7 @@ def test_bids_with_and_without_a_session_in_one_pattern(tmp_path):
             "fits ab1_t1.nii in two ways: patient a, visit b1, .*{patient:4} .*--cases",
         ),
         (r"{patient:\w+}{visit:\w+}_{contrast}.nii", "in two ways: patient a, visit b1, contrast t1 or patient ab"),
-        ("{case}[_{visit}_{contrast}.nii", "a bracket \\[ without its other one"),
+        ("{case}[_{visit}_{contrast}.nii", "a bracket \\[ without its counterpart"),
         ("{patient:[}_{contrast}.nii", "expected a number of characters or a regular expression"),
         ("{patient:[a-z]*}_{contrast}.nii", "may stand for nothing"),
         ("{patient:2}/{patient:3}_{contrast}.nii", "{patient} is given as 2 and as 3"),

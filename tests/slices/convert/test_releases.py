@@ -227,14 +227,14 @@ def test_four_dimensions_with_an_order(tmp_path):
         (["--release", "2018", "--contrasts", "t1"], "leave one of them out"),
         (["--contrasts", "t1", "--pattern", "{kase}.nii.gz"], "{kase} is unknown; there are {case}, {patient}"),
         (["--contrasts", "t1", "--pattern", "{contrast}.nii.gz"], "needs {case} or {patient}"),
-        (["--contrasts", "t1", "--pattern", "{case/{case}_{contrast}.nii.gz"], "a brace without its other one"),
+        (["--contrasts", "t1", "--pattern", "{case/{case}_{contrast}.nii.gz"], "a brace without its counterpart"),
         (["--contrasts", "t1", "--pattern", "{case}.mha"], "ends in .nii.gz or .nii"),
         (["--contrasts", "t1", "--pattern", "../{case}.nii.gz"], "without .."),
-        (["--contrasts", "t1,t1", "--pattern", "{case}_{contrast}.nii.gz"], "stands there twice"),
-        (["--contrasts", "a=T1,b=T1", "--pattern", "{case}_{contrast}.nii"], "T1 would be read as two channels"),
+        (["--contrasts", "t1,t1", "--pattern", "{case}_{contrast}.nii.gz"], "a name comes twice"),
+        (["--contrasts", "a=T1,b=T1", "--pattern", "{case}_{contrast}.nii"], "T1 would stand for two channels"),
         (
             ["--contrasts", "t1,x=seg", "--pattern", "{case}_{contrast}.nii", "--labels", "a=1"],
-            "seg (where masks lie, unless --mask-pattern says otherwise) would be read as two channels",
+            "seg (where masks lie, unless --mask-pattern says otherwise) would stand for two channels",
         ),
         (
             [
@@ -399,9 +399,9 @@ def test_several_values_of_a_class_and_values_to_ignore(tmp_path):
 @pytest.mark.parametrize(
     "labels, words",
     [
-        ("a=3,b=1,a=5", "a stands there twice; several values of one class are written a=3\\+5"),
+        ("a=3,b=1,a=5", "a comes twice; several values of one class are written a=3\\+5"),
         ("a=1,ignore=2+1", "1 stands for a and for ignore: lesion classes need different label values"),
-        ("a=7+7", "7 stands twice"),
+        ("a=7+7", "7 comes twice"),
         ("ignore=0,a=1", "0 stands for the background and for ignore"),
         ("ignore=3", "names no class"),
         ("Ignore=3", "names no class"),
