@@ -45,7 +45,7 @@ class SourceOptions(Checked):
     )
     mask_pattern: str | None = option("Paths of masks.", default=None, shown="--pattern with 'seg' for {contrast}")
     table: Path | None = option(
-        "Table (.csv) with the columns case and patient, visit or grade. It says whose the cases are.",
+        "Table (.csv) that says whose the cases of any source are: columns case and patient, visit or grade.",
         default=None,
         flag="--cases",
     )
@@ -103,7 +103,7 @@ class ConvertOptions(Checked):
         shown="tumor; brain without labels",
     )
     min_tumor_pixels: int = option(
-        "Lesion pixels that a slice needs to count as one with a lesion.", default=1, least=1
+        "Lesion pixels in the archive that a slice needs to count as one with a lesion.", default=1, least=1
     )
     lesion_free: float | None = option(
         "Add slices with brain and no lesion to those with a lesion, until they have this share of train.zip, or of "
