@@ -141,7 +141,7 @@ def check(cls: Any, values: Mapping[str, Any]) -> None:
     for field in dataclasses.fields(cls):
         limits: _Limits | None = field.metadata.get(_LIMITS)
         value = values.get(field.name)
-        # Of an option that may be repeated, each value is checked.
+        # An option that may be repeated has several values, and each is checked.
         for one in value if isinstance(value, tuple) else (value,):
             if limits is not None and one is not None and not _fits(one, limits):
                 whole = _of_annotation(typing.get_type_hints(cls)[field.name])[0] is int

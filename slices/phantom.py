@@ -390,7 +390,7 @@ def _grow(traits: Traits, place: np.ndarray, field: Field) -> tuple[np.ndarray, 
     wobble, lumps = field(traits.wobble, _WOBBLE), field(traits.lumps, _LUMPS)
     across = np.maximum(0, -np.sign(center[0]) * place[0])  # mm beyond the midline; the falx is a barrier
 
-    # Of signed distances, the maximum is the intersection and the minimum is the union.
+    # The maximum of signed distances is the intersection of bodies, the minimum is their union.
     core = _ellipsoid_distance(away - traits.core_offset[:, None], traits.core_axes, traits.core_radius)
     core = np.maximum(core + 1.5 * wobble + lumps + across, 2 - depth)
     whole = _ellipsoid_distance(away, traits.whole_axes, traits.radius)

@@ -1,4 +1,4 @@
-"""Fixtures for all tests; what tests share besides lies in the modules beside this file, such as drawn.py."""
+"""Fixtures for all tests; what tests share besides lies in helpers/, such as helpers/drawn.py."""
 
 import os
 from collections.abc import Iterator

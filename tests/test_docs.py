@@ -120,3 +120,15 @@ def test_python_examples_import_what_is_there(page):
 def test_lines_are_short(page):
     for n, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
         assert len(line) <= 120, f"{page.name}, line {n}: {len(line)} characters"
+
+
+def test_the_map_of_the_code_names_what_is_there():
+    """Every file in the drawing of the floors exists in one of the rooms, and every room's files are in it."""
+    (drawing,) = re.findall(r"^```\n(4  .*?)^```", (ROOT / "docs" / "code.md").read_text(), re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"\w+", drawing))
+    rooms = ("dnnlib", "slices", "training", "segmentation", "torch_utils")
+    files = {path.stem for room in rooms for path in (ROOT / room).rglob("*.py") if "ops" not in path.parts}
+    there = files | {path.stem for path in ROOT.glob("*.py")}
+    assert set(re.findall(r"(\w+)\.py", drawing)) <= there | {"__main__"}
+    in_words = {"joint_head", "export", "nifti_folder", "picture_folder"}
+    assert files - {"__init__", "__main__"} - in_words <= named

@@ -1,4 +1,4 @@
-"""Single files appear only when they are complete. test_staged.py tests several files at once."""
+"""Single files appear only when they are complete. test_publish.py tests several files at once."""
 
 import os
 import signal

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
-from rings import RING, SIZE, draw_ring, plain_dice
+from rings import RING, SIZE, draw_ring, plain_dice, write_volumes
 from segmentation.predict import predict_examinations, predict_slices
 from segmentation.unet import TrainedUNet, build_unet, configure_unet, load_unet
 from slices.archive.reader import ArchiveReader
@@ -51,3 +51,10 @@ def test_patients_are_put_together_from_slices_that_take_turns(evaluated, traine
         masked = np.where(one.inside, answer, 0)
         assert found.regions["whole"].masked_dice == pytest.approx(plain_dice(masked, truth, (1, 2)), abs=1e-3)
         assert abs(found.removed - (answer[~one.inside] > 0).sum()) <= 3  # predictions may depend on the batch size
+
+
+def test_slices_know_their_places_in_the_volume(trained, tmp_path):
+    """The archive lacks most slices of a volume, and the others are not numbered anew."""
+    reader = ArchiveReader(write_volumes(tmp_path / "few.zip", {"v": "p"}, slices=(1, 5), of=7))
+    (found,) = predict_examinations(load_unet(trained.model), reader, [("p", "v")])
+    assert tuple(found.places) == (1, 5)
