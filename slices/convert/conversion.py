@@ -25,7 +25,7 @@ from slices.convert.cases import Case
 from slices.convert.cut import OUT_OF_VIEW, cut_case
 from slices.convert.cut_cases import CutCase, CutRecord, Workplace, origin_of, write_cut_case
 from slices.convert.options import ON_ERROR, ConvertOptions
-from slices.convert.outcome import Outcome, Target
+from slices.convert.outcome import Outcome, PlannedArchive
 from slices.convert.plan import Conversion
 from slices.convert.releases import GRADES, OWN
 from slices.schema import Schema
@@ -94,37 +94,39 @@ class _Job(NamedTuple):
     """One case to be cut, for one archive."""
 
     case: Case
-    choice: str  # which slices, as in Target
-    lesion_free: float | None  # as in Target
+    choice: str  # which slices, as in PlannedArchive
+    lesion_free: float | None  # as in PlannedArchive
     path: Path  # of the cut case
 
 
 def cut(conversion: Conversion, workplace: Workplace, workers: int, on_error: str) -> tuple[Outcome, ...]:
-    """Cut every case that an earlier call has not cut. Returns the outcome of each target.
+    """Cut every case that an earlier call has not cut. Returns the outcome of each archive.
 
     Raises UserError if an archive would get no slice. The cut cases are removed then, because they are of no use.
     """
-    cases = [(target, case) for target in conversion.targets for case in target.cases]
-    left = [(target, case) for target, case in cases if not workplace.finished(target.side, case)]
+    cases = [(archive, case) for archive in conversion.archives for case in archive.cases]
+    left = [(archive, case) for archive, case in cases if not workplace.finished(archive.side, case)]
     if len(left) < len(cases):
         done = len(cases) - len(left)
         tqdm.write(f"going on: {done} of {count(len(cases), 'case')} were cut by an earlier call", file=sys.stderr)
-    jobs = [_Job(case, target.choice, target.lesion_free, workplace.path(target.side, case)) for target, case in left]
+    jobs = [
+        _Job(case, archive.choice, archive.lesion_free, workplace.path(archive.side, case)) for archive, case in left
+    ]
     results = map_in_order(partial(_cut_job, conversion.schema, conversion.options), jobs, workers)
-    errors: dict[Path, dict[str, str]] = {target.path: {} for target in conversion.targets}
+    errors: dict[Path, dict[str, str]] = {archive.path: {} for archive in conversion.archives}
     with (
         contextlib.closing(results),  # stops the workers if a case fails
         tqdm(total=len(cases), initial=len(cases) - len(jobs), desc="converting", unit="case") as bar,
     ):
-        for (target, case), error in zip(left, results, strict=True):
+        for (archive, case), error in zip(left, results, strict=True):
             bar.update()
             if error and on_error == "fail":
                 advice = "; --on-error skip leaves out what can't be read" if len(cases) > 1 else ""
                 raise UserError(f"{error}{advice}")
             if error:
-                errors[target.path][case.name] = error
+                errors[archive.path][case.name] = error
                 bar.write(f"left out: {error}", file=sys.stderr)
-    outcomes = tuple(_outcome(conversion, target, workplace, errors[target.path]) for target in conversion.targets)
+    outcomes = tuple(_outcome(conversion, archive, workplace, errors[archive.path]) for archive in conversion.archives)
     for outcome in outcomes:
         if not outcome.cut:
             workplace.remove()
@@ -154,28 +156,30 @@ def _cut_job(schema: Schema, options: ConvertOptions, job: _Job) -> str | None:
     return None
 
 
-def _outcome(conversion: Conversion, target: Target, workplace: Workplace, errors: Mapping[str, str]) -> Outcome:
-    """Collect the records of a target's cut cases. errors: name of a case -> why it could not be read."""
+def _outcome(
+    conversion: Conversion, archive: PlannedArchive, workplace: Workplace, errors: Mapping[str, str]
+) -> Outcome:
+    """Collect the records of an archive's cut cases. errors: name of a case -> why it could not be read."""
     records = {
-        case.name: CutCase.open(workplace.path(target.side, case)).record
-        for case in target.cases
+        case.name: CutCase.open(workplace.path(archive.side, case)).record
+        for case in archive.cases
         if case.name not in errors
     }
-    return Outcome(target, conversion.schema, records, errors)
+    return Outcome(archive, conversion.schema, records, errors)
 
 
 def _nothing(conversion: Conversion, outcome: Outcome) -> str:
     """The message for an archive that would get no slice."""
-    target, options, source = outcome.target, conversion.options, conversion.found.source
-    cases = len(target.cases)
+    archive, options, source = outcome.archive, conversion.options, conversion.found.source
+    cases = len(archive.cases)
     nobody = (
-        f"none of the {cases} cases for {target.name}" if cases > 1 else f"not even the only case for {target.name}"
+        f"none of the {cases} cases for {archive.name}" if cases > 1 else f"not even the only case for {archive.name}"
     )
     if outcome.errors and not outcome.records:
-        advice = "; --split-seed or --split-file chooses others" if target.side else ""
+        advice = "; --split-seed or --split-file chooses others" if archive.side else ""
         return f"{source}: {nobody} can be read{advice}: {next(iter(outcome.errors.values()))}"
-    wanted = f"a lesion of {options.min_tumor_pixels} or more pixels" if target.choice == "tumor" else "a brain"
-    option = "--test-slices" if target.side == TEST else "--slices"
+    wanted = f"a lesion of {options.min_tumor_pixels} or more pixels" if archive.choice == "tumor" else "a brain"
+    option = "--test-slices" if archive.side == TEST else "--slices"
     view, wider = (f" and --fov {options.fov:g}", "a larger --fov, ") if OUT_OF_VIEW in outcome.lost else ("", "")
     return (
         f"{source}: {nobody} has a slice with {wanted} "
@@ -190,17 +194,17 @@ def write(conversion: Conversion, outcomes: Sequence[Outcome], workplace: Workpl
     """Assemble the archives from the cut cases. They appear when all are complete, together with the split."""
     with Staged(conversion.paths[0], force) as staged:
         for outcome in outcomes:
-            _write_archive(conversion, outcome, workplace, staged.place(outcome.target.path))
+            _write_archive(conversion, outcome, workplace, staged.place(outcome.archive.path))
         if conversion.split is not None:
             staged.write(conversion.dest / SPLIT_FILE, files.json_bytes(conversion.split))
 
 
 def _write_archive(conversion: Conversion, outcome: Outcome, workplace: Workplace, place: Path) -> None:
     """Copy the packed slices of the cut cases into one archive at `place`."""
-    target, options = outcome.target, conversion.options
+    archive, options = outcome.archive, conversion.options
     label_names = GRADES if options.class_by == "grade" else None
     # Patients that generators saw, from exported fakes among the cases.
-    seen = {patient for name in outcome.records for patient in target.known[name].seen or ()}
+    seen = {patient for name in outcome.records for patient in archive.known[name].seen or ()}
     made = _describe_making(conversion, outcome)
     most = conversion.schema.num_channels * options.resolution**2 + 1024  # bytes of a slice, unpacked
     with ArchiveWriter(place, conversion.schema, options.resolution, made, label_names, seen) as writer:
@@ -208,9 +212,9 @@ def _write_archive(conversion: Conversion, outcome: Outcome, workplace: Workplac
             assert record.volume is not None
             writer.volumes[case.name] = record.volume
             # A single archive of cases exported from a split keeps their parts.
-            side = target.side or target.known[case.name].part
+            side = archive.side or archive.known[case.name].part
             label = None if label_names is None or case.grade is None else label_names.index(case.grade)
-            members = CutCase.open(workplace.path(target.side, case)).members(most)
+            members = CutCase.open(workplace.path(archive.side, case)).members(most)
             for member, index in zip(members, record.indices, strict=True):
                 writer.add_packed(member, patient=case.patient, part=side, volume=case.name, index=index, label=label)
 
@@ -237,7 +241,7 @@ def _describe_making(conversion: Conversion, outcome: Outcome) -> dict[str, Any]
     return describe_making(
         "dataset_tool.py convert",
         {name: value for name, value in options.items() if value is not None},
-        split=None if split is None else {"part": outcome.target.side, **config.to_json(split)},
+        split=None if split is None else {"part": outcome.archive.side, **config.to_json(split)},
         skipped=skipped,
         remarks=outcome.remarks,
         **({"voxels": dict(outcome.counted)} if outcome.counted else {}),

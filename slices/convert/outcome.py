@@ -20,8 +20,8 @@ UNREADABLE = "could not be read"
 
 
 @dataclass(frozen=True)
-class Target:
-    """An archive that a conversion will write, and what is known about it before anything is cut."""
+class PlannedArchive:
+    """An archive that a conversion is going to write, and what is known about it before anything is cut."""
 
     side: str | None  # TRAIN or TEST; None for a single archive
     path: Path
@@ -39,27 +39,27 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a target. Everything else is derived from the fields."""
+    """The outcome of one archive. Everything else is derived from the fields."""
 
-    target: Target
+    archive: PlannedArchive
     schema: Schema
     records: Mapping[str, CutRecord]  # case -> what was cut from it; in the order of the cases
     errors: Mapping[str, str]  # case that could not be read -> why
 
     @property
     def name(self) -> str:
-        return self.target.name
+        return self.archive.name
 
     @functools.cached_property
     def cut(self) -> list[tuple[Case, CutRecord]]:
         """The cases that gave at least one slice."""
-        found = ((case, self.records.get(case.name)) for case in self.target.cases)
+        found = ((case, self.records.get(case.name)) for case in self.archive.cases)
         return [(case, record) for case, record in found if record is not None and record.volume is not None]
 
     @functools.cached_property
     def left_out(self) -> dict[str, list[str]]:
         """Reason -> names of patients or cases that are not in the archive."""
-        found = {reason: list(names) for reason, names in self.target.left_out.items()}
+        found = {reason: list(names) for reason, names in self.archive.left_out.items()}
         if self.errors:
             found[UNREADABLE] = list(self.errors)
         for name, record in self.records.items():
@@ -69,9 +69,9 @@ class Outcome:
 
     def _reason_against(self, record: CutRecord) -> str:
         """Why a case gave no slice."""
-        if self.target.choice == "tumor" and record.lost.get(OUT_OF_VIEW) == 1:
+        if self.archive.choice == "tumor" and record.lost.get(OUT_OF_VIEW) == 1:
             return "the whole lesion lies outside the field of view"
-        return f"no slice chosen by '{self.target.choice}'"
+        return f"no slice chosen by '{self.archive.choice}'"
 
     @functools.cached_property
     def skipped(self) -> Counter[str]:
@@ -81,7 +81,7 @@ class Outcome:
     @functools.cached_property
     def remarks(self) -> dict[str, list[str]]:
         """Remark -> names of cases."""
-        found = {remark: list(names) for remark, names in self.target.remarks.items()}
+        found = {remark: list(names) for remark, names in self.archive.remarks.items()}
         for name, record in self.records.items():
             for remark in (*record.counted, *record.remarks):
                 found.setdefault(remark, []).append(name)

@@ -14,7 +14,7 @@ from dnnlib.text import name_some
 from slices.archive.format import TEST, TRAIN
 from slices.convert.cases import Case
 from slices.convert.options import ConvertOptions
-from slices.convert.outcome import Target
+from slices.convert.outcome import PlannedArchive
 from slices.convert.recognition import Recognized
 from slices.leaks import alike
 from slices.provenance import read_provenance
@@ -41,7 +41,7 @@ class Conversion:
     found: Recognized
     cases: tuple[Case, ...]  # of the grade asked for, even if a given split leaves them out
     dest: Path  # the archive, or the folder of two archives
-    targets: tuple[Target, ...]
+    archives: tuple[PlannedArchive, ...]
     split: Split | None  # None: a single archive
 
     @property
@@ -56,7 +56,7 @@ class Conversion:
     @property
     def paths(self) -> list[Path]:
         """All files that are written."""
-        return [*(target.path for target in self.targets), *([self.dest / SPLIT_FILE] if self.split else [])]
+        return [*(archive.path for archive in self.archives), *([self.dest / SPLIT_FILE] if self.split else [])]
 
     @property
     def settled_options(self) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def plan(options: ConvertOptions, found: Recognized, dest: str | os.PathLike) ->
         drafts = _drafts_of_sides(dest, cases, split, settled, options)
         neither = [case.patient for case in cases if case.patient not in {*split.train, *split.test}]
         left_out |= {"on neither side of the split file": neither} if neither else {}
-    targets = tuple(_target(draft, drafts, found.source, left_out) for draft in drafts)
-    return Conversion(options, settled, found, tuple(cases), dest, targets, split)
+    archives = tuple(_planned_archive(draft, drafts, found.source, left_out) for draft in drafts)
+    return Conversion(options, settled, found, tuple(cases), dest, archives, split)
 
 
 def _settle(options: ConvertOptions, dest: Path, single: bool, schema: Schema) -> Settled:
@@ -156,7 +156,7 @@ def _split(found: Recognized, cases: Sequence[Case], options: ConvertOptions, se
 
 
 class _Draft(NamedTuple):
-    """A target without provenance. Its fields are those of Target."""
+    """A planned archive without provenance. Its fields are those of PlannedArchive."""
 
     side: str | None
     path: Path
@@ -168,7 +168,7 @@ class _Draft(NamedTuple):
 def _drafts_of_sides(
     dest: Path, cases: Sequence[Case], split: Split, settled: Settled, options: ConvertOptions
 ) -> list[_Draft]:
-    """The targets for both parts of a split."""
+    """Drafts of the archives for both parts of a split."""
     assert settled.test_slices is not None
     train, test = ([case for case in cases if case.patient in set(side)] for side in (split.train, split.test))
     return [
@@ -177,8 +177,10 @@ def _drafts_of_sides(
     ]
 
 
-def _target(draft: _Draft, drafts: Sequence[_Draft], source: Path, left_out: Mapping[str, list[str]]) -> Target:
-    """Complete a target: add the provenance of its cases, and remarks on names like those of the other target."""
+def _planned_archive(
+    draft: _Draft, drafts: Sequence[_Draft], source: Path, left_out: Mapping[str, list[str]]
+) -> PlannedArchive:
+    """Complete a draft: add the provenance of its cases, and remarks on names like those of the other archive."""
     known = read_provenance(draft.cases, source)
     held_out = [name for name, one in known.items() if one.part == TEST]
     if draft.side == TRAIN and held_out:
@@ -199,7 +201,7 @@ def _target(draft: _Draft, drafts: Sequence[_Draft], source: Path, left_out: Map
             remarks[f"named so much like one in {other.path.name} that they may be one patient"] = [
                 case.name for case in draft.cases if case.patient in pairs
             ]
-    return Target(
+    return PlannedArchive(
         side=draft.side,
         path=draft.path,
         choice=draft.choice,

@@ -18,7 +18,7 @@ MOST_NOTES = 20  # notes that are shown; there may be one for each file
 def describe_outcomes(outcomes: Sequence[Outcome], resolution: int) -> str:
     """Tables of what the archives contain, what was left out and what was odd, and the paths of the archives."""
     areas = describe_areas({outcome.name: (outcome.num_patients, outcome.areas) for outcome in outcomes})
-    written = (f"{one.target.path} ({describe_pixels(one.pixels, resolution)})" for one in outcomes)
+    written = (f"{one.archive.path} ({describe_pixels(one.pixels, resolution)})" for one in outcomes)
     return "\n\n".join(filter(None, [areas, describe_notes(outcomes), f"written: {', '.join(written)}"]))
 
 

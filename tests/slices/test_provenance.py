@@ -35,7 +35,7 @@ def fakes(tmp_path) -> Path:
 def convert(source: Path, dest: Path, pattern: str = OWN[1], **options) -> list[ArchiveReader]:
     found = find_cases(source, describe_release(OWN[0], pattern, OWN[2]))
     planned = plan(ConvertOptions(resolution=32, slices="all", **options), found, dest)
-    return [ArchiveReader(outcome.target.path) for outcome in run_conversion(planned)]
+    return [ArchiveReader(outcome.archive.path) for outcome in run_conversion(planned)]
 
 
 def exported(archive: Path, form: str = "nifti") -> Path:

@@ -23,15 +23,15 @@ from slices.schema import BRATS
 def test_a_plan_settles_what_options_leave_open(release):
     found = find_cases(release, release_of_name("2018"))
     single = plan(ConvertOptions(), found, "all.zip")
-    (target,) = single.targets
-    assert (target.side, target.choice, single.split) == (None, "tumor", None)
-    assert [case.name for case in target.cases] == ["P0", "P1", "P2", "P3", "P4"]
+    (archive,) = single.archives
+    assert (archive.side, archive.choice, single.split) == (None, "tumor", None)
+    assert [case.name for case in archive.cases] == ["P0", "P1", "P2", "P3", "P4"]
     assert [path.name for path in single.paths] == ["all.zip"]
 
     both = plan(ConvertOptions(slices="brain", grade="HGG"), found, "folder")
-    assert [(t.side, t.choice) for t in both.targets] == [("train", "brain"), ("test", "all")]
-    assert both.targets[0].left_out == {"grade is not HGG": ["P3", "P4"]}
-    assert sorted(case.name for t in both.targets for case in t.cases) == ["P0", "P1", "P2"]
+    assert [(one.side, one.choice) for one in both.archives] == [("train", "brain"), ("test", "all")]
+    assert both.archives[0].left_out == {"grade is not HGG": ["P3", "P4"]}
+    assert sorted(case.name for one in both.archives for case in one.cases) == ["P0", "P1", "P2"]
     settled = {name: both.settled_options[name] for name in ("test_slices", "test_fraction", "split_seed", "head")}
     assert settled == {"test_slices": "all", "test_fraction": 0.1, "split_seed": 0, "head": None}
     assert [path.name for path in both.paths] == ["train.zip", "test.zip", "split.json"]

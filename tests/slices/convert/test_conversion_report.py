@@ -10,7 +10,7 @@ from helpers.commands import convert, convert_2018, refused
 from helpers.drawn import draw_head, write_case, write_nifti
 from helpers.layouts import draw, write_flat
 from slices.archive.reader import ArchiveReader
-from slices.convert.outcome import Outcome, Target
+from slices.convert.outcome import Outcome, PlannedArchive
 from slices.convert.report import MOST_NOTES, describe_notes
 from slices.schema import BRATS
 
@@ -57,9 +57,9 @@ def test_lost_lesions_are_told_with_their_share(tmp_path):
 
 
 def outcome_with(remarks):
-    """The message for an archive without slices."""
-    target = Target(None, Path("x.zip"), "all", None, (), left_out={}, remarks=remarks, known={})
-    return Outcome(target, BRATS, records={}, errors={})
+    """The outcome of an archive without slices. remarks: remark -> cases, as in PlannedArchive."""
+    archive = PlannedArchive(None, Path("x.zip"), "all", None, (), left_out={}, remarks=remarks, known={})
+    return Outcome(archive, BRATS, records={}, errors={})
 
 
 def test_only_so_many_notes_are_shown():
