@@ -105,12 +105,12 @@ def cut(conversion: Conversion, workplace: Workplace, workers: int, on_error: st
     Raises UserError if an archive would get no slice. The cut cases are removed then, because they are of no use.
     """
     cases = [(archive, case) for archive in conversion.archives for case in archive.cases]
-    left = [(archive, case) for archive, case in cases if not workplace.finished(archive.side, case)]
+    left = [(archive, case) for archive, case in cases if not workplace.finished(archive.part, case)]
     if len(left) < len(cases):
         done = len(cases) - len(left)
         tqdm.write(f"going on: {done} of {count(len(cases), 'case')} were cut by an earlier call", file=sys.stderr)
     jobs = [
-        _Job(case, archive.choice, archive.lesion_free, workplace.path(archive.side, case)) for archive, case in left
+        _Job(case, archive.choice, archive.lesion_free, workplace.path(archive.part, case)) for archive, case in left
     ]
     results = map_in_order(partial(_cut_job, conversion.schema, conversion.options), jobs, workers)
     errors: dict[Path, dict[str, str]] = {archive.path: {} for archive in conversion.archives}
@@ -161,7 +161,7 @@ def _outcome(
 ) -> Outcome:
     """Collect the records of an archive's cut cases. errors: name of a case -> why it could not be read."""
     records = {
-        case.name: CutCase.open(workplace.path(archive.side, case)).record
+        case.name: CutCase.open(workplace.path(archive.part, case)).record
         for case in archive.cases
         if case.name not in errors
     }
@@ -176,10 +176,10 @@ def _nothing(conversion: Conversion, outcome: Outcome) -> str:
         f"none of the {cases} cases for {archive.name}" if cases > 1 else f"not even the only case for {archive.name}"
     )
     if outcome.errors and not outcome.records:
-        advice = "; --split-seed or --split-file chooses others" if archive.side else ""
+        advice = "; --split-seed or --split-file chooses others" if archive.part else ""
         return f"{source}: {nobody} can be read{advice}: {next(iter(outcome.errors.values()))}"
     wanted = f"a lesion of {options.min_tumor_pixels} or more pixels" if archive.choice == "tumor" else "a brain"
-    option = "--test-slices" if archive.side == TEST else "--slices"
+    option = "--test-slices" if archive.part == TEST else "--slices"
     view, wider = (f" and --fov {options.fov:g}", "a larger --fov, ") if OUT_OF_VIEW in outcome.lost else ("", "")
     return (
         f"{source}: {nobody} has a slice with {wanted} "
@@ -212,11 +212,11 @@ def _write_archive(conversion: Conversion, outcome: Outcome, workplace: Workplac
             assert record.volume is not None
             writer.volumes[case.name] = record.volume
             # A single archive of cases exported from a split keeps their parts.
-            side = archive.side or archive.known[case.name].part
+            part = archive.part or archive.known[case.name].part
             label = None if label_names is None or case.grade is None else label_names.index(case.grade)
-            members = CutCase.open(workplace.path(archive.side, case)).members(most)
+            members = CutCase.open(workplace.path(archive.part, case)).members(most)
             for member, index in zip(members, record.indices, strict=True):
-                writer.add_packed(member, patient=case.patient, part=side, volume=case.name, index=index, label=label)
+                writer.add_packed(member, patient=case.patient, part=part, volume=case.name, index=index, label=label)
 
 
 def _describe_making(conversion: Conversion, outcome: Outcome) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def _describe_making(conversion: Conversion, outcome: Outcome) -> dict[str, Any]
     return describe_making(
         "dataset_tool.py convert",
         {name: value for name, value in options.items() if value is not None},
-        split=None if split is None else {"part": outcome.archive.side, **config.to_json(split)},
+        split=None if split is None else {"part": outcome.archive.part, **config.to_json(split)},
         skipped=skipped,
         remarks=outcome.remarks,
         **({"voxels": dict(outcome.counted)} if outcome.counted else {}),

@@ -185,13 +185,13 @@ class Workplace:
             if _is_ours(path):
                 path.unlink(missing_ok=True)
 
-    def path(self, side: str | None, case: Case) -> Path:
+    def path(self, part: str | None, case: Case) -> Path:
         """The path of a cut case. It has a hash for a name, because names may be long or differ only in capitals."""
-        return self.folder / f"{side or 'all'}-{hashlib.sha256(case.name.encode()).hexdigest()[:24]}.zip"
+        return self.folder / f"{part or 'all'}-{hashlib.sha256(case.name.encode()).hexdigest()[:24]}.zip"
 
-    def finished(self, side: str | None, case: Case) -> bool:
+    def finished(self, part: str | None, case: Case) -> bool:
         """Whether an earlier call has cut this case from the same files."""
-        path = self.path(side, case)
+        path = self.path(part, case)
         if not path.exists():
             return False
         try:

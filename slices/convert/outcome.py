@@ -23,7 +23,7 @@ UNREADABLE = "could not be read"
 class PlannedArchive:
     """An archive that a conversion is going to write, and what is known about it before anything is cut."""
 
-    side: str | None  # TRAIN or TEST; None for a single archive
+    part: str | None  # TRAIN or TEST; None for a single archive
     path: Path
     choice: str  # which slices of a case to take, one of CHOICES
     lesion_free: float | None  # wanted share of slices with brain and without lesion; None: add none

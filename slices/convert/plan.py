@@ -83,7 +83,7 @@ def plan(options: ConvertOptions, found: Recognized, dest: str | os.PathLike) ->
     if split is None:
         drafts = [_Draft(None, dest, settled.slices, options.lesion_free, cases)]
     else:
-        drafts = _drafts_of_sides(dest, cases, split, settled, options)
+        drafts = _drafts_of_parts(dest, cases, split, settled, options)
         neither = [case.patient for case in cases if case.patient not in {*split.train, *split.test}]
         left_out |= {"on neither side of the split file": neither} if neither else {}
     archives = tuple(_planned_archive(draft, drafts, found.source, left_out) for draft in drafts)
@@ -158,19 +158,19 @@ def _split(found: Recognized, cases: Sequence[Case], options: ConvertOptions, se
 class _Draft(NamedTuple):
     """A planned archive without provenance. Its fields are those of PlannedArchive."""
 
-    side: str | None
+    part: str | None
     path: Path
     choice: str
     lesion_free: float | None
     cases: list[Case]
 
 
-def _drafts_of_sides(
+def _drafts_of_parts(
     dest: Path, cases: Sequence[Case], split: Split, settled: Settled, options: ConvertOptions
 ) -> list[_Draft]:
     """Drafts of the archives for both parts of a split."""
     assert settled.test_slices is not None
-    train, test = ([case for case in cases if case.patient in set(side)] for side in (split.train, split.test))
+    train, test = ([case for case in cases if case.patient in set(part)] for part in (split.train, split.test))
     return [
         _Draft(TRAIN, dest / f"{TRAIN}.zip", settled.slices, options.lesion_free, train),
         _Draft(TEST, dest / f"{TEST}.zip", settled.test_slices, None, test),
@@ -183,7 +183,7 @@ def _planned_archive(
     """Complete a draft: add the provenance of its cases, and remarks on names like those of the other archive."""
     known = read_provenance(draft.cases, source)
     held_out = [name for name, one in known.items() if one.part == TEST]
-    if draft.side == TRAIN and held_out:
+    if draft.part == TRAIN and held_out:
         raise UserError(
             f"{source}: {name_some(held_out)}: a file beside them says that they were exported from the test part of a "
             f"split, so nothing may be trained on them, but this split puts them into {draft.path.name}: give the "
@@ -202,7 +202,7 @@ def _planned_archive(
                 case.name for case in draft.cases if case.patient in pairs
             ]
     return PlannedArchive(
-        side=draft.side,
+        part=draft.part,
         path=draft.path,
         choice=draft.choice,
         lesion_free=draft.lesion_free,

@@ -99,7 +99,7 @@ def test_who_was_held_out_stays_so(tmp_path):
     split = tmp_path / "split.json"
     names = sorted(path.name for path in train.iterdir())
     split.write_text(
-        json.dumps({side: [n for n in names if n.startswith(f"drawn{i}")] for side, i in (("train", 7), ("test", 0))})
+        json.dumps({part: [n for n in names if n.startswith(f"drawn{i}")] for part, i in (("train", 7), ("test", 0))})
     )
     readers = convert(train, tmp_path / "folder", split_file=split)
     assert [sorted({r.part for r in reader.info.slices}) for reader in readers] == [[TRAIN], [TEST]]

@@ -148,7 +148,7 @@ def test_a_table_keeps_a_patient_on_one_side_and_tells_grades(tmp_path):
             "--force",
         )
         assert "your data, told by who.csv: 7 cases of 3 patients" in output
-        train, test = (ArchiveReader(tmp_path / "out" / f"{side}.zip") for side in ("train", "test"))
+        train, test = (ArchiveReader(tmp_path / "out" / f"{part}.zip") for part in ("train", "test"))
         assert not set(train.info.patients) & set(test.info.patients)
         assert {*train.info.patients, *test.info.patients} == set(patients)
         assert len(train.info.volumes) + len(test.info.volumes) == 7

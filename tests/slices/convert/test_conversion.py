@@ -24,12 +24,12 @@ def test_a_plan_settles_what_options_leave_open(release):
     found = find_cases(release, release_of_name("2018"))
     single = plan(ConvertOptions(), found, "all.zip")
     (archive,) = single.archives
-    assert (archive.side, archive.choice, single.split) == (None, "tumor", None)
+    assert (archive.part, archive.choice, single.split) == (None, "tumor", None)
     assert [case.name for case in archive.cases] == ["P0", "P1", "P2", "P3", "P4"]
     assert [path.name for path in single.paths] == ["all.zip"]
 
     both = plan(ConvertOptions(slices="brain", grade="HGG"), found, "folder")
-    assert [(one.side, one.choice) for one in both.archives] == [("train", "brain"), ("test", "all")]
+    assert [(one.part, one.choice) for one in both.archives] == [("train", "brain"), ("test", "all")]
     assert both.archives[0].left_out == {"grade is not HGG": ["P3", "P4"]}
     assert sorted(case.name for one in both.archives for case in one.cases) == ["P0", "P1", "P2"]
     settled = {name: both.settled_options[name] for name in ("test_slices", "test_fraction", "split_seed", "head")}
@@ -102,7 +102,7 @@ def test_slices_without_lesion_are_added_to_those_with_it(release, tmp_path):
     split.write_text('{"train": ["P0", "P1", "P2"], "test": ["P3", "P4"]}')
     options = ("--split-file", split, "--lesion-free")
     output = convert_2018(release, tmp_path / "half", *options, 0.5, "--test-slices", "tumor")
-    train, test = (ArchiveReader(tmp_path / "half" / f"{side}.zip") for side in ("train", "test"))
+    train, test = (ArchiveReader(tmp_path / "half" / f"{part}.zip") for part in ("train", "test"))
     assert re.search(r"train.zip  none +8\n", output) and re.search(r"test.zip  none +0\n", output), output
     assert "asks for" not in output and train.info.made["options"]["lesion_free"] == 0.5
     drawn = {p: [r.index for r in train.info.slices if r.patient == p] for p in train.info.patients}

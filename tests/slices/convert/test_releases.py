@@ -112,7 +112,7 @@ def test_visits_of_a_patient_stay_on_one_side_of_the_split(tmp_path):
             "--split-seed",
             seed,
         )
-        train, test = (ArchiveReader(tmp_path / f"out{seed}" / f"{side}.zip") for side in ("train", "test"))
+        train, test = (ArchiveReader(tmp_path / f"out{seed}" / f"{part}.zip") for part in ("train", "test"))
         assert len(train.info.patients) == len(test.info.patients) == 3
         assert not set(train.info.patients) & set(test.info.patients)
         assert len(train.info.volumes) + len(test.info.volumes) == 12  # all visits
