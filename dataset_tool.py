@@ -6,13 +6,14 @@ from pathlib import Path
 import click
 
 from dnnlib.cli import HELP, options
-from dnnlib.errors import UserError, reports_user_errors
+from dnnlib.errors import reports_user_errors
 from dnnlib.files import make_folder, refuse_existing
 from dnnlib.system import run
 from dnnlib.text import count
 from slices import render
 from slices.archive import edit
 from slices.archive.describe import inspect_archive
+from slices.archive.options import PICTURED, InspectOptions, MergeOptions, SplitOptions, SubsetOptions
 from slices.archive.reader import ArchiveReader
 from slices.convert.conversion import convert as run_conversion
 from slices.convert.options import ConvertOptions, RunOptions, SourceOptions
@@ -22,15 +23,9 @@ from slices.convert.report import describe_outcomes
 from slices.export.export import ExportOptions, export_archive
 from slices.phantom import PhantomOptions, write_patients
 
-PICTURED = 8  # slices in the picture of `inspect`
 PATH = click.Path(path_type=Path)
 ARCHIVE = click.argument("archive", type=PATH)
-SEED = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the draw.")
-FORCE = click.option("--force", is_flag=True, help="Replace what is there.")
-
-
-def dest(help: str):
-    return click.option("--dest", type=PATH, required=True, help=help)
+DEST = "A name that ends in .zip for a single archive; else a folder for train.zip, test.zip and split.json."
 
 
 @click.group(context_settings=HELP)
@@ -40,7 +35,7 @@ def main() -> None:
 
 @main.command(context_settings=HELP)
 @options(SourceOptions, "data")
-@dest("A name that ends in .zip for a single archive; else a folder for train.zip, test.zip and split.json.")
+@click.option("--dest", type=PATH, required=True, help=DEST)
 @options(ConvertOptions, "wanted")
 @options(RunOptions, "how")
 @reports_user_errors
@@ -76,20 +71,18 @@ def phantom(wanted: PhantomOptions) -> None:
 
 @main.command(context_settings=HELP)
 @ARCHIVE
-@click.option("--out", type=PATH, help=f"Picture to write (.png): {PICTURED} slices with large lesions.")
-@click.option("--force", is_flag=True, help="Replace the picture if there is one.")
+@options(InspectOptions, "wanted")
 @reports_user_errors
-def inspect(archive: Path, out: Path | None, force: bool) -> None:
+def inspect(archive: Path, wanted: InspectOptions) -> None:
     """Check every slice of ARCHIVE, and show what it contains and how it was made."""
-    if out is not None:
-        if out.suffix.lower() != ".png":
-            raise UserError(f"--out {out}: pictures are written as PNG; choose a name that ends in .png")
-        make_folder(refuse_existing(out, force).parent)
+    if wanted.out is not None:
+        make_folder(refuse_existing(wanted.out, wanted.force).parent)
     inspected = inspect_archive(ArchiveReader(archive))
     click.echo(inspected.describe())
-    if out is not None:
-        render.save(render.sheet(inspected.worth_showing(PICTURED), inspected.reader.schema), out, force)
-        click.echo(f"\nwritten: {out}")
+    if wanted.out is not None:
+        sheet = render.sheet(inspected.worth_showing(PICTURED), inspected.reader.schema)
+        render.save(sheet, wanted.out, wanted.force)
+        click.echo(f"\nwritten: {wanted.out}")
 
 
 @main.command(context_settings=HELP)
@@ -112,37 +105,29 @@ def export(archive: Path, wanted: ExportOptions) -> None:
 
 @main.command(context_settings=HELP)
 @click.argument("archives", type=PATH, nargs=-1, required=True)
-@dest("Archive to write (.zip).")
-@FORCE
+@options(MergeOptions, "wanted")
 @reports_user_errors
-def merge(archives: Sequence[Path], dest: Path, force: bool) -> None:
+def merge(archives: Sequence[Path], wanted: MergeOptions) -> None:
     """Join ARCHIVES of the same schema and resolution into one, in this order."""
-    click.echo(edit.merge(archives, dest, force).describe())
+    click.echo(edit.merge(archives, wanted).describe())
 
 
 @main.command(context_settings=HELP)
 @ARCHIVE
-@dest("Archive to write (.zip).")
-@click.option("--slices", type=click.IntRange(min=1), help="Number of slices to take.")
-@click.option("--patients", type=click.IntRange(min=1), help="Number of patients to take, with all their slices.")
-@SEED
-@FORCE
+@options(SubsetOptions, "wanted")
 @reports_user_errors
-def subset(archive: Path, dest: Path, slices: int | None, patients: int | None, seed: int, force: bool) -> None:
+def subset(archive: Path, wanted: SubsetOptions) -> None:
     """Write a random choice of slices or patients of ARCHIVE into another archive, in the same order."""
-    click.echo(edit.subset(archive, dest, slices, patients, seed, force).describe())
+    click.echo(edit.subset(archive, wanted).describe())
 
 
 @main.command(context_settings=HELP)
 @ARCHIVE
-@dest("Folder that gets train.zip, test.zip and split.json.")
-@click.option("--test-fraction", type=float, default=0.1, show_default=True, help="Share of the patients in test.zip.")
-@SEED
-@FORCE
+@options(SplitOptions, "wanted")
 @reports_user_errors
-def split(archive: Path, dest: Path, test_fraction: float, seed: int, force: bool) -> None:
+def split(archive: Path, wanted: SplitOptions) -> None:
     """Divide ARCHIVE by patient into an archive for training and one for testing."""
-    for written in edit.split(archive, dest, test_fraction, seed, force):
+    for written in edit.split(archive, wanted):
         click.echo(written.describe())
 
 

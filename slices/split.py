@@ -7,12 +7,17 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dnnlib import config, files
 from dnnlib.errors import UserError
 from dnnlib.text import name_some
 
 SPLIT_FILE = "split.json"
+SPLIT_SEED = 0  # unless another one is given
+TEST_FRACTION = 0.1  # of the patients, unless another one is given
+# Limits of --test-fraction, for `dnnlib.cli.option`.
+FRACTION_LIMITS: dict[str, Any] = {"above": 0, "below": 1, "noun": "a share", "example": TEST_FRACTION}
 
 
 @dataclass(frozen=True)

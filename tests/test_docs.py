@@ -91,9 +91,11 @@ def test_programs_speak_in_one_manner(name):
     program = PROGRAMS[name]
     for command in [program, *getattr(program, "commands", {}).values()]:
         for option in (p for p in command.params if isinstance(p, click.Option)):
-            known = r"(  \[(default: [^][]+|(from|above|below|between|up to) [^][]+)\])?"
+            # As it is printed, with what click adds: it would write limits as x>=1.
+            _, help = option.get_help_record(click.Context(command)) or ("", "")
+            known = r"(  \[(default: [^][<>]+|(from|above|below|between|up to) [^][<>]+)\])?(  \[required\])?"
             start = "|".join(["[A-Z-]", *(f"{re.escape(choice)}: " for choice in getattr(option.type, "choices", ()))])
-            assert re.fullmatch(rf"(?s)({start}).*\.{known}", option.help or ""), f"{name} {option.opts}: {option.help}"
+            assert re.fullmatch(rf"(?s)({start}).*\.{known}", help), f"{name} {option.opts}: {help}"
     result = click.testing.CliRunner().invoke(program, ["-h"])
     assert result.exit_code == 0 and "-h, --help" in result.output
 

@@ -14,6 +14,7 @@ from dnnlib.errors import UserError
 from dnnlib.runs import Log
 from helpers.drawn import write_archive
 from slices.archive import edit
+from slices.archive.options import MergeOptions
 from slices.archive.reader import ArchiveReader
 from slices.archive.zips import ZipWriter
 from slices.dataset import SliceDataset
@@ -145,7 +146,9 @@ def test_fakes_keep_their_class(conditional_run_folder, tmp_path):
     sha = load_generator(conditional_run_folder).sha256[:8]
     assert fakes[1].info.patients == [f"generated-{sha}-LGG-seed{seed}" for seed in range(2, 6)]
     assert fakes[0].info.pixel is None, "the slices drawn here have no volumes"
-    merged = edit.merge([conditional_run_folder / "data.zip", *(r.path for r in fakes)], tmp_path / "all.zip")
+    merged = edit.merge(
+        [conditional_run_folder / "data.zip", *(r.path for r in fakes)], MergeOptions(tmp_path / "all.zip")
+    )
     assert (merged.num_slices, merged.num_patients) == (24 + 8, 8 + 8)
     assert SliceDataset(tmp_path / "all.zip", use_labels=True).label_counts == (16, 16)
     assert SliceDataset(tmp_path / "LGG.zip", use_labels=True, mirror=True).label_counts == (0, 4)

@@ -18,6 +18,7 @@ from dnnlib.text import count, name_some
 from slices.archive.compatible import refuse_twice
 from slices.archive.format import TEST, TRAIN, SliceRecord, Volume
 from slices.archive.history import describe_making
+from slices.archive.options import MergeOptions, SplitOptions, SubsetOptions
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.leaks import warn_of_alike
@@ -43,14 +44,14 @@ class Written:
 # --- merge ----------------------------------------------------------------------------------------------------------
 
 
-def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
+def merge(archives: Sequence[Path], wanted: MergeOptions) -> Written:
     """Write the slices of all archives into one, one archive after the other.
 
     Class labels are matched by name and may get other numbers. Classes keep the titles of the first archive. Raises
     UserError for archives that differ in schema, in resolution or in the kind of their class labels. Also raises it for
     a slice that comes twice, a volume that they describe differently, and a real patient in both parts of a split.
     """
-    dest = _archive_name(dest, force)
+    dest = _archive_name(wanted.dest, wanted.force)
     if len(archives) < 2:
         raise UserError(f"{archives[0] if archives else 'nothing'}: expected two or more archives to merge")
     readers = [ArchiveReader(path) for path in archives]
@@ -68,7 +69,7 @@ def merge(archives: Sequence[Path], dest: Path, force: bool = False) -> Written:
     seen = {patient for reader in readers for patient in reader.info.seen}
     with (
         files.folder_for(dest.parent),
-        files.atomic_path(dest, force) as place,
+        files.atomic_path(dest, wanted.force) as place,
         ArchiveWriter(place, first.schema, first.resolution, made, label_names, seen, _pixel(readers)) as writer,
         tqdm(desc="merging", total=sum(map(len, readers)), unit="slice") as bar,
     ):
@@ -193,33 +194,24 @@ def _refuse_two_sides(readers: Sequence[ArchiveReader]) -> None:
 # --- subset ---------------------------------------------------------------------------------------------------------
 
 
-def subset(
-    archive: Path,
-    dest: Path,
-    slices: int | None = None,
-    patients: int | None = None,
-    seed: int = 0,
-    force: bool = False,
-) -> Written:
+def subset(archive: Path, wanted: SubsetOptions) -> Written:
     """Write some slices, or all slices of some patients, drawn by chance. They keep their order.
 
     With the same seed, a larger subset contains a smaller one. Raises UserError if the archive has fewer than asked
     for.
     """
-    dest = _archive_name(dest, force)
-    if (slices is None) == (patients is None):
-        raise UserError("give either --slices or --patients: how many of them to take")
+    dest = _archive_name(wanted.dest, wanted.force)
     reader = ArchiveReader(archive)
-    if slices is not None:
-        numbers, options = _draw_slices(reader, slices, seed), {"slices": slices}
+    if wanted.slices is not None:
+        numbers, options = _draw_slices(reader, wanted.slices, wanted.seed), {"slices": wanted.slices}
     else:
-        assert patients is not None
-        numbers, options = _draw_patients(reader, patients, seed), {"patients": patients}
+        assert wanted.patients is not None
+        numbers, options = _draw_patients(reader, wanted.patients, wanted.seed), {"patients": wanted.patients}
 
-    made = _made("subset", options | {"seed": seed}, [reader])
+    made = _made("subset", options | {"seed": wanted.seed}, [reader])
     with (
         files.folder_for(dest.parent),
-        files.atomic_path(dest, force) as place,
+        files.atomic_path(dest, wanted.force) as place,
         _writer(place, reader, made) as writer,
     ):
         for i in tqdm(numbers, desc="copying", unit="slice"):
@@ -245,30 +237,28 @@ def _draw_patients(reader: ArchiveReader, count: int, seed: int) -> list[int]:
 # --- split ----------------------------------------------------------------------------------------------------------
 
 
-def split(archive: Path, dest: Path, test_fraction: float = 0.1, seed: int = 0, force: bool = False) -> list[Written]:
-    """Divide an archive by patient into train.zip, test.zip and split.json in the folder `dest`.
+def split(archive: Path, wanted: SplitOptions) -> list[Written]:
+    """Divide an archive by patient into train.zip, test.zip and split.json in the folder `wanted.dest`.
 
     The files appear when all are complete, split.json last. Raises UserError for an archive of one patient, for test
     slices, which must stay test slices, and for generated slices among real ones, which belong to neither part.
     """
-    dest = Path(dest)
+    dest = wanted.dest
     if dest.suffix.lower() == ".zip":
         raise UserError(f"--dest {dest}: expected a folder; {TRAIN}.zip, {TEST}.zip and {SPLIT_FILE} are written there")
-    if not 0 < test_fraction < 1:
-        raise UserError(f"--test-fraction {test_fraction:g}: expected a share between 0 and 1, such as 0.1")
     paths = {side: dest / f"{side}.zip" for side in (TRAIN, TEST)}
     for target in (*paths.values(), dest / SPLIT_FILE):
-        files.refuse_existing(target, force)
+        files.refuse_existing(target, wanted.force)
     reader = ArchiveReader(archive)
     _refuse_to_split(reader)
-    drawn = draw_split(reader.info.patients, test_fraction, seed)
+    drawn = draw_split(reader.info.patients, wanted.test_fraction, wanted.seed)
 
-    made = _made("split", {"test_fraction": test_fraction, "seed": seed}, [reader])
+    made = _made("split", {"test_fraction": wanted.test_fraction, "seed": wanted.seed}, [reader])
     # Patient -> TRAIN or TEST.
     sides = {patient: side for side, names in ((TRAIN, drawn.train), (TEST, drawn.test)) for patient in names}
     with (
         files.folder_for(dest),
-        Staged(paths[TRAIN], force) as staged,
+        Staged(paths[TRAIN], wanted.force) as staged,
         contextlib.ExitStack() as opened,
     ):
         # The ExitStack closes both writers, also if the second can't be opened.
@@ -310,7 +300,6 @@ def _refuse_to_split(reader: ArchiveReader) -> None:
 
 def _archive_name(dest: Path, force: bool) -> Path:
     """The path to write, checked: a .zip, which doesn't exist unless `force`."""
-    dest = Path(dest)
     if dest.suffix.lower() != ".zip":
         raise UserError(f"--dest {dest}: expected a name that ends in .zip")
     return files.refuse_existing(dest, force)

@@ -14,8 +14,10 @@ from slices.convert.head_mask import AUTO as AUTO_HEAD
 from slices.convert.head_mask import HeadRule
 from slices.convert.releases import AUTO, GRADES, RELEASE_NAMES, Release, describe_release, release_of_name
 from slices.geometry import SMALLEST_RESOLUTION
+from slices.split import FRACTION_LIMITS, SPLIT_SEED, TEST_FRACTION
 
 CHOICES = ("tumor", "brain", "all")
+TEST_SLICES = "all"  # unless --test-slices is given
 ON_ERROR = ("fail", "skip")
 
 
@@ -122,17 +124,13 @@ class ConvertOptions(Checked):
     class_by: str | None = option(
         "Store the grade as class label, for a conditional GAN.", default=None, choices=("grade",)
     )
-    test_slices: str | None = option("--slices for test.zip.", default=None, choices=CHOICES, shown="all")
+    test_slices: str | None = option("--slices for test.zip.", default=None, choices=CHOICES, shown=TEST_SLICES)
     test_fraction: float | None = option(
-        "Share of the patients in test.zip.",
-        default=None,
-        shown="0.1",
-        above=0,
-        below=1,
-        noun="a share",
-        example=0.1,
+        "Share of the patients in test.zip.", default=None, shown=str(TEST_FRACTION), **FRACTION_LIMITS
     )
-    split_seed: int | None = option("Seed of the split; another one gives another split.", default=None, shown="0")
+    split_seed: int | None = option(
+        "Seed of the split; another one gives another split.", default=None, shown=str(SPLIT_SEED)
+    )
     split_file: Path | None = option('Split to use instead: {"train": [patients], "test": [patients]}.', default=None)
 
     def __post_init__(self) -> None:

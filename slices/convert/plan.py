@@ -13,13 +13,13 @@ from dnnlib.errors import UserError
 from dnnlib.text import name_some
 from slices.archive.format import TEST, TRAIN
 from slices.convert.cases import Case
-from slices.convert.options import ConvertOptions
+from slices.convert.options import TEST_SLICES, ConvertOptions
 from slices.convert.outcome import PlannedArchive
 from slices.convert.recognition import Recognized
 from slices.leaks import alike
 from slices.provenance import read_provenance
 from slices.schema import Schema
-from slices.split import SPLIT_FILE, Split, draw_split, read_split
+from slices.split import SPLIT_FILE, SPLIT_SEED, TEST_FRACTION, Split, draw_split, read_split
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,11 @@ def _settle(options: ConvertOptions, dest: Path, single: bool, schema: Schema) -
         if given:
             raise UserError(f"{given[0]} needs a folder as --dest, but {dest} is a single archive")
         return Settled(slices)
-    test_slices = options.test_slices or "all"
+    test_slices = options.test_slices or TEST_SLICES
     if options.split_file is None:
-        fraction = 0.1 if options.test_fraction is None else options.test_fraction
-        return Settled(slices, test_slices, fraction, options.split_seed or 0)
+        fraction = TEST_FRACTION if options.test_fraction is None else options.test_fraction
+        seed = SPLIT_SEED if options.split_seed is None else options.split_seed
+        return Settled(slices, test_slices, fraction, seed)
     if drawn := [flag for flag in given if flag in (_flag("test_fraction"), _flag("split_seed"))]:
         raise UserError(f"{drawn[0]} draws a split, --split-file gives one: leave one of them out")
     return Settled(slices, test_slices)

@@ -13,6 +13,7 @@ from helpers.drawn import draw_slice, write_archive
 from slices import leaks
 from slices.archive import edit
 from slices.archive.format import TEST, TRAIN
+from slices.archive.options import MergeOptions, SplitOptions
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS
@@ -155,11 +156,13 @@ def test_doubts_are_told_where_archives_are_merged_and_split(tmp_path):
         return path
 
     random_state = np.random.RandomState(0)
-    (line,) = edit.merge([of("p1", "q"), of("P-01", "r")], tmp_path / "both.zip").doubts
+    (line,) = edit.merge([of("p1", "q"), of("P-01", "r")], MergeOptions(tmp_path / "both.zip")).doubts
     assert line.endswith("P-01 and p1")
     found = set()
     for seed in range(6):
-        train, test = edit.split(tmp_path / "both.zip", tmp_path / str(seed), test_fraction=0.5, seed=seed)
+        train, test = edit.split(
+            tmp_path / "both.zip", SplitOptions(tmp_path / str(seed), test_fraction=0.5, seed=seed)
+        )
         apart = len({"p1", "P-01"} & set(ArchiveReader(train.path).info.patients)) == 1
         assert train.doubts == () and len(test.doubts) == apart
         found.add(apart)

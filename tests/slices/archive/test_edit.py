@@ -289,6 +289,13 @@ def test_more_than_there_are(many, tmp_path):
     refused(call("subset", many, "--dest", tmp_path / "x.zip", expected=2), "either --slices or --patients")
     both = ("--slices", 1, "--patients", 1)
     refused(call("subset", many, "--dest", tmp_path / "x.zip", *both, expected=2), "either --slices or --patients")
+    for option, value, words in (
+        ("--slices", 0, "from 1 up"),
+        ("--patients", 0, "from 1 up"),
+        ("--seed", -1, "from 0 to 4294967295"),
+    ):
+        output = call("subset", many, "--dest", tmp_path / "x.zip", "--slices", 1, option, value, expected=2)
+        refused(output, f"{option} {value}: expected a whole number {words}")
     assert names(tmp_path) == ["in"]
 
 
