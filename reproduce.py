@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -29,10 +30,10 @@ from reproduce_stages import (
     make_phantoms,
     make_slices,
 )
-from segmentation.config import COMPARED
-from segmentation.experiment import run_arms
-from slices.archive.reader import ArchiveReader
-from slices.class_areas import ClassAreas
+from segmentation.experiment import COMPARED, run_arms
+
+if TYPE_CHECKING:
+    from slices.class_areas import ClassAreas
 
 # Packages that each program imports. A stage runs again if one of their sources has changed.
 PROGRAMS = Programs(
@@ -118,6 +119,10 @@ def reproduce(stages: Stages, preset: Preset, source: str | None) -> None:
 
 def measure(archive: Path) -> ClassAreas:
     """Measure the class areas in all slices of an archive."""
+    # Imported here, because --help should not wait for numpy.
+    from slices.archive.reader import ArchiveReader
+    from slices.class_areas import ClassAreas
+
     return ClassAreas.of_archive(ArchiveReader(archive))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from dnnlib.cli import arguments
 from dnnlib.stages import Stage, Stages, fingerprint
-from slices.archive.reader import ArchiveReader
 
 # Arm of the table -> archives that its U-Net is trained on.
 ARMS = {"100 % R": ("real",), "100 % F": ("fake",), "100 % F + 100 % R": ("fake", "real")}
@@ -88,6 +87,9 @@ def make_phantoms(stages: Stages, preset: Preset) -> Path:
 
 def make_slices(stages: Stages, preset: Preset, source: Path) -> Made:
     """Cut real slices from the patients of `source`, train a GAN on those for training, and generate fakes."""
+    # Imported here, because `reproduce.py --help` should not wait for numpy.
+    from slices.archive.reader import ArchiveReader
+
     real, test, _ = stages.run(
         Stage(
             "convert",

@@ -15,7 +15,7 @@ from dnnlib.files import json_bytes
 from dnnlib.publish import Staged
 from dnnlib.text import count
 from segmentation.chart import DICE_TITLE, draw_chart
-from segmentation.config import COMPARED
+from segmentation.experiment import COMPARED
 from segmentation.report import (
     MASK,
     OUTSIDE_HEAD,

@@ -9,7 +9,6 @@ from dnnlib.errors import UserError
 from slices.schema import MOST_CLASSES, MOST_CONTRASTS
 
 EVALUATED_AT_ONCE = 64  # slices
-COMPARED = ("results.json", "results.md", "dice.png")  # files of a comparison of arms
 WIDEST = 4096  # channels at full size
 MOST_STEPS, LARGEST_BATCH, MOST_WORKERS = 1 << 40, 1 << 20, 1 << 10
 SMALLEST = 32  # pixels; after four halvings 2×2 are left, and instance normalization needs more than one

@@ -1,4 +1,7 @@
-"""Stages of an experiment: train one U-Net per arm, and test all of them on one archive."""
+"""Stages of an experiment: train one U-Net per arm, and test all of them on one archive.
+
+This file imports neither torch nor numpy, so that `reproduce.py --help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 
 from dnnlib.cli import arguments
 from dnnlib.stages import Stage, Stages
+
+COMPARED = ("results.json", "results.md", "dice.png")  # files of a comparison of arms
 
 
 def run_arms(

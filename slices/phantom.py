@@ -18,7 +18,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from scipy import ndimage, sparse
-from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from dnnlib.cli import Checked, option
@@ -142,6 +141,8 @@ def _check(seed: int, index: int, shape: tuple[int, int, int]) -> None:
 
 def _draw(rng: np.random.Generator) -> Traits:
     """Draw all random numbers of one patient. Their order is part of what a seed means."""
+    from scipy.spatial.transform import Rotation  # imported here, because --help should not wait for it
+
     grade = "LGG" if rng.random() < 0.2 else "HGG"
     enhances = bool(rng.random() < (0.25 if grade == "LGG" else 0.95))
     turn = Rotation.from_euler("xyz", rng.uniform(-5, 5, 3), degrees=True).as_matrix()
@@ -179,6 +180,8 @@ def _draw(rng: np.random.Generator) -> Traits:
 
 def _ellipsoid(rng: np.random.Generator, elongation: float) -> np.ndarray:
     """[3, 3]: maps a randomly turned ellipsoid of volume 4π/3 to the unit sphere."""
+    from scipy.spatial.transform import Rotation  # imported here, because --help should not wait for it
+
     stretch = np.exp(rng.uniform(-np.log(elongation), np.log(elongation), 3))
     # Divided by the geometric mean, so that the determinant is 1.
     return np.diag(stretch / np.prod(stretch) ** (1 / 3)) @ Rotation.random(rng=rng).as_matrix()

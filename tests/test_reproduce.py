@@ -53,7 +53,7 @@ class RecordedStages:
 @pytest.fixture(params=list(reproduce_stages.PRESETS))
 def recorded(request, tmp_path, monkeypatch):
     """Return a function that records all stages of a preset, as if `missing` of the 9 fakes had no lesion."""
-    monkeypatch.setattr(reproduce_stages, "ArchiveReader", lambda path: range(9))
+    monkeypatch.setattr("slices.archive.reader.ArchiveReader", lambda path: range(9))
     monkeypatch.setattr(reproduce, "report", lambda *_: None)
 
     def run(missing):
@@ -132,6 +132,11 @@ def test_the_report_names_the_gan(tmp_path, capsys):
 def test_mistakes(tmp_path, options, message):
     result = CliRunner().invoke(reproduce.main, [*options, f"--outdir={tmp_path / 'out'}"])
     assert result.exit_code == 2 and message in result.output and not (tmp_path / "out").exists()
+
+
+def test_help_does_not_wait_for_slow_modules():
+    code = "import sys, reproduce; sys.exit(bool({'numpy', 'torch', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.slow
