@@ -56,5 +56,7 @@ class SplitOptions(Checked):
 
     dest: Path = option("Folder that gets train.zip, test.zip and split.json.")
     test_fraction: float = option("Share of the patients in test.zip.", default=TEST_FRACTION, **FRACTION_LIMITS)
-    seed: int = option("Seed of the split; another one gives another split.", default=SPLIT_SEED)
+    seed: int = option(
+        "Seed of the split; another one gives another split.", default=SPLIT_SEED, least=0, most=LARGEST_SEED
+    )
     force: bool = option("Replace what is there.", switch=True)
