@@ -99,6 +99,8 @@ time.sleep(60)
 def begin(outdir, how="heeds", prefix=""):
     """Start a pipeline of one long stage in a new process. Returns the process and the stage's process id."""
     script = (
+        # nohup, below which tests may run, has its children ignore SIGHUP.
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         f"{prefix}\nfrom dnnlib.stages import Programs, Stage, Stages; from pathlib import Path\n"
         f"stages = Stages(Path({str(outdir)!r}), Programs(Path(), {{}}))\n"
         f"with stages.held(): stages.run(Stage('long', '', ['-c', {LONG!r}, {how!r}], [], []))"

@@ -8,6 +8,7 @@ from dnnlib import config
 from helpers.commands import ROOT
 from helpers.drawn import draw_head, write_archive, write_case
 from slices.archive.edit import merge
+from slices.archive.options import MergeOptions
 from slices.archive.reader import ArchiveReader
 from slices.convert.cut_cases import Origin, origin_of
 from slices.convert.recognition import find_cases
@@ -23,7 +24,7 @@ def test_data_below_a_folder_that_is_no_text_are_converted_and_merged(odd_folder
     assert done.returncode == 0 and rb"M\xfcller \xff/\xe9.zip" in done.stdout, done.stderr
     assert [path.name for path in odd_folder.iterdir() if path.name.startswith(".")] == []
     other = write_archive(odd_folder / "other.zip", resolution=64, count=3)
-    merge([odd_folder / "\udce9.zip", other], odd_folder / "both.zip")
+    merge([odd_folder / "\udce9.zip", other], MergeOptions(odd_folder / "both.zip"))
     made = ArchiveReader(odd_folder / "both.zip").info.made
     assert [source["name"] for source in made["sources"]] == [r"\xe9.zip", "other.zip"]
 
