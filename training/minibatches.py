@@ -13,7 +13,7 @@ from dnnlib.runs import Log
 from slices.codec import SliceCodec
 from slices.dataset import SliceDataset
 from torch_utils.data_loading import minibatches
-from torch_utils.sampler import EndlessSampler
+from torch_utils.sampler import ShareOfMinibatches, ShuffledOrder
 from training.config import TrainingConfig
 
 
@@ -58,10 +58,10 @@ class MinibatchSource:
         self.codec = SliceCodec(dataset.schema)
         labels = [dataset.label(n) for n in range(len(dataset))]
         self.labels = torch.stack(labels).to(device)  # [len(dataset), c_dim]
-        order = EndlessSampler(len(dataset), seed=config.seed)
+        order = ShuffledOrder(len(dataset), config.seed)
         self._stored = minibatches(
             dataset,
-            torch.utils.data.BatchSampler(order, config.batch, drop_last=False),
+            ShareOfMinibatches(order, config.batch, parts=1),
             # Reading from memory is fast. Worker processes would only take CPU time from the networks.
             0 if dataset.in_memory else config.data.workers,
             log,
