@@ -40,7 +40,7 @@ class ShuffledOrder:
 
 
 def samples_of_rank(batch: int, parts: int, rank: int = 0, ranks: int = 1) -> list[int]:
-    """Numbers of a minibatch's samples that one of `ranks` processes computes: those of its first part, then of its next.
+    """Numbers of the samples of a minibatch that one of `ranks` processes computes: its first part, then its next.
 
     Splitting the list into lists of batch / parts samples gives the parts.
     """
