@@ -18,7 +18,7 @@ import click
 
 from dnnlib.cli import HELP, options
 from dnnlib.config import to_json
-from dnnlib.errors import reports_user_errors
+from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.files import write_json
 from dnnlib.runs import Log, make_run_folder
 from dnnlib.system import run
@@ -48,11 +48,23 @@ def main(data: DataConfig, asked: RunOptions, given: dict[str, Any]) -> None:
     from training import training_loop
 
     keep_freed_memory()
+    if asked.outdir is None:
+        raise UserError("--run-dir and --resume: not yet; use --outdir")
     dataset = SliceDataset(data.path, subset=data.subset, mirror=data.mirror, use_labels=data.cond, seed=asked.seed)
     refuse_leaks([dataset.archive], asked.exclude)
-    recipe = replace(find_recipe(asked.cfg, dataset.resolution), **given)
-    config = resolve(recipe, data, dataset.schema, dataset.resolution, dataset.c_dim, asked.seed, asked.snap)
-    remarks = [*notes(asked.cfg, dataset.resolution, given), *describe_data(data, dataset, asked.exclude)]
+    recipe = replace(find_recipe(asked.cfg, dataset.resolution, asked.gpus), **given)
+    config = resolve(
+        recipe,
+        data,
+        dataset.schema,
+        dataset.resolution,
+        dataset.c_dim,
+        asked.seed,
+        asked.snap,
+        asked.gpus,
+        asked.tf32,
+    )
+    remarks = notes(asked.cfg, dataset.resolution, given, asked.gpus) + describe_data(data, dataset, asked.exclude)
     if asked.dry_run:
         print(json.dumps(to_json(config), indent=2))
         print("\n".join([*remarks, "Dry run: nothing was trained or written."]))

@@ -92,7 +92,7 @@ def test_learning_rate_by_hand(tmp_path, archive):
         (lambda p: p.write_bytes(b"nonsense"), [], "not a complete zip archive"),
         (write_archive, ["--cond=1"], "no class labels, which --cond needs"),
         (write_archive, ["--subset=99"], "--subset 99"),
-        (write_archive, ["--batch=5"], "do not divide into groups"),
+        (write_archive, ["--batch=5"], "does not divide into groups"),
         (write_archive, ["--outdir=/dev/null/runs"], "a file is where a folder is needed"),
     ],
 )

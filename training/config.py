@@ -14,6 +14,7 @@ from dnnlib.errors import UserError
 from dnnlib.text import count
 from slices.archive.format import LARGEST_LABEL, LARGEST_RESOLUTION
 from slices.schema import MOST_CLASSES, MOST_CONTRASTS, Schema
+from training.division import divide, nearest_batch
 
 # On a GPU, the four highest resolutions compute in half precision. The clamp keeps activations within its range.
 NUM_FP16_RES, CONV_CLAMP = 4, 256
@@ -34,7 +35,11 @@ class Recipe(Checked):
     kimg: float = option("Length in thousands of real images shown.", above=0)
     batch: int = option("Images per optimization step.", least=1, most=LARGEST_BATCH)
     batch_gpu: int | None = option(
-        "Images computed at a time; fewer save memory.", default=None, shown="--batch", least=1, most=LARGEST_BATCH
+        "Images that a process computes at a time; fewer save memory.",
+        default=None,
+        shown="--batch / --gpus",
+        least=1,
+        most=LARGEST_BATCH,
     )
     gamma: float = option("Weight of R1 regularization; 0 turns it off.", least=0)
     lrate: float = option("Learning rate of both networks.", above=0, example=0.002)
@@ -46,7 +51,7 @@ class Recipe(Checked):
     fp32: bool = option("Compute in float32 on a GPU too, without a clamp of activations.", default=False)
     z_dim: int = option("Size of the latent z.", default=512, least=1, most=WIDEST)
     w_dim: int | None = option("Size of the style w.", default=None, shown="--z-dim", least=1, most=WIDEST)
-    mbstd: int  # group size of the minibatch standard deviation; a smaller minibatch is one group
+    mbstd: int  # group size of the minibatch standard deviation; a smaller part of a minibatch is one group
     ema_kimg: float  # half-life of the generator's moving average, in thousands of images
     ema_ramp: float | None = None  # limits the half-life to this share of the images shown so far; None: no limit
     residual: bool = True  # whether the discriminator's blocks have skip connections
@@ -88,13 +93,11 @@ CFG_NAMES = ("auto", *RECIPES)
 
 
 def auto_recipe(resolution: int, gpus: int = 1) -> Recipe:
-    """Return the recipe that follows from the resolution and the number of GPUs."""
-    # Large images come in small minibatches, to fit into memory, but every GPU has at least one.
-    batch = max(min(gpus * min(4096 // resolution, 32), 64), gpus)
+    """Return the recipe that follows from the resolution and the number of processes."""
+    batch = nearest_batch(_auto_batch(resolution, gpus), _STYLEGAN2.mbstd, gpus)
     return replace(
         _STYLEGAN2,
         batch=batch,
-        mbstd=min(batch // gpus, 4),
         cbase=32768 if resolution >= 512 else 16384,
         lrate=0.002 if resolution >= 1024 else 0.0025,
         gamma=0.0002 * resolution**2 / batch,  # the first guess that the StyleGAN2-ADA paper recommends
@@ -104,26 +107,41 @@ def auto_recipe(resolution: int, gpus: int = 1) -> Recipe:
     )
 
 
-def find_recipe(cfg: str, resolution: int) -> Recipe:
-    """Return the recipe with this name, one of CFG_NAMES."""
-    return auto_recipe(resolution) if cfg == "auto" else RECIPES[cfg]
+def _auto_batch(resolution: int, gpus: int) -> int:
+    """Return the batch of the published formula, which need not divide over the processes."""
+    # Large images come in small minibatches, to fit into memory, but every process has at least one.
+    return max(min(gpus * min(4096 // resolution, 32), 64), gpus)
 
 
-def notes(cfg: str, resolution: int, given: Mapping[str, Any]) -> list[str]:
-    """Remarks for the user: values given by hand, and recipe values that were tuned for another batch size."""
-    recipe = find_recipe(cfg, resolution)
+def find_recipe(cfg: str, resolution: int, gpus: int = 1) -> Recipe:
+    """Return the recipe with this name, one of CFG_NAMES, with a batch that divides over the processes."""
+    if cfg == "auto":
+        return auto_recipe(resolution, gpus)
+    recipe = RECIPES[cfg]
+    return replace(recipe, batch=nearest_batch(recipe.batch, recipe.mbstd, gpus))
+
+
+def notes(cfg: str, resolution: int, given: Mapping[str, Any], gpus: int = 1) -> list[str]:
+    """Remarks for the user: values given by hand, and recipe values that were tuned for another batch."""
+    recipe = find_recipe(cfg, resolution, gpus)
     told = [f"{name.replace('_', '-')} {value:g}" for name, value in given.items() if value is not False]
     lines = ["By hand: " + ", ".join(told)] if told else []
-    if "batch" in given:
+    wanted = _auto_batch(resolution, gpus) if cfg == "auto" else RECIPES[cfg].batch
+    if "batch" not in given and recipe.batch != wanted:
+        lines.append(f"batch {recipe.batch} instead of {wanted}, which does not divide over {gpus} processes")
+    # The formula of `auto` starts from the batch that divides. The other recipes were tuned for the published one.
+    tuned = recipe.batch if cfg == "auto" else wanted
+    batch = given.get("batch", recipe.batch)
+    if "batch" in given or batch != tuned:
         kept = {"gamma": ("gamma", recipe.gamma), "lrate": ("learning rate", recipe.lrate)}
         values = [value for name, value in kept.items() if name not in given] + [("EMA kimg", recipe.ema_kimg)]
         lines.append(
-            f"`{cfg}` is tuned for a batch of {recipe.batch}, and keeps its "
+            f"`{cfg}` is tuned for a batch of {tuned}, and keeps its "
             + ", ".join(f"{name} {value:g}" for name, value in values)
         )
-        if given["batch"] < recipe.mbstd:
-            compared = count(given["batch"], "slice")
-            lines.append(f"The minibatch standard deviation compares {compared}, not {recipe.mbstd}")
+    compared = min(given.get("batch_gpu") or batch // gpus, batch)
+    if compared < recipe.mbstd:
+        lines.append(f"The minibatch standard deviation compares {count(compared, 'slice')}, not {recipe.mbstd}")
     return lines
 
 
@@ -147,7 +165,17 @@ class DataConfig(Checked):
 class RunOptions(Checked):
     """Options of train.py besides its data and its recipe."""
 
-    outdir: str = option("Folder in which run folders such as 00000-train-auto are made.", metavar="DIR")
+    outdir: str | None = option(
+        "Folder in which run folders such as 00000-train-auto are made.", default=None, metavar="DIR"
+    )
+    run_dir: str | None = option(
+        "Begin in this folder, or continue the run that is there; for commands that are started again.",
+        default=None,
+        metavar="DIR",
+    )
+    resume: str | None = option(
+        "Continue the run in this folder with its own options, and with those given here.", default=None, metavar="DIR"
+    )
     exclude: tuple[str, ...] = option(
         "Archive whose patients must not be in --data, such as test.zip. May be repeated.", default=(), metavar="ZIP"
     )
@@ -156,7 +184,39 @@ class RunOptions(Checked):
     snap: int = option(
         "Ticks of 4 kimg from one snapshot to the next; 0 saves one at the end only.", default=50, least=0
     )
+    gpus: int = option(
+        "Processes to train with, each on a GPU of its own if there are GPUs.", default=1, least=1, most=1024
+    )
+    tf32: bool = option("On a GPU, multiply float32 numbers faster, with factors rounded to 10 bits.", default=False)
+    nobench: bool = option(
+        "Take cuDNN's usual algorithms, without trying which are fastest; saves memory.", default=False
+    )
+    state_minutes: float = option(
+        "Minutes from one saved state to the next; an interrupted run continues from the last one.",
+        default=10,
+        above=0,
+    )
+    max_bad_steps: int = option(
+        "End after this many steps in a row with gradients that are not finite.", default=50, least=1
+    )
+    best: str | None = option(
+        "Keep the snapshot with the smallest value of this measure; NAME:max keeps the largest.",
+        default=None,
+        metavar="NAME",
+    )
     dry_run: bool = option("Print the resolved configuration and stop.", switch=True, short="-n")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places = {"--outdir": self.outdir, "--run-dir": self.run_dir, "--resume": self.resume}
+        told = [name for name, value in places.items() if value is not None]
+        if len(told) != 1:
+            raise UserError(
+                f"{' and '.join(told)} exclude each other"
+                if told
+                else "no folder is given: --outdir makes a new one, --run-dir begins or continues in one, "
+                "--resume continues in one"
+            )
 
 
 # --- configuration stored in a snapshot -------------------------------------------------------------------------------
@@ -232,7 +292,7 @@ class TrainingConfig(Checked):
     loss: LossConfig
     kimg: float = like(Recipe, "kimg")
     batch: int = like(Recipe, "batch")  # images of one optimization step
-    batch_gpu: int = like(Recipe, "batch_gpu")  # images of a microbatch; their gradients add up
+    batch_gpu: int = like(Recipe, "batch_gpu")  # images of a part of the minibatch; the parts' gradients add up
     lrate: float = like(Recipe, "lrate")
     ema_kimg: float = limited(least=0)  # half-life of the generator's moving average …
     ema_ramp: float | None = limited(least=0)  # … which is at most this share of the images shown so far
@@ -241,22 +301,11 @@ class TrainingConfig(Checked):
     kimg_per_tick: float = limited(default=4, above=0)
     pl_interval: int = 4  # steps from one path length regularization to the next
     r1_interval: int = 16  # steps from one R1 regularization to the next
+    tf32: bool = False  # on a GPU, products of float32 matrices round their factors to 10 bits
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch % self.batch_gpu:
-            # The largest size below that would fit, as advice.
-            below = max(b for b in range(1, self.batch_gpu + 1) if self.batch % b == 0)
-            raise UserError(
-                f"--batch {self.batch} is not a multiple of --batch-gpu {self.batch_gpu}: use --batch-gpu {below}"
-            )
-        group = min(self.discriminator.mbstd_group_size, self.batch_gpu)
-        if self.batch_gpu % group:
-            nearest = max(self.batch_gpu // group * group, group)
-            raise UserError(
-                f"{self.batch_gpu} images at a time do not divide into groups of {group}, over which the discriminator "
-                f"compares them: use a --batch or --batch-gpu of {nearest} or {nearest + group}"
-            )
+        divide(self.batch, self.batch_gpu, self.discriminator.mbstd_group_size, gpus=1)
 
 
 def resolve(
@@ -267,10 +316,17 @@ def resolve(
     c_dim: int = 0,
     seed: int = 0,
     snap: int = 50,
+    gpus: int = 1,
+    tf32: bool = False,
 ) -> TrainingConfig:
-    """Return the configuration of a run with this recipe. Raises UserError for a resolution that can't be trained."""
+    """Return the configuration of a run with this recipe.
+
+    gpus: number of processes; by default, each of them computes one part of a minibatch.
+    Raises UserError for a resolution that can't be trained, and for a minibatch that does not divide.
+    """
     if resolution < 8 or resolution & (resolution - 1):  # more than one bit is set
         raise UserError(f"{data.path}: {resolution}×{resolution} pixels; the networks need a power of two from 8 up")
+    batch_gpu, group = divide(recipe.batch, recipe.batch_gpu, recipe.mbstd, gpus)
     common: dict[str, Any] = {
         "resolution": resolution,
         "c_dim": c_dim,
@@ -291,17 +347,18 @@ def resolve(
         ),
         discriminator=DiscriminatorConfig(
             img_channels=schema.num_channels,
-            mbstd_group_size=min(recipe.mbstd, recipe.batch),
+            mbstd_group_size=group,
             residual=recipe.residual,
             **common,
         ),
         loss=LossConfig(r1_gamma=recipe.gamma, mixing=recipe.mixing, pl_weight=recipe.pl_weight),
         kimg=recipe.kimg,
         batch=recipe.batch,
-        batch_gpu=recipe.batch_gpu or recipe.batch,
+        batch_gpu=batch_gpu,
         lrate=recipe.lrate,
         ema_kimg=recipe.ema_kimg,
         ema_ramp=recipe.ema_ramp,
         seed=seed,
         snap=snap,
+        tf32=tf32,
     )

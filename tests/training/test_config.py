@@ -8,13 +8,24 @@ import train
 from dnnlib.config import from_json, to_json
 from dnnlib.errors import UserError
 from slices.schema import BRATS, Schema
-from training.config import CFG_NAMES, DataConfig, TrainingConfig, auto_recipe, find_recipe, notes, resolve
+from training.config import (
+    CFG_NAMES,
+    RECIPES,
+    DataConfig,
+    RunOptions,
+    TrainingConfig,
+    auto_recipe,
+    find_recipe,
+    notes,
+    resolve,
+)
+from training.division import divide, largest_part
 
 DATA = DataConfig("x.zip")
 
 
-def configure(cfg: str, resolution: int, **given) -> TrainingConfig:
-    return resolve(replace(find_recipe(cfg, resolution), **given), DATA, BRATS, resolution)
+def configure(cfg: str, resolution: int, gpus: int = 1, **given) -> TrainingConfig:
+    return resolve(replace(find_recipe(cfg, resolution, gpus), **given), DATA, BRATS, resolution, gpus=gpus)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +65,7 @@ def test_stylegan2_as_the_paper_trained_it():
 )
 def test_the_other_rows_of_the_published_table(cfg, batch, mbstd, cbase, lrate, gamma, ema):
     config = configure(cfg, 32)
+    assert not notes(cfg, 32, {})
     assert (config.batch, config.batch_gpu, config.discriminator.mbstd_group_size) == (batch, batch, mbstd)
     assert (config.generator.channel_base, config.discriminator.channel_base) == (cbase, cbase)
     assert (config.lrate, config.loss.r1_gamma, config.ema_kimg) == (lrate, gamma, ema)
@@ -91,8 +103,24 @@ def test_a_schema_without_labels_is_a_plain_network():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"batch": 6}, "6 images at a time do not divide into groups of 4.*of 4 or 8"),
-        ({"batch": 32, "batch_gpu": 12}, "--batch 32 is not a multiple of --batch-gpu 12: use --batch-gpu 8"),
+        ({"batch": 6}, "^--batch 6 does not divide into groups of 4: use 4 or 8$"),
+        ({"batch_gpu": 6}, "^--batch-gpu 6 does not divide into groups of 4: use 4 or 8$"),
+        (
+            {"batch": 32, "batch_gpu": 12},
+            "^--batch 32 does not divide into parts of --batch-gpu 12: use --batch 24 or 36, or --batch-gpu 8$",
+        ),
+        (
+            {"batch": 30, "gpus": 4},
+            "^--batch 30 over 4 GPUs does not divide into groups of 4 on each: use 16 or 32$",
+        ),
+        ({"batch": 30, "gpus": 4, "cfg": "paper256"}, " into groups of 7 on each: use 28 or 32$"),
+        ({"batch": 3, "gpus": 4}, "^--batch 3 over 4 GPUs does not divide: use 4$"),
+        (
+            {"batch": 32, "batch_gpu": 16, "gpus": 4},
+            "^--batch 32 over 4 GPUs does not divide into parts of --batch-gpu 16 on each: "
+            "use --batch 64, or --batch-gpu 8$",
+        ),
+        ({"batch": 30, "batch_gpu": 8, "gpus": 4}, " into parts of --batch-gpu 8 on each: use --batch 32$"),
         ({"cbase": 32}, "--cbase 32 leaves no feature map at 64"),
         ({"gamma": -1.0}, "^--gamma -1: expected a number from 0 up$"),
         ({"map_depth": 101}, "^--map-depth 101: expected a whole number from 1 to 100$"),
@@ -100,7 +128,67 @@ def test_a_schema_without_labels_is_a_plain_network():
 )
 def test_impossible_options_are_refused_with_what_would_do(given, message):
     with pytest.raises(UserError, match=message):
-        configure("auto", 64, **given)
+        configure(**{"cfg": "auto", "resolution": 64, **given})
+
+
+@pytest.mark.parametrize(
+    "cfg, resolution, gpus, batch, batch_gpu, group",
+    [
+        ("auto", 256, 5, 60, 12, 4),
+        ("auto", 64, 3, 60, 20, 4),
+        ("auto", 64, 7, 56, 8, 4),
+        ("auto", 1024, 20, 60, 3, 3),
+        ("auto", 64, 100, 100, 1, 1),
+        ("stylegan2", 256, 3, 36, 12, 4),
+        ("stylegan2", 256, 16, 32, 2, 2),
+        ("paper256", 256, 5, 80, 16, 8),
+        ("cifar", 32, 4, 64, 16, 16),
+    ],
+)
+def test_batches_divide_over_the_processes(cfg, resolution, gpus, batch, batch_gpu, group):
+    config = configure(cfg, resolution, gpus)
+    assert (config.batch, config.batch_gpu, config.discriminator.mbstd_group_size) == (batch, batch_gpu, group)
+
+
+@pytest.mark.parametrize("cfg", CFG_NAMES)
+@pytest.mark.parametrize("gpus", range(1, 18))
+def test_every_process_computes_whole_groups(cfg, gpus):
+    """For every recipe and number of processes; and a note names each batch that is not the published one."""
+    for resolution in (8, 64, 256, 1024):
+        config = configure(cfg, resolution, gpus)
+        assert config.batch == config.batch_gpu * gpus
+        assert config.batch_gpu % config.discriminator.mbstd_group_size == 0
+        published = max(min(gpus * min(4096 // resolution, 32), 64), gpus) if cfg == "auto" else RECIPES[cfg].batch
+        told = f"batch {config.batch} instead of {published}, which does not divide over {gpus} processes"
+        assert (told in notes(cfg, resolution, {}, gpus)) == (config.batch != published)
+
+
+def test_notes_on_a_batch_that_does_not_divide():
+    assert notes("auto", 256, {}, gpus=5) == ["batch 60 instead of 64, which does not divide over 5 processes"]
+    assert notes("stylegan2", 256, {}, gpus=5) == [
+        "batch 40 instead of 32, which does not divide over 5 processes",
+        "`stylegan2` is tuned for a batch of 32, and keeps its gamma 10, learning rate 0.002, EMA kimg 10",
+    ]
+    assert notes("auto", 64, {"batch_gpu": 2}, gpus=2)[1:] == [
+        "The minibatch standard deviation compares 2 slices, not 4"
+    ]
+
+
+@pytest.mark.parametrize("batch, most, gpus, found", [(32, 16, 4, 8), (32, 12, 1, 8), (24, 24, 3, 8), (30, 8, 4, None)])
+def test_largest_part(batch, most, gpus, found):
+    assert largest_part(batch, most, 4, gpus) == found
+    assert found is None or divide(batch, found, 4, gpus)[0] == found
+
+
+def test_a_run_has_one_folder():
+    RunOptions(outdir="x")
+    for places, message in [
+        ({}, "--outdir makes a new one"),
+        ({"outdir": "x", "resume": "y"}, "^--outdir and --resume exclude each other$"),
+        ({"run_dir": "x", "resume": "y"}, "^--run-dir and --resume exclude each other$"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            RunOptions(**places)
 
 
 @pytest.mark.parametrize("resolution", [4, 48])
