@@ -144,7 +144,8 @@ class Loss:
     def _generate(self, latents: Latents) -> tuple[torch.Tensor, torch.Tensor]:
         """Generate images [N, C + K, H, W]. Returns them with their w's, [N, num_ws, w_dim]."""
         mapping = self.generator.mapping
-        ws = mapping(*latents, update_average=True)  # [N, num_ws, w_dim]
+        ws = mapping(*latents)  # [N, num_ws, w_dim]
+        mapping.move_average(ws[:, 0].detach().mean(dim=0))
         if torch.rand([]) < self.config.mixing:
             # Style mixing (StyleGAN, section 3.1): layers from a random one on take the w of a second latent. So the
             # network can't assume that neighboring layers share a style. The second latent does not move w_avg.

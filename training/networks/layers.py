@@ -166,7 +166,7 @@ class MappingNetwork(nn.Module):
     """
 
     W_AVG_BETA = 0.995  # decay of w_avg at an update
-    w_avg: torch.Tensor  # [w_dim], running mean of w, for truncation; changed by calls with update_average only
+    w_avg: torch.Tensor  # [w_dim], running mean of w, for truncation; `move_average` changes it
 
     def __init__(
         self,
@@ -197,7 +197,6 @@ class MappingNetwork(nn.Module):
         c: torch.Tensor | None,
         truncation_psi: float = 1,
         truncation_cutoff: int | None = None,
-        update_average: bool = False,
     ) -> torch.Tensor:
         """Map latents to w's.
 
@@ -214,8 +213,6 @@ class MappingNetwork(nn.Module):
         x = torch.cat(inputs, dim=1)  # [N, z_dim + w_dim], or one of the two
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)  # [N, w_dim]
-        if update_average:
-            self.w_avg.lerp_(x.detach().mean(dim=0), 1 - self.W_AVG_BETA)
         if self.num_ws is None:
             return x
         x = x.unsqueeze(1).repeat(1, self.num_ws, 1)  # [N, num_ws, w_dim]
@@ -224,3 +221,7 @@ class MappingNetwork(nn.Module):
             truncated = self.w_avg.lerp(x[:, :truncation_cutoff], truncation_psi)
             x = truncated if truncation_cutoff is None else torch.cat([truncated, x[:, truncation_cutoff:]], dim=1)
         return x
+
+    def move_average(self, mean_w: torch.Tensor) -> None:
+        """Move w_avg towards the mean of a minibatch's w, [w_dim]."""
+        self.w_avg.lerp_(mean_w, 1 - self.W_AVG_BETA)
