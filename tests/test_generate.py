@@ -85,6 +85,13 @@ def test_z_of_a_seed_is_the_published_one():
     np.testing.assert_allclose(sampling.latent_of_seed(42, 16).numpy(), expected, rtol=1e-6)
 
 
+def test_noise_of_a_seed_is_what_layers_drew_one_by_one():
+    """Noise was once drawn layer by layer, [1, H, W] at a time. A seed must keep its pictures."""
+    generator = torch.Generator().manual_seed(42)
+    drawn = [torch.randn([1, size, size], generator=generator).flatten() for size in (4, 8, 8, 16, 16)]
+    assert torch.equal(sampling.noise_of_seed(42, 656), torch.cat(drawn))
+
+
 def test_truncation_zero_is_one_slice_for_every_seed(run_folder):
     network = load_generator(run_folder)
     first, second = sampling.generate(network, [1, 2], truncation_psi=0)

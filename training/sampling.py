@@ -27,6 +27,11 @@ def latent_of_seed(seed: int, z_dim: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).randn(z_dim)).to(torch.float32)
 
 
+def noise_of_seed(seed: int, size: int) -> torch.Tensor:
+    """Draw the noise of a seed, [size]. It does not depend on the other slices in a batch."""
+    return torch.randn([size], generator=torch.Generator().manual_seed(seed))
+
+
 def find_class(network: LoadedGenerator, wanted: str | None) -> int | None:
     """Return the number of a class that is given by name or number. None: the generator is unconditional.
 
@@ -85,10 +90,12 @@ def generate(
         chunk = list(seeds[first : first + batch])
         z = torch.stack([latent_of_seed(seed, generator.config.z_dim) for seed in chunk]).to(device)  # [N, z_dim]
         labels = None if c is None else c.to(device).expand(len(chunk), -1)  # [N, c_dim]
-        # One random generator per slice, so that its noise does not depend on the other slices in the batch.
-        noise = [torch.Generator().manual_seed(seed) for seed in chunk] if noise_mode == "random" else None
+        noise = None
+        if noise_mode == "random":
+            size = generator.synthesis.noise_size
+            noise = torch.stack([noise_of_seed(seed, size) for seed in chunk]).to(device)  # [N, noise_size]
         # [N, C + K, H, W]
-        images = generator(z, labels, truncation_psi=truncation_psi, noise_mode=noise_mode, generators=noise)
+        images = generator(z, labels, truncation_psi=truncation_psi, noise_mode=noise_mode, noise=noise)
         if not images.isfinite().all():
             raise UserError(f"{network.path}: slices of seeds {chunk[0]} to {chunk[-1]} are not finite numbers")
         for seed, stored in zip(chunk, codec.to_stored(images).cpu().numpy(), strict=True):

@@ -1,7 +1,11 @@
 """The networks against the published implementation, their initialization, and the joint head."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from helpers.goldens import golden_arrays, golden_cases
 from slices.codec import SliceCodec
@@ -224,10 +228,25 @@ def test_noise_modes():
         assert torch.equal(images["const"], generator(z, noise_mode="const"))
         assert not torch.equal(images["random"], generator(z, noise_mode="random"))
         assert not torch.allclose(images["const"], images["none"])
-        seeded = [torch.Generator().manual_seed(s) for s in (1, 2)]
-        both = generator(z, noise_mode="random", generators=seeded)
-        alone = generator(z[1:], noise_mode="random", generators=[torch.Generator().manual_seed(2)])
-        torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
+        torch.manual_seed(1)
+        drawn = generator(z, noise_mode="random")
+        torch.manual_seed(1)
+        noise = torch.randn(2, generator.synthesis.noise_size)
+        assert torch.equal(drawn, generator(z, noise_mode="random", noise=noise)), "one draw, a sample in a row"
+        alone = generator(z[1:], noise_mode="random", noise=noise[1:])
+        torch.testing.assert_close(drawn[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_take_their_noise_in_order_and_without_a_copy():
+    synthesis = small_generator().synthesis
+    taken = []
+    for layer in synthesis.layers:
+        layer.register_forward_pre_hook(lambda layer, arguments: taken.append(arguments[2]))
+    noise = torch.randn(2, synthesis.noise_size)
+    synthesis(torch.randn(2, synthesis.num_ws, 8), noise=noise)
+    assert [list(t.shape) for t in taken] == [[2, 1, size, size] for size in (4, 8, 8, 16, 16)]
+    assert torch.equal(torch.cat([t.flatten(1) for t in taken], dim=1), noise)
+    assert all(t.untyped_storage().data_ptr() == noise.untyped_storage().data_ptr() for t in taken)
 
 
 def test_w_avg_moves_by_half_a_percent_when_told():
@@ -237,6 +256,66 @@ def test_w_avg_moves_by_half_a_percent_when_told():
     assert torch.equal(generator.mapping.w_avg, torch.zeros(8))
     generator.mapping.move_average(ws[:, 0].detach().mean(dim=0))
     torch.testing.assert_close(generator.mapping.w_avg, ws[:, 0].mean(dim=0) * 0.005)
+
+
+class Types(TorchDispatchMode):
+    """Records the floating-point types that operators see and make in the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[torch.dtype, set[str]] = {}  # operators by type
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, result)):
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+                self.seen.setdefault(leaf.dtype, set()).add(str(operator))
+        return result
+
+
+@pytest.fixture(params=["built", "moved"])
+def in_float64(request) -> Iterator[bool]:
+    """Whether networks are to be moved to float64. Otherwise they are built so: it is the type of new tensors."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if request.param == "built" else before)
+    yield request.param == "moved"
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("noise_mode", ["const", "random"])
+def test_networks_in_float64_compute_nothing_in_another_type(in_float64, noise_mode):
+    """Values, first and second derivatives, with blocks that would compute in half precision on a GPU."""
+    torch.manual_seed(0)
+    size = dict(resolution=16, c_dim=2, channel_base=128, channel_max=16, num_fp16_res=2, conv_clamp=256)
+    generator = Generator(GeneratorConfig(num_contrasts=4, num_maps=4, z_dim=8, w_dim=8, mapping_layers=2, **size))
+    discriminator = Discriminator(DiscriminatorConfig(img_channels=8, **size))
+    if in_float64:
+        generator.double(), discriminator.double()
+    kind = {"dtype": torch.float64}
+    noise = torch.randn(4, generator.synthesis.noise_size, **kind) if noise_mode == "random" else None
+    z, c, pl_noise = torch.randn(4, 8, **kind), torch.eye(2, **kind).repeat(2, 1), torch.randn(4, 8, 16, 16, **kind)
+    reals, pl_mean = torch.randn(4, 8, 16, 16, **kind).requires_grad_(), torch.ones([], **kind)
+    with Types() as types:
+        ws = generator.mapping(z, c, truncation_psi=0.7)
+        generator.mapping.move_average(ws[:, 0].detach().mean(dim=0))
+        fakes = generator.synthesis(ws, noise_mode=noise_mode, noise=noise)
+        loss.generator_loss(discriminator(fakes, c)).mean().backward(retain_graph=True)  # Gmain
+        penalty, _ = loss.path_length_penalty(loss.path_lengths(fakes, ws, pl_noise), pl_mean)
+        penalty.mean().backward()  # Gpl
+        logits = discriminator(torch.cat([fakes.detach(), reals]), torch.cat([c, c]), minibatches=2)
+        loss.discriminator_loss_on_fakes(logits).mean().backward()  # Dmain
+        loss.r1_penalty(loss.r1_gradients(discriminator(reals, c), reals)).mean().backward()  # Dr1
+        generator.synthesis(ws.detach())  # draws noise itself
+    assert set(types.seen) == {torch.float64}, {t: names for t, names in types.seen.items() if t != torch.float64}
+    for network in (generator, discriminator):
+        assert all(p.grad.dtype == torch.float64 and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_networks_in_float64_agree_with_float32():
+    generator, z = small_generator(), torch.randn(2, 8)
+    single, exact = generator(z, noise_mode="const"), generator.double()(z, noise_mode="const")
+    torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(single.double(), exact)
 
 
 def test_half_precision_is_for_the_highest_resolutions():

@@ -99,7 +99,7 @@ def upfirdn2d(
     flip_filter: correlate instead of convolving. Returns [N, C, H', W'] with H' = (H·up + padding − fh) // down + 1.
     """
     if f is None:
-        f = x.new_ones([1, 1], dtype=torch.float32)
+        f = x.new_ones([1, 1], dtype=compute_type(x))
     dtype, channels = x.dtype, x.shape[1]
     x = _insert_zeros(_widened(x), *up)  # [N, C, H·up, W·up]
     x0, x1, y0, y1 = padding

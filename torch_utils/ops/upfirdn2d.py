@@ -15,12 +15,12 @@ LARGEST_FILTER = 32  # taps along an axis; larger filters are left to the refere
 
 
 def setup_filter(taps: Sequence | torch.Tensor) -> torch.Tensor:
-    """Make a filter for upfirdn2d: float32, with a sum of 1.
+    """Make a filter for upfirdn2d, with a sum of 1, in torch's default type.
 
     taps: a matrix, or a vector for its outer product with itself. A vector of 8 taps or more is not multiplied out,
     because filtering in two passes is then faster. Raises ValueError for other shapes.
     """
-    f = torch.as_tensor(taps, dtype=torch.float32)
+    f = torch.as_tensor(taps, dtype=torch.get_default_dtype())
     filter_size(f)  # raises ValueError
     if f.ndim == 1 and f.numel() < 8:
         f = f.outer(f)

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import nn
 
+from torch_utils.ops.reference import compute_type
 from torch_utils.ops.upfirdn2d import setup_filter
 from training.config import DiscriminatorConfig
 from training.networks.layers import LOWPASS, Conv2dLayer, FullyConnectedLayer, MappingNetwork
-from training.networks.shapes import channels_at, compute_dtype, resolutions_up_to, runs_in_half
+from training.networks.shapes import block_type, channels_at, resolutions_up_to, runs_in_half
 
 
 def minibatch_std(x: torch.Tensor, group_size: int, minibatches: int = 1) -> torch.Tensor:
@@ -26,7 +27,7 @@ def minibatch_std(x: torch.Tensor, group_size: int, minibatches: int = 1) -> tor
     group_size = min(group_size, size)
     assert size % group_size == 0, f"a minibatch of {size} does not divide into groups of {group_size}"
     # [minibatches, members of a group, groups of each minibatch, C·H·W]
-    groups = x.to(torch.float32).reshape(minibatches, group_size, size // group_size, -1)
+    groups = x.to(compute_type(x)).reshape(minibatches, group_size, size // group_size, -1)
     # Written out, as torch.var is slower on a CPU. [minibatches, groups of each, C·H·W]
     variance = (groups - groups.mean(dim=1, keepdim=True)).square().mean(dim=1)
     std = (variance + 1e-8).sqrt().mean(dim=2)  # [minibatches, groups of each]
@@ -60,7 +61,7 @@ class DiscriminatorBlock(nn.Module):
             self.skip = Conv2dLayer(in_channels, out_channels, 1, bias=False, down=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(compute_dtype(self.use_fp16, x.device))
+        x = x.to(block_type(self.use_fp16, self.conv0.weight))
         if self.fromrgb is not None:
             x = self.fromrgb(x)  # [N, C + K, H, W] -> [N, C, H, W]
         if not self.residual:
@@ -70,7 +71,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """Last layers: features [N, C, 4, 4] and embedded class label [N, cmap_dim] -> logits [N, 1], in float32."""
+    """Last layers: features [N, C, 4, 4] and embedded class label [N, cmap_dim] -> logits [N, 1]."""
 
     def __init__(self, channels: int, cmap_dim: int, mbstd_group_size: int, conv_clamp: float | None) -> None:
         super().__init__()
@@ -81,7 +82,9 @@ class DiscriminatorEpilogue(nn.Module):
         self.out = FullyConnectedLayer(channels, cmap_dim or 1)
 
     def forward(self, x: torch.Tensor, cmap: torch.Tensor | None, minibatches: int = 1) -> torch.Tensor:
-        x = self.conv(minibatch_std(x.to(torch.float32), self.mbstd_group_size, minibatches))  # [N, C, 4, 4]
+        x = self.conv(
+            minibatch_std(x.to(compute_type(self.conv.weight)), self.mbstd_group_size, minibatches)
+        )  # [N, C, 4, 4]
         x = self.out(self.fc(x.flatten(1)))  # [N, cmap_dim or 1]
         if cmap is not None:
             # Projection (Miyato & Koyama 2018): the logit is the inner product with the embedded class label.

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from torch_utils.ops.reference import compute_type
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
 from training.config import GeneratorConfig
 from training.networks.joint_head import JointHead
 from training.networks.layers import LOWPASS, FullyConnectedLayer, MappingNetwork, modulated_conv2d, scaled_bias_act
-from training.networks.shapes import channels_at, compute_dtype, resolutions_up_to, runs_in_half
+from training.networks.shapes import block_type, channels_at, resolutions_up_to, runs_in_half
 
 NOISE_MODES = ("random", "const", "none")
 
@@ -42,14 +43,8 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
         self.register_buffer("resample_filter", setup_filter(LOWPASS))
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        w: torch.Tensor,
-        noise_mode: str = "random",
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> torch.Tensor:
-        noise = self._noise(len(x), noise_mode, generators)  # [N, 1, H·up, W·up] or [H·up, W·up]
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """noise: [N, 1, H·up, W·up], or [H·up, W·up] if all samples share it; None adds no noise."""
         # x: [N, C', H·up, W·up]. scale: [N, C'], which synthesis_tail applies in the same pass as the noise.
         x, scale = modulated_conv2d(
             x,
@@ -62,19 +57,6 @@ class SynthesisLayer(nn.Module):
         )
         strength = None if noise is None else self.noise_strength
         return synthesis_tail(x, scale, noise, strength, self.bias, act="lrelu", clamp=self.conv_clamp)
-
-    def _noise(self, batch: int, noise_mode: str, generators: Sequence[torch.Generator] | None) -> torch.Tensor | None:
-        """Noise for the whole batch, [N, 1, H, W], or [H, W] if all samples share it; None without noise."""
-        if noise_mode == "none":
-            return None
-        if noise_mode == "const":
-            return self.noise_const
-        shape = [1, self.resolution, self.resolution]
-        if generators is None:
-            noise = torch.randn([batch, *shape], device=self.noise_const.device)
-        else:
-            noise = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
-        return noise.to(self.noise_const.device)
 
 
 class ToRGBLayer(nn.Module):
@@ -126,22 +108,29 @@ class SynthesisBlock(nn.Module):
         self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, conv_clamp=conv_clamp)
         self.torgb = ToRGBLayer(out_channels, img_channels, w_dim, conv_clamp=conv_clamp)
 
-    def forward(
-        self, x: torch.Tensor | None, img: torch.Tensor | None, ws: torch.Tensor, **noise
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute features, and the image up to this resolution in float32.
+    @property
+    def layers(self) -> list[SynthesisLayer]:
+        """The convolutions, which add noise."""
+        return [self.conv1] if self.num_conv == 1 else [self.conv0, self.conv1]
 
-        ws: [N, num_conv + 1, w_dim], one w for each layer. noise: arguments of SynthesisLayer.
+    def forward(
+        self,
+        x: torch.Tensor | None,
+        img: torch.Tensor | None,
+        ws: torch.Tensor,
+        noises: Sequence[torch.Tensor | None],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute features, and the image up to this resolution in the type of the parameters.
+
+        ws: [N, num_conv + 1, w_dim], one w for each layer. noises: of each convolution, as SynthesisLayer takes it.
         """
-        dtype = compute_dtype(self.use_fp16, ws.device)
-        layer_ws = iter(ws.unbind(dim=1))  # each layer takes the next w, [N, w_dim]
-        if self.num_conv == 1:
-            x = self.const.to(dtype).expand(len(ws), -1, -1, -1)  # [N, C', 4, 4]
-        else:
-            assert x is not None
-            x = self.conv0(x.to(dtype), next(layer_ws), **noise)  # [N, C, H / 2, W / 2] -> [N, C', H, W]
-        x = self.conv1(x, next(layer_ws), **noise)  # [N, C', H, W]
-        y = self.torgb(x, next(layer_ws)).to(torch.float32)  # [N, C + K, H, W]
+        *layer_ws, image_w = ws.unbind(dim=1)  # [N, w_dim] each
+        if x is None:
+            x = self.const.expand(len(ws), -1, -1, -1)  # [N, C', 4, 4]
+        x = x.to(block_type(self.use_fp16, self.conv1.weight))
+        for layer, w, noise in zip(self.layers, layer_ws, noises, strict=True):
+            x = layer(x, w, noise)  # [N, C', H, W]
+        y = self.torgb(x, image_w).to(ws.dtype)  # [N, C + K, H, W]
         if img is not None:
             y = upsample2d(img, self.resample_filter) + y  # img: [N, C + K, H / 2, W / 2]
         return x, y
@@ -169,29 +158,47 @@ class SynthesisNetwork(nn.Module):
             setattr(self, f"b{resolution}", block)  # published checkpoints name the blocks b4, b8, …
             in_channels = out_channels
         self.head = JointHead(config.num_contrasts, config.num_maps) if config.num_maps else nn.Identity()
+        # Numbers of random noise for a sample: one for each pixel of each convolution's output.
+        self.noise_size = sum(layer.resolution**2 for layer in self.layers)
 
-    def forward(
-        self,
-        ws: torch.Tensor,
-        noise_mode: str = "random",
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> torch.Tensor:
-        """Generate joint slices.
+    @property
+    def layers(self) -> list[SynthesisLayer]:
+        """The convolutions of all blocks, from 4×4 up."""
+        return [layer for resolution in self.resolutions for layer in getattr(self, f"b{resolution}").layers]
 
-        noise_mode: "random" draws fresh noise, "const" uses the stored buffers, "none" adds no noise.
-        generators: one per sample, for random noise; None draws from torch's global generator.
+    def forward(self, ws: torch.Tensor, noise_mode: str = "random", noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Generate joint slices, in the type of the parameters.
+
+        noise_mode: "random" uses `noise`, "const" the stored buffers, "none" adds no noise.
+        noise: unit normal, [N, noise_size]; None draws it from torch's global generator.
         """
-        assert noise_mode in NOISE_MODES, noise_mode
-        ws = ws.to(torch.float32)
+        ws = ws.to(compute_type(next(self.parameters())))
+        noises = self._noises(ws, noise_mode, noise)
         x = img = None
         first = 0
         for resolution in self.resolutions:
             block = getattr(self, f"b{resolution}")
             # Blocks overlap by one w: the image output uses the w of the next block's first convolution.
             block_ws = ws.narrow(1, first, block.num_conv + 1)  # [N, num_conv + 1, w_dim]
-            x, img = block(x, img, block_ws, noise_mode=noise_mode, generators=generators)
+            x, img = block(x, img, block_ws, noises[first : first + block.num_conv])
             first += block.num_conv
         return self.head(img)
+
+    def _noises(self, ws: torch.Tensor, noise_mode: str, noise: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+        """Noise of each convolution, from 4×4 up, as SynthesisLayer takes it."""
+        assert noise_mode in NOISE_MODES, noise_mode
+        layers = self.layers
+        if noise_mode == "none":
+            return [None] * len(layers)
+        if noise_mode == "const":
+            return [layer.noise_const for layer in layers]
+        if noise is None:
+            noise = torch.randn([len(ws), self.noise_size], dtype=ws.dtype, device=ws.device)
+        shares = noise.to(ws.dtype).split([layer.resolution**2 for layer in layers], dim=1)  # [N, H·W] each
+        return [
+            share.unflatten(1, (1, layer.resolution, layer.resolution))  # [N, 1, H, W]
+            for share, layer in zip(shares, layers, strict=True)
+        ]
 
 
 class Generator(nn.Module):

@@ -14,6 +14,7 @@ from torch import nn
 
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from torch_utils.ops.conv2d_resample import conv2d_resample
+from torch_utils.ops.reference import compute_type
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from torch_utils.ops.upfirdn2d import setup_filter
 
@@ -203,13 +204,14 @@ class MappingNetwork(nn.Module):
         Truncation (StyleGAN, appendix B) moves the first truncation_cutoff w's, by default all, towards w_avg.
         truncation_psi: 1 leaves them where they are, 0 makes them w_avg.
         """
+        dtype = compute_type(next(self.parameters()))
         inputs = []
         if self.z_dim > 0:
             assert z is not None
-            inputs.append(normalize_2nd_moment(z.to(torch.float32)))  # [N, z_dim]
+            inputs.append(normalize_2nd_moment(z.to(dtype)))  # [N, z_dim]
         if self.c_dim > 0:
             assert c is not None
-            inputs.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))  # [N, w_dim]
+            inputs.append(normalize_2nd_moment(self.embed(c.to(dtype))))  # [N, w_dim]
         x = torch.cat(inputs, dim=1)  # [N, z_dim + w_dim], or one of the two
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)  # [N, w_dim]

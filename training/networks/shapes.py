@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from torch_utils.ops.reference import compute_type
+
 
 def resolutions_up_to(resolution: int) -> list[int]:
     """Powers of two from 4 to `resolution`."""
@@ -23,6 +25,11 @@ def runs_in_half(resolution: int, full_resolution: int, num_fp16_res: int) -> bo
     return resolution > 4 and resolution * 2**num_fp16_res > full_resolution
 
 
-def compute_dtype(use_fp16: bool, device: torch.device) -> torch.dtype:
-    """Type to compute in: float16 if the block uses it and the device is a GPU, where it is fast; else float32."""
-    return torch.float16 if use_fp16 and device.type == "cuda" else torch.float32
+def block_type(use_fp16: bool, parameter: torch.Tensor) -> torch.dtype:
+    """Type in which a block computes, given one of its parameters.
+
+    float16 if the block uses it, on a GPU, where it is fast; else the parameters' type. A float64 network is made for
+    exact numbers, and computes in float64 everywhere.
+    """
+    dtype = compute_type(parameter)
+    return torch.float16 if use_fp16 and parameter.is_cuda and dtype == torch.float32 else dtype
