@@ -1,4 +1,8 @@
-"""Checkpoints: safetensors files with named tensors and one JSON document."""
+"""Checkpoints: safetensors files with named tensors and one JSON document, and checksums of both.
+
+safetensors reads them. They are written here, because its `save_file` copies all tensors first (before version 0.8),
+takes no path that isn't UTF-8, and reports a full disk as its own error instead of the system's.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,11 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import safetensors
-import safetensors.torch
 import torch
+from isal import isal_zlib
 
 from dnnlib import config, files
 from dnnlib.config import shorten
@@ -22,7 +26,24 @@ FORMAT, VERSION = "stylegan2-mr", 1
 LONGEST_METADATA = 1 << 24  # characters; the names of all patients take far fewer
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 Network = TypeVar("Network", bound=torch.nn.Module)
-_KEY = "checkpoint"  # safetensors' metadata maps strings to strings: this key holds our JSON document
+# safetensors' metadata maps strings to strings. One holds our JSON document, the other one the checksums as JSON.
+_KEY, _CHECKSUMS = "checkpoint", "crc32"
+_TYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
+
+
+class Damaged(UserError):
+    """A file whose content is not what was written, or is incomplete."""
 
 
 class Checkpoint(NamedTuple):
@@ -32,9 +53,16 @@ class Checkpoint(NamedTuple):
     metadata: dict[str, Any]  # the caller's
 
 
+class _Checksums(NamedTuple):
+    """CRC-32 of a file's content, each in 8 hexadecimal digits."""
+
+    document: str
+    tensors: Mapping[str, str]
+
+
 def save(
     path: str | os.PathLike,
-    tensors: dict[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
     metadata: dict[str, Any],
     kind: str,
     version: int = VERSION,
@@ -42,13 +70,57 @@ def save(
     """Write tensors and metadata to a .safetensors file, which appears only when it is complete.
 
     kind: purpose of the file, for example "snapshot". version: version of this kind's content. `load` checks both.
-    Raises TypeError or ValueError for metadata that JSON can't represent, such as NaN.
+    Tensors may share memory and lie on any device: one at a time is copied to the CPU, unless it is there already, with
+    its values in order. Raises TypeError or ValueError for metadata that JSON can't represent, such as NaN.
     """
     document = {"format": FORMAT, "kind": kind, "version": version, "metadata": metadata}
     text = json.dumps(document, allow_nan=False)
-    # Copy: safetensors refuses tensors that share memory, such as shared parameters and views.
-    plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-    files.write_bytes(path, safetensors.torch.save(plain, metadata={_KEY: text}))
+    with files.atomic_path(path) as place, open(place, "wb") as file:
+        _write(file, tensors, text)
+
+
+def _write(file: BinaryIO, tensors: Mapping[str, torch.Tensor], document: str) -> None:
+    """Write a file of safetensors: the length of a JSON header in 8 bytes, the header, the content of all tensors."""
+    # Large items first, as safetensors does: so each tensor begins at a multiple of its items' size.
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    unknown = "0" * 8
+    file.write(_header(tensors, document, _Checksums(unknown, dict.fromkeys(tensors, unknown))))
+    found = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().to("cpu").contiguous()
+        found[name] = _checksum(plain)
+        file.write(_content(plain))
+    # Once more, with the checksums. It is as long as before.
+    file.seek(0)
+    file.write(_header(tensors, document, _Checksums(_text_checksum(document), found)))
+
+
+def _header(tensors: Mapping[str, torch.Tensor], document: str, checksums: _Checksums) -> bytes:
+    """Return the length of the header and the header. tensors: in the order of their content."""
+    described: dict[str, Any] = {"__metadata__": {_KEY: document, _CHECKSUMS: json.dumps(checksums._asdict())}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        described[name] = {"dtype": _TYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
+    header = json.dumps(described, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _content(tensor: torch.Tensor) -> memoryview:
+    """View the memory of a contiguous tensor as bytes."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    """CRC-32 of a contiguous tensor: its type, shape and content."""
+    described = f"{_TYPES.get(tensor.dtype)} {[*tensor.shape]}".encode()
+    return f"{isal_zlib.crc32(_content(tensor), isal_zlib.crc32(described)):08x}"
+
+
+def _text_checksum(text: str) -> str:
+    """CRC-32 of a text."""
+    return f"{isal_zlib.crc32(text.encode()):08x}"
 
 
 def load(path: str | os.PathLike, kind: str, version: int = VERSION) -> Checkpoint:
@@ -58,7 +130,10 @@ def load(path: str | os.PathLike, kind: str, version: int = VERSION) -> Checkpoi
     """
     with _open(path) as file:
         metadata = _metadata(path, file, kind, version, {})
-        return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, metadata)
+        checksums = _checksums(path, file)
+        return Checkpoint(
+            {name: _intact(path, name, file.get_tensor(name), checksums) for name in file.keys()}, metadata
+        )
 
 
 def read_metadata(
@@ -93,8 +168,10 @@ def load_network(path: str | os.PathLike, build: Callable[[], Network], prefix: 
         for name, tensor in expected.items():
             if (shape := file.get_slice(name).get_shape()) != list(tensor.shape):
                 raise UserError(f"{path}: {name} is {shape}; the network that it describes has {list(tensor.shape)}")
+        checksums = _checksums(path, file)
         tensors = {
-            name.removeprefix(prefix): _checked(path, name, file.get_tensor(name), expected) for name in expected
+            name.removeprefix(prefix): _checked(path, name, file.get_tensor(name), expected, checksums)
+            for name in expected
         }
     network = build()
     network.load_state_dict(tensors)
@@ -102,14 +179,44 @@ def load_network(path: str | os.PathLike, build: Callable[[], Network], prefix: 
 
 
 def _checked(
-    path: str | os.PathLike, name: str, tensor: torch.Tensor, expected: dict[str, torch.Tensor]
+    path: str | os.PathLike,
+    name: str,
+    tensor: torch.Tensor,
+    expected: dict[str, torch.Tensor],
+    checksums: _Checksums | None,
 ) -> torch.Tensor:
-    """Return the tensor. Raises UserError if it has another type than expected, or values that are not finite."""
+    """Return the tensor. Raises UserError if it is damaged, of another type, or has values that are not finite."""
     if tensor.dtype != expected[name].dtype:
         raise UserError(f"{path}: {name} holds {tensor.dtype}; expected {expected[name].dtype}")
+    _intact(path, name, tensor, checksums)
     if not tensor.isfinite().all():
         raise UserError(f"{path}: {name} holds values that are not finite numbers; take another snapshot")
     return tensor
+
+
+def _intact(path: str | os.PathLike, name: str, tensor: torch.Tensor, checksums: _Checksums | None) -> torch.Tensor:
+    """Return the tensor. Raises Damaged if it has another checksum than the file says."""
+    if checksums is not None and checksums.tensors.get(name) != _checksum(tensor):
+        raise Damaged(f"{path}: {shorten(name)} is damaged, its checksum is another one; copy or make the file again")
+    return tensor
+
+
+def _checksums(path: str | os.PathLike, file: Any) -> _Checksums | None:
+    """Return the checksums of an open file, None for a file without any.
+
+    Raises Damaged if they can't be read, or if the document has another checksum.
+    """
+    stored = file.metadata() or {}
+    if _CHECKSUMS not in stored:  # an older file, or another project's
+        return None
+    try:
+        checksums = _Checksums(**config.parse_json(stored[_CHECKSUMS]))
+        intact = checksums.document == _text_checksum(stored[_KEY]) and isinstance(checksums.tensors, dict)
+    except (KeyError, TypeError, ValueError):
+        intact = False
+    if not intact:
+        raise Damaged(f"{path}: its metadata are damaged, their checksum is another one; copy or make the file again")
+    return checksums
 
 
 def _open(path: str | os.PathLike) -> Any:
@@ -125,7 +232,7 @@ def _open(path: str | os.PathLike) -> Any:
             name = path if plain_text(str(path)) == str(path) else f"/dev/fd/{file.fileno()}"
             return safetensors.safe_open(name, framework="pt", device="cpu")
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path}: {_what_else(path)} ({error})") from None
+        raise Damaged(f"{path}: {_what_else(path)} ({str(error)[:100]})") from None
 
 
 def _what_else(path: Path) -> str:
@@ -149,6 +256,7 @@ def _metadata(
     path: str | os.PathLike, file: Any, kind: str, version: int, upgrades: Mapping[int, Upgrade]
 ) -> dict[str, Any]:
     """Return the caller's metadata of an open file, converted to the newest version."""
+    _checksums(path, file)
     try:
         text = (file.metadata() or {})[_KEY]
         if len(text) > LONGEST_METADATA:

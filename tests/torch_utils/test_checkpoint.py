@@ -1,5 +1,7 @@
 import io
 import pickle
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -7,11 +9,14 @@ import safetensors.torch
 import torch
 
 from dnnlib.errors import UserError
+from helpers.commands import ROOT
 from torch_utils import checkpoint
 
 
 def example():
     return {
+        "double": torch.tensor([[1 / 3, -1e300]], dtype=torch.float64),
+        "bfloat": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
         "float": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
         "half": torch.tensor([0.1, 2.5], dtype=torch.float16),
         "whole": torch.tensor([2**40, -1]),
@@ -120,3 +125,75 @@ def test_networks_are_saved_below_a_folder_whose_name_is_no_text(odd_folder):
     checkpoint.save(odd_folder / "a.safetensors", {"x": torch.arange(3)}, {"data": "a.zip"}, kind="toy")
     tensors, metadata = checkpoint.load(odd_folder / "a.safetensors", kind="toy")
     assert tensors["x"].tolist() == [0, 1, 2] and metadata == {"data": "a.zip"}
+
+
+def test_safetensors_reads_what_is_written(tmp_path):
+    """Our writer against the library's reader, which checks offsets and sizes."""
+    tensors = example() | {
+        "moments": torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last),
+        "one": torch.ones([]),
+    }
+    checkpoint.save(tmp_path / "a", tensors, {"kimg": 1}, kind="snapshot")
+    again = safetensors.torch.load_file(tmp_path / "a")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) and again[name].dtype == tensors[name].dtype for name in tensors)
+    assert again["moments"].is_contiguous()
+
+
+def test_every_flipped_bit_of_a_file_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, example(), {"step": 1234}, kind="snapshot")
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    checkpoint.load(path, "snapshot")
+    for n in range(len(content)):
+        path.write_bytes(content[:n] + bytes([content[n] ^ 1 << n % 8]) + content[n + 1 :])
+        try:
+            again = checkpoint.load(path, "snapshot")
+        except UserError as error:
+            assert str(path) in str(error) and len(str(error)) < 400
+            assert n < header or "damaged" in str(error)
+        else:
+            # Only the name of the list of checksums: then the file counts as an older one.
+            assert again.metadata == {"step": 1234} and again.tensors.keys() == example().keys()
+            assert all(torch.equal(again.tensors[name], tensor) for name, tensor in example().items())
+            assert b"crc32" not in path.read_bytes()
+
+
+def test_a_damaged_tensor_is_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    network = torch.nn.Linear(3, 2)
+    checkpoint.save(path, network.state_dict(), {}, kind="toy")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # of the last weight
+    path.write_bytes(content)
+    for load in (lambda: checkpoint.load(path, "toy"), lambda: checkpoint.load_network(path, lambda: network)):
+        with pytest.raises(checkpoint.Damaged, match=r"a\.safetensors: 'weight' is damaged"):
+            load()
+
+
+def test_a_file_without_checksums_is_read(tmp_path):
+    """As all files were before checksums."""
+    checkpoint.save(tmp_path / "new", example(), {"x": 1}, kind="snapshot")
+    with safetensors.safe_open(tmp_path / "new", framework="pt") as file:
+        stored = {"checkpoint": file.metadata()["checkpoint"]}
+    safetensors.torch.save_file(example(), tmp_path / "old", stored)
+    assert checkpoint.load(tmp_path / "old", "snapshot").metadata == {"x": 1}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory as Linux tells it")
+def test_tensors_are_not_copied_together(tmp_path):
+    """In a new process, whose memory never was larger: 8 tensors of 16 MB."""
+    script = """
+import resource, sys, torch
+from torch_utils import checkpoint
+tensors = {str(n): torch.ones(1 << 22) for n in range(8)}
+tensors["0"] = tensors["0"].reshape(2048, 2048).T
+checkpoint.save(sys.argv[1], {"small": torch.ones(4).T}, {}, "toy")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+checkpoint.save(sys.argv[1], tensors, {}, "toy")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    command = [sys.executable, "-c", script, tmp_path / "a"]
+    grown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert int(grown.stdout) < 24 << 10  # in KiB: room for one tensor, not for two
