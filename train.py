@@ -24,19 +24,20 @@ from dnnlib.runs import Log, make_run_folder
 from dnnlib.system import run
 from dnnlib.text import count
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
-from training.config import DataConfig, Recipe, RunOptions, find_recipe, notes, resolve
+from training.config import DataConfig, FolderOptions, Recipe, RunOptions, find_recipe, notes, resolve
 
 if TYPE_CHECKING:
     from slices.dataset import SliceDataset
 
 
 @click.command(context_settings=HELP)
+@options(FolderOptions, "folders")
 @options(DataConfig, "data")
 @options(RunOptions, "asked")
 @options(Recipe, "given", unless_given="the recipe's")
 @reports_user_errors
 @naming_what_to_lower("--batch-gpu, --batch, --cbase or --cmax")
-def main(data: DataConfig, asked: RunOptions, given: dict[str, Any]) -> None:
+def main(folders: FolderOptions, data: DataConfig, asked: RunOptions, given: dict[str, Any]) -> None:
     """Train a GAN that generates contrasts and label maps jointly.
 
     Prints a status line per tick. Writes a run folder with log.txt, training_options.json, stats.jsonl, reals.png,
@@ -48,7 +49,7 @@ def main(data: DataConfig, asked: RunOptions, given: dict[str, Any]) -> None:
     from training import training_loop
 
     keep_freed_memory()
-    if asked.outdir is None:
+    if folders.outdir is None:
         raise UserError("--run-dir and --resume: not yet; use --outdir")
     dataset = SliceDataset(data.path, subset=data.subset, mirror=data.mirror, use_labels=data.cond, seed=asked.seed)
     refuse_leaks([dataset.archive], asked.exclude)
@@ -65,12 +66,12 @@ def main(data: DataConfig, asked: RunOptions, given: dict[str, Any]) -> None:
         asked.tf32,
     )
     remarks = notes(asked.cfg, dataset.resolution, given, asked.gpus) + describe_data(data, dataset, asked.exclude)
-    if asked.dry_run:
+    if folders.dry_run:
         print(json.dumps(to_json(config), indent=2))
         print("\n".join([*remarks, "Dry run: nothing was trained or written."]))
         return
 
-    folder = make_run_folder(asked.outdir, describe_run(data, asked.cfg, given.get("batch")))
+    folder = make_run_folder(folders.outdir, describe_run(data, asked.cfg, given.get("batch")))
     log = Log(folder / "log.txt")
     for remark in remarks:
         log(remark)

@@ -116,7 +116,7 @@ def option(
 def like(cls: Any, name: str, *, default: Any = MISSING) -> Any:
     """Declare a dataclass field with the limits of the field `name` of `cls`. Messages use the other field's name."""
     (other,) = (field for field in dataclasses.fields(cls) if field.name == name)
-    limits = dataclasses.replace(other.metadata[_LIMITS], name=_name(other))
+    limits = dataclasses.replace(other.metadata[_LIMITS], name=name_of(other))
     return dataclasses.field(default=default, metadata={_LIMITS: limits})
 
 
@@ -145,12 +145,13 @@ def check(cls: Any, values: Mapping[str, Any]) -> None:
         for one in value if isinstance(value, tuple) else (value,):
             if limits is not None and one is not None and not _fits(one, limits):
                 whole = _of_annotation(typing.get_type_hints(cls)[field.name])[0] is int
-                raise UserError(f"{_name(field)} {_show(one)}: expected {_expected(limits, whole)}")
+                raise UserError(f"{name_of(field)} {show(one)}: expected {_expected(limits, whole)}")
 
 
-def _name(field: dataclasses.Field) -> str:
-    """Name of a field in messages."""
-    return field.metadata[_LIMITS].name or (_flag(field) if _OPTION in field.metadata else field.name)
+def name_of(field: dataclasses.Field) -> str:
+    """Name of a field in messages: its option's, if it has one or was declared `like` an option."""
+    limits: _Limits | None = field.metadata.get(_LIMITS)
+    return (limits and limits.name) or (_flag(field) if _OPTION in field.metadata else field.name)
 
 
 def _fits(value: Any, limits: _Limits) -> bool:
@@ -171,10 +172,10 @@ def _fits(value: Any, limits: _Limits) -> bool:
 def _expected(limits: _Limits, whole: bool) -> str:
     """Describe the allowed values. whole: the field holds whole numbers."""
     if limits.choices is not None:
-        return f"one of {', '.join(map(_show, limits.choices))}"
+        return f"one of {', '.join(map(show, limits.choices))}"
     noun = limits.noun or ("a whole number" if whole else "a number")
     words = f"{noun} {_range(limits)}".rstrip()
-    return words if limits.example is None else f"{words}, such as {_show(limits.example)}"
+    return words if limits.example is None else f"{words}, such as {show(limits.example)}"
 
 
 def _range(limits: _Limits) -> str:
@@ -184,16 +185,16 @@ def _range(limits: _Limits) -> str:
     if lower is None and upper is None:
         return ""
     if lower is None:
-        return f"up to {_show(upper)}" if limits.below is None else f"below {_show(upper)}"
+        return f"up to {show(upper)}" if limits.below is None else f"below {show(upper)}"
     if upper is None:
-        return f"from {_show(lower)} up" if limits.above is None else f"above {_show(lower)}"
+        return f"from {show(lower)} up" if limits.above is None else f"above {show(lower)}"
     if limits.least is None and limits.most is None:
-        return f"between {_show(lower)} and {_show(upper)}"
+        return f"between {show(lower)} and {show(upper)}"
     start = "above" if limits.least is None else "from"
-    return f"{start} {_show(lower)} to {'below ' if limits.most is None else ''}{_show(upper)}"
+    return f"{start} {show(lower)} to {'below ' if limits.most is None else ''}{show(upper)}"
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """Format a value as a user would type it, but cut to the length of a message."""
     if isinstance(value, bool):
         return str(int(value))
@@ -267,7 +268,7 @@ def _click_option(field: dataclasses.Field, hint: Any, unless_given: str | None)
 def _help(sentence: str, default: Any, range: str) -> str:
     """Append default and limits to a help sentence, as in "Learning rate.  [default: 0.001; above 0]"."""
     nothing = default is MISSING or default is None or default in ("", ())
-    words = default if isinstance(default, str) else _show(default)
+    words = default if isinstance(default, str) else show(default)
     notes = [*([] if nothing else [f"default: {words}"]), *([range] if range else [])]
     return sentence + (f"  [{'; '.join(notes)}]" if notes else "")
 

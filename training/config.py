@@ -162,11 +162,11 @@ class DataConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(Checked):
-    """Options of train.py besides its data and its recipe."""
+class FolderOptions(Checked):
+    """Which run folder train.py works in."""
 
     outdir: str | None = option(
-        "Folder in which run folders such as 00000-train-auto are made.", default=None, metavar="DIR"
+        "Begin in a new folder in this one, such as 00000-train-auto.", default=None, metavar="DIR"
     )
     run_dir: str | None = option(
         "Begin in this folder, or continue the run that is there; for commands that are started again.",
@@ -176,6 +176,25 @@ class RunOptions(Checked):
     resume: str | None = option(
         "Continue the run in this folder with its own options, and with those given here.", default=None, metavar="DIR"
     )
+    dry_run: bool = option("Print the resolved configuration and stop.", switch=True, short="-n")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places = {"--outdir": self.outdir, "--run-dir": self.run_dir, "--resume": self.resume}
+        told = [name for name, value in places.items() if value is not None]
+        if not told:
+            raise UserError(
+                "no folder is given: --outdir=DIR begins in a new one, --run-dir=DIR begins or continues in this one, "
+                "--resume=DIR continues in this one"
+            )
+        if len(told) > 1:
+            raise UserError(f"{' and '.join(told)} exclude each other: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Checked):
+    """Options of train.py besides its folder, its data and its recipe."""
+
     exclude: tuple[str, ...] = option(
         "Archive whose patients must not be in --data, such as test.zip. May be repeated.", default=(), metavar="ZIP"
     )
@@ -204,19 +223,6 @@ class RunOptions(Checked):
         default=None,
         metavar="NAME",
     )
-    dry_run: bool = option("Print the resolved configuration and stop.", switch=True, short="-n")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        places = {"--outdir": self.outdir, "--run-dir": self.run_dir, "--resume": self.resume}
-        told = [name for name, value in places.items() if value is not None]
-        if len(told) != 1:
-            raise UserError(
-                f"{' and '.join(told)} exclude each other"
-                if told
-                else "no folder is given: --outdir makes a new one, --run-dir begins or continues in one, "
-                "--resume continues in one"
-            )
 
 
 # --- configuration stored in a snapshot -------------------------------------------------------------------------------
@@ -301,7 +307,9 @@ class TrainingConfig(Checked):
     kimg_per_tick: float = limited(default=4, above=0)
     pl_interval: int = 4  # steps from one path length regularization to the next
     r1_interval: int = 16  # steps from one R1 regularization to the next
-    tf32: bool = False  # on a GPU, products of float32 matrices round their factors to 10 bits
+    tf32: bool = like(
+        RunOptions, "tf32", default=False
+    )  # on a GPU, products of float32 matrices round their factors to 10 bits
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from training.config import (
     CFG_NAMES,
     RECIPES,
     DataConfig,
-    RunOptions,
+    FolderOptions,
     TrainingConfig,
     auto_recipe,
     find_recipe,
@@ -181,14 +181,14 @@ def test_largest_part(batch, most, gpus, found):
 
 
 def test_a_run_has_one_folder():
-    RunOptions(outdir="x")
+    FolderOptions(outdir="x")
     for places, message in [
-        ({}, "--outdir makes a new one"),
-        ({"outdir": "x", "resume": "y"}, "^--outdir and --resume exclude each other$"),
-        ({"run_dir": "x", "resume": "y"}, "^--run-dir and --resume exclude each other$"),
+        ({}, "--outdir=DIR begins in a new one"),
+        ({"outdir": "x", "resume": "y"}, "^--outdir and --resume exclude each other"),
+        ({"run_dir": "x", "resume": "y"}, "^--run-dir and --resume exclude each other"),
     ]:
         with pytest.raises(UserError, match=message):
-            RunOptions(**places)
+            FolderOptions(**places)
 
 
 @pytest.mark.parametrize("resolution", [4, 48])
