@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 import tqdm
 
 from dnnlib.files import make_folder
+from dnnlib.locks import hold
 from dnnlib.system import PLAIN
 
 
@@ -26,16 +29,35 @@ def make_run_folder(outdir: str | os.PathLike, description: str) -> Path:
             continue  # another process took the number first
 
 
-class Log:
-    """Writes lines to a file and to the terminal, there above the progress bar."""
+@contextlib.contextmanager
+def held_run_folder(folder: Path) -> Iterator[None]:
+    """Be the only process in the block that trains in a run folder. Raises UserError with the other one's name."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(hold(folder / ".lock", f"{folder} is in use by another training"))
+        except OSError as error:  # the user knows the folder, not the lock
+            raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
+        yield
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self._file: TextIO = open(path, "a", encoding="utf-8", errors=PLAIN)
+
+class Log:
+    """Writes lines to a file and to the terminal, there above the progress bar.
+
+    On a full disk, lines still reach the terminal. Those that the file lacks are written once there is room.
+    """
+
+    def __init__(self, path: str | os.PathLike | None) -> None:
+        """path: None for a log that writes nothing, to the terminal neither."""
+        self._file: TextIO | None = path if path is None else open(path, "a", encoding="utf-8", errors=PLAIN)
 
     def __call__(self, line: str = "") -> None:
+        if self._file is None:
+            return
         tqdm.tqdm.write(line)
-        self._file.write(line + "\n")
-        self._file.flush()
+        with contextlib.suppress(OSError):
+            self._file.write(line + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
