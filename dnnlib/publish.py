@@ -26,6 +26,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -37,6 +38,7 @@ from dnnlib.locks import try_lock, wait_for_lock
 
 _LOCK, _JOURNAL = "lock", "journal.json"
 _MARK = b"files that are being written by StyleGAN2-MR\n"  # in the lock: a folder without it is never touched
+_HIDDEN = re.compile(r"\.(.+)\.\d+\.part", re.DOTALL)  # a hidden folder's name, as `_hidden` makes it
 _TRIED = 8  # leftovers are looked for under at least this many numbers <n>
 _ABANDONED = 86400  # seconds without a change until a folder counts as a leftover, on file systems without locks
 _MANY = 64  # files; for more than these, one sync of all disks is faster than a sync of each file
@@ -176,6 +178,12 @@ def recover(path: Path, within: Path | None = None) -> None:
             _recover(path, within, alone=True)
     else:
         _recover(path, within, alone=False)
+
+
+def recover_all(folder: Path) -> None:
+    """Roll back and remove all that killed processes were writing into a folder, as `recover` does for one path."""
+    for name in {match[1] for path in folder.iterdir() if (match := _HIDDEN.fullmatch(path.name))}:
+        recover(folder / name)
 
 
 def _recover(path: Path, within: Path, alone: bool) -> None:
