@@ -15,6 +15,8 @@ from dnnlib.files import make_folder
 from dnnlib.locks import hold
 from dnnlib.system import PLAIN
 
+_HELD = 1 << 20
+
 
 def make_run_folder(outdir: str | os.PathLike, description: str) -> Path:
     """Create `outdir/NNNNN-description`, with the next free number NNNNN. Returns the folder."""
@@ -43,12 +45,15 @@ def held_run_folder(folder: Path) -> Iterator[None]:
 class Log:
     """Writes lines to a file and to the terminal, there above the progress bar.
 
-    On a full disk, lines still reach the terminal. Those that the file lacks are written once there is room.
+    On a full disk, lines still reach the terminal. Those that the file lacks, up to _HELD bytes, are written once there
+    is room.
     """
 
     def __init__(self, path: str | os.PathLike | None) -> None:
         """path: None for a log that writes nothing, to the terminal neither."""
-        self._file: TextIO | None = path if path is None else open(path, "a", encoding="utf-8", errors=PLAIN)
+        self._file: TextIO | None = None
+        if path is not None:
+            self._file = open(path, "a", encoding="utf-8", errors=PLAIN, buffering=_HELD)
 
     def __call__(self, line: str = "") -> None:
         if self._file is None:
@@ -60,4 +65,7 @@ class Log:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as error:
+                tqdm.tqdm.write(f"warning: {self._file.name} lacks its last lines: {error.strerror}")

@@ -1,7 +1,8 @@
 """Run folders and their log."""
 
-import os
+import errno
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -58,11 +59,37 @@ def test_a_log_without_a_file_is_silent(tmp_path, capfd):
     assert capfd.readouterr() == ("first\n", "") and (tmp_path / "log.txt").read_text() == "first\n"
 
 
-def test_a_log_outlives_a_full_disk(tmp_path, capfd):
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no /dev/full")
-    (tmp_path / "log.txt").symlink_to("/dev/full")
-    log = runs.Log(tmp_path / "log.txt")
-    log("first")
-    log("second")
-    assert capfd.readouterr().out == "first\nsecond\n"
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 16 KB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_log_outlives_a_full_disk(small_disk, capfd):
+    log = runs.Log(small_disk / "log.txt")
+    lines = [f"line {n} {'x' * 100}" for n in range(101)]
+    log(lines[0])
+    (small_disk / "other").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    for line in lines[1:100]:
+        log(line)
+    assert (small_disk / "log.txt").stat().st_size <= 4096
+    (small_disk / "other").unlink()
+    log(lines[100])
+    assert (small_disk / "log.txt").read_text().splitlines() == capfd.readouterr().out.splitlines() == lines
+    (small_disk / "other").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    log("x" * 8192)
+    log.close()
+    assert "log.txt lacks its last lines: No space left" in capfd.readouterr().out
+
+
+def test_a_read_only_run_folder_is_named(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OSError) as error, runs.held_run_folder(small_disk):
+        pass
+    assert error.value.errno == errno.EROFS and error.value.filename == str(small_disk)
