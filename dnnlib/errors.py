@@ -1,4 +1,6 @@
-"""UserError for mistakes of users, and its conversion to a message and an exit code at the command line."""
+"""UserError for mistakes of users, Failure for what else goes wrong; both become a message and an exit code."""
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -20,28 +22,57 @@ class UserError(ValueError):
     """An input that can't be used. The message says what was given, what was expected, and what would help."""
 
 
-class _Refused(click.ClickException):
+class Failure(Exception):
+    """Something that ended a program though it was used well, such as a GPU without memory left."""
+
+    def __init__(self, message: str, status: int = 1, advice: str = "") -> None:
+        super().__init__(message)
+        self.status = status  # the program's exit status
+        self.advice = advice  # how to go on, a line of its own
+
+
+class _Ended(click.ClickException):
     """Ends a click program with a message, in the manner of other Unix programs."""
 
-    exit_code = 2
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(message_of(failure))
+        self.exit_code = failure.status  # type: ignore[misc]  # click reads it from the instance
 
     def show(self, file=None) -> None:
-        click.echo(f"error: {self.format_message()}", err=True)
+        click.echo(self.format_message(), err=True)
 
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Turn UserError, errors of the file system and lack of memory into one message and exit code 2."""
+    """Turn failures, and users' mistakes, errors of the file system and lack of memory, into a message and exit code.
+
+    The exit code is a failure's own, and 2 for the others.
+    """
     try:
         yield
-    except UserError as error:
-        raise _Refused(str(error)) from None
-    except OSError as error:
-        raise _Refused(describe_os_error(error)) from None
-    except MemoryError as error:
-        raise _Refused(
-            f"out of memory ({str(error) or 'for Python itself'}): the program needs more than there is"
-        ) from None
+    except Exception as error:
+        if (failure := as_failure(error)) is None:
+            raise
+        raise _Ended(failure) from None
+
+
+def as_failure(error: Exception) -> Failure | None:
+    """Return what to tell the user of an exception, or None if only its traceback tells."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, UserError):
+        return Failure(str(error), status=2)
+    if isinstance(error, OSError):
+        return Failure(describe_os_error(error), status=2)
+    if isinstance(error, MemoryError):
+        lacking = f"out of memory ({str(error) or 'for Python itself'}): the program needs more than there is"
+        return Failure(lacking, status=2)
+    return None
+
+
+def message_of(failure: Failure) -> str:
+    """Format the message as it stands on the terminal, with the advice on a line of its own."""
+    return "\n".join([f"error: {failure}", *[failure.advice] * bool(failure.advice)])
 
 
 def describe_os_error(error: OSError) -> str:

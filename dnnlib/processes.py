@@ -170,7 +170,6 @@ def _unless_stopped(function: Callable[[Item], Result], item: Item) -> Result | 
 # --- one command ----------------------------------------------------------------------------------------------------
 
 GRACE = 20  # seconds from SIGTERM to SIGKILL
-_BY_SIGNAL = 128  # added to the number of a signal, in the exit status of a command that it ended
 # On Linux this program asks the system to end it together with its parent, and then becomes the command. Popen's
 # preexec_fn could also ask, but it runs after a fork, where locks of other threads may stay locked forever.
 # The comparison with the parent's id covers a parent that ended before the request.
@@ -210,7 +209,12 @@ def run_python(arguments: Sequence[str], **options) -> int:
         for signum, handler in before.items():
             signal.signal(signum, handler)
     # Popen reports a process that a signal ended with a negative status.
-    return _BY_SIGNAL + asked[0] if asked else status if status >= 0 else _BY_SIGNAL - status
+    return exit_status(asked[0]) if asked else status if status >= 0 else exit_status(-status)
+
+
+def exit_status(signum: int) -> int:
+    """Return the exit status of a program that a signal stopped, as a shell reports it."""
+    return 128 + signum
 
 
 def _pass_on(asked: Sequence[int], process: subprocess.Popen) -> None:

@@ -6,10 +6,11 @@ import contextlib
 import ctypes
 import errno
 import re
+import resource
 import sys
 from collections.abc import Iterator
 
-from dnnlib.errors import UserError
+from dnnlib.errors import Failure
 
 # Messages of PyTorch, its libraries and the system's loader when memory runs out. Python itself raises MemoryError.
 _NONE_LEFT = re.compile(
@@ -45,9 +46,9 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def naming_what_to_lower(options: str) -> Iterator[None]:
-    """Turn out-of-memory errors of CPU or GPU in the block into a UserError.
+    """Turn out-of-memory errors of CPU or GPU in the block into a Failure, which tells this process's peak as well.
 
-    options: what the user should lower, such as "--batch".
+    options: what the user should lower, such as "--batch", and to what.
     """
     try:
         yield
@@ -55,8 +56,8 @@ def naming_what_to_lower(options: str) -> Iterator[None]:
         if not means_no_memory(error):
             raise
         if isinstance(error, ImportError):
-            raise UserError("too little memory to load the program's libraries: give it more") from None
-        raise UserError(f"{describe_want(error)}: lower {options}") from None
+            raise Failure("too little memory to load the program's libraries: give it more") from error
+        raise Failure(f"{describe_want(error)}: lower {options}") from error
 
 
 def means_no_memory(error: BaseException) -> bool:
@@ -69,15 +70,28 @@ def means_no_memory(error: BaseException) -> bool:
 
 
 def describe_want(error: BaseException) -> str:
-    """Say which memory ran out, how much was requested, and how much the GPU has, as far as the exception tells."""
+    """Say which memory ran out, how much was requested, how much the GPU has, and how much was used at the peak.
+
+    As far as the exception tells.
+    """
     text = str(error)
-    kind = "GPU memory" if re.search("CUDA|CUDNN|CUBLAS|HIP", text) else "memory"
+    of_gpu = bool(re.search("CUDA|CUDNN|CUBLAS|HIP", text))
     facts = []
     if asked := _ASKED.search(text):
         facts.append(f"{_readable(asked[1], asked[2])} more were asked for")
     if gpu := _OF_GPU.search(text):
         facts.append(f"the GPU has {gpu[1]}")
-    return f"out of {kind}" + (f" ({'; '.join(facts)})" if facts else "")
+    facts.append(f"this process used {_readable(str(_peak(of_gpu)), 'bytes')} at its peak")
+    return f"out of {'GPU memory' if of_gpu else 'memory'} ({'; '.join(facts)})"
+
+
+def _peak(of_gpu: bool) -> int:
+    """Return how many bytes this process has used at most, on its GPU or of the machine's memory."""
+    torch = sys.modules.get("torch")
+    if of_gpu and torch is not None:
+        return torch.cuda.max_memory_reserved()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def _readable(number: str, unit: str) -> str:

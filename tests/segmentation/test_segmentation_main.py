@@ -85,9 +85,9 @@ def test_want_of_memory_names_what_to_lower(tmp_path, trained, train_zip, test_z
     monkeypatch.setattr(fit, "to_input", out_of_memory)
     monkeypatch.setattr(predict, "to_input", out_of_memory)
     code, output = run("train", "--data", train_zip, "--outdir", tmp_path / "a", *TINY)
-    assert code == 2 and re.search(r"^error: out of memory .*: lower --batch or --width$", output, re.MULTILINE)
-    output = refused("evaluate", "--model", trained.model, "--data", test_zip, "--outdir", tmp_path / "b")
-    assert "out of memory" in output and "lower --batch" in output and "--width" not in output
+    assert code == 1 and re.search(r"^error: out of memory .*: lower --batch or --width$", output, re.MULTILINE)
+    code, output = run("evaluate", "--model", trained.model, "--data", test_zip, "--outdir", tmp_path / "b")
+    assert code == 1 and "out of memory" in output and "lower --batch" in output and "--width" not in output
 
 
 def test_help_answers_without_loading_torch():
