@@ -19,7 +19,8 @@ import click
 from dnnlib.cli import HELP, options
 from dnnlib.config import to_json
 from dnnlib.errors import UserError, reports_user_errors
-from dnnlib.files import write_json
+from dnnlib.files import sha256, write_json
+from dnnlib.processes import exit_status
 from dnnlib.runs import Log, make_run_folder
 from dnnlib.system import run
 from dnnlib.text import count
@@ -46,7 +47,9 @@ def main(folders: FolderOptions, data: DataConfig, asked: RunOptions, given: dic
     # Imported here, because torch takes seconds to import and --help should not.
     from slices.dataset import SliceDataset
     from slices.leaks import refuse_leaks
+    from torch_utils.distributed import World
     from training import training_loop
+    from training.run import Run
 
     keep_freed_memory()
     if folders.outdir is None:
@@ -76,14 +79,16 @@ def main(folders: FolderOptions, data: DataConfig, asked: RunOptions, given: dic
     for remark in remarks:
         log(remark)
     write_json(folder / "training_options.json", to_json(config))
-    outcome = training_loop.train(config, dataset, folder, log)
+    digest = sha256(data.path)
+    chosen = Run(config=config, folder=folder, data_sha256=digest, max_bad_steps=asked.max_bad_steps)
+    outcome = training_loop.train(chosen, dataset, World(), log)
     log()
     log(f"Saved {outcome.snapshot} after {outcome.kimg:g} kimg")
     one = f" --class={shlex.quote(most_frequent_class(dataset))}" if data.cond else ""
     log(f"Next: python generate.py --network={folder} --seeds=0-15{one} --outdir=out")
     log.close()
-    if outcome.interrupted:
-        sys.exit(130)  # 128 + SIGINT, as a shell reports Ctrl-C
+    if outcome.stopped_by:
+        sys.exit(exit_status(outcome.stopped_by))
 
 
 def describe_data(data: DataConfig, dataset: SliceDataset, exclude: Sequence[str]) -> list[str]:

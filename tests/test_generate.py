@@ -11,6 +11,7 @@ from PIL import Image
 import generate
 import train
 from dnnlib.errors import UserError
+from dnnlib.files import sha256
 from dnnlib.runs import Log
 from helpers.drawn import write_archive
 from slices.archive import edit
@@ -20,11 +21,10 @@ from slices.archive.zips import ZipWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from torch_utils import checkpoint
-from torch_utils.distributed import default_device
-from torch_utils.stats import Statistics
+from torch_utils.distributed import World
 from training import sampling
 from training.config import DataConfig, find_recipe, resolve
-from training.minibatches import MinibatchSource
+from training.minibatches import FakeSource, RealSource
 from training.snapshot import KIND, VERSION, find_snapshot, load_generator
 from training.state import TrainingState
 from training.training_loop import describe_training, save
@@ -39,15 +39,16 @@ def make_snapshot(folder, cond: bool, subset=None):
     recipe = replace(find_recipe("auto", 16), kimg=0.008, batch=4, cbase=256, cmax=16, z_dim=16, map_depth=2)
     config = resolve(recipe, DataConfig(str(data), cond=cond, workers=0), BRATS, 16, dataset.c_dim, snap=0)
     log = Log(folder / "log.txt")
-    device = default_device()
-    state = TrainingState.initial(config, device)
-    trainer = Trainer(config, state, MinibatchSource(config, dataset, device, log), Statistics())
+    world = World()
+    state = TrainingState.initial(config, world.device)
+    reals, fakes = RealSource(config, dataset, world, log), FakeSource(config, dataset, state.generator)
+    trainer = Trainer(config, state, reals, fakes, world)
     for _ in range(2):
         trainer.step()
     for name, parameter in state.ema.named_parameters():
         if name.endswith("noise_strength"):
             parameter.data.fill_(0.3)
-    save(state, describe_training(config, dataset), folder)
+    save(state, describe_training(config, dataset, sha256(data)), folder)
     log.close()
     return folder
 

@@ -88,7 +88,7 @@ def _write(file: BinaryIO, tensors: Mapping[str, torch.Tensor], document: str) -
     found = {}
     for name, tensor in tensors.items():
         plain = tensor.detach().to("cpu").contiguous()
-        found[name] = _checksum(plain)
+        found[name] = checksum(plain)
         file.write(_content(plain))
     # Once more, with the checksums. It is as long as before.
     file.seek(0)
@@ -112,8 +112,9 @@ def _content(tensor: torch.Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _checksum(tensor: torch.Tensor) -> str:
-    """CRC-32 of a contiguous tensor: its type, shape and content."""
+def checksum(tensor: torch.Tensor) -> str:
+    """CRC-32 of a tensor, in 8 hexadecimal digits: of its type, its shape, and its values in order."""
+    tensor = tensor.detach().to("cpu").contiguous()
     described = f"{_TYPES.get(tensor.dtype)} {[*tensor.shape]}".encode()
     return f"{isal_zlib.crc32(_content(tensor), isal_zlib.crc32(described)):08x}"
 
@@ -196,7 +197,7 @@ def _checked(
 
 def _intact(path: str | os.PathLike, name: str, tensor: torch.Tensor, checksums: _Checksums | None) -> torch.Tensor:
     """Return the tensor. Raises Damaged if it has another checksum than the file says."""
-    if checksums is not None and checksums.tensors.get(name) != _checksum(tensor):
+    if checksums is not None and checksums.tensors.get(name) != checksum(tensor):
         raise Damaged(f"{path}: {shorten(name)} is damaged, its checksum is another one; copy or make the file again")
     return tensor
 

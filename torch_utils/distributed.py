@@ -87,7 +87,7 @@ class World:
             self._store.set(f"{key}/all", "")
         self._wait_for(f"{key}/all")
 
-    def differing(self, hashes: Mapping[str, int]) -> list[str]:
+    def differing(self, hashes: Mapping[str, int | str]) -> list[str]:
         """Return the names whose hashes are not the same in all processes. All processes must give the same names."""
         if self._store is None:
             return []

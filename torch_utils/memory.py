@@ -98,4 +98,4 @@ def _readable(number: str, unit: str) -> str:
     """Format an amount of memory. Bytes are converted to MiB or GiB."""
     if unit.lower() != "bytes":
         return f"{number} {unit}"
-    return f"{float(number) / 2**20:.3g} MiB" if float(number) < 2**30 else f"{float(number) / 2**30:.3g} GiB"
+    return f"{float(number) / 2**20:.4g} MiB" if float(number) < 2**30 else f"{float(number) / 2**30:.3g} GiB"

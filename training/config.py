@@ -311,6 +311,11 @@ class TrainingConfig(Checked):
         RunOptions, "tf32", default=False
     )  # on a GPU, products of float32 matrices round their factors to 10 bits
 
+    @property
+    def parts(self) -> int:
+        """Number of parts of a minibatch."""
+        return self.batch // self.batch_gpu
+
     def __post_init__(self) -> None:
         super().__post_init__()
         divide(self.batch, self.batch_gpu, self.discriminator.mbstd_group_size, gpus=1)

@@ -1,9 +1,12 @@
-"""Input of a training step: minibatches of real slices, and latents for the fakes."""
+"""Input of a training step: real slices in shuffled order, and the random numbers that fakes are made of.
+
+A minibatch has P parts of batch_gpu samples: part p holds samples p, p + P, p + 2P, … So the members of a group of the
+minibatch standard deviation, which lie as far apart as possible, come into the same part, whatever P is.
+"""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,9 +15,13 @@ import torch
 from dnnlib.runs import Log
 from slices.codec import SliceCodec
 from slices.dataset import SliceDataset
+from torch_utils import keys
 from torch_utils.data_loading import minibatches
+from torch_utils.distributed import World
 from torch_utils.sampler import ShareOfMinibatches, ShuffledOrder
+from torch_utils.transfer import send
 from training.config import TrainingConfig
+from training.networks.generator import Generator
 
 
 class Labeled(NamedTuple):
@@ -24,62 +31,90 @@ class Labeled(NamedTuple):
     c: torch.Tensor  # class labels [N, c_dim]
 
 
-class Latents(NamedTuple):
-    """Inputs of the generator."""
+@dataclass(frozen=True)
+class FakeInputs:
+    """All that N fakes are made of, drawn by key."""
 
-    z: torch.Tensor  # [N, z_dim]
+    z: torch.Tensor  # latents [N, z_dim]
     c: torch.Tensor  # class labels [N, c_dim]
+    noise: torch.Tensor  # [N, noise_size]
+    second_z: torch.Tensor  # latents for style mixing [N, z_dim]
+    crossover: int | None = None  # first layer that takes its style from second_z; None: no style mixing
+    direction: torch.Tensor | None = None  # of the image, for path length: unit normal [N, C + K, H, W]
 
 
 @dataclass(frozen=True)
-class Minibatch:
-    """Data of one phase in one step, or a microbatch: the share of it that is computed at a time."""
+class Part:
+    """Share of a minibatch that is computed at a time."""
 
-    reals: Labeled  # N real images
-    latents: Latents  # for N fakes
-
-    def microbatches(self, size: int) -> Iterator[Minibatch]:
-        """Split the minibatch into microbatches of `size` images."""
-        # Split each of the four tensors along N, then walk through their shares side by side.
-        columns = (column.split(size) for column in (*self.reals, *self.latents))
-        for images, real_c, z, c in zip(*columns, strict=True):
-            yield Minibatch(Labeled(images, real_c), Latents(z, c))
+    reals: Labeled
+    fakes: FakeInputs | None  # None: the phase needs none
 
 
-class MinibatchSource:
-    """Endless source of real slices in shuffled order, and of latents, on one device.
+class RealSource:
+    """Endless source of real slices, of the parts that one process computes."""
 
-    Latents come from torch's global random generator. A fake gets the class label of a slice drawn at random, so that
-    reals and fakes have the same distribution of class labels.
-    """
-
-    def __init__(self, config: TrainingConfig, dataset: SliceDataset, device: torch.device, log: Log) -> None:
-        self.device, self.z_dim = device, config.generator.z_dim
+    def __init__(self, config: TrainingConfig, dataset: SliceDataset, world: World, log: Log, step: int = 0) -> None:
+        """step: number of the first step to read for; the order of the data is a function of seed and position."""
+        self.device, self.batch_gpu = world.device, config.batch_gpu
         self.codec = SliceCodec(dataset.schema)
-        labels = [dataset.label(n) for n in range(len(dataset))]
-        self.labels = torch.stack(labels).to(device)  # [len(dataset), c_dim]
+        self.dtype = torch.get_default_dtype()
         order = ShuffledOrder(len(dataset), config.seed)
         self._stored = minibatches(
             dataset,
-            ShareOfMinibatches(order, config.batch, parts=1),
+            ShareOfMinibatches(order, config.batch, config.parts, world.rank, world.size, step),
             # Reading from memory is fast. Worker processes would only take CPU time from the networks.
             0 if dataset.in_memory else config.data.workers,
             log,
-            worker_init_fn=_leave_ctrl_c_to_the_parent,
-            pin_memory=device.type == "cuda",
+            pin_memory=world.device.type == "cuda",
         )
 
-    def next_reals(self) -> Labeled:
-        """Return the next minibatch of real slices, as network values."""
-        stored, c = next(self._stored)  # uint8 [N, C + K, H, W], [N, c_dim]
-        return Labeled(self.codec.to_network(stored.to(self.device)), c.to(self.device))
-
-    def draw_latents(self, count: int) -> Latents:
-        """Draw latents for `count` fakes."""
-        z = torch.randn([count, self.z_dim], device=self.device)  # [N, z_dim]
-        return Latents(z, self.labels[torch.randint(len(self.labels), [count], device=self.device)])
+    def next_parts(self) -> list[Labeled]:
+        """Return the real slices of the next minibatch, one element for each part of this process."""
+        stored, c = next(self._stored)  # uint8 [N, C + K, H, W], [N, c_dim]; part by part
+        images = self.codec.to_network(send(stored, self.device)).to(self.dtype)
+        columns = images.split(self.batch_gpu), send(c, self.device).to(self.dtype).split(self.batch_gpu)
+        return [Labeled(*part) for part in zip(*columns, strict=True)]
 
 
-def _leave_ctrl_c_to_the_parent(worker: int) -> None:
-    """Make a worker process ignore Ctrl-C. A terminal sends it to all processes, but the last step still needs data."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class FakeSource:
+    """Draws the inputs of fakes. They are functions of (seed, step, phase, sample), and of the kind of device."""
+
+    def __init__(self, config: TrainingConfig, dataset: SliceDataset, generator: Generator) -> None:
+        self.seed, self.mixing = config.seed, config.loss.mixing
+        self.z_dim, self.num_ws, self.noise_size = (
+            config.generator.z_dim,
+            generator.synthesis.num_ws,
+            generator.synthesis.noise_size,
+        )
+        self.image_shape = (dataset.schema.num_channels, dataset.resolution, dataset.resolution)
+        w_avg = generator.mapping.w_avg
+        self.device, self.dtype = w_avg.device, w_avg.dtype
+        # A fake gets the class label of a slice drawn at random, so that they are as frequent as among the reals.
+        labels = torch.stack([dataset.label(n) for n in range(len(dataset))])  # [len(dataset), c_dim]
+        self.labels = labels.to(self.device, self.dtype)
+
+    def draw(self, step: int, phase: str, samples: Sequence[int], directed: bool = False) -> FakeInputs:
+        """Draw the inputs of some samples of a minibatch. directed: also the directions for path length."""
+        of_phase: keys.Key = (self.seed, step, phase)
+        of_samples = [(*of_phase, sample) for sample in samples]
+        channels, height, width = self.image_shape
+        sizes = [self.noise_size, self.z_dim, self.z_dim, channels * height * width if directed else 0]
+        # One draw for each sample, cut into pieces, because a generator is costly to start.
+        drawn = keys.normal(of_samples, sum(sizes), self.device).to(self.dtype)
+        noise, z, second_z, direction = drawn.split(sizes, dim=1)
+        classes = torch.tensor([keys.integer(len(self.labels), *key, "class") for key in of_samples])
+        return FakeInputs(
+            z,
+            self.labels[send(classes, self.device)],
+            noise,
+            second_z,
+            self._crossover(of_phase),
+            direction.unflatten(1, self.image_shape) if directed else None,
+        )
+
+    def _crossover(self, of_phase: keys.Key) -> int | None:
+        """Draw whether the styles of this minibatch are mixed, and from which layer on."""
+        if keys.uniform(*of_phase, "mixing") >= self.mixing:
+            return None
+        return 1 + keys.integer(self.num_ws - 1, *of_phase, "crossover")

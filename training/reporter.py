@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,47 +20,87 @@ from dnnlib.text import count, format_time
 from slices import render
 from slices.codec import SliceCodec
 from slices.dataset import SliceDataset
+from torch_utils.distributed import World
 from torch_utils.ops import native
-from torch_utils.stats import Moments, Statistics
+from torch_utils.stats import Moments
+from torch_utils.stopwatch import Stopwatch
 from training.config import TrainingConfig
-from training.minibatches import Latents
+from training.minibatches import FakeInputs
 from training.state import TrainingState
+from training.state_file import LoadedState
+from training.tensorboard import TensorBoard
 
-_NON_FINITE = "Health/non_finite_gradients/"
+_BAD_STEPS = "Health/bad_steps/"
 
 
 class Reporter:
-    """Writes the log, stats.jsonl and sheets of a run. Loss and trainer report their values to `statistics`."""
+    """Writes the log, stats.jsonl and sheets of a run, in the first process. In the others it does nothing."""
 
-    def __init__(self, config: TrainingConfig, dataset: SliceDataset, folder: Path, log: Log, latents: Latents) -> None:
-        """latents: generator inputs that all sheets of fakes share, so that sheets can be compared."""
-        self.config, self.dataset, self.folder, self.log, self.latents = config, dataset, folder, log, latents
-        self.statistics = Statistics()
-        self._start = self._tick_start = self._tick_end = time.time()
+    def __init__(
+        self,
+        config: TrainingConfig,
+        dataset: SliceDataset,
+        folder: Path,
+        log: Log,
+        world: World,
+        inputs: FakeInputs,
+        state: TrainingState,
+    ) -> None:
+        """inputs: what the fakes of all sheets are made of, so that sheets can be compared."""
+        self.config, self.dataset, self.folder, self.log = config, dataset, folder, log
+        self.world, self.inputs, self.state = world, inputs, state
+        self._board = TensorBoard(folder, state.nimg) if world.first else None
+        self._start_clock()
+
+    # ---- Clock -----------------------------------------------------------------------------------------------
+
+    def _start_clock(self) -> None:
+        self._start = self._tick_start = time.time()
+        self._seconds_before = self.state.seconds  # of training, in earlier processes
+        self._nimg_before = self.state.nimg  # shown by earlier processes
+        self._maintenance = 0.0  # seconds since the last tick
+
+    def seconds(self) -> float:
+        """Return the seconds of training so far, those before the run was continued included."""
+        return self._seconds_before + time.time() - self._start
+
+    @contextlib.contextmanager
+    def maintenance(self) -> Iterator[None]:
+        """Count the seconds of the block as maintenance, not as training: saving, drawing sheets, measuring."""
+        start = time.time()
+        yield
+        self._maintenance += time.time() - start
 
     # ---- Start -----------------------------------------------------------------------------------------------
 
-    def start(self, state: TrainingState) -> None:
-        """Describe the run, save the first sheets, and start the clock."""
-        self.describe(state)
-        self.save_reals()
-        self.save_fakes("fakesinit.png", state)
-        self._start = self._tick_start = self._tick_end = time.time()
+    def start(self, saved: LoadedState | None) -> None:
+        """Describe the run, save the first sheets, and start the clock. saved: state from which a run continues."""
+        if self.world.first:
+            self.describe()
+            if saved is None:
+                self.save_reals()
+                self.save_fakes("fakesinit.png")
+            else:
+                self.log(f"Continuing from {saved.path.name}, {self.state.nimg / 1000:g} kimg")
+            self.log()
+        self._start_clock()
 
-    def describe(self, state: TrainingState) -> None:
+    def describe(self) -> None:
         """Describe data, networks and machine in the log."""
-        dataset, config, device = self.dataset, self.config, state.device
+        dataset, config, device, state = self.dataset, self.config, self.world.device, self.state
         mirrored = f", {len(dataset)} with their mirrored copies" if config.data.mirror else ""
         operators = native.available(device.type)
+        threads = count(torch.get_num_threads(), "thread")
+        processes = f"{self.world.size} processes, {threads} each" if self.world.size > 1 else threads
         self.log(f"Data       {dataset.archive.path}: {count(dataset.num_originals, 'slice')}{mirrored}")
         self.log(f"Channels   {dataset.schema.describe()}, {dataset.resolution}×{dataset.resolution}")
         self.log(f"Generator  {_parameters(state.generator)}")
         self.log(f"Discrim.   {_parameters(state.discriminator)}")
-        self.log(f"Device     {device}, {count(torch.get_num_threads(), 'thread')}")
+        self.log(f"Device     {device}, {processes}")
+        self.log(f"Minibatch  {config.batch} slices in {count(config.parts, 'part')} of {config.batch_gpu}")
         self.log(f"Operators  {'native' if operators else 'plain PyTorch; for the reason: python -m torch_utils.ops'}")
         self.log(f"Output     {self.folder}")
-        self.log(f"Training for {config.kimg:g} kimg; Ctrl-C stops after saving a snapshot")
-        self.log()
+        self.log(f"Training for {config.kimg:g} kimg; Ctrl-C stops after saving the state and a snapshot")
 
     # ---- Progress --------------------------------------------------------------------------------------------
 
@@ -66,38 +108,60 @@ class Reporter:
         """Return a progress bar in kimg, which stays below the log."""
         return tqdm.tqdm(
             total=self.config.kimg,
+            initial=self.state.nimg / 1000,
             unit="kimg",
             leave=False,
-            disable=None,  # tqdm's word for: no bar unless the output is a terminal
+            # None is tqdm's word for: no bar unless the output is a terminal.
+            disable=None if self.world.first else True,
             bar_format="{percentage:3.0f}% |{bar}| {n:.2f}/{total:g} kimg, {remaining} left",
         )
 
-    def tick(self, state: TrainingState) -> None:
-        """Write the status line, warnings and statistics of the tick that just ended."""
-        now = time.time()
-        seconds, images = now - self._tick_start, state.nimg - state.tick_nimg
-        cpu_memory, gpu_memory = memory_in_use(state.device)
-        for name, value in {
+    def tick(self, stopwatch: Stopwatch) -> None:
+        """Write the status line, warnings and statistics of the tick that just ended, and start the next one's clock.
+
+        stopwatch: has the seconds of the phases of this process.
+        """
+        statistics, state, now = self.state.statistics, self.state, time.time()
+        seconds = now - self._tick_start - self._maintenance
+        # Those that were shown before the run was continued are not counted in its time.
+        images = max(state.nimg - max(state.tick_nimg, self._nimg_before), 1)
+        per_kimg = seconds / images * 1000
+        cpu_memory, gpu_memory = memory_in_use(self.world.device)
+        measured: dict[str, float] = {
             "Progress/tick": state.tick,
             "Progress/kimg": state.nimg / 1000,
-            "Timing/total_sec": now - self._start,
+            "Progress/processes": self.world.size,
+            "Timing/total_sec": self.seconds(),
             "Timing/sec_per_tick": seconds,
-            "Timing/sec_per_kimg": seconds / images * 1000,
-            "Timing/maintenance_sec": self._tick_start - self._tick_end,
+            "Timing/sec_per_kimg": per_kimg,
+            "Timing/left_sec": max(self.config.kimg - state.nimg / 1000, 0) * per_kimg,
+            "Timing/maintenance_sec": self._maintenance,
             "Resources/cpu_mem_gb": cpu_memory,
             "Resources/peak_gpu_mem_gb": gpu_memory,
-        }.items():
-            self.statistics.report(name, value)
-        self._tick_end = now
-        stats = self.statistics.collect()
-        self.log(status_line(stats))
-        for warning in warnings(stats):
-            self.log(warning)
-        append_stats(self.folder / "stats.jsonl", stats)
+        }
+        for name, value in measured.items():
+            statistics.report(name, value)
+        for name, values in stopwatch.collect().items():
+            statistics.report(name, torch.tensor(values))
+        stats = statistics.collect()
+        if self._board is not None:
+            self.log(status_line(stats))
+            for warning in warnings(stats):
+                self.log(warning)
+            append_stats(self.folder / "stats.jsonl", stats)
+            self._board.tick(stats, state.nimg)
+        self._tick_start, self._maintenance = now, 0.0
 
-    def start_tick(self) -> None:
-        """Start the clock of the next tick. The time since the last tick's end counts as maintenance."""
-        self._tick_start = time.time()
+    def measures(self, values: Mapping[str, float]) -> None:
+        """Report what the evaluation of a snapshot measured."""
+        if values and self._board is not None:
+            self.log("Measured   " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            self._board.measures(values, self.state.nimg)
+
+    def close(self) -> None:
+        """Close the files of curves."""
+        if self._board is not None:
+            self._board.close()
 
     # ---- Sheets of slices ------------------------------------------------------------------------------------
 
@@ -109,11 +173,14 @@ class Reporter:
         self._save_sheet("reals.png", np.stack([self.dataset[int(i)].stored.numpy() for i in chosen]))
 
     @torch.no_grad()
-    def save_fakes(self, name: str, state: TrainingState) -> None:
+    def save_fakes(self, name: str) -> None:
         """Save a sheet of slices from the averaged generator."""
+        if not self.world.first:
+            return
         # batch_gpu latents at a time, as in training: more might not fit into memory. One (z, c) pair per share.
-        shares = zip(*(column.split(self.config.batch_gpu) for column in self.latents), strict=True)
-        images = torch.cat([state.ema(z, c, noise_mode="const") for z, c in shares])  # [N, C + K, H, W]
+        columns = (column.split(self.config.batch_gpu) for column in (self.inputs.z, self.inputs.c))
+        shares = zip(*columns, strict=True)
+        images = torch.cat([self.state.ema(z, c, noise_mode="const") for z, c in shares])  # [N, C + K, H, W]
         self._save_sheet(name, SliceCodec(self.dataset.schema).to_stored(images.cpu()).numpy())
 
     def _save_sheet(self, name: str, stored: np.ndarray) -> None:
@@ -134,21 +201,33 @@ def status_line(stats: dict[str, Moments]) -> str:
             f"tick {value['Progress/tick']:<5.0f}",
             f"kimg {value['Progress/kimg']:<8.1f}",
             f"time {format_time(value['Timing/total_sec']):<12s}",
+            f"left {format_time(value['Timing/left_sec']):<12s}",
             f"sec/tick {value['Timing/sec_per_tick']:<7.1f}",
             f"sec/kimg {value['Timing/sec_per_kimg']:<7.2f}",
             f"maintenance {value['Timing/maintenance_sec']:<6.1f}",
             f"cpumem {value['Resources/cpu_mem_gb']:<6.2f}",
             f"gpumem {value['Resources/peak_gpu_mem_gb']:<6.2f}",
+            f"processes {value['Progress/processes']:<3.0f}",
+            f"bad {sum(bad_steps(stats).values()):<4d}",
         ]
     ).rstrip()
 
 
-def warnings(stats: dict[str, Moments]) -> list[str]:
-    """Lines for the phases whose gradients were not all finite."""
-    return [
-        f"warning: {moments.mean * moments.num:.0f} gradients of {name.removeprefix(_NON_FINITE)} were not finite"
+def bad_steps(stats: dict[str, Moments]) -> dict[str, int]:
+    """Count the applications of each phase that had a gradient that is no finite number."""
+    return {
+        name.removeprefix(_BAD_STEPS): round(moments.mean * moments.num)
         for name, moments in stats.items()
-        if name.startswith(_NON_FINITE) and moments.mean > 0
+        if name.startswith(_BAD_STEPS)
+    }
+
+
+def warnings(stats: dict[str, Moments]) -> list[str]:
+    """Lines for the phases that had bad steps."""
+    return [
+        f"warning: {phase} was left out {count(number, 'time')}, as a gradient was no finite number"
+        for phase, number in bad_steps(stats).items()
+        if number
     ]
 
 

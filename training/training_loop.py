@@ -4,64 +4,100 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from dnnlib.files import sha256
+from dnnlib.config import from_json
 from dnnlib.runs import Log
 from slices.dataset import SliceDataset
-from torch_utils.distributed import default_device
+from torch_utils.distributed import World
 from torch_utils.ops import native
+from torch_utils.stopping import STOP_SIGNALS, stop_signals
 from training.config import TrainingConfig
-from training.minibatches import MinibatchSource
+from training.measures import Measures
+from training.minibatches import FakeSource, RealSource
 from training.reporter import Reporter, sheet_size
+from training.run import Evaluate, Outcome, Run
+from training.saving import StateSaver
 from training.snapshot import SnapshotInfo, save_snapshot, snapshot_name
-from training.state import TrainingState
+from training.state import Position, TrainingState
 from training.training_step import Trainer
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a run."""
-
-    snapshot: Path  # the last one
-    kimg: float  # real images shown, in thousands
-    interrupted: bool  # by Ctrl-C
+_NAMES = {"SIGINT": "Ctrl-C"}  # of signals, as users know them
 
 
-def train(config: TrainingConfig, dataset: SliceDataset, folder: Path, log: Log) -> Outcome:
-    """Train until the configured length or until Ctrl-C, and save a last snapshot in both cases."""
-    device = default_device()
-    native.available(device.type)  # may build the operators for a minute: better before the clock starts
-    info = describe_training(config, dataset)
-    state = TrainingState.initial(config, device)
-    source = MinibatchSource(config, dataset, device, log)
-    reporter = Reporter(config, dataset, folder, log, source.draw_latents(sheet_size(dataset.resolution)))
-    trainer = Trainer(config, state, source, reporter.statistics)
+def train(run: Run, dataset: SliceDataset, world: World, log: Log, evaluate: Evaluate | None = None) -> Outcome:
+    """Train until the configured length, or until a signal asks to stop. The state is saved in both cases.
 
-    # Ctrl-C is caught for the whole loop: a step is finished, and a snapshot saved, before the run ends.
-    with _ctrl_c_sets_flag(log) as interrupted, reporter.progress_bar() as bar:
-        reporter.start(state)
-        while True:
-            trainer.step()
+    All processes of the world call this together, with equal arguments. Only the first one writes.
+    """
+    config = run.config
+    native.available(world.device.type)  # may build the operators for a minute: better before the clock starts
+    state = TrainingState.initial(config, world.device)
+    if run.saved is not None:
+        position = from_json(Position, run.saved.metadata["position"], str(run.saved.path))
+        state.load(run.saved.tensors, position)
+    fakes = FakeSource(config, dataset, state.generator)
+    inputs = fakes.draw(0, "sheet", range(sheet_size(dataset.resolution)))
+    reporter = Reporter(config, dataset, run.folder, log, world, inputs, state)
+    reals = RealSource(config, dataset, world, log, state.step)
+    trainer = Trainer(config, state, reals, fakes, world, run.max_bad_steps)
+    measures = Measures(run.folder, evaluate, world, run.best)
+    info = describe_training(config, dataset, run.data_sha256)
+
+    def snapshot() -> Path | None:
+        reporter.save_fakes(f"fakes{int(state.nimg / 1000):06d}.png")
+        return save(state, info, run.folder) if world.first else None
+
+    def measured_snapshot() -> Path | None:
+        with reporter.maintenance():
+            path = snapshot()
+            reporter.measures(measures.take(state, path))
+        return path
+
+    def end_tick() -> None:
+        reporter.tick(trainer.stopwatch)
+        if snapshot_is_due(config, state):
+            measured_snapshot()
+        state.tick, state.tick_nimg = state.tick + 1, state.nimg
+
+    with (
+        stop_signals(lambda name: log(f"{_NAMES.get(name, name)}: saving the state after this step")) as signals,
+        StateSaver(run, state, world, log, reporter) as saver,
+        contextlib.closing(reporter),
+        reporter.progress_bar() as bar,
+    ):
+        reporter.start(run.saved)
+        stopped_by = 0
+        while not is_finished(config, state) and not stopped_by:
+            if tick_is_over(config, state):
+                end_tick()
+            # Asked near the end of the step, in all processes; so they leave after the same step.
+            asked = trainer.step(lambda: [saver.due(), *(signals.asked == number for number in STOP_SIGNALS)])
             bar.update(config.batch / 1000)
-            done = state.nimg >= config.kimg * 1000 or interrupted()
-            if not done and not tick_is_over(config, state):
-                continue
-            reporter.tick(state)
-            if done or snapshot_is_due(config, state):
-                reporter.save_fakes(f"fakes{int(state.nimg / 1000):06d}.png", state)
-                snapshot = save(state, info, folder)
-            if done:
-                break
-            state.tick, state.tick_nimg = state.tick + 1, state.nimg
-            reporter.start_tick()
-    return Outcome(snapshot, state.nimg / 1000, interrupted())
+            stopped_by = next((number for number, count in zip(STOP_SIGNALS, asked[1:], strict=True) if count), 0)
+            if asked[0] and not stopped_by:
+                saver.save()
+        # Before the last tick is closed: if the run is made longer one day, it then has the ticks of one long run.
+        saver.save()
+        last = None
+        if not stopped_by:
+            reporter.tick(trainer.stopwatch)
+            last = measured_snapshot()
+        elif stopped_by == signal.SIGINT:
+            last = snapshot()
+    return Outcome(last, state.nimg / 1000, stopped_by)
+
+
+def is_finished(config: TrainingConfig, state: TrainingState) -> bool:
+    """Return whether all images have been shown."""
+    return state.nimg >= config.kimg * 1000
 
 
 def tick_is_over(config: TrainingConfig, state: TrainingState) -> bool:
     """Return whether a tick ends here. The first tick is a single step: it shows the user the speed at once."""
+    if state.nimg == state.tick_nimg:
+        return False
     return state.tick == 0 or state.nimg >= state.tick_nimg + config.kimg_per_tick * 1000
 
 
@@ -78,7 +114,7 @@ def save(state: TrainingState, info: SnapshotInfo, folder: Path) -> Path:
     return path
 
 
-def describe_training(config: TrainingConfig, dataset: SliceDataset) -> SnapshotInfo:
+def describe_training(config: TrainingConfig, dataset: SliceDataset, data_sha256: str) -> SnapshotInfo:
     """Collect the metadata that all snapshots of a run share. kimg is 0, and replaced by `save`."""
     archive = dataset.archive
     return SnapshotInfo(
@@ -88,29 +124,8 @@ def describe_training(config: TrainingConfig, dataset: SliceDataset) -> Snapshot
         kimg=0,
         patients=dataset.patients,
         training=replace(config, data=replace(config.data, path=archive.path.name)),
-        data_sha256=sha256(archive.path),
+        data_sha256=data_sha256,
         label_names=archive.info.label_names if config.data.cond else None,
         label_counts=dataset.label_counts,
         pixel=archive.info.pixels,
     )
-
-
-@contextlib.contextmanager
-def _ctrl_c_sets_flag(log: Log) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C in the block into a flag, so that the loop can finish its step. The second stops at once.
-
-    Yields a function that returns whether Ctrl-C was pressed.
-    """
-    asked: list[bool] = []  # filled by the handler, which can't return anything
-
-    def ask(signum, frame):
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(True)
-        log("Stopping after this step, to save a snapshot; press Ctrl-C again to stop without one")
-
-    previous = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -2,88 +2,184 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from torch_utils.stats import Statistics
+from dnnlib.errors import Failure
+from torch_utils.distributed import World
+from torch_utils.stats import Sums
+from torch_utils.stopwatch import Stopwatch
+from torch_utils.transfer import send
 from training.config import TrainingConfig
 from training.ema import ema_beta, update_ema
-from training.loss import Loss
-from training.minibatches import Minibatch, MinibatchSource
+from training.loss import PATH_LENGTHS, Loss, W
+from training.minibatches import FakeSource, Labeled, Part, RealSource
 from training.state import TrainingState
+
+STATISTICS = ("Loss/",)  # names of sums that are statistics begin with this
 
 
 @dataclass(frozen=True)
 class Phase:
     """Optimization of one network by one loss or regularizer."""
 
-    name: str  # in statistics
+    name: str  # in statistics, and in the keys of its random numbers
     network: nn.Module
     optimizer: torch.optim.Optimizer  # shared by the two phases of a network
     interval: int  # steps from one application to the next; also a factor of the gradients, to make up for the pause
-    accumulate: Callable[[Minibatch, float], None]  # adds the gradients of a microbatch, times a gain
+    accumulate: Callable[[Part, float, Sums], None]  # adds the gradients of a part, times a gain, and sums
+    fakes: int  # number of fakes in a part
+    directed: bool = False  # fakes come with directions for path length
+
+
+class Diverged(Failure):
+    """Phases had gradients that were not finite numbers for too many steps."""
 
 
 class Trainer:
-    """Advances a training state step by step."""
+    """Advances a training state step by step, together with the trainers of all other processes."""
 
     def __init__(
-        self, config: TrainingConfig, state: TrainingState, source: MinibatchSource, statistics: Statistics
+        self,
+        config: TrainingConfig,
+        state: TrainingState,
+        reals: RealSource,
+        fakes: FakeSource,
+        world: World,
+        max_bad_steps: int = 50,
     ) -> None:
-        self.config, self.state, self.source, self.statistics = config, state, source, statistics
-        self.phases = make_phases(config, state, statistics)
+        """max_bad_steps: raise Diverged after this many applications of a phase in a row without finite gradients."""
+        self.config, self.state, self.reals, self.fakes, self.world = config, state, reals, fakes, world
+        self.max_bad_steps = max_bad_steps
+        self.phases = make_phases(config, state)
+        self.stopwatch = Stopwatch(world.device)
 
-    def step(self) -> None:
-        """Train on one minibatch of reals. Every phase that is due sees the same reals, and latents of its own."""
+    def step(self, requests: Callable[[], Sequence[float]] = list) -> list[float]:
+        """Train on one minibatch of reals. Every phase that is due sees the same reals, and fakes of its own.
+
+        requests: returns numbers from this process, asked near the end of the step. Returns their sums over all
+        processes, so that all of them decide alike. Raises Diverged.
+        """
         state, config = self.state, self.config
-        reals = self.source.next_reals()
-        for phase in self.phases:
-            if state.step % phase.interval == 0:
-                self.apply(phase, Minibatch(reals, self.source.draw_latents(config.batch)))
+        reals = self.reals.next_parts()
+        due = [phase for phase in self.phases if state.step % phase.interval == 0]
+        applied = [self.apply(phase, reals, requests if phase is due[-1] else list) for phase in due]
         update_ema(
             state.ema, state.generator, ema_beta(config.batch, config.ema_kimg * 1000, state.nimg, config.ema_ramp)
         )
         state.nimg += config.batch
         state.step += 1
+        # The only place of a step where a GPU is waited for.
+        numbers = torch.cat([*(result.finite[None].to(torch.float64) for result in applied), applied[-1].requests])
+        answers = numbers.tolist()
+        for phase, result, finite in zip(due, applied, answers, strict=False):
+            self._count_bad(phase, result, bool(finite))
+        return answers[len(due) :]
 
-    def apply(self, phase: Phase, minibatch: Minibatch) -> None:
-        """Add up a phase's gradients over all microbatches, and take one step of its optimizer."""
-        start = time.time()
-        phase.network.requires_grad_(True)
-        phase.optimizer.zero_grad(set_to_none=True)
-        # batch_gpu / batch turns a sum over microbatches into a mean over the minibatch.
-        gain = phase.interval * self.config.batch_gpu / self.config.batch
-        for microbatch in minibatch.microbatches(self.config.batch_gpu):
-            phase.accumulate(microbatch, gain)
-        phase.network.requires_grad_(False)
-        self.replace_non_finite_gradients(phase)
-        phase.optimizer.step()
-        self.statistics.report(f"Timing/{phase.name}_sec", time.time() - start)
+    def apply(self, phase: Phase, reals: Sequence[Labeled], requests: Callable[[], Sequence[float]] = list) -> Applied:
+        """Add up a phase's gradients over all parts of all processes, and take one step of its optimizer.
 
-    def replace_non_finite_gradients(self, phase: Phase) -> None:
-        """Replace NaN by 0 and infinity by ±1e5, and count both. One overflow then does not end a run."""
-        gradients = [p.grad for p in phase.network.parameters() if p.grad is not None]
-        # A sum is finite only if all its terms are. One such test per step makes a GPU wait once, not once per tensor.
-        if torch.stack([g.sum() for g in gradients]).isfinite().all():
+        reals: real slices of this process, part by part. If a gradient or a sum is not finite, nothing changes.
+        """
+        config, world = self.config, self.world
+        sums = Sums()
+        with self.stopwatch.time(f"Timing/{phase.name}_sec"):
+            phase.network.requires_grad_(True)
+            phase.optimizer.zero_grad(set_to_none=True)
+            own = range(world.rank, config.parts, world.size)
+            for number, real in zip(own, reals, strict=True):
+                # Sample i of the minibatch is in part i modulo the number of parts.
+                samples = range(number, config.batch, config.parts)[: phase.fakes]
+                step = self.state.step
+                fakes = self.fakes.draw(step, phase.name, samples, phase.directed) if samples else None
+                # 1 / parts turns a sum over parts, which all have the same size, into a mean over the minibatch.
+                phase.accumulate(Part(real, fakes), phase.interval / config.parts, sums)
+            phase.network.requires_grad_(False)
+            result = self._add_up(phase, sums, requests())
+            # Fused Adam skips its step on the device, without telling this process, where found_inf is 1.
+            phase.optimizer.found_inf = (~result.finite).to(torch.float32)  # type: ignore[attr-defined]
+            phase.optimizer.step()
+            self._move_means(phase, result)
+        return result
+
+    def _add_up(self, phase: Phase, sums: Sums, requests: Sequence[float]) -> Applied:
+        """Replace a phase's gradients and sums by those of all processes: one reduction."""
+        named = {name: p.grad for name, p in phase.network.named_parameters() if p.grad is not None}
+        gradients, vectors = list(named.values()), list(sums.vectors.values())
+        asked = send(torch.tensor(requests, dtype=torch.float64), self.world.device)
+        if self.world.size > 1:
+            tensors = [*gradients, *vectors, asked]
+            # The type of the gradients is that of the weights, never a half.
+            flat = torch.cat([tensor.reshape(-1).to(gradients[0].dtype) for tensor in tensors])
+            self.world.add_up(flat)
+            pieces = flat.split([tensor.numel() for tensor in tensors])
+            for tensor, piece in zip(tensors, pieces, strict=True):
+                # Copied, not assigned: the optimizer needs gradients in the memory layout of their weights. With
+                # another layout, fused Adam on the CPU computes wrong updates without a word.
+                tensor.copy_(piece.view(tensor.shape))
+        # A sum is finite only if all its terms are.
+        totals = torch.stack([tensor.sum().to(torch.float64) for tensor in [*gradients, *vectors]])
+        return Applied(totals.isfinite().all(), asked, (*named, *sums.vectors), totals, sums.vectors)
+
+    def _move_means(self, phase: Phase, result: Applied) -> None:
+        """Move the running means of w and of path lengths, and add to the statistics, unless the phase was bad."""
+        state, finite, count = self.state, result.finite, phase.fakes * self.config.parts
+        if W in result.sums:
+            mapping = state.generator.mapping
+            mapping.move_average(torch.where(finite, result.sums[W] / count, mapping.w_avg))
+        if PATH_LENGTHS in result.sums:
+            mean = result.sums[PATH_LENGTHS][0] / count
+            moved = state.pl_mean.lerp(mean, self.config.loss.pl_decay)
+            state.pl_mean.copy_(torch.where(finite, moved, state.pl_mean))
+        told = {name: sums for name, sums in result.sums.items() if name.startswith(STATISTICS)}
+        state.statistics.add({name: torch.where(finite, sums, 0) for name, sums in told.items()})
+        state.statistics.report(f"Health/bad_steps/{phase.name}", ~finite)
+
+    def _count_bad(self, phase: Phase, result: Applied, finite: bool) -> None:
+        """Count applications in a row without finite gradients. Raises Diverged after too many."""
+        in_a_row = self.state.bad_in_a_row
+        in_a_row[phase.name] = 0 if finite else in_a_row.get(phase.name, 0) + 1
+        if in_a_row[phase.name] < self.max_bad_steps:
             return
-        count = torch.stack([(~g.isfinite()).sum() for g in gradients]).sum()
-        self.statistics.report(f"Health/non_finite_gradients/{phase.name}", count)
-        for gradient in gradients:
-            gradient.nan_to_num_(nan=0, posinf=1e5, neginf=-1e5)
+        losses = ", ".join(
+            f"{name} {float(sums[1] / sums[0]):g}" for name, sums in result.sums.items() if name.startswith(STATISTICS)
+        )
+        raise Diverged(
+            f"{phase.name} had gradients that are no finite numbers {in_a_row[phase.name]} times in a row, at step "
+            f"{self.state.step} ({self.state.nimg / 1000:g} kimg), first in {result.first_bad()}; its last values: "
+            f"{losses}. Continue from an earlier snapshot with a lower --lrate or a higher --gamma, or with --fp32=1"
+        )
 
 
-def make_phases(config: TrainingConfig, state: TrainingState, statistics: Statistics) -> list[Phase]:
+@dataclass(frozen=True)
+class Applied:
+    """What came of an application of a phase: the same in all processes."""
+
+    finite: torch.Tensor  # whether all gradients and sums are finite numbers, []
+    requests: torch.Tensor  # sums of the processes' requests, float64
+    names: tuple[str, ...]  # of the parameters that have gradients, then of the sums
+    totals: torch.Tensor  # one total for each name, not finite if one of its numbers is not
+    sums: dict[str, torch.Tensor]  # over the minibatch
+
+    def first_bad(self) -> str:
+        """Name of the first parameter or sum that is not finite."""
+        finite = self.totals.isfinite().tolist()
+        return next((name for name, fine in zip(self.names, finite, strict=True) if not fine), "none")
+
+
+def make_phases(config: TrainingConfig, state: TrainingState) -> list[Phase]:
     """Create the phases in the order of a step. A regularizer with weight 0 gets no phase."""
-    loss = Loss(state.generator, state.discriminator, state.pl_mean, config.loss, statistics)
+    loss = Loss(state.generator, state.discriminator, state.pl_mean, config.loss)
     generator, discriminator = (state.generator, state.g_optimizer), (state.discriminator, state.d_optimizer)
-    phases = [Phase("Gmain", *generator, 1, loss.generator_main)]
+    fakes = config.batch_gpu
+    phases = [Phase("Gmain", *generator, 1, loss.generator_main, fakes)]
     if config.loss.pl_weight:
-        phases.append(Phase("Gpl", *generator, config.pl_interval, loss.generator_path_length))
-    phases.append(Phase("Dmain", *discriminator, 1, loss.discriminator_main))
+        shrunk = max(fakes // config.loss.pl_batch_shrink, 1)
+        phases.append(Phase("Gpl", *generator, config.pl_interval, loss.generator_path_length, shrunk, directed=True))
+    phases.append(Phase("Dmain", *discriminator, 1, loss.discriminator_main, fakes))
     if config.loss.r1_gamma:
-        phases.append(Phase("Dr1", *discriminator, config.r1_interval, loss.discriminator_r1))
+        phases.append(Phase("Dr1", *discriminator, config.r1_interval, loss.discriminator_r1, 0))
     return phases

@@ -1,18 +1,19 @@
 """Trainings that are small enough for tests."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from dnnlib.cli import arguments
+from dnnlib.files import sha256
 from dnnlib.runs import Log
 from slices.dataset import SliceDataset
-from torch_utils.stats import Statistics
+from torch_utils.distributed import World
 from training.config import DataConfig, TrainingConfig, find_recipe, resolve
-from training.minibatches import MinibatchSource
+from training.minibatches import FakeSource, RealSource
 from training.state import TrainingState
-from training.training_loop import Outcome, train
 from training.training_step import Trainer
 
 TINY = {"kimg": 0.016, "batch": 4, "cbase": 64, "cmax": 8, "z_dim": 8, "map_depth": 2}
@@ -26,16 +27,38 @@ def tiny_config(dataset: SliceDataset, cfg: str = "auto", **changes) -> Training
     return resolve(recipe, data, dataset.schema, dataset.resolution, dataset.c_dim, snap=0)
 
 
-def tiny_trainer(tmp_path: Path, data: Path, cfg: str = "auto", cond: bool = False, **changes) -> Trainer:
-    """A trainer before its first step, on the CPU."""
+def tiny_trainer(
+    tmp_path: Path,
+    data: Path,
+    cfg: str = "auto",
+    cond: bool = False,
+    world: World = World(device=torch.device("cpu")),
+    **changes,
+) -> Trainer:
+    """A trainer before its first step, by default alone and on the CPU."""
     dataset = SliceDataset(data, use_labels=cond)
-    config, device = tiny_config(dataset, cfg, **changes), torch.device("cpu")
-    state = TrainingState.initial(config, device)
-    return Trainer(config, state, MinibatchSource(config, dataset, device, Log(tmp_path / "log.txt")), Statistics())
+    config = tiny_config(dataset, cfg, **changes)
+    state = TrainingState.initial(config, world.device)
+    reals = RealSource(config, dataset, world, Log(tmp_path / "log.txt"))
+    return Trainer(config, state, reals, FakeSource(config, dataset, state.generator), world)
 
 
-def tiny_training(tmp_path: Path, data: Path, **changes) -> Outcome:
+def tiny_training(tmp_path: Path, data: Path, **changes):
     """Do a whole run of four steps, or as `changes` of the recipe say."""
+    from training.run import Run
+    from training.training_loop import train
+
     dataset, folder = SliceDataset(data), tmp_path / "run"
     folder.mkdir()
-    return train(tiny_config(dataset, **changes), dataset, folder, Log(folder / "log.txt"))
+    run = Run(config=tiny_config(dataset, **changes), folder=folder, data_sha256=sha256(data))
+    return train(run, dataset, World(device=torch.device("cpu")), Log(folder / "log.txt"))
+
+
+@contextlib.contextmanager
+def double():
+    """In the block, networks and data are of float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)

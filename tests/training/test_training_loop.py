@@ -1,30 +1,68 @@
-"""A whole run."""
+"""A whole run, and runs that go on."""
 
-import os
+import json
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.commands import ROOT
+from dnnlib.files import sha256
+from dnnlib.runs import Log
 from helpers.drawn import write_archive
-from helpers.trainings import TINY_OPTIONS, tiny_config, tiny_training
+from helpers.trainings import tiny_config, tiny_training
 from slices.dataset import SliceDataset
 from slices.schema import Schema
-from training.snapshot import load_generator
+from torch_utils import checkpoint
+from torch_utils.distributed import World
+from training.run import Outcome, Run
+from training.snapshot import KIND, VERSION, load_generator
 from training.state import TrainingState
-from training.training_loop import snapshot_is_due, tick_is_over
+from training.state_file import cut_back, find_states, newest_state
+from training.training_loop import snapshot_is_due, tick_is_over, train
+
+ALONE = World(device=torch.device("cpu"))
+EVERY_STEP = 1e-6  # minutes
+
+
+def stats_of(folder: Path) -> list[dict]:
+    """Lines of stats.jsonl without times and memory."""
+    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k.split("/")[0] in ("Loss", "Progress", "Health")} for line in lines]
+
+
+def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
+    assert outcome.snapshot is not None
+    return checkpoint.load(outcome.snapshot, KIND, VERSION).tensors
+
+
+class Training:
+    """A run that may be stopped and go on."""
+
+    def __init__(self, folder: Path, data: Path, kimg: float = 0.096, **changes) -> None:
+        folder.mkdir()
+        self.folder, self.dataset, self.data = folder, SliceDataset(data), data
+        self.config = replace(tiny_config(self.dataset, kimg=kimg, **changes), kimg_per_tick=0.02, snap=1)
+
+    def go(self, evaluate=None, state_minutes: float = EVERY_STEP, **changes) -> Outcome:
+        saved = newest_state(self.folder)
+        cut_back(self.folder, saved.metadata["lengths"] if saved else {})
+        run = Run(
+            config=replace(self.config, **changes),
+            folder=self.folder,
+            data_sha256=sha256(self.data),
+            saved=saved,
+            state_minutes=state_minutes,
+        )
+        return train(run, self.dataset, ALONE, Log(self.folder / "log.txt"), evaluate)
 
 
 def test_another_schema_trains_as_well(tmp_path):
     plain = Schema(contrasts=("t1", "pd", "t2"))
     data = write_archive(tmp_path / "data.zip", schema=plain, count=8)
     outcome = tiny_training(tmp_path, data)
-    assert outcome.kimg == 0.016 and not outcome.interrupted
+    assert outcome.kimg == 0.016 and not outcome.stopped_by
     assert load_generator(outcome.snapshot).generator(torch.zeros(1, 8)).shape == (1, 3, 16, 16)
 
 
@@ -32,6 +70,7 @@ def test_ticks_and_snapshots_fall_due(archive):
     """The first tick is one step; snapshots come every `snap` ticks, or only at the end."""
     config = tiny_config(SliceDataset(archive))
     state = TrainingState.initial(config, torch.device("cpu"))
+    assert not tick_is_over(config, state)
     state.nimg = config.batch
     assert tick_is_over(config, state)
     state.tick, state.tick_nimg = 1, state.nimg
@@ -45,26 +84,84 @@ def test_ticks_and_snapshots_fall_due(archive):
     assert due == {0: [], 1: [1, 2, 3, 4], 2: [2, 4]}
 
 
-@pytest.mark.slow
-def test_ctrl_c_saves_a_snapshot_first(tmp_path, archive):
-    options = [f"--outdir={tmp_path}", f"--data={archive}", *TINY_OPTIONS, "--kimg=1000", "--workers=2"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import slices.dataset, train; slices.dataset.MEMORY = 0; train.main()", *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("tick 0"):
-            time.sleep(0.5)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: data workers get it too
-    assert process.wait(timeout=60) == 130
-    text = "".join(lines)
-    assert "Traceback" not in text and "Saved" in text
-    (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
-    assert 0 < load_generator(folder).info.kimg < 1000
+class Killed(BaseException):
+    """Ends a run in the middle. Tests with SIGKILL are in tests/test_resume.py."""
+
+
+@pytest.mark.parametrize("steps", [(1,), (6, 7), (3, 16, 23)], ids=str)
+def test_a_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path, archive, monkeypatch, steps):
+    """Also a second and a third time. Statistics are equal but for times, and each tick stands there once."""
+    straight, broken = Training(tmp_path / "a", archive), Training(tmp_path / "b", archive)
+    expected = straight.go()
+    from training.training_step import Trainer
+
+    step = Trainer.step
+    for killed_at in steps:
+
+        def dies(self, *arguments, at=killed_at):
+            if self.state.step == at:
+                raise Killed
+            return step(self, *arguments)
+
+        monkeypatch.setattr(Trainer, "step", dies)
+        with pytest.raises(Killed):
+            broken.go()
+        torch.rand(killed_at)  # moves the global random state
+    monkeypatch.setattr(Trainer, "step", step)
+    outcome = broken.go()
+    assert outcome.kimg == expected.kimg == 0.096
+    found, wanted = weights(outcome), weights(expected)
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert stats_of(broken.folder) == stats_of(straight.folder)
+    ticks = [
+        line.split()[1] for line in (broken.folder / "log.txt").read_text().splitlines() if line.startswith("tick")
+    ]
+    assert ticks == ["0", "1", "2", "3", "4", "5"]
+    assert len(find_states(broken.folder)) == 2
+
+
+def test_a_run_that_is_made_longer_has_the_ticks_of_one_long_run(tmp_path, archive):
+    straight, longer = Training(tmp_path / "a", archive), Training(tmp_path / "b", archive)
+    expected = straight.go()
+    longer.go(kimg=0.052)  # in the middle of a tick
+    assert len(stats_of(longer.folder)) == 4
+    outcome = longer.go()
+    assert all(torch.equal(weights(outcome)[name], value) for name, value in weights(expected).items())
+    assert stats_of(longer.folder) == stats_of(straight.folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_stop_after_the_step_with_a_state(tmp_path, archive, monkeypatch, number):
+    """Ctrl-C saves a snapshot too. The clock's state is not yet due."""
+    from training.training_step import Trainer
+
+    training, step = Training(tmp_path / "a", archive), Trainer.step
+
+    def interrupted(self, *arguments):
+        if self.state.step == 4:
+            signal.raise_signal(number)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    outcome = training.go(state_minutes=60)
+    assert outcome.stopped_by == number and outcome.kimg == 0.02
+    assert [path.name for path in find_states(training.folder)] == ["training-state-000005.safetensors"]
+    assert (outcome.snapshot is not None) == (number == signal.SIGINT)
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_measures_are_written_and_the_best_snapshot_is_kept(tmp_path, archive):
+    values = iter([3.0, 1.0, 2.0, 5.0])
+    training, seen = Training(tmp_path / "a", archive, kimg=0.064), []
+
+    def evaluate(generator, kimg):
+        seen.append(kimg)
+        return {"kd": next(values), "copies": 0}
+
+    run = Run(config=training.config, folder=training.folder, data_sha256="", best="kd")
+    train(run, training.dataset, ALONE, Log(None), evaluate)
+    lines = [json.loads(line) for line in (training.folder / "metric-kd.jsonl").read_text().splitlines()]
+    assert [line["value"] for line in lines] == [3, 1, 2] and [line["kimg"] for line in lines] == seen
+    assert seen == [0.024, 0.044, 0.064]
+    best = load_generator(training.folder / "best-kd.safetensors")
+    assert best.info.kimg == 0.044 and (training.folder / "metric-copies.jsonl").exists()
