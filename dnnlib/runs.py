@@ -11,6 +11,7 @@ from typing import TextIO
 
 import tqdm
 
+from dnnlib.errors import describe_os_error
 from dnnlib.files import make_folder
 from dnnlib.locks import hold
 from dnnlib.system import PLAIN
@@ -49,19 +50,29 @@ class Log:
     is room.
     """
 
-    def __init__(self, path: str | os.PathLike | None) -> None:
-        """path: None for a log that writes nothing, to the terminal neither."""
+    def __init__(self, path: str | os.PathLike | None, shown: bool = True) -> None:
+        """path: None for a log that writes nothing, to the terminal neither. shown: lines go to the terminal too."""
         self._file: TextIO | None = None
+        self._shown = shown
         if path is not None:
             self._file = open(path, "a", encoding="utf-8", errors=PLAIN, buffering=_HELD)
 
     def __call__(self, line: str = "") -> None:
         if self._file is None:
             return
-        tqdm.tqdm.write(line)
+        if self._shown:
+            tqdm.tqdm.write(line)
         with contextlib.suppress(OSError):
             self._file.write(line + "\n")
             self._file.flush()
+
+    @contextlib.contextmanager
+    def warning(self, what: str) -> Iterator[None]:
+        """Turn an error of the file system in the block into a warning. what: the file that is lacking then."""
+        try:
+            yield
+        except OSError as error:
+            self(f"warning: {what} was not written: {describe_os_error(error)}. Training goes on")
 
     def close(self) -> None:
         if self._file is not None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from dnnlib.files import atomic_path
+from dnnlib.runs import Log
 from torch_utils.distributed import World
 from training.run import Evaluate
 from training.state import TrainingState
@@ -20,34 +21,36 @@ class Measures:
         folder: Path,
         evaluate: Evaluate | None,  # None: nothing is measured
         world: World,
+        log: Log,
         best: str | None = None,  # name of a measure, or name:max where more is better
     ) -> None:
-        self.folder, self.evaluate, self.world = folder, evaluate, world
+        self.folder, self.evaluate, self.world, self.log = folder, evaluate, world, log
         self.best, _, direction = (best or "").partition(":")
         self.sign = -1 if direction == "max" else 1
 
     def take(self, state: TrainingState, snapshot: Path | None) -> dict[str, float]:
         """Measure the averaged generator, and wait for all processes. Returns the values of the first process.
 
-        snapshot: file of the same networks, in the first process.
+        snapshot: file of the same networks, in the first process; None if it could not be written.
         """
         if self.evaluate is None:
             return {}
         values = self.world.share({name: float(v) for name, v in self.evaluate(state.ema, state.nimg / 1000).items()})
-        if snapshot is not None:
-            for name, value in values.items():
-                self._keep(name, value, state.nimg / 1000, snapshot)
+        if self.world.first:
+            with self.log.warning("a measure"):
+                for name, value in values.items():
+                    self._keep(name, value, state.nimg / 1000, snapshot)
         # Without a time limit, which those who are ready first would reach in the next reduction.
         self.world.meet()
         return values
 
-    def _keep(self, name: str, value: float, kimg: float, snapshot: Path) -> None:
+    def _keep(self, name: str, value: float, kimg: float, snapshot: Path | None) -> None:
         """Append a value to the file of its measure, and copy the snapshot if it is the best so far."""
         path = self.folder / f"metric-{name}.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         earlier = [self.sign * json.loads(line)["value"] for line in lines]
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kimg": kimg, "value": value, "snapshot": snapshot.name}) + "\n")
-        if name == self.best and self.sign * value < min(earlier, default=float("inf")):
+            file.write(json.dumps({"kimg": kimg, "value": value, "snapshot": snapshot and snapshot.name}) + "\n")
+        if snapshot and name == self.best and self.sign * value < min(earlier, default=float("inf")):
             with atomic_path(self.folder / f"best-{name}.safetensors") as place:
                 shutil.copyfile(snapshot, place)

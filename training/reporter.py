@@ -49,6 +49,7 @@ class Reporter:
         """inputs: what the fakes of all sheets are made of, so that sheets can be compared."""
         self.config, self.dataset, self.folder, self.log = config, dataset, folder, log
         self.world, self.inputs, self.state = world, inputs, state
+        self._lines = Log(folder / "stats.jsonl" if world.first else None, shown=False)
         self._board = TensorBoard(folder, state.nimg) if world.first else None
         self._start_clock()
 
@@ -148,7 +149,7 @@ class Reporter:
             self.log(status_line(stats))
             for warning in warnings(stats):
                 self.log(warning)
-            append_stats(self.folder / "stats.jsonl", stats)
+            self._lines(json.dumps({name: m._asdict() for name, m in stats.items()} | {"timestamp": time.time()}))
             self._board.tick(stats, state.nimg)
         self._tick_start, self._maintenance = now, 0.0
 
@@ -159,7 +160,8 @@ class Reporter:
             self._board.measures(values, self.state.nimg)
 
     def close(self) -> None:
-        """Close the files of curves."""
+        """Close the files of statistics and curves."""
+        self._lines.close()
         if self._board is not None:
             self._board.close()
 
@@ -238,13 +240,6 @@ def memory_in_use(device: torch.device) -> tuple[float, float]:
         gpu = torch.cuda.max_memory_allocated(device) / 2**30
         torch.cuda.reset_peak_memory_stats(device)
     return psutil.Process(os.getpid()).memory_info().rss / 2**30, gpu
-
-
-def append_stats(path: Path, stats: dict[str, Moments]) -> None:
-    """Append one line of JSON: {name: {num, mean, std}, …, timestamp}."""
-    line = {name: moments._asdict() for name, moments in stats.items()}
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps({**line, "timestamp": time.time()}) + "\n")
 
 
 def _parameters(network: nn.Module) -> str:

@@ -42,23 +42,21 @@ def train(run: Run, dataset: SliceDataset, world: World, log: Log, evaluate: Eva
     reporter = Reporter(config, dataset, run.folder, log, world, inputs, state)
     reals = RealSource(config, dataset, world, log, state.step)
     trainer = Trainer(config, state, reals, fakes, world, run.max_bad_steps)
-    measures = Measures(run.folder, evaluate, world, run.best)
+    measures = Measures(run.folder, evaluate, world, log, run.best)
     info = describe_training(config, dataset, run.data_sha256)
 
     def snapshot() -> Path | None:
         reporter.save_fakes(f"fakes{int(state.nimg / 1000):06d}.png")
         return save(state, info, run.folder) if world.first else None
 
-    def measured_snapshot() -> Path | None:
-        with reporter.maintenance():
-            path = snapshot()
-            reporter.measures(measures.take(state, path))
-        return path
-
     def end_tick() -> None:
         reporter.tick(trainer.stopwatch)
         if snapshot_is_due(config, state):
-            measured_snapshot()
+            path = None
+            with reporter.maintenance():
+                with log.warning("a snapshot"):
+                    path = snapshot()
+                reporter.measures(measures.take(state, path))
         state.tick, state.tick_nimg = state.tick + 1, state.nimg
 
     with (
@@ -83,7 +81,8 @@ def train(run: Run, dataset: SliceDataset, world: World, log: Log, evaluate: Eva
         last = None
         if not stopped_by:
             reporter.tick(trainer.stopwatch)
-            last = measured_snapshot()
+            last = snapshot()
+            reporter.measures(measures.take(state, last))
         elif stopped_by == signal.SIGINT:
             last = snapshot()
     return Outcome(last, state.nimg / 1000, stopped_by)
