@@ -92,9 +92,11 @@ def _map_in_pool(pool: _Pool, function: Callable[[Item], Result], items: Sequenc
     except BrokenProcessPool:
         raise UserError("a worker process was killed, most likely for lack of memory: use fewer --workers") from None
     finally:
-        # Ask processes to stop instead of killing them. If one dies while sending a result, the pool waits forever.
+        # Ask processes to stop instead of killing them. If one dies while sending a result, the pool waits forever. So
+        # it does after a Ctrl-C in `shutdown`: a second Ctrl-C waits for the items at hand, too.
         pool.stop.set()
-        pool.executor.shutdown(wait=True, cancel_futures=True)
+        with _interrupts_held():
+            pool.executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable, item: Any) -> Future:

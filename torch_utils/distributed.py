@@ -22,6 +22,7 @@ import torch.distributed as dist
 from dnnlib.errors import UserError
 from dnnlib.failures import LostPeer, launcher, leave_record, record_of
 from dnnlib.processes import exit_status
+from torch_utils.launching import ranks_around
 from torch_utils.stopping import STOP_SIGNALS
 
 Value = TypeVar("Value")
@@ -118,11 +119,6 @@ class World:
                 raise LostPeer("another process of the run has failed")
             time.sleep(pause)
             pause = min(2 * pause, _SLOWEST_POLL)
-
-
-def ranks_around() -> int | None:
-    """Return the number of ranks of the run that this process belongs to, or None if it is no rank."""
-    return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else None
 
 
 def refuse_too_many(processes: int) -> None:

@@ -1,4 +1,4 @@
-"""Starting this program as several processes of this machine, called ranks, and watching over them."""
+"""The launcher: starts this program as several processes, called ranks, and watches over them. Imports torch late."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 _LOOPBACK = "127.0.0.1"
 _GRACE = 5  # seconds that the others have once a rank has failed: in NCCL they may wait for it for ever
 _POLL = 0.1  # seconds
+
+
+def ranks_around() -> int | None:
+    """Return the number of ranks of the run that this process belongs to, or None if it is no rank."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def launch(processes: int) -> int:

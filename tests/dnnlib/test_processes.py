@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -96,6 +97,40 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     )
     out, _ = process.communicate(timeout=60)  # returns when the last process that holds the pipe has ended
     assert process.returncode == -signal.SIGKILL and len(out.split()) == 3
+
+
+def test_a_second_ctrl_c_ends_the_workers_too(tmp_path):
+    """It comes while the pool waits for the items that the first one found at work."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, time\n"
+        "from dnnlib.processes import map_in_order\n"
+        "def work(n):\n"
+        "    open(f'at-{n}', 'w').close()\n"
+        "    while n and not os.path.exists('go'):\n"
+        "        time.sleep(0.01)\n"
+        "    return n\n"
+        "if __name__ == '__main__':\n"
+        "    for n in map_in_order(work, range(100), 2):\n"
+        "        print(n, flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    while not (tmp_path / "at-2").exists():
+        time.sleep(0.01)
+    for _ in range(3):
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all processes
+        time.sleep(0.2)
+    (tmp_path / "go").touch()
+    out, words = process.communicate(timeout=60)  # returns when the last process that holds the pipe has ended
+    assert process.returncode == -signal.SIGINT and out == b"0\n", words.decode()
+    assert not (tmp_path / "at-99").exists() and words.endswith(b"KeyboardInterrupt\n"), words.decode()
 
 
 @pytest.mark.parametrize("sender", ["this thread", "another thread"])

@@ -2,20 +2,24 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-from dnnlib.errors import UserError, reports_user_errors
+from dnnlib.errors import UserError
 from dnnlib.failures import failure_log
 from dnnlib.files import write_json
 from dnnlib.processes import exit_status
-from torch_utils.launching import launch
+from torch_utils.launching import launch, ranks_around
 from torch_utils.stopping import stop_signals
+
+TIME_LIMIT = 6  # of the group, in seconds
+ADVICE = "Continue with: again"
 
 
 def talk(world, folder):
-    """Use all ways of talking, some of them with a rank that comes later than the group's time limit."""
+    """Use all ways of talking."""
     import torch
 
     generator = torch.Generator().manual_seed(world.rank)
@@ -25,77 +29,85 @@ def talk(world, folder):
         sums[f"own {dtype}"] = tensor.tolist()
         world.add_up(tensor)
         sums[str(dtype)] = tensor.tolist()
-    if world.rank == 1:
-        time.sleep(8)  # the time limit is 6 s
-    world.meet()
-    met = time.time()
-    if world.first:
-        time.sleep(8)
-    shared = world.share({"rank": world.rank, "ä": [1.5, None]})
+    shared = [world.share({"rank": world.rank, "ä": [1.5, None]}), world.share(None)]
     differing = world.differing({"same": 1 << 63, "other": world.rank, "last": int(world.rank == world.size - 1)})
-    facts = {"differing": differing, "met": met, "shared": shared, "threads": torch.get_num_threads()}
+    facts = {"differing": differing, "shared": shared, "threads": torch.get_num_threads()}
     write_json(folder / f"{world.rank}.json", {"sums": sums, "backend": torch.distributed.get_backend(), **facts})
 
 
-def train(world, folder, fail=None):
-    """Add up until a stop signal comes. fail: what rank 1 does at the third step."""
+def late(world, folder):
+    """Wait for a rank that comes later than the group's time limit, twice."""
+    if world.rank == 1:
+        time.sleep(TIME_LIMIT + 1)
+        (folder / "came").touch()
+    world.meet()
+    write_json(folder / f"met-{world.rank}.json", (folder / "came").exists())
+    if world.first:
+        time.sleep(TIME_LIMIT + 1)
+    write_json(folder / f"shared-{world.rank}.json", world.share(world.rank))
+
+
+def train(world, folder, event=None):
+    """Add up until a stop signal comes. event: takes the rank before it does the third step."""
     import torch
 
     def told(name):
         if world.first:
             print(f"stopping after {name}", flush=True)
 
-    step = 0
-    with failure_log(folder / "log.txt", "Continue with: again"), stop_signals(told) as request:
-        while True:
-            step += 1
-            if fail is not None and world.rank == 1 and step == 3:
-                fail()
-            asked = torch.tensor([float(request.asked)])
+    helper = subprocess.Popen(["sleep", "1000"])  # as a loader of data is
+    for pid in (os.getpid(), helper.pid):
+        (folder / f"pid-{pid}").touch()
+    with failure_log(folder / "log.txt", ADVICE), stop_signals(told) as request:
+        for step in range(1_000_000):
+            if event is not None and step == 3:
+                event(world.rank)
+            asked = torch.tensor([float(request.asked)], dtype=torch.float64)
             world.add_up(asked)
-            (folder / f"pid-{os.getpid()}").write_text(str(step))
-            time.sleep(0.05)
+            (folder / f"step-{world.rank}").write_text(str(step))
+            time.sleep(0.02)
             if asked.item():
                 break
-    time.sleep(1 if world.first else 0)  # saves
-    write_json(folder / f"stopped-{world.rank}.json", step)
-    sys.exit(exit_status(request.asked or signal.SIGTERM))
+    helper.kill()
+    if world.first:  # saves, while the others wait for it
+        time.sleep(2)
+    write_json(folder / f"saved-{world.rank}.json", step)
+    sys.exit(exit_status(request.asked or signal.SIGUSR1))
 
 
-def mistake():
-    raise UserError("slice 7 is damaged: use another archive")
+def mistake(rank):
+    if rank == 1:
+        raise UserError("slice 7 is damaged: use another archive")
 
 
-def bug():
-    raise RuntimeError("shapes differ\nin many lines")
+def bug(rank):
+    if rank == 1:
+        raise RuntimeError("shapes differ\nin many lines")
 
 
-def killed():
-    os.kill(os.getpid(), signal.SIGKILL)
+def stuck(rank):
+    """Fail while rank 0 waits for something that never comes."""
+    time.sleep(1000 if rank == 0 else 0)
+    bug(rank)
 
 
-def hang():
-    time.sleep(1000)
+def killed(rank):
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-@reports_user_errors
 def main(ranks, task, folder):
-    from torch_utils.distributed import joined, ranks_around
-
     if ranks > 1 and ranks_around() is None:
         sys.exit(launch(ranks))
-    with joined(timeout_minutes=0.1) as world:
-        if task == "talk":
-            talk(world, folder)
+
+    from torch_utils.distributed import joined
+
+    with joined(timeout_minutes=TIME_LIMIT / 60) as world:
+        if task in ("talk", "late"):
+            globals()[task](world, folder)
         else:
             train(world, folder, None if task == "train" else globals()[task])
 
 
 if __name__ == "__main__":
-    import click
-
-    try:
-        main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

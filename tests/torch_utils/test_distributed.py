@@ -2,35 +2,70 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import psutil
+import pytest
 import torch
 
 from helpers.commands import ROOT
+from helpers.rank import ADVICE
 from torch_utils.distributed import World
 
+OURS = ("-m", "helpers.rank")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "helpers.rank")
 
-def start(ranks, task, folder, **options):
-    """Start helpers/rank.py as a program in a session of its own, as a terminal's foreground process is."""
+
+def start(ranks, task, folder, program=OURS):
+    """Start helpers/rank.py as a program in a session of its own, as a terminal does."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.Popen(
-        [sys.executable, "-m", "helpers.rank", str(ranks), task, folder],
+        [sys.executable, *program, str(ranks), task, folder],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
         env={**environment, "PYTHONPATH": path},
-        **options,
     )
 
 
-def run(ranks, task, folder, **options):
+def run(ranks, task, folder, program=OURS):
     """Run helpers/rank.py to its end. Returns its exit status and what it printed."""
-    process = start(ranks, task, folder, **options)
+    process = start(ranks, task, folder, program)
     output, _ = process.communicate(timeout=120)
     return process.returncode, output
+
+
+def wait_for_steps(ranks, folder):
+    """Wait until all ranks have done some steps."""
+    steps = [folder / f"step-{rank}" for rank in range(ranks)]
+    while not all(path.exists() and path.read_text() >= "5" for path in steps):
+        time.sleep(0.05)
+
+
+def living(folder):
+    """Processes of a run that have not ended: ranks, and what they have started."""
+    pids = [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]
+    assert pids
+    there = []
+    for pid in pids:
+        try:
+            there += [pid] if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE else []
+        except psutil.NoSuchProcess:
+            pass
+    return there
+
+
+def wait_for_the_end(folder, seconds=10):
+    """Wait until no process of a run is left."""
+    deadline = time.monotonic() + seconds
+    while living(folder):
+        assert time.monotonic() < deadline, living(folder)
+        time.sleep(0.1)
 
 
 def test_alone():
@@ -40,7 +75,7 @@ def test_alone():
     assert tensor.tolist() == [1, 1, 1] and world.share("x") == "x" and world.differing({"a": 1}) == [] and world.first
 
 
-def test_two_ranks_talk_and_wait_for_each_other(tmp_path):
+def test_ranks_talk(tmp_path):
     status, output = run(2, "talk", tmp_path)
     assert (status, output) == (0, ""), output
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
@@ -48,9 +83,91 @@ def test_two_ranks_talk_and_wait_for_each_other(tmp_path):
         sums = [rank["sums"][str(dtype)] for rank in told]
         own = [torch.tensor(rank["sums"][f"own {dtype}"], dtype=dtype) for rank in told]
         assert sums[0] == sums[1] == (own[0] + own[1]).tolist()
-    assert [rank["shared"] for rank in told] == [{"rank": 0, "ä": [1.5, None]}] * 2
+    assert [rank["shared"] for rank in told] == [[{"rank": 0, "ä": [1.5, None]}, None]] * 2
     assert [rank["differing"] for rank in told] == [["other", "last"]] * 2
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert [rank["threads"] for rank in told] == [max(cores // 2, 1)] * 2
     if not torch.cuda.is_available():
         assert [rank["backend"] for rank in told] == ["gloo"] * 2
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_each_other_beyond_the_time_limit(tmp_path):
+    status, output = run(2, "late", tmp_path)
+    assert (status, output) == (0, ""), output
+    assert [json.loads((tmp_path / f"met-{rank}.json").read_text()) for rank in range(2)] == [True, True]
+    assert [json.loads((tmp_path / f"shared-{rank}.json").read_text()) for rank in range(2)] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "ranks, event, expected, message",
+    [
+        (3, "mistake", 2, "error: slice 7 is damaged: use another archive"),
+        (3, "bug", 1, "error: rank 1: RuntimeError: shapes differ (more in {log})"),
+        (2, "stuck", 1, "error: rank 1: RuntimeError: shapes differ (more in {log})"),
+        (2, "killed", 1, "error: rank 1 was killed (SIGKILL), most likely for lack of memory"),
+    ],
+)
+def test_the_first_failure_is_told_last_and_once(tmp_path, ranks, event, expected, message):
+    """Of the others, some fail because the first one is gone, and some have to be killed."""
+    process = start(ranks, event, tmp_path)
+    while (tmp_path / "step-0").exists() is False or (tmp_path / "step-0").read_text() != "2":
+        time.sleep(0.02)
+    wait_for_the_end(tmp_path)
+    output, _ = process.communicate(timeout=10)
+    log = tmp_path / "log.txt"
+    told = [line for line in output.splitlines() if not line.startswith("stopping")]
+    assert (process.returncode, told) == (expected, [message.format(log=log), ADVICE]), output
+    if "more in" in message:
+        assert log.read_text().count("Traceback") == 1 and "in many lines" in log.read_text()
+    else:
+        assert not log.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "signum, receiver, expected", [("SIGINT", "terminal", 130), ("SIGTERM", "launcher", 143), ("SIGUSR1", "rank", 138)]
+)
+def test_all_ranks_stop_after_the_same_step(tmp_path, signum, receiver, expected):
+    process = start(2, "train", tmp_path)
+    wait_for_steps(2, tmp_path)
+    send = os.killpg if receiver == "terminal" else os.kill
+    # The greatest process id is that of what a rank has started last; its parent is a rank.
+    rank = psutil.Process(max(living(tmp_path))).ppid()
+    send(rank if receiver == "rank" else process.pid, getattr(signal, signum))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == expected and not living(tmp_path), output
+    first, second = [json.loads((tmp_path / f"saved-{rank}.json").read_text()) for rank in range(2)]
+    assert first == second and output in (f"stopping after {signum}\n", "" if receiver == "rank" else None)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    process = start(2, "train", tmp_path)
+    wait_for_steps(2, tmp_path)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+    output, _ = process.communicate(timeout=10)
+    assert process.returncode == 130 and output == "stopping after SIGINT\n" and not living(tmp_path)
+    assert not (tmp_path / "saved-0.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [OURS, TORCHRUN], ids=["ours", "torchrun"])
+def test_a_killed_launcher_takes_its_ranks_along(tmp_path, program):
+    process = start(2, "train", tmp_path, program)
+    wait_for_steps(2, tmp_path)
+    process.kill()
+    wait_for_the_end(tmp_path)
+    process.communicate(timeout=10)
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_rank_speaks_for_itself(tmp_path):
+    status, output = run(2, "mistake", tmp_path, TORCHRUN)
+    message = f"error: slice 7 is damaged: use another archive\n{ADVICE}\n"
+    assert status == 1 and output.count(message) == 1 and not living(tmp_path), output
+    # And torchrun tells what the rank left for it.
+    assert "Root Cause" in output and output.count("slice 7 is damaged") == 2, output
