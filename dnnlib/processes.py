@@ -127,17 +127,21 @@ def _begin_worker(stop: Any, set_up: Callable[[], None] | None) -> None:
     """Prepare a new worker process."""
     global _stop
     _stop = stop
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     if set_up is not None:
         set_up()
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent has ended. A killed parent can't end it, and it would wait forever."""
+def end_with_parent() -> None:
+    """From now on, end this worker when its parent has ended. A killed parent can't end it: it would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -123,5 +123,4 @@ def loader(
         0 if data.in_memory else workers,  # slices in memory need no processes to read them
         log,
         pin_memory=pin,
-        generator=torch.Generator(),  # otherwise the loader draws from torch's global one
     )

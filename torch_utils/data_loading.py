@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
+from dnnlib.processes import end_with_parent
+from torch_utils.stopping import STOP_SIGNALS
 
 _DESCRIPTORS = 64  # files that may be open while workers send tensors
 
@@ -59,12 +65,8 @@ def minibatches(
 
     batches: lists of indices, the same ones at every iteration. If worker processes fail, because shared memory, open
     files or memory run out, this process reads the remaining minibatches itself, and writes a line to `log`.
+    The data set goes to new processes, so it must be picklable. Draws no random numbers.
     """
-    if "generator" not in options:
-        # DataLoader draws a random number whenever it starts. A generator of its own keeps the random numbers of the
-        # program independent of a second start.
-        seed = int(torch.empty((), dtype=torch.int64).random_())
-        options["generator"] = torch.Generator().manual_seed(seed)
     done = 0
     if workers:
         try:
@@ -76,6 +78,8 @@ def minibatches(
             raise
         except Exception as error:  # of any kind: if the data cause it, reading them below raises it again
             reason = _say(error)
+            # The error holds the frames it went through, and these hold the loader. Without them, the workers end now.
+            traceback.clear_frames(error.__traceback__)
         log(
             f"Reading with --workers={workers} failed ({reason}). This process now reads the same data alone, more "
             "slowly, as with --workers=0. In a container, more shared memory may help: docker run --shm-size=2g"
@@ -85,7 +89,16 @@ def minibatches(
 
 def _load(dataset: Items, batches: Iterable[list], **options) -> Iterator[Any]:
     """Yield minibatches. Raises the first UserError of the data set."""
-    loader = DataLoader(_ErrorsAsValues(dataset), batch_sampler=batches, collate_fn=_collate, **options)
+    loader = DataLoader(
+        _ErrorsAsValues(dataset),
+        batch_sampler=batches,
+        collate_fn=_collate,
+        worker_init_fn=_begin_worker,
+        # Not "fork", which copies locks that other threads hold. Not "forkserver", whose workers have another parent.
+        multiprocessing_context="spawn" if options.get("num_workers") else None,
+        generator=torch.Generator(),  # otherwise it draws from torch's global one whenever it starts
+        **options,
+    )
     for minibatch in _start(loader):
         if isinstance(minibatch, UserError):
             raise minibatch
@@ -99,8 +112,9 @@ def _start(loader: DataLoader) -> Iterator[Any]:
     try:
         if loader.num_workers:
             _require_descriptors(_DESCRIPTORS)
-        with _child_signals_as_they_were():
-            return iter(loader)
+            with _stop_signals_kept_from_workers(), _child_signals_as_they_were():
+                return iter(loader)
+        return iter(loader)
     except Exception as error:
         reason = _say(error)
     finally:
@@ -116,6 +130,37 @@ def _require_descriptors(spare: int) -> None:
     with contextlib.ExitStack() as opened:
         for _ in range(spare):
             opened.enter_context(open(os.devnull, "rb"))
+
+
+def _begin_worker(worker: int) -> None:
+    """Prepare a new worker process."""
+    # DataLoader's workers compare their parent's number with the first one they saw. If the parent was killed before,
+    # they would stay forever.
+    end_with_parent()
+
+
+@contextlib.contextmanager
+def _stop_signals_kept_from_workers() -> Iterator[None]:
+    """Start processes in the block that never get stop signals. Terminals send these to all processes of a program, but
+    the last step of their parent needs data.
+    """
+    # New processes inherit the mask of blocked signals. Handlers would come too late: importing torch takes seconds.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        # A helper that Python starts beside the first worker. Python unblocks some of the signals then.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End workers that are left when the program ends. Python would send SIGTERM, which they block, and then wait."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 @contextlib.contextmanager
