@@ -150,10 +150,10 @@ def joined(timeout_minutes: float = 30) -> Iterator[World]:
         yield World()
         return
     threading.Thread(target=_end_with, args=(_parent(),), daemon=True).start()
-    # Our launcher's ranks begin with these blocked, so that none of them comes while Python starts.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     world = None
     try:
+        # Our launcher's ranks begin with these blocked, so that none of them comes while Python starts.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         world = _join(datetime.timedelta(minutes=timeout_minutes))
         try:
             yield world

@@ -47,12 +47,12 @@ def launch(processes: int) -> int:
     """
     # No warnings of lost connections. The variable is read when torch is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from torch_utils.distributed import refuse_too_many
+    with _signals_noted() as asked, tempfile.TemporaryDirectory(prefix="stylegan2-mr-ranks-") as folder:
+        from torch_utils.distributed import refuse_too_many
 
-    refuse_too_many(processes)
-    with tempfile.TemporaryDirectory(prefix="stylegan2-mr-ranks-") as folder:
+        refuse_too_many(processes)
         ours = Launcher(os.getpid(), Path(folder))
-        with _signals_noted() as asked, _environment(ours), _logging_off():
+        with _environment(ours), _logging_off():
             elastic, ranks = _Elastic(processes, ours.folder), _Ranks(processes, ours)
             elastic.start()
             _watch(elastic, ranks, asked)

@@ -11,9 +11,10 @@ import psutil
 import pytest
 import torch
 
+from dnnlib.errors import UserError
 from helpers.commands import ROOT
 from helpers.rank import ADVICE
-from torch_utils.distributed import World
+from torch_utils.distributed import BACKEND, World, refuse_too_many
 
 OURS = ("-m", "helpers.rank")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "helpers.rank")
@@ -73,6 +74,16 @@ def test_alone():
     world.add_up(tensor)
     world.meet()
     assert tensor.tolist() == [1, 1, 1] and world.share("x") == "x" and world.differing({"a": 1}) == [] and world.first
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    refuse_too_many(1)
+    with pytest.raises(UserError, match="^2 processes need 2 GPUs, but there is 1 on this machine: use at most 1$"):
+        refuse_too_many(2)
+    monkeypatch.setenv(BACKEND, "gloo")
+    refuse_too_many(2)
 
 
 def test_ranks_talk(tmp_path):
@@ -140,6 +151,16 @@ def test_all_ranks_stop_after_the_same_step(tmp_path, signum, receiver, expected
     assert process.returncode == expected and not living(tmp_path), output
     first, second = [json.loads((tmp_path / f"saved-{rank}.json").read_text()) for rank in range(2)]
     assert first == second and output in (f"stopping after {signum}\n", "" if receiver == "rank" else None)
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_the_ranks_have_joined(tmp_path):
+    process = start(2, "train", tmp_path)
+    while not psutil.Process(process.pid).children():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, "") and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
