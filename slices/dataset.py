@@ -6,7 +6,8 @@ The U-Net's data set is in segmentation/data.py.
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,10 +15,18 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.text import count
 from slices.archive.reader import ArchiveReader
+from slices.shared_slices import SharedSlices
 
 MEMORY = 2 << 30  # bytes that the slices of one data set may take in memory
 
 Kept = TypeVar("Kept")
+
+
+class Keeper(Protocol[Kept]):
+    """Where slices are kept, by number: a dictionary, or SharedSlices."""
+
+    def get(self, n: int, /) -> Kept | None: ...
+    def __setitem__(self, n: int, kept: Kept, /) -> None: ...
 
 
 class StoredSlices(Generic[Kept]):
@@ -34,20 +43,33 @@ class StoredSlices(Generic[Kept]):
         memory: int | None = None,  # bytes that all slices may take; None: MEMORY
     ) -> None:
         self._places, self._keep = places, keep
-        self.in_memory = len(places) * slice_bytes <= (MEMORY if memory is None else memory)
-        self._kept: dict[int, Kept] = {}
+        self._bytes = len(places) * slice_bytes
+        self._kept: Keeper[Kept] = {}
+        self.limit(MEMORY if memory is None else memory)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, n: int) -> Kept:
-        if n in self._kept:
-            return self._kept[n]
-        archive, i = self._places[n]
-        kept = self._keep(archive.read_checked(i))
-        if self.in_memory:
-            self._kept[n] = kept
+        kept = self._kept.get(n)
+        if kept is None:
+            archive, i = self._places[n]
+            kept = self._keep(archive.read_checked(i))
+            if self.in_memory:
+                self._kept[n] = kept
         return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy for another process reads slices itself, if it needs any.
+        return {**self.__dict__, "_kept": {}}
+
+    def limit(self, memory: int) -> None:
+        """Set the number of bytes that all slices may take in memory."""
+        self.in_memory = self._bytes <= memory
+
+    def keep_in(self, keeper: Keeper[Kept]) -> None:
+        """Keep slices there from now on."""
+        self._kept = keeper
 
 
 class Example(NamedTuple):
@@ -111,6 +133,19 @@ class SliceDataset(torch.utils.data.Dataset[Example]):
     def in_memory(self) -> bool:
         """Whether slices are kept in memory once they are read."""
         return self._slices.in_memory
+
+    def share(self, path: Path, create: bool) -> None:
+        """Keep slices in a file, together with other processes of this machine that call this with the same path.
+
+        create: make the file. Exactly one process does, before the others call. Once all have called, the file's name
+        can be removed: the file disappears with the last of them. Raises OSError if there is no room for it.
+        """
+        shape = (self.schema.num_channels, self.resolution, self.resolution)
+        self._slices.keep_in(SharedSlices(path, self.num_originals, shape, create))
+
+    def limit_memory(self, memory: int) -> None:
+        """Set the number of bytes that the slices may take in memory."""
+        self._slices.limit(memory)
 
     @property
     def patients(self) -> tuple[str, ...]:

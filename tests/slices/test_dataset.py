@@ -34,3 +34,11 @@ def test_a_data_set_goes_to_other_processes(archive):
         first = here[0].stored
         there = pickle.loads(pickle.dumps(here))
         assert torch.equal(there[0].stored, first) and torch.equal(there[30].stored, here[30].stored)
+
+
+def test_no_slices_go_to_other_processes(archive):
+    dataset = SliceDataset(archive)
+    before = pickle.dumps(dataset)
+    for n in range(len(dataset)):
+        dataset[n]
+    assert pickle.dumps(dataset) == before and dataset[0].stored.numpy().tobytes() not in before
