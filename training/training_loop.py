@@ -19,6 +19,7 @@ from training.minibatches import FakeSource, RealSource
 from training.reporter import Reporter, sheet_size
 from training.run import Evaluate, Outcome, Run
 from training.saving import StateSaver
+from training.shared_memory import share_slices
 from training.snapshot import SnapshotInfo, save_snapshot, snapshot_name
 from training.state import Position, TrainingState
 from training.training_step import Trainer
@@ -33,6 +34,8 @@ def train(run: Run, dataset: SliceDataset, world: World, log: Log, evaluate: Eva
     """
     config = run.config
     native.available(world.device.type)  # may build the operators for a minute: better before the clock starts
+    if remark := share_slices(dataset, world):
+        log(remark)
     state = TrainingState.initial(config, world.device)
     if run.saved is not None:
         position = from_json(Position, run.saved.metadata["position"], str(run.saved.path))
