@@ -132,7 +132,7 @@ def report(outdir: Path, made: Made, results: Mapping[str, Path], real: ClassAre
     from segmentation.comparison import Comparison, GanFacts, to_text, write_comparison
     from segmentation.evaluate import load_evaluation
 
-    seed = read_json(made.snapshot.parent / "training_options.json")["seed"]
+    seed = read_json(made.snapshot.parent / "training_options.json")["config"]["seed"]
     gan = GanFacts(kimg=int(made.snapshot.stem[-6:]), seed=seed)  # network-snapshot-NNNNNN
     arms = {arm: load_evaluation(path) for arm, path in results.items()}
     comparison = Comparison(arms, RELATIVE_TO, real, fake, gan)

@@ -107,7 +107,7 @@ def test_what_is_asked_for_takes_the_place_of_the_presets_values():
 
 
 def test_the_report_names_the_gan(tmp_path, capsys):
-    for name, values in {"gan/training_options": {"seed": 77}, "r": evaluation(examination(0.5))}.items():
+    for name, values in {"gan/training_options": {"config": {"seed": 77}}, "r": evaluation(examination(0.5))}.items():
         make_folder((tmp_path / name).parent)
         write_json(tmp_path / f"{name}.json", values)
     archive = write_archive(tmp_path / "real.zip", count=4)

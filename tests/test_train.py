@@ -1,20 +1,31 @@
 """train.py: options, files of a run folder, mistakes."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 import slices.dataset
 import train
+from dnnlib.files import write_json
+from dnnlib.runs import held_run_folder
+from helpers.commands import ROOT
 from helpers.drawn import draw_slice, write_archive
 from helpers.trainings import TINY_OPTIONS
 from slices.archive.writer import ArchiveWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
+from training.beginning import describe_run
 from training.config import DataConfig
 from training.snapshot import load_generator
 
@@ -43,7 +54,7 @@ def test_a_run_leaves_its_files(tmp_path, cfg, cond):
     assert loaded.info.label_names == (("HGG", "LGG") if cond else None)
     assert loaded.info.label_counts == ((12, 12) if cond else None)
     assert ("Classes: HGG (12 slices), LGG (12 slices)" in (folder / "log.txt").read_text()) == cond
-    assert json.loads((folder / "training_options.json").read_text())["batch"] == 4
+    assert json.loads((folder / "training_options.json").read_text())["config"]["batch"] == 4
 
 
 def test_held_out_patients_are_refused(tmp_path):
@@ -78,6 +89,15 @@ def test_dry_run_writes_nothing(tmp_path, archive):
     assert '"r1_gamma"' in result.output and "By hand: batch 8\n`auto` is tuned for" in result.output
 
 
+def test_dry_run_knows_the_processes(tmp_path, archive):
+    """It starts none of them, so it may ask for more than there are."""
+    command = [f"--outdir={tmp_path / 'runs'}", f"--data={archive}", "--gpus=5", "-n"]
+    result = CliRunner().invoke(train.main, command)
+    assert result.exit_code == 0 and '"batch": 60,' in result.output and '"batch_gpu": 12,' in result.output
+    assert "batch 60 instead of 64, which does not divide over 5 processes" in result.output
+    assert not (tmp_path / "runs").exists()
+
+
 def test_learning_rate_by_hand(tmp_path, archive):
     options = [f"--outdir={tmp_path / 'runs'}", f"--data={archive}", "--batch=8", "--lrate=0.01", "-n"]
     result = CliRunner().invoke(train.main, options)
@@ -93,6 +113,17 @@ def test_learning_rate_by_hand(tmp_path, archive):
         (write_archive, ["--cond=1"], "no class labels, which --cond needs"),
         (write_archive, ["--subset=99"], "--subset 99"),
         (write_archive, ["--batch=5"], "does not divide into groups"),
+        (
+            write_archive,
+            ["--batch=30", "--gpus=4", "-n"],
+            "30 over 4 GPUs does not divide into groups of 4 on each: use",
+        ),
+        (write_archive, ["--batch=32", "--batch-gpu=16", "--gpus=4", "-n"], "use --batch 64, or --batch-gpu 8"),
+        (write_archive, ["--gpus=0"], "--gpus 0: expected a whole number from 1"),
+        (write_archive, ["--state-minutes=0"], "--state-minutes 0: expected a number above 0"),
+        (write_archive, ["--max-bad-steps=0"], "--max-bad-steps 0: expected a whole number from 1"),
+        (write_archive, ["--best=fid"], "--best=fid: nothing is measured"),
+        (write_archive, ["--run-dir=x"], "--outdir and --run-dir exclude each other"),
         (write_archive, ["--outdir=/dev/null/runs"], "a file is where a folder is needed"),
     ],
 )
@@ -148,5 +179,175 @@ def test_run_folders_are_numbered(tmp_path, archive):
 
 
 def test_hostile_names_do_not_reach_the_run_folder():
-    assert train.describe_run(DataConfig("../a b;c.zip"), "auto", None) == "a_b_c-auto"
-    assert np.all([c.isprintable() for c in train.describe_run(DataConfig("ü\n.zip", mirror=True), "auto", 4)])
+    assert describe_run(DataConfig("../a b;c.zip"), "auto", None) == "a_b_c-auto"
+    assert np.all([c.isprintable() for c in describe_run(DataConfig("ü\n.zip", mirror=True), "auto", 4)])
+
+
+# --- runs that go on --------------------------------------------------------------------------------------------------
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(train.main, [str(a) for a in arguments])
+
+
+def content(folder):
+    """Every file below a folder, but locks: path -> bytes and time of change."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def refused(folder, command, *words):
+    """Assert that a command ends with one message, exit code 2, and a folder as it was. Returns its output."""
+    before = content(folder)
+    result = invoke(*command)
+    assert result.exit_code == 2 and result.output.startswith("error: "), result.output
+    assert all(str(word) in result.output for word in words), result.output
+    assert content(folder) == before
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of four steps in RUN, with its archive beside it. Not to be changed."""
+    parent = tmp_path_factory.mktemp("finished")
+    write_archive(parent / "data.zip")
+    result = invoke(f"--run-dir={parent / 'RUN'}", f"--data={parent / 'data.zip'}", *TINY_OPTIONS)
+    assert result.exit_code == 0, result.output
+    return parent
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, whose archive is where it was."""
+    return Path(shutil.copytree(finished / "RUN", tmp_path / "run"))
+
+
+def test_one_command_begins_ends_and_says_so(finished, run):
+    """With --run-dir, the same command does nothing once the run is finished; so does --resume."""
+    before = content(run)
+    for call in ([f"--run-dir={run}", f"--data={finished / 'data.zip'}", *TINY_OPTIONS], [f"--resume={run}"]):
+        result = invoke(*call)
+        assert result.exit_code == 0, result.output
+        assert result.output == f"{run} is finished: it has trained for 0.016 kimg, and --kimg can make it longer\n"
+        assert content(run) == before
+
+
+def test_a_longer_run_is_that_of_one_call(finished, run, tmp_path):
+    """Four steps and two more, from a copy of the archive under another name, are the six steps of one run."""
+    archive = Path(shutil.copy(finished / "data.zip", tmp_path / "copy.zip"))
+    for command, folder in [
+        ((f"--resume={run}", f"--data={archive}", "--kimg=0.024"), run),
+        ((f"--run-dir={tmp_path / 'one'}", f"--data={archive}", *TINY_OPTIONS, "--kimg=0.024"), tmp_path / "one"),
+    ]:
+        result = invoke(*command)
+        assert result.exit_code == 0, result.output
+        assert [p.name for p in folder.glob("network-*")] == ["network-snapshot-000000.safetensors"]
+    with safe_open(run) as longer, safe_open(tmp_path / "one") as one:
+        names = set(longer.keys())
+        assert names == set(one.keys()) and len(names) > 50
+        assert all(torch.equal(longer.get_tensor(name), one.get_tensor(name)) for name in names)
+    log = (run / "log.txt").read_text()
+    assert log.count("tick 0 ") == log.count("tick 1 ") == 1 and "training-state-000004" in log
+    assert json.loads((run / "training_options.json").read_text())["config"]["kimg"] == 0.024
+    assert invoke(f"--resume={run}").output.startswith(f"{run} is finished")
+
+
+def safe_open(run):
+    return safetensors.safe_open(run / "network-snapshot-000000.safetensors", framework="pt")
+
+
+def test_a_run_without_a_state_begins_anew(finished, run):
+    """As a run that was killed before its first state; its lines in the log go."""
+    for path in [*run.glob("training-state-*"), *run.glob("network-*")]:
+        path.unlink()
+    refused(run, [f"--resume={run}"], f"no state to resume from: begin anew with --run-dir={run}")
+    result = invoke(f"--run-dir={run}", f"--data={finished / 'data.zip'}", *TINY_OPTIONS)
+    assert result.exit_code == 0, result.output
+    log, snapshot = (run / "log.txt").read_text(), "network-snapshot-000000.safetensors"
+    assert log.count("tick 0 ") == 1 and len((run / "stats.jsonl").read_text().splitlines()) == 2
+    with safe_open(run) as again, safe_open(finished / "RUN") as first:
+        assert all(torch.equal(again.get_tensor(name), first.get_tensor(name)) for name in first.keys()), snapshot
+
+
+def test_runs_that_can_not_go_on(finished, run, tmp_path):
+    """Each is one message, before anything is made or changed."""
+    data = finished / "data.zip"
+    other = write_archive(tmp_path / "other.zip", seed=1)
+    small = write_archive(tmp_path / "small.zip", resolution=8)
+    same = [f"--run-dir={run}", f"--data={data}", *TINY_OPTIONS]
+    resume = f"--resume={run}"
+    for options, words in [
+        ([f"--resume={tmp_path / 'none'}"], ["no such folder"]),
+        ([f"--resume={tmp_path}"], ["no run of train.py is there"]),
+        ([f"--resume={run / 'network-snapshot-000000.safetensors'}"], ["is a snapshot", f"--resume={run}"]),
+        ([f"--resume={run / 'training-state-000004.safetensors'}"], ["is a file", f"--resume={run}"]),
+        ([resume, f"--data={other}"], [other, data, "is not the archive that this run learns from"]),
+        ([resume, f"--data={small}"], [small, data, "is not the archive that this run learns from"]),
+        ([resume, "--gpus=3", "-n"], ["--batch 4 over 3 GPUs", "use --gpus with one of 1"]),
+        ([resume, "--batch-gpu=2"], ["--batch-gpu 2 does not divide into groups of 4, which this run has"]),
+        ([resume, f"--exclude={data}"], ["slices of drawn0-0"]),
+        ([f"--run-dir={tmp_path}", f"--data={data}"], ["no run of train.py: choose an empty or a new folder"]),
+        ([f"--run-dir={data}", f"--data={data}"], ["is a file"]),
+        ([f"--run-dir={run}"], ["--data is missing"]),
+        ([f"--run-dir={tmp_path / 'new'}"], ["--data is missing"]),
+        ([f"--run-dir={tmp_path / 'new'}", f"--data={data}", "--batch=6"], ["--batch 6 does not divide"]),
+    ]:
+        assert refused(tmp_path, options, *words).count("\n") == 1
+    table = ["holds a run with other options", "field", "run", "now"]
+    refused(tmp_path, [resume, "--seed=1", "--mirror=1", "--kimg=9"], *table, "--seed", "--mirror")
+    assert "--kimg" not in refused(tmp_path, [*same, "--batch=8", "--kimg=9"], *table, "--batch")
+    assert not (tmp_path / "new").exists()
+
+
+def test_damaged_folders_are_refused(finished, run):
+    (state,) = run.glob("training-state-*")
+    good, options = state.read_bytes(), json.loads((run / "training_options.json").read_text())
+    state.write_bytes(good[:-100] + bytes(100))
+    refused(run, [f"--resume={run}", "--kimg=1"], state.name)
+    state.write_bytes(good)
+    for change, word in [({"version": 99}, "version 99"), ({"config": 7}, "expected an object")]:
+        write_json(run / "training_options.json", {**options, **change})
+        refused(run, [f"--resume={run}"], "training_options.json", word)
+    # A state of another run, put there by hand.
+    options["config"]["lrate"] = options["request"]["recipe"]["lrate"] = 0.5
+    write_json(run / "training_options.json", options)
+    refused(run, [f"--resume={run}", "--kimg=1"], state.name, "--lrate")
+
+
+def test_an_archive_that_has_moved_must_be_named(finished, run, tmp_path):
+    options = json.loads((run / "training_options.json").read_text())
+    options["request"]["data"]["path"] = str(tmp_path / "gone.zip")
+    write_json(run / "training_options.json", options)
+    refused(run, [f"--resume={run}"], "gone.zip: this run's archive is not there", "--data")
+    assert invoke(f"--resume={run}", f"--data={finished / 'data.zip'}").exit_code == 0
+
+
+def test_a_folder_in_use_is_refused(finished, run):
+    with held_run_folder(run):
+        refused(run, [f"--resume={run}", "--kimg=1"], "in use by another training", f"process {os.getpid()}")
+
+
+def test_two_processes_show_one_message(tmp_path, archive):
+    command = [
+        sys.executable,
+        "train.py",
+        f"--run-dir={tmp_path / 'run'}",
+        f"--data={archive}",
+        "--gpus=2",
+        "--batch=30",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and not done.stdout and not (tmp_path / "run").exists()
+    assert done.stderr == "error: --batch 30 over 2 GPUs does not divide into groups of 4 on each: use 24 or 32\n"
+
+
+def test_as_many_processes_as_there_are(tmp_path, archive, monkeypatch):
+    """torchrun has said how many; and a GPU takes one."""
+    command = [f"--outdir={tmp_path / 'runs'}", f"--data={archive}", "--gpus=4"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    refused(tmp_path, command, "4", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    refused(tmp_path, command, "--gpus 4, but torchrun has started 3 processes")
+    assert not (tmp_path / "runs").exists()

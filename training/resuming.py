@@ -152,8 +152,20 @@ def refuse_other_data(stored: StoredRun, path: str, sha256: str) -> None:
     """Raise UserError if the archive is not the one that the run learns from."""
     if sha256 != stored.data_sha256:
         raise UserError(
-            f"{path} (SHA-256 {sha256[:12]}…) is not the archive that this run learns from: that is "
-            f"{stored.request.data.path} (SHA-256 {stored.data_sha256[:12]}…), under whatever name"
+            f"{path} (SHA-256 {sha256[:12]}…) is not the archive that this run learns from, "
+            f"{stored.request.data.path} (SHA-256 {stored.data_sha256[:12]}…), nor a copy of it"
+        )
+
+
+def refuse_changes(where: str, stored: TrainingConfig, asked: TrainingConfig) -> None:
+    """Raise UserError with a table of all values that differ, but must not while a run goes on. where: of `stored`."""
+    before, now = _facts(stored), _facts(asked)
+    changed = [name for name in before | now if before.get(name) != now.get(name) and name not in _MAY_CHANGE]
+    if changed:
+        rows = [(name, *_told_apart(before.get(name), now.get(name))) for name in changed]
+        raise UserError(
+            f"{where} holds a run with other options, which can't change while it goes on:\n\n"
+            f"{format_table(('field', 'run', 'now'), rows)}"
         )
 
 
@@ -165,14 +177,7 @@ def go_on(
     asked: the configuration that a new run would begin with. batch_gpu: given by hand; None: as the run had it, if its
     parts divide over the processes. Raises UserError with a table if they differ in what can't change.
     """
-    before, now = _facts(stored), _facts(asked)
-    changed = [name for name in before | now if before.get(name) != now.get(name) and name not in _MAY_CHANGE]
-    if changed:
-        rows = [(name, *_told_apart(before.get(name), now.get(name))) for name in changed]
-        raise UserError(
-            f"{folder} holds a run with other options, which can't change while it goes on:\n\n"
-            f"{format_table(('field', 'run', 'now'), rows)}"
-        )
+    refuse_changes(folder, stored, asked)
     part, remarks = _part(stored, batch_gpu, processes)
     return replace(asked, batch_gpu=part), remarks
 

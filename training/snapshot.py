@@ -130,3 +130,14 @@ def find_snapshot(source: str | os.PathLike) -> Path:
             f"{source}: no network-snapshot-NNNNNN.safetensors in this folder; give a run folder of train.py, or a file"
         )
     return found[-1][1]
+
+
+def has_snapshot(folder: Path, kimg: float | None = None) -> bool:
+    """Return whether a run folder has a whole snapshot of exactly this many thousand images. None: of any number."""
+    if kimg is None:
+        return any(_NAME.fullmatch(path.name) for path in folder.iterdir())
+    path = folder / snapshot_name(kimg)  # the name counts whole thousands
+    try:
+        return path.exists() and checkpoint.read_metadata(path, KIND, VERSION)["kimg"] == kimg
+    except UserError:  # damaged
+        return False

@@ -68,10 +68,15 @@ def test_other_failures_pass(error):
         raise error
 
 
-def test_training_without_memory_ends_with_one_message(tmp_path, archive, monkeypatch):
+@pytest.mark.parametrize(
+    "batch, words", [(4, "--batch-gpu, --batch, --cbase or --cmax"), (16, "--batch-gpu to 8, or ")]
+)
+def test_training_without_memory_names_what_to_lower(tmp_path, archive, monkeypatch, batch, words):
+    """Half a part, if the groups of the minibatch standard deviation fit into it: then the run can go on with it."""
     monkeypatch.setattr(Loss, "discriminator_r1", lambda *_: torch.zeros(1 << 50))
-    options = [f"--outdir={tmp_path}", f"--data={archive}", "--kimg=0.004", "--batch=4", "--cbase=64", "--workers=0"]
+    options = [f"--outdir={tmp_path}", f"--data={archive}", f"--batch={batch}", "--cbase=64", "--workers=0"]
     result = CliRunner().invoke(train.main, options)
     assert result.exit_code == 1, result.output
-    (line,) = result.stderr.splitlines()
-    assert "more were asked for" in line and line.endswith("peak): lower --batch-gpu, --batch, --cbase or --cmax")
+    line, advice = result.stderr.splitlines()
+    assert "more were asked for" in line and f"peak): lower {words}" in line
+    assert advice == f"Continue with: python train.py --resume={tmp_path}/00000-drawn-auto-batch{batch}"

@@ -179,7 +179,9 @@ def test_processes_and_parts_that_do_not_fit(processes, batch_gpu, message):
 def test_other_data_is_refused():
     stored = begun()
     refuse_other_data(stored, "/moved/y.zip", "1" * 64)
-    with pytest.raises(UserError, match=r"^/moved/y.zip \(SHA-256 2{12}…\) is not .* /data/x.zip \(SHA-256 1{12}…\)"):
+    with pytest.raises(
+        UserError, match=r"^/moved/y.zip \(SHA-256 2{12}…\) is not .* /data/x.zip \(SHA-256 1{12}…\), nor"
+    ):
         refuse_other_data(stored, "/moved/y.zip", "2" * 64)
 
 
