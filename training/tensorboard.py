@@ -12,14 +12,14 @@ class TensorBoard:
     """Writes event files into a run folder. Their steps are real images shown. One process of a run has one."""
 
     def __init__(self, folder: Path, nimg: int = 0) -> None:
-        """nimg: where the run begins or continues; TensorBoard hides what an earlier process wrote beyond it."""
+        """nimg: where the run begins or continues. TensorBoard hides what earlier processes wrote from there on."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self._writer = None
         else:
-            # The values of the tick that ended at nimg stay; a new run has none.
-            self._writer = SummaryWriter(str(folder), purge_step=nimg + 1 if nimg else 0)
+            # A state is written before the tick that ends with its step.
+            self._writer = SummaryWriter(str(folder), purge_step=nimg)
 
     def tick(self, stats: Mapping[str, Moments], nimg: int) -> None:
         """Write the means of a tick's statistics under their names in stats.jsonl."""
