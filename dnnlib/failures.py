@@ -49,7 +49,7 @@ class LostPeer(Failure):
 def failure_log(path: Path, advice: str) -> Iterator[None]:
     """Append the traceback of an exception that leaves the block to a file, and turn it into a Failure with the advice.
 
-    A user's mistake has no traceback. If this process is killed in the block, its launcher gives the advice.
+    Of a user's mistake, the message alone. If this process is killed in the block, its launcher gives the advice.
     """
     if (ours := launcher()) and os.environ.get("RANK") == "0":
         ours.advice.write_text(advice, encoding="utf-8", errors=PLAIN)
@@ -60,9 +60,10 @@ def failure_log(path: Path, advice: str) -> Iterator[None]:
         if failure is None:
             failure = Failure(f"{describe_exception(error)} (more in {path})")
         failure.advice = failure.advice or advice
-        if failure.status != 2 and not isinstance(failure, LostPeer):
+        if not isinstance(failure, LostPeer):
+            told = [f"error: {failure}\n"] if failure.status == 2 else traceback.format_exception(error)
             with contextlib.suppress(OSError), open(path, "a", encoding="utf-8", errors=PLAIN) as file:
-                file.write("".join(traceback.format_exception(error)))
+                file.write("".join(told))
         raise failure from (None if failure is error else error)
 
 

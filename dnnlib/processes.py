@@ -25,11 +25,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use. A container or job scheduler may allow only some."""
+    # macOS has no such call.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers() -> int:
     """Number of CPUs that this process may use, at most 8."""
-    # A container or job scheduler may allow fewer CPUs than the machine has. macOS has no such call.
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cpus, 8)
+    return min(usable_cpus(), 8)
 
 
 def map_in_order(

@@ -20,9 +20,10 @@ import torch
 import torch.distributed as dist
 
 from dnnlib.errors import UserError
-from dnnlib.failures import LostPeer, launcher, leave_record, record_of
-from dnnlib.processes import exit_status
+from dnnlib.failures import LostPeer, describe_exception, launcher, leave_record, record_of
+from dnnlib.processes import exit_status, usable_cpus
 from torch_utils.launching import ranks_around
+from torch_utils.memory import means_no_memory
 from torch_utils.stopping import STOP_SIGNALS
 
 Value = TypeVar("Value")
@@ -67,7 +68,9 @@ class World:
         try:
             dist.all_reduce(tensor)
         except RuntimeError as error:
-            raise LostPeer(f"another process of the run did not answer ({error})") from error
+            if means_no_memory(error):
+                raise
+            raise LostPeer(f"another process of the run did not answer ({describe_exception(error)})") from error
 
     def share(self, value: Value) -> Value:
         """Return the first process's value in all processes, however long they wait for it. It must be plain JSON."""
@@ -163,6 +166,7 @@ def joined(timeout_minutes: float = 30) -> Iterator[World]:
             raise
         _leave(world)
     except KeyboardInterrupt:
+        _flush()
         _end(exit_status(signal.SIGINT))
     except Exception as error:
         _fail(error, world)
@@ -200,8 +204,7 @@ def _share_cores(local_size: int) -> None:
     """
     asked = os.environ.get("OMP_NUM_THREADS")
     if asked is None or (asked == "1" and launcher() is None):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(cores // local_size, 1))
+        torch.set_num_threads(max(usable_cpus() // local_size, 1))
 
 
 def _leave(world: World) -> None:
@@ -225,13 +228,19 @@ def _fail(error: Exception, world: World | None) -> NoReturn:
             world._store.set(_FAILED, "")
     if launcher() is None and not record.consequence:
         print(record.told, file=sys.stderr)
+    _flush()
     _end(record.status)
+
+
+def _flush() -> None:
+    """Write what was printed, unless nobody reads it any more."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def _end(status: int) -> NoReturn:
     """End this process and its children at once. A regular end may wait for ever for ranks that are gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):

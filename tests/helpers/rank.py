@@ -14,7 +14,7 @@ from dnnlib.processes import exit_status
 from torch_utils.launching import launch, ranks_around
 from torch_utils.stopping import stop_signals
 
-TIME_LIMIT = 6  # of the group, in seconds
+SHORT = 6  # time limit of a group that has to wait longer, in seconds; other groups have a minute
 ADVICE = "Continue with: again"
 
 
@@ -38,12 +38,12 @@ def talk(world, folder):
 def late(world, folder):
     """Wait for a rank that comes later than the group's time limit, twice."""
     if world.rank == 1:
-        time.sleep(TIME_LIMIT + 1)
+        time.sleep(SHORT + 1)
         (folder / "came").touch()
     world.meet()
     write_json(folder / f"met-{world.rank}.json", (folder / "came").exists())
     if world.first:
-        time.sleep(TIME_LIMIT + 1)
+        time.sleep(SHORT + 1)
     write_json(folder / f"shared-{world.rank}.json", world.share(world.rank))
 
 
@@ -102,7 +102,7 @@ def main(ranks, task, folder):
 
     from torch_utils.distributed import joined
 
-    with joined(timeout_minutes=TIME_LIMIT / 60) as world:
+    with joined(timeout_minutes=SHORT / 60 if task == "late" else 1) as world:
         if task in ("talk", "late"):
             globals()[task](world, folder)
         else:
