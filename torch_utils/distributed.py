@@ -7,6 +7,7 @@ import datetime
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -257,4 +258,6 @@ def _end_with(parent: int) -> None:
     """End this process once its parent is gone. A killed launcher can't end its ranks, and they would go on."""
     while os.getppid() == parent:
         time.sleep(1)
+    if ours := launcher():
+        shutil.rmtree(ours.folder, ignore_errors=True)
     _end(1)

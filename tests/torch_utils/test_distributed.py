@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from dnnlib.errors import UserError
+from dnnlib.failures import LAUNCHER
 from dnnlib.processes import usable_cpus
 from helpers.commands import ROOT
 from helpers.rank import ADVICE
+from torch_utils import distributed
 from torch_utils.distributed import BACKEND, World, refuse_too_many
 
 OURS = ("-m", "helpers.rank")
@@ -85,6 +87,23 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
         refuse_too_many(2)
     monkeypatch.setenv(BACKEND, "gloo")
     refuse_too_many(2)
+
+
+@pytest.mark.parametrize(
+    "omp, by_us, expected", [(None, True, 3), ("1", True, None), ("1", False, 3), ("2", False, None), (None, False, 3)]
+)
+def test_ranks_share_the_cores_unless_the_user_says_how_many(monkeypatch, omp, by_us, expected):
+    """torchrun sets OMP_NUM_THREADS=1 itself."""
+    monkeypatch.setattr(distributed, "usable_cpus", lambda: 7)
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    for name, value in (("OMP_NUM_THREADS", omp), (LAUNCHER, "1 /tmp" if by_us else None)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    distributed._share_cores(2)
+    assert told == [expected] * (expected is not None)
 
 
 def test_ranks_talk(tmp_path):
