@@ -217,6 +217,7 @@ def _tell(error: Exception | None, killed: set[int], asked: Sequence[int], ours:
         if orderly:
             return orderly[0]
     if first is None:
+        print(message_of(Failure("a rank left the others behind, without a word")), file=sys.stderr)
         return 1
     advice = first.advice
     if not advice:
