@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.cli import arguments
-from dnnlib.stages import Stage, Stages, fingerprint
+from dnnlib.stages import FINGERPRINT, Stage, Stages, fingerprint
 
 # Arm of the table -> archives that its U-Net is trained on.
 ARMS = {"100 % R": ("real",), "100 % F": ("fake",), "100 % F + 100 % R": ("fake", "real")}
@@ -104,10 +104,11 @@ def make_slices(stages: Stages, preset: Preset, source: Path) -> Made:
         Stage(
             "train",
             purpose="train the GAN on the real training slices",
-            command=["train.py", "--outdir={out}/gan", f"--data={real}", f"--exclude={test}"] + arguments(preset.train),
+            command=["train.py", f"--run-dir={{out}}/gan/{FINGERPRINT}", f"--data={real}", f"--exclude={test}"]
+            + arguments(preset.train),
             inputs=[real, test],
-            outputs=["gan/*/network-snapshot-*.safetensors"],
-            replaces=False,  # train.py makes a new run folder at every call
+            outputs=[f"gan/{FINGERPRINT}/network-snapshot-*.safetensors"],
+            replaces=False,  # train.py goes on in its run folder
         )
     )
     last = len(ArchiveReader(real)) - 1

@@ -23,6 +23,10 @@ from dnnlib.processes import run_python
 from dnnlib.text import format_time
 
 OUT = "{out}"  # stands for the output folder in a stage's command
+# Stands in a stage's command and outputs for a name that options, inputs and sources decide. A command that continues
+# in a folder of this name never mixes its files with those that it made of something else.
+FINGERPRINT = "{fingerprint}"
+_SHORT = 8  # characters of a fingerprint in a name
 _ENDED = (129, 130, 143)  # exit statuses of a command that SIGHUP, Ctrl-C or SIGTERM ended: 128 + signal
 _KILLED = 137  # SIGKILL, from a user, or from the system when memory runs out
 
@@ -37,6 +41,11 @@ class Stage:
     inputs: Sequence[str | Path]  # files and folders; if their content changes, the stage runs again
     outputs: Sequence[str]  # glob patterns below the output folder; if several files match, the last one counts
     replaces: bool = True  # the command writes the same names every time, and has --force to replace its own files
+
+    @property
+    def continues(self) -> bool:
+        """Whether the command, when it is called again, goes on where it was interrupted."""
+        return any(FINGERPRINT in word for word in self.command)
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,8 @@ class Stages:
         portable = tuple(word.replace(str(self.outdir), OUT) for word in command)
         inputs = [describe_input(Path(path)) for path in stage.inputs]
         wanted = fingerprint([self._programs.sources_of(command), portable, *inputs])
+        command = [word.replace(FINGERPRINT, wanted[:_SHORT]) for word in command]
+        patterns = [pattern.replace(FINGERPRINT, wanted[:_SHORT]) for pattern in stage.outputs]
         path = self.records / f"{stage.name}.json"
         last = from_json(_Record, read_json(path), str(path)) if path.exists() else None
         print(f"\n=== {stage.name}: {stage.purpose}", flush=True)
@@ -116,13 +127,13 @@ class Stages:
                 return [self.outdir / name for name in last.results]
             print(f"    {changed} changed since the last run: making them again")
         if stage.replaces and last is None:
-            self._refuse([path for pattern in stage.outputs for path in self._matches(pattern)])
+            self._refuse([path for pattern in patterns for path in self._matches(pattern)])
         if stage.replaces and last is not None:
             command.append("--force")
         # An incomplete record, in case the command fails: the next call then knows whose the files are.
         write_json(path, _Record(False, wanted, portable))
-        self._execute(command, stage.name)
-        outputs = [self._last_match(pattern) for pattern in stage.outputs]
+        self._execute(command, stage)
+        outputs = [self._last_match(pattern) for pattern in patterns]
         results = {str(p.relative_to(self.outdir)): fingerprint(describe_input(p)) for p in outputs}
         write_json(path, _Record(True, wanted, portable, results))
         return outputs
@@ -135,7 +146,7 @@ class Stages:
         same = all(path.exists() and fingerprint(describe_input(path)) == was for path, was in paths.items())
         return None if same else "results"
 
-    def _execute(self, command: Sequence[str], name: str) -> None:
+    def _execute(self, command: Sequence[str], stage: Stage) -> None:
         """Run a command. If it fails, exit with a message and its status, or 1."""
         print("    $ python " + shlex.join(command), flush=True)
         start = time.time()
@@ -143,8 +154,9 @@ class Stages:
         if status:
             ended, killed = status in _ENDED, status == _KILLED
             why = " (killed, most likely for lack of memory)" if killed else ""
-            advice = "; the same command skips finished stages and starts this one again" if ended or killed else ""
-            print(f"\n{name} ended early{why}{advice}", file=sys.stderr)
+            again = "continues this one" if stage.continues else "starts this one again"
+            advice = f"; the same command skips finished stages and {again}" if ended or killed else ""
+            print(f"\n{stage.name} ended early{why}{advice}", file=sys.stderr)
             sys.exit(status if ended or status == 2 else 1)
         print(f"    took {format_time(time.time() - start)}", flush=True)
 

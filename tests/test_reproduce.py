@@ -3,11 +3,15 @@
 import json
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 import reproduce
 import reproduce_stages
@@ -137,6 +141,53 @@ def test_mistakes(tmp_path, options, message):
 def test_help_does_not_wait_for_slow_modules():
     code = "import sys, reproduce; sys.exit(bool({'numpy', 'torch', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_of_the_gan_continues(tmp_path):
+    """SIGTERM, then SIGKILL to the whole chain while the GAN trains; its networks become those of one call."""
+    out = tmp_path / "out"
+    command = ["reproduce.py", "--preset=demo", f"--outdir={out}", "--kimg=0.3", "--steps=8", "--patients=8"]
+
+    def start(words):
+        return subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def until(process, pattern):
+        """Read what the process prints up to a line with the pattern, and return that."""
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if re.search(pattern, line):
+                return "".join(printed)
+        pytest.fail(f"no {pattern} in:\n{''.join(printed)}")
+
+    first = start(command)
+    printed = until(first, "^tick 0 ")
+    first.send_signal(signal.SIGTERM)
+    until(first, "train ended early; the same command skips finished stages and continues this one")
+    assert first.wait(timeout=60) == 143
+    second = start(command)
+    assert "SIGTERM" not in until(second, "Continuing from training-state-")
+    second.kill()
+    second.stdout.read()  # until the stage has ended too: on Linux, it saves its state
+    third = start(command)
+    assert until(third, "^=== generate").count("done before") == 2
+    third.terminate()
+    third.communicate()
+    (run,) = (out / "gan").iterdir()
+    log = (run / "log.txt").read_text()
+    assert log.count("tick 0 ") == 1 and log.count("Continuing from") in (1, 2)
+    (told,) = re.findall(r"\$ python (train.py .*)", printed)
+    alone = tmp_path / "alone"
+    subprocess.run(
+        [sys.executable, *shlex.split(told.replace(str(run), str(alone)))], cwd=ROOT, check=True, capture_output=True
+    )
+    (interrupted,), (whole,) = (folder.glob("network-snapshot-*") for folder in (run, alone))
+    networks, expected = load_file(interrupted), load_file(whole)
+    assert networks.keys() == expected.keys()
+    assert all(torch.equal(networks[name], expected[name]) for name in expected)
 
 
 @pytest.mark.slow

@@ -138,6 +138,6 @@ def has_snapshot(folder: Path, kimg: float | None = None) -> bool:
         return any(_NAME.fullmatch(path.name) for path in folder.iterdir())
     path = folder / snapshot_name(kimg)  # the name counts whole thousands
     try:
-        return path.exists() and checkpoint.read_metadata(path, KIND, VERSION)["kimg"] == kimg
+        return path.exists() and checkpoint.load(path, KIND, VERSION).metadata["kimg"] == kimg
     except UserError:  # damaged
         return False

@@ -47,6 +47,37 @@ def test_a_stage_runs_again_only_if_options_inputs_or_results_changed(stages):
     assert not copy(stages, suffix="other options")
 
 
+GO_ON = """
+import sys; from pathlib import Path
+folder, option, status = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+folder.mkdir(parents=True, exist_ok=True)
+with (folder / "log.txt").open("a") as log: log.write(option)
+sys.exit(status)
+"""
+
+
+def test_a_stage_goes_on_in_the_folder_of_its_options(stages, capfd):
+    """A folder named by the fingerprint: the same one after an interruption, another one for other options."""
+
+    def call(option, status):
+        status_file = stages.outdir / "status.py"  # no option: it may differ between calls of the same stage
+        status_file.write_text(GO_ON.replace("int(sys.argv[3])", str(status)))
+        command = ["-c", f"exec(open({str(status_file)!r}).read())", "{out}/runs/{fingerprint}", option]
+        outputs = ["runs/{fingerprint}/log.txt"]
+        return stages.run(Stage("go on", "", command, [stages.outdir / "in.txt"], outputs, replaces=False))[0]
+
+    for status in (143, 130):
+        with pytest.raises(SystemExit):
+            call("a", status)
+        assert "; the same command skips finished stages and continues this one" in capfd.readouterr().err
+    first = call("a", 0)
+    assert first.read_text() == "aaa" and call("a", 0) == first and first.read_text() == "aaa"
+    second = call("b", 0)
+    assert second.read_text() == "b" and second.parent != first.parent
+    (stages.outdir / "in.txt").write_text("another input ")
+    assert call("b", 0).read_text() == "b" and len(list((stages.outdir / "runs").iterdir())) == 3
+
+
 def test_a_stage_that_failed_is_not_done(stages, capfd):
     command = ["-c", "import sys; open(sys.argv[1], 'w').write('half'); sys.exit(int(sys.argv[2]))", "{out}/out.txt"]
     for code, expected in ((2, 2), (1, 1), (130, 130)):
