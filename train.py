@@ -72,8 +72,6 @@ def main(folders: FolderOptions, data: dict[str, Any], asked: dict[str, Any], re
 def count_processes(folders: FolderOptions, asked: dict[str, Any], ranks: int | None) -> int:
     """Return how many processes are to train. ranks: those that torchrun has started, this one included."""
     if ranks is not None:
-        if asked.get("gpus", ranks) != ranks:
-            raise UserError(f"--gpus {asked['gpus']}, but torchrun has started {ranks} processes: leave out --gpus")
         return ranks
     if "gpus" not in asked and folders.resume is not None:
         return run_to_resume(folders.resume).request.options.gpus

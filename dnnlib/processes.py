@@ -179,7 +179,7 @@ def _unless_stopped(function: Callable[[Item], Result], item: Item) -> Result | 
 
 # --- one command ----------------------------------------------------------------------------------------------------
 
-GRACE = 20  # seconds from SIGTERM to SIGKILL
+GRACE = 40  # seconds from SIGTERM to SIGKILL; a training ends its step and saves its state
 # On Linux this program asks the system to end it together with its parent, and then becomes the command. Popen's
 # preexec_fn could also ask, but it runs after a fork, where locks of other threads may stay locked forever.
 # The comparison with the parent's id covers a parent that ended before the request.

@@ -69,6 +69,8 @@ class Begun(NamedTuple):
 
 def make_plan(folders: FolderOptions, given: Given, processes: int) -> Plan:
     """Decide what to do, and raise UserError if it can't be done. Writes nothing."""
+    if (gpus := given.options.get("gpus", processes)) != processes:
+        raise UserError(f"--gpus {gpus}, but torchrun has started {processes} processes: leave out --gpus")
     before = run_to_resume(folders.resume) if folders.resume is not None else None
     if folders.run_dir is not None:
         before = run_to_begin_or_continue(folders.run_dir)
@@ -88,9 +90,11 @@ def make_plan(folders: FolderOptions, given: Given, processes: int) -> Plan:
         refuse_other_data(before, request.data.path, data_sha256)
     config = configure(request, dataset.schema, dataset.resolution, dataset.c_dim)
     if before is None:
-        remarks = notes(request.options.cfg, dataset.resolution, request.recipe, processes)
+        remarks: list[str] = []
     else:
         config, remarks = go_on(folder, before.config, config, given.recipe.get("batch_gpu"), processes)
+    if before is None or not find_states(Path(folder)):  # the log begins here
+        remarks = [*notes(request.options.cfg, dataset.resolution, request.recipe, request.options.gpus), *remarks]
     remarks += describe_data(request.data, dataset, exclude)
     return Plan(before, StoredRun.of(config, request, data_sha256), dataset, remarks)
 
