@@ -2,10 +2,11 @@
 
 Both are told by environment variables, so that ranks which a launcher starts have them too.
 
-FAULT is JSON: place, number (the fault comes at this visit of the place, counted from 1 in each process), how (one of
-HOW), and optionally rank. FLOAT64=1 makes networks and data of float64.
+FAULT is JSON with the arguments of Fault. FLOAT64=1 makes networks and data of float64. MEASURING=8 measures at
+snapshots, for 8 s in rank 0 and no time in the others, while processes wait for each other in a reduction for 6 s.
 """
 
+import functools
 import json
 import os
 import signal
@@ -47,6 +48,7 @@ class Fault:
     """A fault that waits at its place."""
 
     def __init__(self, place: str, number: int, how: str, rank: int = 0) -> None:
+        """number: the fault comes at this visit of the place in a process, counted from 1. how: see `fail`."""
         assert place in PLACES, place
         self.place, self.number, self.how, self.rank = place, number, how, rank
         self.visits = 0
@@ -101,7 +103,22 @@ class Fault:
         reporter.Reporter.tick = half_a_line  # type: ignore[method-assign]
 
 
+def measure_slowly(seconds: float) -> None:
+    """Give the training a hook that takes long in rank 0, and the group a short time limit."""
+    from torch_utils import distributed
+    from training import training_loop
+
+    def evaluate(generator: Any, kimg: float) -> dict[str, float]:
+        time.sleep(seconds if int(os.environ.get("RANK", 0)) == 0 else 0)
+        return {"dummy": kimg}
+
+    distributed.joined = functools.partial(distributed.joined, timeout_minutes=0.1)  # type: ignore[assignment]
+    training_loop.train = functools.partial(training_loop.train, evaluate=evaluate)  # type: ignore[assignment]
+
+
 if __name__ == "__main__":
+    if seconds := os.environ.get("MEASURING"):
+        measure_slowly(float(seconds))
     if os.environ.get("FLOAT64"):
         torch.set_default_dtype(torch.float64)
     if told := os.environ.get("FAULT"):
