@@ -66,30 +66,28 @@ class World:
         """
         if self.size == 1:
             return
-        try:
+        with _answering("another process of the run"):
             dist.all_reduce(tensor)
-        except RuntimeError as error:
-            if means_no_memory(error):
-                raise
-            raise LostPeer(f"another process of the run did not answer ({describe_exception(error)})") from error
 
     def share(self, value: Value) -> Value:
         """Return the first process's value in all processes, however long they wait for it. It must be plain JSON."""
         if self._store is None:
             return value
         key = self._new_key()
-        if self.first:
+        if not self.first:
+            return self._read(key)
+        with _answering("the launcher"):
             self._store.set(key, json.dumps(value))
-            return value
-        return self._read(key)
+        return value
 
     def meet(self) -> None:
         """Wait until all processes have come here, however long it takes."""
         if self._store is None:
             return
         key = self._new_key()
-        if self._store.add(key, 1) == self.size:
-            self._store.set(f"{key}/all", "")
+        with _answering("the launcher"):
+            if self._store.add(key, 1) == self.size:
+                self._store.set(f"{key}/all", "")
         self._wait_for(f"{key}/all")
 
     def differing(self, hashes: Mapping[str, int | str]) -> list[str]:
@@ -98,7 +96,8 @@ class World:
             return []
         key = self._new_key()
         if not self.first:
-            self._store.set(f"{key}/{self.rank}", json.dumps(dict(hashes)))
+            with _answering("the launcher"):
+                self._store.set(f"{key}/{self.rank}", json.dumps(dict(hashes)))
             return self.share([])
         others = [self._read(f"{key}/{rank}") for rank in range(1, self.size)]
         names = dict.fromkeys(name for known in [hashes, *others] for name in known)
@@ -112,17 +111,30 @@ class World:
         """Wait for a value in the store, and return it."""
         assert self._store is not None
         self._wait_for(key)
-        return json.loads(self._store.get(key))
+        with _answering("the launcher"):
+            return json.loads(self._store.get(key))
 
     def _wait_for(self, key: str) -> None:
         """Wait until the store has a key. Asks again and again, as the store's own waiting has a time limit."""
         assert self._store is not None
         pause = 0.001
-        while not self._store.check([key]):
-            if self._store.check([_FAILED]):
-                raise LostPeer("another process of the run has failed")
-            time.sleep(pause)
-            pause = min(2 * pause, _SLOWEST_POLL)
+        with _answering("the launcher"):
+            while not self._store.check([key]):
+                if self._store.check([_FAILED]):
+                    raise LostPeer("another process of the run has failed")
+                time.sleep(pause)
+                pause = min(2 * pause, _SLOWEST_POLL)
+
+
+@contextlib.contextmanager
+def _answering(who: str) -> Iterator[None]:
+    """Turn errors of connections in the block into LostPeer. Torch raises RuntimeError for them."""
+    try:
+        yield
+    except RuntimeError as error:
+        if means_no_memory(error):
+            raise
+        raise LostPeer(f"{who} did not answer ({describe_exception(error)})") from error
 
 
 def refuse_too_many(processes: int) -> None:
@@ -214,7 +226,7 @@ def _leave(world: World) -> None:
     dist.destroy_process_group()
     # Elastic ends the others as soon as one process has ended with a stop signal's status. Rank 0 may hold the store,
     # and be gone before the others have asked it a last time.
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(LostPeer):
         world.meet()
     if ours := launcher():
         ours.leaver(os.getpid()).touch()
@@ -246,6 +258,8 @@ def _end(status: int) -> NoReturn:
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
+    if (ours := launcher()) and os.getppid() != ours.pid:  # it was killed
+        shutil.rmtree(ours.folder, ignore_errors=True)
     os._exit(status)
 
 
@@ -258,6 +272,4 @@ def _end_with(parent: int) -> None:
     """End this process once its parent is gone. A killed launcher can't end its ranks, and they would go on."""
     while os.getppid() == parent:
         time.sleep(1)
-    if ours := launcher():
-        shutil.rmtree(ours.folder, ignore_errors=True)
     _end(1)
