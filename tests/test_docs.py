@@ -31,10 +31,11 @@ PROGRAMS = {
 
 
 def commands_on(page: Path) -> list[str]:
-    """Lines of the page's code blocks that start one of our programs."""
+    """Commands in the page's code blocks that start one of our programs, through torchrun also."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith("python ")]
+    ranks = [re.search(r"\btorchrun .*?(\w+\.py [^']*)", line) for line in lines]
+    return [line for line in lines if line.startswith("python ")] + [f"python {found[1]}" for found in ranks if found]
 
 
 def parse(words: list[str]) -> None:

@@ -97,7 +97,7 @@ def test_a_continued_run_counts_on(run, tmp_path):
 
 
 def test_sheets_of_fakes_show_the_averaged_generator(run, tmp_path):
-    """Sheets of fakes use the same latents each time, and do not depend on the microbatch size."""
+    """Sheets of fakes use the same latents each time, and do not depend on the size of a part."""
     reporter, state = run
     reporter.save_fakes("a.png")
     state.generator.requires_grad_(True)
