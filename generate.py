@@ -6,16 +6,29 @@ python generate.py --network=runs/00000-train-stylegan2 --seeds=0-9999 --dest=fa
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from dnnlib.cli import HELP, Checked, option, options
-from dnnlib.errors import UserError, reports_user_errors
+from dnnlib.errors import Failure, UserError, reports_user_errors
+from dnnlib.processes import exit_status
+from dnnlib.publish import recover
 from dnnlib.system import run
 from dnnlib.text import parse_integers
+from torch_utils.launching import count_ranks, launch, ranks_around
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
+from torch_utils.stopping import stop_signals
+
+if TYPE_CHECKING:
+    from torch_utils.distributed import World
+
+SHEET = "contact_sheet.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +58,13 @@ class GenerateOptions(Checked):
         metavar="NAME|N",
     )
     batch: int = option("Slices computed at a time.", default=8, least=1)
+    gpus: int | None = option(
+        "Processes that share the work, each on a GPU of its own if there are GPUs.",
+        default=None,
+        shown="1",
+        least=1,
+        most=1024,
+    )
     force: bool = option("Replace existing pictures or an existing archive.", switch=True)
 
     def __post_init__(self) -> None:
@@ -53,6 +73,11 @@ class GenerateOptions(Checked):
             raise UserError("give either --outdir for pictures or --dest for an archive")
         if self.dest is not None and not self.dest.lower().endswith(".zip"):
             raise UserError(f"--dest {self.dest}: expected a name that ends in .zip")
+
+    @property
+    def written(self) -> Path:
+        """The archive, or the contact sheet of the pictures."""
+        return Path(self.outdir, SHEET) if self.outdir is not None else Path(self.dest or "")
 
 
 @click.command(context_settings=HELP)
@@ -66,22 +91,45 @@ def main(asked: GenerateOptions) -> None:
     """
     seeds = list(dict.fromkeys(parse_integers(asked.seeds, limit=2**32)))  # without duplicates, in the same order
 
+    if count_ranks(asked.gpus) > 1 and ranks_around() is None:
+        status = launch(count_ranks(asked.gpus))
+        recover(asked.written)  # what a killed rank may have left
+        sys.exit(status)
+
     # Imported here, because torch takes seconds to import; --help and messages about mistakes should not.
+    from torch_utils.distributed import joined
+
+    keep_freed_memory()
+    with joined() as world, naming_what_to_lower("--batch"), stop_signals(_stop):
+        told = generate(asked, seeds, world)
+        if world.first:
+            print(told)
+
+
+def _stop(name: str) -> NoReturn:
+    """End because of a stop signal. What has been begun is cleared away, as after any error."""
+    raise Failure(f"stopped by {name}", exit_status(signal.Signals[name]))
+
+
+def generate(asked: GenerateOptions, seeds: Sequence[int], world: World) -> str:
+    """Generate slices of all seeds, together with the other ranks. Returns a summary."""
+    from torch_utils.precision import set_precision
     from training import sampling
+    from training.gathering import seeds_of_rank
     from training.generated_files import Generated, write_archive, write_pictures
     from training.snapshot import load_generator
 
-    keep_freed_memory()
+    set_precision(tf32=False, benchmark=False)
     network = load_generator(asked.network)
     label = sampling.find_class(network, asked.wanted_class)
     c = sampling.class_vector(network, asked.wanted_class)
-    samples = sampling.generate(network, seeds, c, asked.trunc, asked.noise_mode, asked.batch)
-    generated = Generated(network, label, seeds, samples)
+    own = seeds_of_rank(seeds, asked.batch, world)
+    samples = sampling.generate(network, own, c, asked.trunc, asked.noise_mode, asked.batch)
+    generated = Generated(network, label, seeds, own, samples, world)
     if asked.outdir is not None:
-        print(write_pictures(generated, Path(asked.outdir), asked.force))
-    elif asked.dest is not None:
-        told = {"trunc": asked.trunc, "noise_mode": asked.noise_mode, "class": asked.wanted_class}
-        print(write_archive(generated, Path(asked.dest), told, asked.force))
+        return write_pictures(generated, asked.written, asked.force)
+    told = {"trunc": asked.trunc, "noise_mode": asked.noise_mode, "class": asked.wanted_class}
+    return write_archive(generated, asked.written, told, asked.force)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,14 @@
 """Generation: a slice depends on its seed only; archives of fakes are read like archives of real slices."""
 
+import os
+import subprocess
+import sys
+import time
+import zipfile
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -13,6 +19,7 @@ import train
 from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from dnnlib.runs import Log
+from helpers.commands import ROOT
 from helpers.drawn import write_archive
 from slices.archive import edit
 from slices.archive.options import MergeOptions
@@ -247,3 +254,91 @@ def test_a_full_disk_leaves_the_old_archive(run_folder, tmp_path):
         result = invoke(*options, "--force")
     assert result.exit_code == 2 and "fake.zip: No space left on device; free some space" in result.output
     assert dest.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["fake.zip"]
+
+
+# --- several ranks --------------------------------------------------------------------------------------------------
+
+
+def start(*options, launcher=()):
+    """Start generate.py as a program, in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, *launcher, ROOT / "generate.py", *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_ranks_write_the_archive_of_one_process(run_folder, tmp_path):
+    """Two ranks of two seeds at a time; the last batch has one."""
+    options = ("--network", run_folder, "--seeds", "20,3-6", "--batch", 2, "--noise-mode", "random", "--dest")
+    process = start(*options, tmp_path / "two.zip", "--gpus", 2)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert printed == f"5 generated slices in {tmp_path / 'two.zip'}\n"
+    assert "rank 0 of 2: 100%" in errors and "3/3" in errors and "rank 1" not in errors
+    assert invoke(*options, tmp_path / "one.zip").exit_code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.zip", "two.zip"]
+    one, two = ArchiveReader(tmp_path / "one.zip"), ArchiveReader(tmp_path / "two.zip")
+    assert zipfile.ZipFile(one.path).namelist() == zipfile.ZipFile(two.path).namelist()
+    assert one.info == two.info and [record.seed for record in two.info.slices] == [20, 3, 4, 5, 6]
+    for n in range(5):
+        contrasts, classes = BRATS.split(one.read_checked(n))
+        other_contrasts, other_classes = BRATS.split(two.read_checked(n))
+        assert np.abs(contrasts.astype(int) - other_contrasts).max() <= 1
+        assert (classes != other_classes).mean() <= 1e-3
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_write_the_pictures_of_one_process(run_folder, tmp_path):
+    options = ("--network", run_folder, "--seeds", "3-7", "--batch", 2, "--outdir")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = start(*options, tmp_path / "two", launcher=torchrun)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert printed == f"5 panels in {tmp_path / 'two'}, all together in {tmp_path / 'two' / 'contact_sheet.png'}\n"
+    assert invoke(*options, tmp_path / "one").exit_code == 0
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(names) == 6 and sorted(path.name for path in (tmp_path / "two").iterdir()) == names
+    for name in names:
+        one, two = (np.array(Image.open(tmp_path / folder / name)).astype(int) for folder in ("one", "two"))
+        assert (np.abs(one - two).max(axis=-1) > 1).mean() <= 1e-3
+
+
+@pytest.mark.parametrize(
+    "ending", ["rank 1 killed", *(pytest.param(e, marks=pytest.mark.slow) for e in ("rank 0 killed", "stopped"))]
+)
+def test_a_rank_that_dies_leaves_no_archive(run_folder, tmp_path, ending):
+    process = start("--network", run_folder, "--seeds", "0-999999", "--dest", tmp_path / "new.zip", "--gpus", 2)
+    deadline = time.monotonic() + 60
+    while sum(part.stat().st_size > 10_000 for part in tmp_path.glob(".new*/.new.zip.0.?")) < 2:  # both are at work
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    ranks = {p.environ()["RANK"]: p for p in psutil.Process(process.pid).children()}
+    if ending == "stopped":
+        process.terminate()
+    else:
+        ranks[ending.split()[1]].kill()
+    printed, errors = process.communicate(timeout=30)
+    told = errors.replace("\r", "\n").strip().splitlines()[-1]
+    if ending == "stopped":
+        assert process.returncode == 143, errors
+    else:
+        assert process.returncode == 1 and f"error: {ending[:6]} was killed (SIGKILL)" in told, errors
+    assert not printed and "Traceback" not in errors and not list(tmp_path.iterdir())
+    assert not any(rank.is_running() for rank in ranks.values())
+
+
+def test_more_gpus_than_there_are_and_ranks_of_another_number_are_refused(run_folder, tmp_path, monkeypatch):
+    options = ("--network", run_folder, "--seeds", "0", "--outdir", tmp_path / "out", "--gpus", 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    result = invoke(*options)
+    assert result.exit_code == 2 and "2 processes need 2 GPUs, but there is 1 on this machine" in result.output
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    result = invoke(*options)
+    assert result.exit_code == 2 and "--gpus 2, but torchrun has started 4 processes: leave out" in result.output
+    assert not (tmp_path / "out").exists()

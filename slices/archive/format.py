@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib import config
-from slices.archive.zips import Packed, pack
+from slices.archive.zips import Packed, pack, unpack
 from slices.pixels import PixelSize
 from slices.schema import Schema
 
@@ -130,3 +130,8 @@ def pack_slice(stored: np.ndarray) -> Packed:
     """Pack one stored joint slice, uint8 [C + K, H, W], for `ArchiveWriter.add_packed`. Any process may do it."""
     assert stored.dtype == np.uint8, stored.dtype
     return pack(npy_header(stored.shape) + stored.tobytes())
+
+
+def unpack_slice(member: Packed) -> np.ndarray:
+    """The stored joint slice that `pack_slice` was given."""
+    return np.load(io.BytesIO(unpack(member)), allow_pickle=False)

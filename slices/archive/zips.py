@@ -56,6 +56,11 @@ def pack(content: bytes) -> Packed:
     return Packed(isal_zlib.compress(content, LEVEL, _RAW), len(content), isal_zlib.crc32(content))
 
 
+def unpack(member: Packed) -> bytes:
+    """The content of a member that `pack` made."""
+    return isal_zlib.decompress(member.deflated, _RAW, member.size)
+
+
 class ZipWriter:
     """Append packed members to a new zip file, which is complete after `close`. Every OSError names the file."""
 
