@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.archives import RESOLUTION, VOLUME, draw, refused, rewrite, write
-from slices.archive.format import INDEX
+from slices.archive.format import INDEX, pack_slice, unpack_slice
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS
@@ -35,3 +35,8 @@ def test_a_volume_knows_how_many_slices_it_has(axes, slices):
     affine = np.array([*columns, (5, 6, 7, 1)]).T
     assert replace(VOLUME, shape=(3, 4, 5), affine=tuple(map(tuple, affine.tolist()))).slices == slices
     assert replace(VOLUME, affine=((0.0,) * 4,) * 4).slices is None
+
+
+def test_a_packed_slice_unpacks_to_what_it_was():
+    stored = np.random.default_rng(0).integers(0, 256, (3, 5, 5), dtype=np.uint8)
+    assert np.array_equal(unpack_slice(pack_slice(stored)), stored)
