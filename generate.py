@@ -21,7 +21,7 @@ from dnnlib.processes import exit_status
 from dnnlib.publish import recover
 from dnnlib.system import run
 from dnnlib.text import parse_integers
-from torch_utils.launching import count_ranks, launch, ranks_around
+from torch_utils.launching import launch, ranks_around
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 from torch_utils.stopping import stop_signals
 
@@ -58,12 +58,8 @@ class GenerateOptions(Checked):
         metavar="NAME|N",
     )
     batch: int = option("Slices computed at a time.", default=8, least=1)
-    gpus: int | None = option(
-        "Processes that share the work, each on a GPU of its own if there are GPUs.",
-        default=None,
-        shown="1",
-        least=1,
-        most=1024,
+    gpus: int = option(
+        "Processes that share the work, each on a GPU of its own if there are GPUs.", default=1, least=1, most=1024
     )
     force: bool = option("Replace existing pictures or an existing archive.", switch=True)
 
@@ -91,8 +87,8 @@ def main(asked: GenerateOptions) -> None:
     """
     seeds = list(dict.fromkeys(parse_integers(asked.seeds, limit=2**32)))  # without duplicates, in the same order
 
-    if count_ranks(asked.gpus) > 1 and ranks_around() is None:
-        status = launch(count_ranks(asked.gpus))
+    if asked.gpus > 1 and ranks_around() is None:
+        status = launch(asked.gpus)
         recover(asked.written)  # what a killed rank may have left
         sys.exit(status)
 
@@ -120,9 +116,15 @@ def generate(asked: GenerateOptions, seeds: Sequence[int], world: World) -> str:
     from training.snapshot import load_generator
 
     set_precision(tf32=False, benchmark=False)
+    if not world.first:
+        world.meet()  # Under torchrun every rank would tell of a user's mistake. The first one has found none.
+    if asked.gpus not in (1, world.size):
+        raise UserError(f"--gpus {asked.gpus}, but torchrun has started {world.size} processes: leave out --gpus")
     network = load_generator(asked.network)
     label = sampling.find_class(network, asked.wanted_class)
     c = sampling.class_vector(network, asked.wanted_class)
+    if world.first:
+        world.meet()
     own = seeds_of_rank(seeds, asked.batch, world)
     samples = sampling.generate(network, own, c, asked.trunc, asked.noise_mode, asked.batch)
     generated = Generated(network, label, seeds, own, samples, world)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from dnnlib.errors import Failure, UserError, message_of
+from dnnlib.errors import Failure, message_of
 from dnnlib.failures import LAUNCHER, Launcher, Record, describe_exception, read_record
 from dnnlib.processes import exit_status
 from dnnlib.system import PLAIN
@@ -33,17 +33,6 @@ _POLL = 0.1  # seconds
 def ranks_around() -> int | None:
     """Return the number of ranks of the run that this process belongs to, or None if it is no rank."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
-
-
-def count_ranks(gpus: int | None) -> int:
-    """Return how many processes are to work: those that `torchrun` or `launch` has started, otherwise --gpus, or one.
-
-    Raises UserError if --gpus asks for another number than has been started.
-    """
-    ranks = ranks_around()
-    if ranks is not None and gpus not in (None, ranks):
-        raise UserError(f"--gpus {gpus}, but torchrun has started {ranks} processes: leave out --gpus")
-    return ranks or gpus or 1
 
 
 def launch(processes: int) -> int:
