@@ -1,5 +1,6 @@
 """Every command that the README and docs/ show parses, and every file that they name is there."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -38,17 +39,19 @@ def commands_on(page: Path) -> list[str]:
     return [line for line in lines if line.startswith("python ")] + [f"python {found[1]}" for found in ranks if found]
 
 
+def benchmark(name: str) -> click.Command:
+    """The command of a file such as benchmarks/training.py."""
+    return importlib.import_module(name.removesuffix(".py").replace("/", ".")).main
+
+
 def parse(words: list[str]) -> None:
     """Parse the words behind `python` as the program would; click raises for what it doesn't know."""
     name = " ".join(words[:2]) if words[0] == "-m" else words[0]
     arguments = words[len(name.split()) :]
-    if name.startswith("benchmarks/"):
-        assert (ROOT / name).is_file()
-        return
     if name in OTHERS:
         assert all((ROOT / a).exists() for a in arguments if a.endswith(".py"))
         return
-    command = PROGRAMS[name]
+    command = benchmark(name) if name.startswith("benchmarks/") else PROGRAMS[name]
     if isinstance(command, click.Group):
         command, arguments = command.commands[arguments[0]], arguments[1:]
     command.make_context(name, arguments, resilient_parsing=False)
