@@ -29,7 +29,8 @@ class StateSaver:
         self.run, self.state, self.world, self.reporter = run, state, world, reporter
         resumed = run.saved.path if run.saved is not None else None
         self._writer = StateWriter(run.folder, log, resumed) if world.first else None
-        self._last_time = time.monotonic()
+        # The first state comes after the first step: it shows at once whether the disk takes it.
+        self._last_time = -float("inf")
         self._last_step = state.step
 
     def due(self) -> bool:

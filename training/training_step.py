@@ -150,7 +150,9 @@ class Trainer:
         raise Diverged(
             f"{phase.name} had gradients that are no finite numbers {in_a_row[phase.name]} times in a row, at step "
             f"{self.state.step} ({self.state.nimg / 1000:g} kimg), first in {result.first_bad()}; its last values: "
-            f"{losses}. Continue from an earlier snapshot with a lower --lrate or a higher --gamma, or with --fp32=1"
+            f"{losses}",
+            # The same steps would come to the same numbers.
+            advice="Begin anew with a lower --lrate or a higher --gamma. What the run has saved so far is kept.",
         )
 
 
