@@ -196,7 +196,8 @@ class SynthesisNetwork(nn.Module):
             noise = torch.randn([len(ws), self.noise_size], dtype=ws.dtype, device=ws.device)
         shares = noise.to(ws.dtype).split([layer.resolution**2 for layer in layers], dim=1)  # [N, H·W] each
         return [
-            share.unflatten(1, (1, layer.resolution, layer.resolution))  # [N, 1, H, W]
+            # Contiguous, as kernels need it: otherwise each would make a copy, forward and backward.
+            share.contiguous().unflatten(1, (1, layer.resolution, layer.resolution))  # [N, 1, H, W]
             for share, layer in zip(shares, layers, strict=True)
         ]
 
