@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 
 import click
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the system's error numbers for a disk without room
+
 # Error number of the system -> advice, appended to its message.
 _ADVICE: dict[int | None, str] = {
     errno.ENOSPC: "; free some space or choose another destination",

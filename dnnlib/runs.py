@@ -11,7 +11,7 @@ from typing import TextIO
 
 import tqdm
 
-from dnnlib.errors import describe_os_error
+from dnnlib.errors import FULL, describe_os_error
 from dnnlib.files import make_folder
 from dnnlib.locks import hold
 from dnnlib.system import PLAIN
@@ -46,8 +46,8 @@ def held_run_folder(folder: Path) -> Iterator[None]:
 class Log:
     """Writes lines to a file and to the terminal, there above the progress bar.
 
-    On a full disk, lines still reach the terminal. Those that the file lacks, up to _HELD bytes, are written once there
-    is room.
+    On a full disk, lines still reach the terminal, unless it is a file there too. Those that the file lacks, up to
+    _HELD bytes, are written once there is room.
     """
 
     def __init__(self, path: str | os.PathLike | None, shown: bool = True) -> None:
@@ -61,10 +61,16 @@ class Log:
         if self._file is None:
             return
         if self._shown:
-            tqdm.tqdm.write(line)
+            _show(line)
         with contextlib.suppress(OSError):
             self._file.write(line + "\n")
-            self._file.flush()
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that the file lacks, if there is room for them."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.flush()
 
     @contextlib.contextmanager
     def warning(self, what: str) -> Iterator[None]:
@@ -79,4 +85,13 @@ class Log:
             try:
                 self._file.close()
             except OSError as error:
-                tqdm.tqdm.write(f"warning: {self._file.name} lacks its last lines: {error.strerror}")
+                _show(f"warning: {self._file.name} lacks its last lines: {error.strerror}")
+
+
+def _show(line: str) -> None:
+    """Write a line to the terminal. That may be a file on a full disk, which is no reason to end a program."""
+    try:
+        tqdm.tqdm.write(line)
+    except OSError as error:
+        if error.errno not in FULL:  # a pipe that nobody reads is one
+            raise

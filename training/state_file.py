@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 import os
 import re
 import threading
@@ -19,14 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dnnlib.errors import UserError, describe_os_error
+from dnnlib.errors import FULL, UserError, describe_os_error
 from torch_utils import checkpoint
 
 KIND, VERSION = "training state", 1
 KEPT = 2  # state files in a run folder
 _NAME = re.compile(r"training-state-(\d{6,})\.safetensors")
 _LOG = re.compile(r"log\.txt|stats\.jsonl|metric-.*\.jsonl")  # files that grow in place
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LoadedState(NamedTuple):
@@ -170,7 +168,7 @@ class StateWriter:
 
     def _describe(self, error: OSError) -> str:
         """Describe a failed write, and say what to free."""
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             return describe_os_error(error)
         size = sum(tensor.nbytes for tensor in self._copy.values()) / 1e9
         return f"{error.filename or self.folder}: {error.strerror}; free {size:.2g} GB there"
@@ -185,7 +183,13 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def log_lengths(folder: Path) -> dict[str, int]:
-    """Lengths in bytes of the files in a run folder that grow: log.txt, stats.jsonl, metric-*.jsonl."""
+    """Lengths in bytes of the files in a run folder that grow: log.txt, stats.jsonl, metric-*.jsonl.
+
+    So much of them is on the disk then: after a power failure, they are not shorter than a state says.
+    """
+    for path in _logs(folder):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            os.fsync(file.fileno())
     return {path.name: path.stat().st_size for path in _logs(folder)}
 
 

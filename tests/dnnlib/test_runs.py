@@ -1,6 +1,7 @@
 """Run folders and their log."""
 
 import errno
+import os
 import platform
 import shutil
 import subprocess
@@ -86,6 +87,16 @@ def test_a_log_outlives_a_full_disk(small_disk, capfd):
     log("x" * 8192)
     log.close()
     assert "log.txt lacks its last lines: No space left" in capfd.readouterr().out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no file that is always full")
+def test_a_log_outlives_a_terminal_that_is_a_file_on_a_full_disk(tmp_path):
+    """As where a job scheduler keeps what a program prints."""
+    program = "import sys; from dnnlib.runs import Log; log = Log(sys.argv[1]); log('one'); log('two')"
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", program, str(tmp_path / "log.txt")]
+        told = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True).stderr
+    assert (tmp_path / "log.txt").read_text() == "one\ntwo\n" and "Traceback" not in told
 
 
 def test_a_read_only_run_folder_is_named(small_disk):
