@@ -159,6 +159,11 @@ class Reporter:
             self.log("Measured   " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
             self._board.measures(values, self.state.nimg)
 
+    def flush(self) -> None:
+        """Write the lines that a full disk has held back, if there is room now."""
+        self.log.flush()
+        self._lines.flush()
+
     def close(self) -> None:
         """Close the files of statistics and curves."""
         self._lines.close()

@@ -22,7 +22,7 @@ class Run:
     config: TrainingConfig
     folder: Path  # exists, and belongs to this run
     data_sha256: str  # SHA-256 of the archive
-    saved: LoadedState | None = None  # continue from here
+    saved: LoadedState | None = None  # continue from here; `train` takes its tensors over, and clears them
     state_minutes: float = 10  # from one state to the next
     max_bad_steps: int = 50  # applications of a phase in a row without finite gradients that end the run
     best: str | None = None  # measure by which the best snapshot is kept: its name, or name:max if more is better

@@ -52,6 +52,8 @@ class StateSaver:
         self._last_time, self._last_step = time.monotonic(), self.state.step
 
     def _metadata(self) -> dict[str, Any]:
+        # Otherwise a resume would cut off lines that belong to the time before the state.
+        self.reporter.flush()
         return {
             "position": to_json(self.state.position),
             "config": to_json(self.run.config),
@@ -74,7 +76,8 @@ class StateSaver:
 
     def __exit__(self, kind, error, trace) -> None:
         """Wait for the last state. Raises UserError that says what to free, if it could not be written."""
-        if self._writer is not None:
+        # Not at a second Ctrl-C, which stops at once.
+        if self._writer is not None and (error is None or isinstance(error, Exception)):
             # An error that ends the run is told, not one of a state that could not be written meanwhile.
             with contextlib.suppress(Exception) if error else contextlib.nullcontext():
                 self._writer.finish()

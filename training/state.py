@@ -119,7 +119,7 @@ class TrainingState:
             optimizer.state[parameter][key] = like.copy_(tensors[name])
         self.pl_mean.copy_(tensors["pl_mean"])
         for name, sums in statistics.items():
-            self.statistics.sums[name.removeprefix(_STATISTICS)] = sums.to(self.device)
+            self.statistics.sums[name.removeprefix(_STATISTICS)] = sums.to(self.device, copy=True)
         for name, value in vars(position).items():
             setattr(self, name, copy.copy(value))
 

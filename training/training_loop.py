@@ -40,6 +40,8 @@ def train(run: Run, dataset: SliceDataset, world: World, log: Log, evaluate: Eva
     if run.saved is not None:
         position = from_json(Position, run.saved.metadata["position"], str(run.saved.path))
         state.load(run.saved.tensors, position)
+        # They are mapped from the file, and would keep its memory, and its room on the disk after its deletion.
+        run.saved.tensors.clear()
     fakes = FakeSource(config, dataset, state.generator)
     inputs = fakes.draw(0, "sheet", range(sheet_size(dataset.resolution)))
     reporter = Reporter(config, dataset, run.folder, log, world, inputs, state)

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +120,65 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path, archive
     ]
     assert ticks == ["0", "1", "2", "3", "4", "5"]
     assert len(find_states(broken.folder)) == 2
+
+
+def kill_at(monkeypatch, training: Training, killed_at: int, before=lambda trainer: None) -> None:
+    """Train until a step. before: is called before each step."""
+    from training.training_step import Trainer
+
+    step = Trainer.step
+
+    def dies(self, *arguments):
+        if self.state.step == killed_at:
+            raise Killed
+        before(self)
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", dies)
+        with pytest.raises(Killed):
+            training.go()
+
+
+def test_lines_that_a_full_disk_held_back_are_not_lost_with_the_process(tmp_path, archive, monkeypatch):
+    """The disk is full when tick 1 ends, but not when later states are written."""
+    straight, broken = Training(tmp_path / "a", archive), Training(tmp_path / "b", archive)
+    straight.go()
+    flush = Log.flush
+
+    def fill(trainer):
+        monkeypatch.setattr(Log, "flush", (lambda self: None) if trainer.state.step == 5 else flush)
+
+    kill_at(monkeypatch, broken, 8, fill)
+    broken.go()
+    assert stats_of(broken.folder) == stats_of(straight.folder)
+    log = (broken.folder / "log.txt").read_text()
+    assert [line.split()[1] for line in log.splitlines() if line.startswith("tick")] == ["0", "1", "2", "3", "4", "5"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not list the files that a process has mapped")
+def test_a_run_that_goes_on_does_not_hold_its_old_state(tmp_path, archive, monkeypatch):
+    """A file that is mapped takes room on the disk after its deletion, and its tensors memory."""
+    training = Training(tmp_path / "a", archive)
+    kill_at(monkeypatch, training, 3)
+
+    def look(trainer):
+        with open("/proc/self/maps") as maps:
+            assert not [line for line in maps if "training-state" in line]
+
+    kill_at(monkeypatch, training, 5, look)
+
+
+def test_a_second_interrupt_does_not_wait_for_the_state(tmp_path, archive, monkeypatch):
+    """The first asks to stop after the step. The second comes while the state is being written."""
+    training, left, waited = Training(tmp_path / "a", archive), threading.Event(), []
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: waited.append(left.wait(5)))
+    monkeypatch.setattr("training.training_step.update_ema", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("training.training_loop.save", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        training.go(state_minutes=60)
+    assert not waited
+    left.set()
 
 
 def test_a_run_that_is_made_longer_has_the_ticks_of_one_long_run(tmp_path, archive):
