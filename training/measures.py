@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import shutil
 from pathlib import Path
 
@@ -48,9 +51,22 @@ class Measures:
         """Append a value to the file of its measure, and copy the snapshot if it is the best so far."""
         path = self.folder / f"metric-{name}.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        earlier = [self.sign * json.loads(line)["value"] for line in lines]
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kimg": kimg, "value": value, "snapshot": snapshot and snapshot.name}) + "\n")
-        if snapshot and name == self.best and self.sign * value < min(earlier, default=float("inf")):
+        known = [json.loads(line)["value"] for line in lines]
+        # JSON has no word for values that are not finite.
+        told = value if math.isfinite(value) else None
+        _append_line(path, json.dumps({"kimg": kimg, "value": told, "snapshot": snapshot and snapshot.name}))
+        if not snapshot or name != self.best or told is None:
+            return
+        if all(self.sign * told < self.sign * other for other in known if other is not None):
             with atomic_path(self.folder / f"best-{name}.safetensors") as place:
                 shutil.copyfile(snapshot, place)
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append a line to a file: all of it or, on a full disk, nothing. Raises OSError then."""
+    content = f"{line}\n".encode()
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        if file.write(content) < len(content):
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
