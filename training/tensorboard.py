@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch_utils.stats import Moments
 
@@ -13,13 +15,16 @@ class TensorBoard:
 
     def __init__(self, folder: Path, nimg: int = 0) -> None:
         """nimg: where the run begins or continues. TensorBoard hides what earlier processes wrote from there on."""
+        self._folder = str(folder)
+        self._writer: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self._writer = None
+            self._make = None
         else:
+            self._make = SummaryWriter
             # A state is written before the tick that ends with its step.
-            self._writer = SummaryWriter(str(folder), purge_step=nimg)
+            self._begin_file(nimg)
 
     def tick(self, stats: Mapping[str, Moments], nimg: int) -> None:
         """Write the means of a tick's statistics under their names in stats.jsonl."""
@@ -31,12 +36,25 @@ class TensorBoard:
 
     def _write(self, values: Mapping[str, float], nimg: int) -> None:
         """Write values to the disk at once: a killed process must not take ticks along that its state counts."""
+        if self._writer is None:
+            self._begin_file(nimg)
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, nimg)
-            self._writer.flush()
+            try:
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, nimg)
+                self._writer.flush()
+            except OSError:
+                # A full disk ends the writer's thread. These values are lost to the curves; stats.jsonl has them.
+                self._writer = None
+
+    def _begin_file(self, nimg: int) -> None:
+        """Begin an event file, if the disk has room."""
+        if self._make is not None:
+            with contextlib.suppress(OSError):
+                self._writer = self._make(self._folder, purge_step=nimg)
 
     def close(self) -> None:
         """Close the event file."""
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()

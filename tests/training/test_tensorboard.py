@@ -1,5 +1,6 @@
 """Curves for TensorBoard: nothing stands there twice, and without its package nothing happens."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -50,6 +51,37 @@ def test_names_steps_and_where_a_run_continues(tmp_path, monkeypatch):
     assert told == [(str(tmp_path), 8), *scalars]
     TensorBoard(tmp_path)
     assert told[-1] == (str(tmp_path), 0), "a run that begins anew in its folder hides all that stood there"
+
+
+def test_a_full_disk_ends_no_training(tmp_path, monkeypatch):
+    """The writer of the package, here a stand-in, has a thread that ends for good with an error of the disk."""
+    told, full = [], [False]
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            self.broken = False
+            self.flush()
+            told.append(purge_step)
+
+        def add_scalar(self, name, value, nimg):
+            told.append((name, nimg))
+
+        def flush(self):
+            self.broken |= full[0]
+            if self.broken:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        close = flush
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", type(sys)("tensorboard"))
+    sys.modules["torch.utils.tensorboard"].SummaryWriter = Writer
+    board = TensorBoard(tmp_path)
+    for nimg in (4, 8, 12):
+        full[0] = nimg < 12
+        board.measures({"kid": 0.5}, nimg)
+    assert told == [0, ("Metrics/kid", 4), 12, ("Metrics/kid", 12)]
+    full[0] = True
+    board.close()
 
 
 KILLED = """
