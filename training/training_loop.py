@@ -7,6 +7,8 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from dnnlib.config import from_json
 from dnnlib.runs import Log
 from slices.dataset import SliceDataset
@@ -36,12 +38,7 @@ def train(run: Run, dataset: SliceDataset, world: World, log: Log, evaluate: Eva
     native.available(world.device.type)  # may build the operators for a minute: better before the clock starts
     if remark := share_slices(dataset, world):
         log(remark)
-    state = TrainingState.initial(config, world.device)
-    if run.saved is not None:
-        position = from_json(Position, run.saved.metadata["position"], str(run.saved.path))
-        state.load(run.saved.tensors, position)
-        # They are mapped from the file, and would keep its memory, and its room on the disk after its deletion.
-        run.saved.tensors.clear()
+    state = begin(run, world.device)
     fakes = FakeSource(config, dataset, state.generator)
     inputs = fakes.draw(0, "sheet", range(sheet_size(dataset.resolution)))
     reporter = Reporter(config, dataset, run.folder, log, world, inputs, state)
@@ -91,6 +88,17 @@ def train(run: Run, dataset: SliceDataset, world: World, log: Log, evaluate: Eva
         elif stopped_by == signal.SIGINT:
             last = snapshot()
     return Outcome(last, state.nimg / 1000, stopped_by)
+
+
+def begin(run: Run, device: torch.device) -> TrainingState:
+    """Return the state from which a run continues, or that of a new one."""
+    state = TrainingState.initial(run.config, device)
+    if run.saved is not None:
+        position = from_json(Position, run.saved.metadata["position"], str(run.saved.path))
+        state.load(run.saved.tensors, position)
+        # They are mapped from the file, and would keep its memory, and its room on the disk after its deletion.
+        run.saved.tensors.clear()
+    return state
 
 
 def is_finished(config: TrainingConfig, state: TrainingState) -> bool:
