@@ -2,12 +2,15 @@
 
 import math
 import random
+import threading
 
 import numpy as np
 import pytest
 import torch
 
+from helpers.drawn import write_archive
 from helpers.trainings import double, tiny_trainer
+from torch_utils.distributed import World
 from training.training_step import Diverged, Trainer
 
 
@@ -152,6 +155,44 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path, archive):
     first = next(name for name, _ in trainer.state.discriminator.named_parameters())
     text = str(raised.value)
     assert all(word in text for word in ("Dmain", "3 times in a row", f"first in {first};", "Loss/D/loss")), text
+
+
+def test_a_bad_gradient_of_one_process_is_bad_for_all(tmp_path, monkeypatch):
+    """Two processes, here threads, of a conditional GAN: as one process in which the same part goes wrong."""
+    data, here, sent = write_archive(tmp_path / "data.zip", labels=True), threading.Barrier(2, timeout=60), {}
+
+    def add_up(self, tensor):
+        sent[self.rank] = tensor.clone()
+        if self.size == 2:
+            here.wait()
+            tensor.copy_(sent[0] + sent[1])
+            here.wait()
+
+    monkeypatch.setattr(World, "add_up", add_up)
+
+    def make(rank, size):
+        world = World(rank, size, device=torch.device("cpu"))
+        return tiny_trainer(tmp_path, data, "stylegan2", cond=True, world=world, batch=12, batch_gpu=2, mbstd=2)
+
+    def go(trainer, spoiled):
+        for step in range(4):
+            if spoiled and step == 2:
+                spoil(trainer, "Dmain", math.nan)
+            trainer.step()
+
+    with double():
+        alone, first, second = make(0, 1), make(0, 2), make(1, 2)
+        threads = [threading.Thread(target=go, args=each) for each in ((first, False), (second, True))]
+        for thread in threads:
+            thread.start()
+        go(alone, True)
+        for thread in threads:
+            thread.join()
+    assert alone.state.bad_in_a_row == first.state.bad_in_a_row == second.state.bad_in_a_row
+    assert alone.state.bad_in_a_row["Dmain"] == 2
+    wanted, found, same = (trainer.state.tensors() for trainer in (alone, first, second))
+    assert relative_difference(found, wanted) < 1e-12
+    assert all(torch.equal(same[name], tensor) for name, tensor in found.items())
 
 
 # --- two facts behind the design --------------------------------------------------------------------------------------
