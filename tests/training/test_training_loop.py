@@ -42,10 +42,10 @@ def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
 class Training:
     """A run that may be stopped and go on."""
 
-    def __init__(self, folder: Path, data: Path, kimg: float = 0.096, **changes) -> None:
+    def __init__(self, folder: Path, data: Path, kimg: float = 0.064, **changes) -> None:
         folder.mkdir()
         self.folder, self.dataset, self.data = folder, SliceDataset(data), data
-        self.config = replace(tiny_config(self.dataset, kimg=kimg, **changes), kimg_per_tick=0.02, snap=1)
+        self.config = replace(tiny_config(self.dataset, kimg=kimg, **changes), kimg_per_tick=0.02, snap=2)
 
     def go(self, evaluate=None, state_minutes: float = EVERY_STEP, **changes) -> Outcome:
         saved = newest_state(self.folder)
@@ -90,38 +90,6 @@ class Killed(BaseException):
     """Ends a run in the middle. Tests with SIGKILL are in tests/test_resume.py."""
 
 
-@pytest.mark.parametrize("steps", [(1,), (6, 7), (3, 16, 23)], ids=str)
-def test_a_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path, archive, monkeypatch, steps):
-    """Also a second and a third time. Statistics are equal but for times, and each tick stands there once."""
-    straight, broken = Training(tmp_path / "a", archive), Training(tmp_path / "b", archive)
-    expected = straight.go()
-    from training.training_step import Trainer
-
-    step = Trainer.step
-    for killed_at in steps:
-
-        def dies(self, *arguments, at=killed_at):
-            if self.state.step == at:
-                raise Killed
-            return step(self, *arguments)
-
-        monkeypatch.setattr(Trainer, "step", dies)
-        with pytest.raises(Killed):
-            broken.go()
-        torch.rand(killed_at)  # moves the global random state
-    monkeypatch.setattr(Trainer, "step", step)
-    outcome = broken.go()
-    assert outcome.kimg == expected.kimg == 0.096
-    found, wanted = weights(outcome), weights(expected)
-    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert stats_of(broken.folder) == stats_of(straight.folder)
-    ticks = [
-        line.split()[1] for line in (broken.folder / "log.txt").read_text().splitlines() if line.startswith("tick")
-    ]
-    assert ticks == ["0", "1", "2", "3", "4", "5"]
-    assert len(find_states(broken.folder)) == 2
-
-
 def kill_at(monkeypatch, training: Training, killed_at: int, before=lambda trainer: None) -> None:
     """Train until a step. before: is called before each step."""
     from training.training_step import Trainer
@@ -140,10 +108,33 @@ def kill_at(monkeypatch, training: Training, killed_at: int, before=lambda train
             training.go()
 
 
-def test_lines_that_a_full_disk_held_back_are_not_lost_with_the_process(tmp_path, archive, monkeypatch):
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> tuple[Path, Path, dict[str, torch.Tensor]]:
+    """A run that nothing interrupted: its archive, its folder, and the weights at its end."""
+    folder = tmp_path_factory.mktemp("straight")
+    archive = write_archive(folder / "drawn.zip")
+    return archive, folder / "run", weights(Training(folder / "run", archive).go())
+
+
+def test_a_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path, straight, monkeypatch):
+    """Four times. Statistics are equal but for times, and each tick stands there once."""
+    archive, undisturbed, wanted = straight
+    broken = Training(tmp_path / "b", archive)
+    for step in (1, 6, 7, 13):
+        kill_at(monkeypatch, broken, step)
+        torch.rand(step)  # moves the global random state
+    found = weights(broken.go())
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert stats_of(broken.folder) == stats_of(undisturbed)
+    lines = (broken.folder / "log.txt").read_text().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("tick")] == ["0", "1", "2", "3"]
+    assert len(find_states(broken.folder)) == 2
+
+
+def test_lines_that_a_full_disk_held_back_are_not_lost_with_the_process(tmp_path, straight, monkeypatch):
     """The disk is full when tick 1 ends, but not when later states are written."""
-    straight, broken = Training(tmp_path / "a", archive), Training(tmp_path / "b", archive)
-    straight.go()
+    archive, undisturbed, _ = straight
+    broken = Training(tmp_path / "b", archive)
     flush = Log.flush
 
     def fill(trainer):
@@ -151,9 +142,9 @@ def test_lines_that_a_full_disk_held_back_are_not_lost_with_the_process(tmp_path
 
     kill_at(monkeypatch, broken, 8, fill)
     broken.go()
-    assert stats_of(broken.folder) == stats_of(straight.folder)
+    assert stats_of(broken.folder) == stats_of(undisturbed)
     log = (broken.folder / "log.txt").read_text()
-    assert [line.split()[1] for line in log.splitlines() if line.startswith("tick")] == ["0", "1", "2", "3", "4", "5"]
+    assert [line.split()[1] for line in log.splitlines() if line.startswith("tick")] == ["0", "1", "2", "3"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not list the files that a process has mapped")
@@ -181,14 +172,14 @@ def test_a_second_interrupt_does_not_wait_for_the_state(tmp_path, archive, monke
     left.set()
 
 
-def test_a_run_that_is_made_longer_has_the_ticks_of_one_long_run(tmp_path, archive):
-    straight, longer = Training(tmp_path / "a", archive), Training(tmp_path / "b", archive)
-    expected = straight.go()
-    longer.go(kimg=0.052)  # in the middle of a tick
-    assert len(stats_of(longer.folder)) == 4
-    outcome = longer.go()
-    assert all(torch.equal(weights(outcome)[name], value) for name, value in weights(expected).items())
-    assert stats_of(longer.folder) == stats_of(straight.folder)
+def test_a_run_that_is_made_longer_has_the_ticks_of_one_long_run(tmp_path, straight):
+    archive, undisturbed, wanted = straight
+    longer = Training(tmp_path / "b", archive)
+    longer.go(kimg=0.036)  # in the middle of a tick
+    assert len(stats_of(longer.folder)) == 3
+    found = weights(longer.go())
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert stats_of(longer.folder) == stats_of(undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
@@ -219,7 +210,7 @@ def test_measures_are_written_and_the_best_snapshot_is_kept(tmp_path, archive):
         seen.append(kimg)
         return {"kd": next(values), "copies": 0}
 
-    run = Run(config=training.config, folder=training.folder, data_sha256="", best="kd")
+    run = Run(config=replace(training.config, snap=1), folder=training.folder, data_sha256="", best="kd")
     train(run, training.dataset, ALONE, Log(None), evaluate)
     lines = [json.loads(line) for line in (training.folder / "metric-kd.jsonl").read_text().splitlines()]
     assert [line["value"] for line in lines] == [3, 1, 2] and [line["kimg"] for line in lines] == seen
