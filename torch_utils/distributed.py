@@ -132,7 +132,7 @@ def _answering(who: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if means_no_memory(error):
+        if means_no_memory(error) or "CUDA error" in str(error):  # of this process
             raise
         raise LostPeer(f"{who} did not answer ({describe_exception(error)})") from error
 

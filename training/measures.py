@@ -43,8 +43,6 @@ class Measures:
             with self.log.warning("a measure"):
                 for name, value in values.items():
                     self._keep(name, value, state.nimg / 1000, snapshot)
-        # Without a time limit, which those who are ready first would reach in the next reduction.
-        self.world.meet()
         return values
 
     def _keep(self, name: str, value: float, kimg: float, snapshot: Path | None) -> None:

@@ -125,8 +125,9 @@ class Reporter:
         statistics, state, now = self.state.statistics, self.state, time.time()
         seconds = now - self._tick_start - self._maintenance
         # Those that were shown before the run was continued are not counted in its time.
-        images = max(state.nimg - max(state.tick_nimg, self._nimg_before), 1)
-        per_kimg = seconds / images * 1000
+        images = state.nimg - max(state.tick_nimg, self._nimg_before)
+        # A run may continue where a tick ends. Then there is only the speed so far.
+        per_kimg = 1000 * (seconds / images if images else self.seconds() / state.nimg)
         cpu_memory, gpu_memory = memory_in_use(self.world.device)
         measured: dict[str, float] = {
             "Progress/tick": state.tick,

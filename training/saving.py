@@ -49,6 +49,8 @@ class StateSaver:
             if self._writer is not None:
                 self.state.seconds = self.reporter.seconds()
                 self._writer.save(self.state.step, self.state.tensors(), self._metadata())
+            # The first process may have to wait for the disk. In a reduction, the others would wait only so long.
+            self.world.meet()
         self._last_time, self._last_step = time.monotonic(), self.state.step
 
     def _metadata(self) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def train(run: Run, dataset: SliceDataset, world: World, log: Log, evaluate: Eva
                 with log.warning("a snapshot"):
                     path = snapshot()
                 reporter.measures(measures.take(state, path))
+                world.meet()  # without the time limit that the next reduction has
         state.tick, state.tick_nimg = state.tick + 1, state.nimg
 
     with (

@@ -111,15 +111,7 @@ class Trainer:
         gradients, vectors = list(named.values()), list(sums.vectors.values())
         asked = send(torch.tensor(requests, dtype=torch.float64), self.world.device)
         if self.world.size > 1:
-            tensors = [*gradients, *vectors, asked]
-            # The type of the gradients is that of the weights, never a half.
-            flat = torch.cat([tensor.reshape(-1).to(gradients[0].dtype) for tensor in tensors])
-            self.world.add_up(flat)
-            pieces = flat.split([tensor.numel() for tensor in tensors])
-            for tensor, piece in zip(tensors, pieces, strict=True):
-                # Copied, not assigned: the optimizer needs gradients in the memory layout of their weights. With
-                # another layout, fused Adam on the CPU computes wrong updates without a word.
-                tensor.copy_(piece.view(tensor.shape))
+            reduce_together(self.world, gradients, [*vectors, asked])
         # A sum is finite only if all its terms are.
         totals = torch.stack([tensor.sum().to(torch.float64) for tensor in [*gradients, *vectors]])
         return Applied(totals.isfinite().all(), asked, (*named, *sums.vectors), totals, sums.vectors)
@@ -154,6 +146,29 @@ class Trainer:
             # The same steps would come to the same numbers.
             advice="Begin anew with a lower --lrate or a higher --gamma. What the run has saved so far is kept.",
         )
+
+
+def reduce_together(world: World, gradients: Sequence[torch.Tensor], sums: Sequence[torch.Tensor]) -> None:
+    """Replace gradients and sums by their totals over all processes, in one reduction of the gradients' type.
+
+    Sums may be of float64, and the gradients of float32. So each process fills a row of its own with its sums, as
+    number and remainder: rows then come through as they are, and are added up in float64 by every process alike.
+    """
+    dtype = gradients[0].dtype  # that of the weights, never a half
+    own = torch.cat([tensor.reshape(-1).to(torch.float64) for tensor in sums])
+    rows = own.new_zeros([world.size, 2, len(own)], dtype=dtype)
+    rows[world.rank, 0] = own.to(dtype)
+    rows[world.rank, 1] = (own - rows[world.rank, 0].to(torch.float64)).to(dtype)
+    flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), rows.reshape(-1)])
+    world.add_up(flat)
+    *pieces, filled = flat.split([*(gradient.numel() for gradient in gradients), rows.numel()])
+    for gradient, piece in zip(gradients, pieces, strict=True):
+        # Copied, not assigned: the optimizer needs gradients in the memory layout of their weights. With another
+        # layout, fused Adam on the CPU computes wrong updates without a word.
+        gradient.copy_(piece.view(gradient.shape))
+    totals = filled.view_as(rows).to(torch.float64).sum(dim=[0, 1])
+    for tensor, total in zip(sums, totals.split([tensor.numel() for tensor in sums]), strict=True):
+        tensor.copy_(total.view(tensor.shape))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from helpers.drawn import write_archive
 from helpers.trainings import double, tiny_trainer
 from torch_utils.distributed import World
-from training.training_step import Diverged, Trainer
+from training.training_step import Diverged, Trainer, reduce_together
 
 
 def gradients(trainer: Trainer, phase_name: str) -> dict[str, torch.Tensor]:
@@ -104,6 +104,36 @@ def test_steps_move_all_networks(tmp_path, archive):
 
 def test_requests_come_back_as_sums(tmp_path, archive):
     assert tiny_trainer(tmp_path, archive).step(lambda: [0.0, 2.0]) == [0, 2]
+
+
+def test_sums_of_double_precision_come_through_a_reduction_of_single_precision():
+    """Statistics are differences of sums, which float32 would spoil. One reduction serves them and the gradients."""
+    generator = torch.Generator().manual_seed(0)
+    sums = [torch.randn(50, generator=generator, dtype=torch.float64) * 1e6 for _ in range(2)]
+    gradients = [torch.randn(2, 3, 4, 5, generator=generator) for _ in range(2)]
+    sent = []
+
+    class Records(World):
+        def add_up(self, tensor):
+            sent.append(tensor.clone())
+
+    cpu = torch.device("cpu")
+    for rank in range(2):
+        reduce_together(Records(rank, 2, device=cpu), [gradients[rank].clone()], [sums[rank].clone()])
+    assert all(tensor.dtype == torch.float32 for tensor in sent)
+
+    class Adds(World):
+        def add_up(self, tensor):
+            tensor.copy_(sent[0] + sent[1])
+
+    gradient = torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    total = sums[0].clone()
+    reduce_together(Adds(0, 2, device=cpu), [gradient.copy_(gradients[0])], [total])
+    assert torch.equal(gradient, gradients[0] + gradients[1])
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(total, sums[0] + sums[1], rtol=1e-13, atol=1e-6)
+    with pytest.raises(AssertionError):  # float32 would not do
+        torch.testing.assert_close((sums[0].float() + sums[1].float()).double(), total, rtol=1e-13, atol=1e-6)
 
 
 # --- numbers that go wrong --------------------------------------------------------------------------------------------

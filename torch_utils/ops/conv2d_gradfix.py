@@ -45,7 +45,6 @@ def _convolve_here(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> torc
         return None
     if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
         return _Convolution.apply(x, w, geometry)
-    # Without gradients, this file has an advantage only if the convolution is native.
     # Without gradients, only the native convolution is an advantage.
     return CONV3X3(x, w, geometry.transposed) if _is_native(x, w, geometry) else None
 
