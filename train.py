@@ -21,6 +21,7 @@ from dnnlib.processes import exit_status
 from dnnlib.system import run
 from torch_utils.launching import launch, ranks_around
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
+from torch_utils.stopping import ending_at_ctrl_c
 from training.config import DataConfig, FolderOptions, Recipe, RunOptions, TrainingConfig
 from training.division import largest_part
 from training.resuming import run_to_resume
@@ -39,6 +40,7 @@ LOWER = "--batch-gpu, --batch, --cbase or --cmax"  # what takes most of the memo
 @options(Recipe, "recipe", unless_given="the recipe's")
 @reports_user_errors
 @naming_what_to_lower(LOWER)
+@ending_at_ctrl_c()
 def main(folders: FolderOptions, data: dict[str, Any], asked: dict[str, Any], recipe: dict[str, Any]) -> None:
     """Train a GAN that generates contrasts and label maps jointly.
 
@@ -88,7 +90,11 @@ def train(world: World, work: Begun) -> None:
     set_precision(run.config.tf32, benchmark=not chosen.nobench)
     again = f"Continue with: python train.py --resume={shlex.quote(str(run.folder))}"
     with failure_log(run.folder / "log.txt", again), naming_what_to_lower(what_to_lower(run.config, world.size)):
-        outcome = training_loop.train(run, dataset, world, log)
+        try:
+            outcome = training_loop.train(run, dataset, world, log)
+        except KeyboardInterrupt:
+            log(again)
+            raise
     log()
     if outcome.snapshot is not None:
         log(f"Saved {outcome.snapshot} after {outcome.kimg:g} kimg")
@@ -96,7 +102,7 @@ def train(world: World, work: Begun) -> None:
         log(again)
         sys.exit(exit_status(outcome.stopped_by))
     one = f" --class={shlex.quote(most_frequent_class(dataset))}" if run.config.data.cond else ""
-    log(f"Next: python generate.py --network={run.folder} --seeds=0-15{one} --outdir=out")
+    log(f"Next: python generate.py --network={shlex.quote(str(run.folder))} --seeds=0-15{one} --outdir=out")
 
 
 def what_to_lower(config: TrainingConfig, processes: int) -> str:

@@ -57,6 +57,8 @@ def launch(processes: int) -> int:
             elastic.start()
             _watch(elastic, ranks, asked)
         if signal.SIGINT in asked[1:]:
+            if advice := _advice(ours):
+                print(advice, file=sys.stderr)
             return exit_status(signal.SIGINT)
         return _tell(elastic.error, ranks.killed, asked, ours)
 
@@ -219,12 +221,15 @@ def _tell(error: Exception | None, killed: set[int], asked: Sequence[int], ours:
     if first is None:
         print(message_of(Failure("a rank left the others behind, without a word")), file=sys.stderr)
         return 1
-    advice = first.advice
-    if not advice:
-        with contextlib.suppress(OSError):
-            advice = ours.advice.read_text(encoding="utf-8", errors=PLAIN)
-    print(first._replace(advice=advice).told, file=sys.stderr)
+    print(first._replace(advice=first.advice or _advice(ours)).told, file=sys.stderr)
     return first.status
+
+
+def _advice(ours: Launcher) -> str:
+    """Return what rank 0 has left to say how to go on, or nothing."""
+    with contextlib.suppress(OSError):
+        return ours.advice.read_text(encoding="utf-8", errors=PLAIN)
+    return ""
 
 
 def _record(rank: int, failure: ProcessFailure) -> Record:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from dnnlib.failures import launcher
+from dnnlib.processes import exit_status
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -41,6 +42,15 @@ def stop_signals(on_first: Callable[[str], None]) -> Iterator[StopRequest]:
 
     with signals_handled(take):
         yield request
+
+
+@contextlib.contextmanager
+def ending_at_ctrl_c() -> Iterator[None]:
+    """End this process with the status of Ctrl-C if it comes in the block, and is no request."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(exit_status(signal.SIGINT)) from None
 
 
 @contextlib.contextmanager

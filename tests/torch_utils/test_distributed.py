@@ -192,7 +192,8 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.2)
     output, _ = process.communicate(timeout=10)
-    assert process.returncode == 130 and output == "stopping after SIGINT\n" and not living(tmp_path)
+    assert process.returncode == 130 and not living(tmp_path)
+    assert output == "stopping after SIGINT\nContinue with: again\n"
     assert not (tmp_path / "saved-0.json").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dnnlib import failures
 from dnnlib.processes import exit_status
-from torch_utils.stopping import STOP_SIGNALS, stop_signals
+from torch_utils.stopping import STOP_SIGNALS, ending_at_ctrl_c, stop_signals
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,11 @@ def test_what_was_ignored_stays_ignored():
     with stop_signals(lambda _: None) as request:
         signal.raise_signal(signal.SIGINT)
     assert request.asked == 0 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_ctrl_c_that_is_no_request_has_a_status():
+    with pytest.raises(SystemExit, match=str(exit_status(signal.SIGINT))), ending_at_ctrl_c():
+        signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="numbers of Linux")
