@@ -25,6 +25,7 @@ from helpers.trainings import TINY_OPTIONS
 from slices.archive.writer import ArchiveWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
+from training import training_loop
 from training.beginning import describe_run
 from training.config import DataConfig
 from training.snapshot import load_generator
@@ -257,17 +258,32 @@ def safe_open(run):
 
 
 def test_a_run_without_a_state_begins_anew(finished, run):
-    """As a run that was killed before its first state; its lines in the log go."""
-    for path in [*run.glob("training-state-*"), *run.glob("network-*")]:
-        path.unlink()
-    refused(run, [f"--resume={run}"], f"no state to resume from: begin anew with --run-dir={run}")
-    result = invoke(f"--run-dir={run}", f"--data={finished / 'data.zip'}", *TINY_OPTIONS)
-    assert result.exit_code == 0, result.output
-    log = (run / "log.txt").read_text()
-    assert log.count("tick 0 ") == 1 and log.startswith("By hand: ")
-    assert len((run / "stats.jsonl").read_text().splitlines()) == 2
-    with safe_open(run) as again, safe_open(finished / "RUN") as first:
-        assert all(torch.equal(again.get_tensor(name), first.get_tensor(name)) for name in first.keys())
+    """As a run that was killed before its first state; its lines in the log go. Both ways lead on, as failures say."""
+    for call in ([f"--resume={run}"], [f"--run-dir={run}", f"--data={finished / 'data.zip'}", *TINY_OPTIONS]):
+        for path in run.glob("training-state-*"):
+            path.unlink()
+        refused(run, call, "has snapshots, but no state to continue from: begin in another folder")
+        for path in run.glob("network-*"):
+            path.unlink()
+        result = invoke(*call)
+        assert result.exit_code == 0, result.output
+        log = (run / "log.txt").read_text()
+        assert log.count("tick 0 ") == 1 and log.startswith("The run has no state yet: it begins anew\nBy hand: ")
+        assert len((run / "stats.jsonl").read_text().splitlines()) == 2
+        with safe_open(run) as again, safe_open(finished / "RUN") as first:
+            assert all(torch.equal(again.get_tensor(name), first.get_tensor(name)) for name in first.keys())
+
+
+def test_ctrl_c_at_once(run, monkeypatch):
+    """The second Ctrl-C has the status of the first, and the last line tells how to go on."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_loop, "train", interrupted)
+    result = invoke(f"--resume={run}", "--kimg=0.1")
+    assert result.exit_code == 130, result.output
+    assert result.output.endswith(f"Continue with: python train.py --resume={run}\n")
 
 
 def test_runs_that_can_not_go_on(finished, run, tmp_path):
@@ -301,10 +317,11 @@ def test_runs_that_can_not_go_on(finished, run, tmp_path):
 
 
 def test_damaged_folders_are_refused(finished, run):
-    (state,) = run.glob("training-state-*")
+    older, state = sorted(run.glob("training-state-*"))
+    older.unlink()
     good, options = state.read_bytes(), json.loads((run / "training_options.json").read_text())
     state.write_bytes(good[:-100] + bytes(100))
-    refused(run, [f"--resume={run}", "--kimg=1"], state.name)
+    refused(run, [f"--resume={run}", "--kimg=1"], state.name, "can be read: begin in another folder")
     state.write_bytes(good)
     for change, word in [({"version": 99}, "version 99"), ({"config": 7}, "expected an object")]:
         write_json(run / "training_options.json", {**options, **change})

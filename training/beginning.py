@@ -77,7 +77,7 @@ def make_plan(folders: FolderOptions, given: Given, processes: int) -> Plan:
     request = combine(before, folders.resume is not None, given.data, given.options, given.recipe, processes)
     folder = folders.resume or folders.run_dir or ""
     if before is not None:
-        _refuse_nothing_to_continue(Path(folder), folders.resume is not None)
+        _refuse_to_begin_over_snapshots(Path(folder))
         if not Path(request.data.path).exists() and "path" not in given.data:
             raise UserError(
                 f"{request.data.path}: this run's archive is not there any more; --data gives its new place"
@@ -104,13 +104,9 @@ def open_dataset(data: DataConfig, seed: int) -> SliceDataset:
     return SliceDataset(data.path, subset=data.subset, mirror=data.mirror, use_labels=data.cond, seed=seed)
 
 
-def _refuse_nothing_to_continue(folder: Path, resume: bool) -> None:
-    """Raise UserError if a run has no state, and can't begin anew either."""
-    if find_states(folder):
-        return
-    if resume:
-        raise UserError(f"{folder} has no state to resume from: begin anew with --run-dir={folder} and all options")
-    if has_snapshot(folder):
+def _refuse_to_begin_over_snapshots(folder: Path) -> None:
+    """Raise UserError if a run has no state to continue from, but snapshots, which a run that begins would replace."""
+    if not find_states(folder) and has_snapshot(folder):
         raise UserError(f"{folder} has snapshots, but no state to continue from: begin in another folder")
 
 
@@ -149,6 +145,8 @@ def begun(world: World, folders: FolderOptions, given: Given) -> Iterator[Begun 
         write_json(folder / OPTIONS_FILE, plan.now)
         log = Log(folder / "log.txt")
         held.callback(log.close)
+        if plan.before is not None and saved is None:
+            log("The run has no state yet: it begins anew")
         for remark in [*plan.remarks, *(saved.remarks if saved is not None else ()), *lost]:
             log(remark)
         # JSON spells out bytes of a path that are not UTF-8, so paths go as they are.

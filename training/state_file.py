@@ -70,7 +70,7 @@ def newest_state(folder: Path) -> LoadedState | None:
             continue
         return state._replace(remarks=tuple(f"warning: {d}. Taking {path.name} instead" for d in damages))
     if damages:
-        raise UserError("no training state is readable. " + ". ".join(damages))
+        raise UserError(f"no state in {folder} can be read: begin in another folder. " + ". ".join(damages))
     return None
 
 
