@@ -30,6 +30,16 @@ class Launcher(NamedTuple):
         """File that says how to go on after a failure. Rank 0 writes it, as a killed rank can't tell."""
         return self.folder / "advice"
 
+    @property
+    def log(self) -> Path:
+        """File with the path of the run's log, to which the launcher adds the end of a killed rank."""
+        return self.folder / "log"
+
+    @property
+    def passes_on(self) -> Path:
+        """File that is there once the launcher passes a signal on. Before that, SIGTERM only follows a failure."""
+        return self.folder / "passes-on"
+
     def leaver(self, pid: int) -> Path:
         """Return the file of a rank that has left in good order."""
         return self.folder / f"left-{pid}"
@@ -53,6 +63,7 @@ def failure_log(path: Path, advice: str) -> Iterator[None]:
     """
     if (ours := launcher()) and os.environ.get("RANK") == "0":
         ours.advice.write_text(advice, encoding="utf-8", errors=PLAIN)
+        ours.log.write_bytes(os.fsencode(path.absolute()))
     try:
         yield
     except Exception as error:

@@ -95,6 +95,8 @@ def test_ranks_that_are_killed_go_on(tmp_path, straight):
     killed = [*begin(tmp_path / "killed", archive), "--gpus=2"]
     output = go(*killed, fault={"place": "step", "number": 4, "how": "kill", "rank": 1}, expected=1)
     assert "rank 1 was killed" in output and f"--resume={tmp_path / 'killed'}" in output.splitlines()[-1]
+    assert "SIGTERM" not in output, "the other rank was told to end, not asked to save"
+    assert (tmp_path / "killed" / "log.txt").read_text().endswith("lack of memory\n")
     assert not left_over(tmp_path)
     process = start(*killed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None

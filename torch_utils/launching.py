@@ -183,6 +183,7 @@ def _watch(elastic: _Elastic, ranks: _Ranks, asked: Sequence[int]) -> None:
         elastic.join(_POLL)
         ranks.look()
         if asked and not passed_on and ranks.complete:
+            ranks.ours.passes_on.touch()
             ranks.send(asked[0])
             passed_on = True
         if deadline == float("inf") and ranks.one_has_failed():
@@ -210,7 +211,7 @@ def _tell(error: Exception | None, killed: set[int], asked: Sequence[int], ours:
         return 1
     failures = {rank: failure for rank, failure in error.failures.items() if failure.pid not in killed}
     orderly = [f.exitcode for f in failures.values() if f.exitcode in map(exit_status, STOP_SIGNALS)]
-    records = [_record(rank, f) for rank, f in failures.items() if f.exitcode not in orderly]
+    records = {_record(rank, f): f for rank, f in failures.items() if f.exitcode not in orderly}
     # First those that tell the cause.
     first = min(records, key=lambda record: (record.consequence, record.time), default=None)
     if first is None or first.consequence:
@@ -221,8 +222,18 @@ def _tell(error: Exception | None, killed: set[int], asked: Sequence[int], ours:
     if first is None:
         print(message_of(Failure("a rank left the others behind, without a word")), file=sys.stderr)
         return 1
+    if read_record(records[first].error_file_data) is None:
+        _add_to_log(ours, first.message)
     print(first._replace(advice=first.advice or _advice(ours)).told, file=sys.stderr)
     return first.status
+
+
+def _add_to_log(ours: Launcher, message: str) -> None:
+    """Add what killed a rank to the run's log, as it could not do so itself. Does nothing if there is no log yet."""
+    with contextlib.suppress(OSError):
+        path = os.fsdecode(ours.log.read_bytes())
+        with open(path, "a", encoding="utf-8", errors=PLAIN) as file:
+            file.write(f"error: {message}\n")
 
 
 def _advice(ours: Launcher) -> str:
@@ -243,6 +254,6 @@ def _record(rank: int, failure: ProcessFailure) -> Record:
         message = f"rank {rank} was ended by a signal ({failure.signal_name()})"
     else:
         message = f"rank {rank} ended with exit status {failure.exitcode}"
-    # Elastic itself sends SIGTERM to the others when a rank has failed.
-    consequence = ended_by in STOP_SIGNALS
+    # Elastic itself sends SIGTERM to the others when a rank has failed, and NCCL aborts when it has lost one.
+    consequence = ended_by in (*STOP_SIGNALS, signal.SIGABRT)
     return Record(message, 2 if failure.exitcode == 2 else 1, "", "", consequence, failure.timestamp)

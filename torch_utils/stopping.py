@@ -25,19 +25,21 @@ def stop_signals(on_first: Callable[[str], None]) -> Iterator[StopRequest]:
 
     on_first: is called with the name of the first signal, for example "SIGTERM", while the signal is handled.
     A Ctrl-C after that raises KeyboardInterrupt; other signals after the first do nothing. In a rank that our launcher
-    started, Ctrl-C does nothing either: the launcher ends the ranks at the second. Signals that were ignored before
-    stay ignored, as nohup asks. Call it in the main thread.
+    started, Ctrl-C does nothing either: the launcher ends the ranks at the second. There, SIGTERM counts only if the
+    launcher passes it on; elastic sends it when another rank has failed. Signals that were ignored before stay ignored,
+    as nohup asks. Call it in the main thread.
     """
-    request = StopRequest()
-    ended_by_launcher = launcher() is not None
+    request, ours = StopRequest(), launcher()
 
     def take(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGTERM and ours is not None and not ours.passes_on.exists():
+            return
         if not request.asked:
             request.asked = signum
             # Python refuses to print in the middle of another print to the same file. The message is no great loss.
             with contextlib.suppress(RuntimeError):
                 on_first(signal.Signals(signum).name)
-        elif signum == signal.SIGINT and not ended_by_launcher:
+        elif signum == signal.SIGINT and ours is None:
             raise KeyboardInterrupt
 
     with signals_handled(take):

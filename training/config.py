@@ -219,7 +219,8 @@ class RunOptions(Checked):
         "End after this many steps in a row with gradients that are not finite.", default=50, least=1
     )
     best: str | None = option(
-        "Keep the snapshot with the smallest value of this measure; NAME:max keeps the largest.",
+        "Keep the snapshot with the smallest value of this measure; NAME:max keeps the largest. For programs that give "
+        "a training measures; this one has none yet.",
         default=None,
         metavar="NAME",
     )

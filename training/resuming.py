@@ -117,7 +117,10 @@ def combine(
     if resume and before is not None:
         request = Request(replace(before.data, **data), replace(before.options, **options), {**before.recipe, **recipe})
     elif "path" not in data:
-        raise UserError("--data is missing: the archive to train on, made by dataset_tool.py")
+        raise UserError(
+            "--data is missing: the archive to train on, made by dataset_tool.py; a run that is there goes on with "
+            "--resume=FOLDER"
+        )
     else:
         request = Request(DataConfig(**data), RunOptions(**options), dict(recipe))
     began = before or replace(request, options=replace(request.options, gpus=processes))
@@ -164,7 +167,7 @@ def refuse_changes(where: str, stored: TrainingConfig, asked: TrainingConfig) ->
     if changed:
         rows = [(name, *_told_apart(before.get(name), now.get(name))) for name in changed]
         raise UserError(
-            f"{where} holds a run with other options, which can't change while it goes on:\n\n"
+            f"{where} holds a run with other options, which can't change while it goes on; --resume takes its own:\n\n"
             f"{format_table(('field', 'run', 'now'), rows)}"
         )
 

@@ -37,18 +37,20 @@ class StateSaver:
         """Whether the time for the next state has come. The first process decides."""
         return self.world.first and time.monotonic() - self._last_time >= 60 * self.run.state_minutes
 
-    def save(self) -> None:
+    def save(self, last: bool = False) -> None:
         """Save the state in its present form, unless it is saved already. All processes call this together.
 
+        last: wait until it is written. Raises UserError that says what to free, if it could not be.
         Raises RanksDiffer with the names of tensors that are not the same in all processes.
         """
-        if self.state.step == self._last_step:
-            return
         with self.reporter.maintenance():
-            self._require_equal_states()
-            if self._writer is not None:
-                self.state.seconds = self.reporter.seconds()
-                self._writer.save(self.state.step, self.state.tensors(), self._metadata())
+            if self.state.step != self._last_step:
+                self._require_equal_states()
+                if self._writer is not None:
+                    self.state.seconds = self.reporter.seconds()
+                    self._writer.save(self.state.step, self.state.tensors(), self._metadata(), last)
+            if last and self._writer is not None:
+                self._writer.finish()
             # The first process may have to wait for the disk. In a reduction, the others would wait only so long.
             self.world.meet()
         self._last_time, self._last_step = time.monotonic(), self.state.step

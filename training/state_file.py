@@ -95,10 +95,13 @@ class StateWriter:
         self._failure: str | None = None  # of the last write
         self._bug: BaseException | None = None  # in the last write: anything but an error of the file system
 
-    def save(self, step: int, tensors: Mapping[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    def save(
+        self, step: int, tensors: Mapping[str, torch.Tensor], metadata: dict[str, Any], last: bool = False
+    ) -> None:
         """Copy a state, and begin to write it. Waits for the previous write. The caller may change everything then.
 
-        A write that fails, as on a full disk, calls `warn`; nothing is left of it, and the older files stay.
+        A write that fails, as on a full disk, calls `warn`, unless it is the last; nothing is left of it, and the older
+        files stay.
         Raises FloatingPointError with the tensor's name, and writes nothing, if a value is not finite.
         """
         with self._standing_still():
@@ -108,7 +111,7 @@ class StateWriter:
                 if not _is_finite(tensor):
                     raise FloatingPointError(f"{name} holds values that are not finite: no state is written")
             # A daemon, so that a second Ctrl-C ends the process at once. `finish` waits for it.
-            arguments = (self.folder / state_name(step), copy.deepcopy(metadata))
+            arguments = (self.folder / state_name(step), copy.deepcopy(metadata), last)
             self._thread = threading.Thread(target=self._write, args=arguments, daemon=True)
             self._thread.start()
 
@@ -145,7 +148,7 @@ class StateWriter:
         if self._bug is not None:
             raise self._bug
 
-    def _write(self, path: Path, metadata: dict[str, Any]) -> None:
+    def _write(self, path: Path, metadata: dict[str, Any], last: bool) -> None:
         """Write the copy, and delete old files. Runs in the thread."""
         self._failure = None
         try:
@@ -154,7 +157,8 @@ class StateWriter:
             self._delete_old()
         except OSError as error:
             self._failure = f"no training state was written: {self._describe(error)}"
-            self._warn(f"warning: {self._failure}. Training goes on, and the next state is tried as usual")
+            if not last:  # `finish` tells of the last one
+                self._warn(f"warning: {self._failure}. Training goes on, and the next state is tried as usual")
         except BaseException as error:
             self._bug = error
 

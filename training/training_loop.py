@@ -80,7 +80,7 @@ def train(run: Run, dataset: SliceDataset, world: World, log: Log, evaluate: Eva
             if asked[0] and not stopped_by:
                 saver.save()
         # Before the last tick is closed: if the run is made longer one day, it then has the ticks of one long run.
-        saver.save()
+        saver.save(last=True)
         last = None
         if not stopped_by:
             reporter.tick(trainer.stopwatch)

@@ -104,7 +104,8 @@ def test_what_may_change_changes():
 )
 def test_what_decides_the_run_can_not_change(changes, rows):
     first, empty, header, line, *table = refusal(begun(), **changes).splitlines()
-    assert first == "runs/x holds a run with other options, which can't change while it goes on:" and not empty
+    told = "runs/x holds a run with other options, which can't change while it goes on; --resume takes its own:"
+    assert first == told and not empty
     assert header.split() == ["field", "run", "now"] and set(line) == {"-", " "}
     found = [" ".join(row.split()) for row in table]
     assert found == rows if len(rows) < 3 else set(rows) <= set(found), found
