@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 
@@ -11,11 +13,13 @@ def set_precision(tf32: bool, benchmark: bool) -> None:
     PyTorch's own default is TF32 in convolutions. TF32 rounds factors to 10 bits.
     benchmark: whether cuDNN tries its algorithms for each new shape. This takes memory.
     """
-    torch.backends.cudnn.benchmark = benchmark
-    # PyTorch 2.9 renamed these settings, and warns of the old ones.
-    new = [torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)]
-    if all(hasattr(place, "fp32_precision") for place in new):
-        for place in new:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn.benchmark = benchmark
+    with warnings.catch_warnings():
+        # PyTorch 2.9 renamed these settings, and warns of the old ones. Both are set: it refuses to read the old ones,
+        # as other libraries in this process may do, where they differ from the new.
+        warnings.simplefilter("ignore")
+        matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    for place in (matmul, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)):
+        if hasattr(place, "fp32_precision"):
             place.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[union-attr]
-    else:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32

@@ -117,6 +117,8 @@ def measure_slowly(seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    # A shell that runs the tests in the background lets them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if seconds := os.environ.get("MEASURING"):
         measure_slowly(float(seconds))
     if os.environ.get("FLOAT64"):

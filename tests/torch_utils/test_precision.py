@@ -42,3 +42,18 @@ for tf32 in (False, True):
     output = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
     precise, _ = map(float, output.split())
     assert precise < 1e-5
+
+
+def test_the_old_settings_can_still_be_read():
+    """Libraries in the same process may do so; PyTorch refuses if convolutions and recurrent networks differ."""
+    code = """
+import torch
+from torch_utils.precision import set_precision
+set_precision(tf32=False, benchmark=False)
+with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    print(torch.backends.cudnn.allow_tf32)
+set_precision(tf32=True, benchmark=False)
+print(torch.backends.cudnn.allow_tf32)
+"""
+    output = subprocess.check_output([sys.executable, "-c", code], stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    assert [line for line in output.splitlines() if line in ("True", "False")] == ["False", "True"], output

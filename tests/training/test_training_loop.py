@@ -154,7 +154,7 @@ def test_a_run_that_goes_on_does_not_hold_its_old_state(tmp_path, archive, monke
     kill_at(monkeypatch, training, 3)
 
     def look(trainer):
-        with open("/proc/self/maps") as maps:
+        with open("/proc/self/maps", errors="replace") as maps:
             assert not [line for line in maps if "training-state" in line]
 
     kill_at(monkeypatch, training, 5, look)
