@@ -12,6 +12,7 @@ import pytest
 from dnnlib import runs
 from dnnlib.errors import UserError
 from helpers.commands import ROOT
+from helpers.disks import small_disk_at
 
 
 def test_run_folders_count_up_past_gaps_and_strangers(tmp_path):
@@ -63,13 +64,8 @@ def test_a_log_without_a_file_is_silent(tmp_path, capfd):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 16 KB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk_at(tmp_path / "small", "16k") as folder:
+        yield folder
 
 
 def test_a_log_outlives_a_full_disk(small_disk, capfd):

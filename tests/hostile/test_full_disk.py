@@ -6,13 +6,13 @@ import errno
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import dataset_tool
+from helpers.disks import small_disk_at
 from helpers.drawn import draw_small_head, write_case, write_full_archive
 
 
@@ -26,13 +26,8 @@ def release(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 256 KB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk_at(tmp_path / "small", "256k") as folder:
+        yield folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ import torch
 from dnnlib.errors import UserError
 from dnnlib.publish import Staged, recover_all
 from helpers.commands import ROOT
+from helpers.disks import small_disk_at
 from torch_utils import checkpoint
 from training import state_file
 from training.state_file import StateWriter, cut_back, find_states, log_lengths, newest_state, state_name
@@ -247,13 +248,8 @@ def test_a_mistake_of_the_caller_is_not_lost_in_the_thread(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 64 KB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk_at(tmp_path / "small", "64k") as folder:
+        yield folder
 
 
 def test_a_full_disk_warns_and_the_next_write_tries_again(small_disk):
