@@ -110,4 +110,6 @@ def main(ranks, task, folder):
 
 
 if __name__ == "__main__":
+    # A shell that runs the tests in the background lets them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
