@@ -19,7 +19,7 @@ from training.loss import PATH_LENGTHS, Loss, W
 from training.minibatches import FakeSource, Labeled, Part, RealSource
 from training.state import TrainingState
 
-STATISTICS = ("Loss/",)  # names of sums that are statistics begin with this
+STATISTICS = "Loss/"  # names of sums that are statistics begin with this
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ class Trainer:
             mean = result.sums[PATH_LENGTHS][0] / count
             moved = state.pl_mean.lerp(mean, self.config.loss.pl_decay)
             state.pl_mean.copy_(torch.where(finite, moved, state.pl_mean))
-        told = {name: sums for name, sums in result.sums.items() if name.startswith(STATISTICS)}
-        state.statistics.add({name: torch.where(finite, sums, 0) for name, sums in told.items()})
+        state.statistics.add({name: torch.where(finite, sums, 0) for name, sums in result.statistics.items()})
         state.statistics.report(f"Health/bad_steps/{phase.name}", ~finite)
 
     def _count_bad(self, phase: Phase, result: Applied, finite: bool) -> None:
@@ -136,9 +135,7 @@ class Trainer:
         in_a_row[phase.name] = 0 if finite else in_a_row.get(phase.name, 0) + 1
         if in_a_row[phase.name] < self.max_bad_steps:
             return
-        losses = ", ".join(
-            f"{name} {float(sums[1] / sums[0]):g}" for name, sums in result.sums.items() if name.startswith(STATISTICS)
-        )
+        losses = ", ".join(f"{name} {float(sums[1] / sums[0]):g}" for name, sums in result.statistics.items())
         raise Diverged(
             f"{phase.name} had gradients that are no finite numbers {in_a_row[phase.name]} times in a row, at step "
             f"{self.state.step} ({self.state.nimg / 1000:g} kimg), first in {result.first_bad()}; its last values: "
@@ -180,6 +177,11 @@ class Applied:
     names: tuple[str, ...]  # of the parameters that have gradients, then of the sums
     totals: torch.Tensor  # one total for each name, not finite if one of its numbers is not
     sums: dict[str, torch.Tensor]  # over the minibatch
+
+    @property
+    def statistics(self) -> dict[str, torch.Tensor]:
+        """Count, sum and sum of squares of each statistic, [3]."""
+        return {name: sums for name, sums in self.sums.items() if name.startswith(STATISTICS)}
 
     def first_bad(self) -> str:
         """Name of the first parameter or sum that is not finite."""
