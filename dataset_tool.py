@@ -16,10 +16,11 @@ from slices.archive.describe import inspect_archive
 from slices.archive.options import PICTURED, InspectOptions, MergeOptions, SplitOptions, SubsetOptions
 from slices.archive.reader import ArchiveReader
 from slices.convert.conversion import convert as run_conversion
-from slices.convert.options import ConvertOptions, RunOptions, SourceOptions
+from slices.convert.options import ConvertOptions, RunOptions
 from slices.convert.plan import plan
 from slices.convert.recognition import find_cases
 from slices.convert.report import describe_outcomes
+from slices.convert.source import SourceOptions
 from slices.export.export import ExportOptions, export_archive
 from slices.phantom import PhantomOptions, write_patients
 

@@ -24,10 +24,11 @@ from slices.class_areas import ClassAreas
 from slices.convert.cases import Case
 from slices.convert.cut import OUT_OF_VIEW, cut_case
 from slices.convert.cut_cases import CutCase, CutRecord, Workplace, origin_of, write_cut_case
-from slices.convert.options import ON_ERROR, ConvertOptions
+from slices.convert.options import ConvertOptions
 from slices.convert.outcome import Outcome, PlannedArchive
 from slices.convert.plan import Conversion
 from slices.convert.releases import GRADES, OWN
+from slices.convert.source import ON_ERROR
 from slices.schema import Schema
 from slices.split import SPLIT_FILE
 
