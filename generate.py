@@ -1,7 +1,7 @@
 """Generate joint slices from a snapshot: pictures, or an archive to train a segmentation network on.
 
 python generate.py --network=runs/00000-train-stylegan2 --seeds=0-63 --outdir=out
-python generate.py --network=runs/00000-train-stylegan2 --seeds=0-9999 --dest=fake.zip
+python generate.py --network=runs/00000-train-stylegan2 --like=data/train.zip --dest=fake.zip
 """
 
 from __future__ import annotations
@@ -9,71 +9,22 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from dnnlib.cli import HELP, Checked, option, options
+from dnnlib.cli import HELP, options
 from dnnlib.errors import Failure, UserError, reports_user_errors
 from dnnlib.processes import exit_status
 from dnnlib.publish import recover
 from dnnlib.system import run
-from dnnlib.text import parse_integers
 from torch_utils.launching import launch, ranks_around
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 from torch_utils.stopping import stop_signals
+from training.generate_options import GenerateOptions
 
 if TYPE_CHECKING:
     from torch_utils.distributed import World
-
-SHEET = "contact_sheet.png"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions(Checked):
-    """Options of the command line."""
-
-    network: str = option("Snapshot, or a run folder for its latest one.", metavar="FILE|DIR")
-    seeds: str = option("Seeds, for example 0-63 or 1,5,20-25; at most a million.", metavar="LIST")
-    outdir: str | None = option(
-        "Folder to write pictures into: a panel per seed, and a contact sheet.", default=None, metavar="DIR"
-    )
-    dest: str | None = option(
-        "Archive to write instead of pictures; every slice is a patient of its own.", default=None, metavar="ZIP"
-    )
-    trunc: float = option(
-        "Truncation psi: 1 for full variety, below 1 for more typical slices.", default=1.0, example=0.7
-    )
-    noise_mode: str = option(
-        "Noise: const is the network's stored noise, random is drawn from the seed.",
-        default="const",
-        choices=("const", "random", "none"),
-    )
-    wanted_class: str | None = option(
-        "Class label, for a network trained with --cond; an archive keeps it.",
-        default=None,
-        flag="--class",
-        metavar="NAME|N",
-    )
-    batch: int = option("Slices computed at a time.", default=8, least=1)
-    gpus: int = option(
-        "Processes that share the work, each on a GPU of its own if there are GPUs.", default=1, least=1, most=1024
-    )
-    force: bool = option("Replace existing pictures or an existing archive.", switch=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.outdir is None) == (self.dest is None):
-            raise UserError("give either --outdir for pictures or --dest for an archive")
-        if self.dest is not None and not self.dest.lower().endswith(".zip"):
-            raise UserError(f"--dest {self.dest}: expected a name that ends in .zip")
-
-    @property
-    def written(self) -> Path:
-        """The archive, or the contact sheet of the pictures."""
-        return Path(self.outdir, SHEET) if self.outdir is not None else Path(self.dest or "")
 
 
 @click.command(context_settings=HELP)
@@ -85,7 +36,7 @@ def main(asked: GenerateOptions) -> None:
 
     Synthetic slices are for research. They may resemble training patients, and are not a means of anonymization.
     """
-    seeds = list(dict.fromkeys(parse_integers(asked.seeds, limit=2**32)))  # without duplicates, in the same order
+    seeds = asked.read_seeds()
 
     if asked.gpus > 1 and ranks_around() is None:
         status = launch(asked.gpus)

@@ -121,6 +121,13 @@ def test_archive_of_fakes(run_folder, tmp_path):
         assert np.array_equal(archive.read_checked(i), sample.stored)  # label maps are one-hot
 
 
+def test_as_many_slices_as_an_archive_has(run_folder, tmp_path):
+    dest, like = tmp_path / "fake.zip", run_folder / "data.zip"
+    result = invoke("--network", run_folder, "--like", like, "--times", "2", "--dest", dest)
+    assert result.exit_code == 0, result.output
+    assert [record.seed for record in ArchiveReader(dest).info.slices] == list(range(2 * len(ArchiveReader(like))))
+
+
 def test_pictures(run_folder, tmp_path):
     result = invoke("--network", run_folder, "--seeds", "3,5", "--outdir", tmp_path / "out")
     assert result.exit_code == 0, result.output
@@ -217,6 +224,11 @@ def test_mistakes_end_with_one_message_and_code_2(run_folder, tmp_path):
         (("--network", run_folder, "--seeds", "a-b", *out), "not a list of whole numbers"),
         (("--network", run_folder, "--seeds", "0"), "either --outdir for pictures or --dest"),
         (("--network", run_folder, "--seeds", "0", "--dest", tmp_path / "fake.npz"), "ends in .zip"),
+        (("--network", run_folder, *out), "give either --seeds, such as 0-63, or --like"),
+        (("--network", run_folder, "--seeds", "0", "--like", run_folder / "data.zip", *out), "either --seeds"),
+        (("--network", run_folder, "--seeds", "0", "--times", "2", *out), "--times multiplies the number of slices"),
+        (("--network", run_folder, "--like", tmp_path / "none.zip", *out), "no such file"),
+        (("--network", run_folder, "--like", run_folder / "data.zip", "--times", "1000000", *out), "at most 1000000"),
         (("--network", run_folder, "--seeds", "0", "--class", "1", *out), "trained without --cond"),
         (("--network", run_folder, "--seeds", "4294967296", *out), "too large"),
         (("--network", run_folder, "--seeds", "9" * 5000, *out), "too large"),
