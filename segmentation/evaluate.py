@@ -1,4 +1,4 @@
-"""Evaluation of a U-Net on an archive: the Dice of every examination, and a picture of three of them."""
+"""Evaluation of a U-Net on an archive: Dice and HD95 of every examination, and a picture of three of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dnnlib.text import count
 from segmentation.archive_facts import ArchiveFacts, collect_facts, pixels_of
 from segmentation.config import EVALUATED_AT_ONCE
 from segmentation.fit import MODEL
+from segmentation.hausdorff import stack_of
 from segmentation.predict import predict_examinations
 from segmentation.report import draw_examinations, notes_on, worst_median_best
 from segmentation.scores import (
@@ -84,8 +85,11 @@ def _score(unet: TrainedUNet, reader: ArchiveReader, batch: int) -> tuple[Examin
     results = []
     with tqdm(total=len(names), desc="evaluating", unit="examination", disable=None, leave=False) as bar:
         for (patient, volume), one in zip(names, segmented, strict=True):
-            of = None if volume is None else reader.info.volumes[volume].slices
-            results.append(score_examination(patient, one.prediction, one.truth, one.inside, reader.schema, volume, of))
+            source = None if volume is None else reader.info.volumes[volume]
+            of, stack = None if source is None else source.slices, stack_of(source, one.places)
+            results.append(
+                score_examination(patient, one.prediction, one.truth, one.inside, reader.schema, volume, of, stack)
+            )
             bar.update()
     return tuple(results)
 

@@ -27,6 +27,15 @@ MASK = (
     "masked: with background wherever every contrast is 0, which is outside the head; lesions that a network finds "
     "there count only without the mask"
 )
+PRESENT = (
+    "if present: over those whose truth has the class or region; a miss predicts nothing there, and a false alarm "
+    "something where it is not"
+)
+DISTANCE = (
+    "HD95: median [quartiles] of the 95 % Hausdorff distance by MONAI, the larger one of both directions, where the "
+    "truth has the class or region; a miss counts with the diagonal of the stacked slices; BraTS since 2023 takes "
+    "another percentile, so don't compare"
+)
 
 
 class Table(NamedTuple):
@@ -51,18 +60,25 @@ class Table(NamedTuple):
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Make a table with a row per region and label.
 
-    Columns: mean ± SD over patients, worst and best examination, examinations with nothing in the truth, masked mean,
-    and voxels that the mask removed.
+    Columns: Dice, its mean ± SD over patients; the same over those who have the target; false alarms among
+    examinations that lack it; HD95 and misses where it is there; masked Dice, and voxels that the mask removed.
     """
     rows = []
     for target in targets_of(evaluation.model.info.schema):
         summary = evaluation.summary(target)
-        dice = [e.result(target).dice for e in evaluation.examinations]
-        worst_best = (f"{min(dice):.3f}", f"{max(dice):.3f}")
         rows.append(
-            (target.title, str(summary), *worst_best, str(summary.empty_truth), summary.masked, f"{summary.removed:,}")
+            (
+                target.title,
+                str(summary),
+                summary.where_present,
+                f"{summary.false_alarms} of {summary.empty_truth}",
+                str(summary.hd95 or "-"),
+                f"{summary.misses} of {summary.present}",
+                summary.masked,
+                f"{summary.removed:,}",
+            )
         )
-    header = ("Dice", "mean ± SD", "worst", "best", "empty truth", "masked", OUTSIDE_HEAD)
+    header = ("Dice", "mean ± SD", "if present", "false alarms", "HD95 in mm", "misses", "masked", OUTSIDE_HEAD)
     return Table(header, tuple(rows), evaluation.notes)
 
 
@@ -90,8 +106,10 @@ def notes_on(evaluation: Evaluation) -> list[str]:
     seed = evaluation.model.info.training.seed
     return [
         *about_data(evaluation),
+        *about_distances(evaluation),
         *about_names(evaluation),
         *about_pixels(evaluation),
+        PRESENT,
         MASK,
         f"one training of the U-Net, with seed {seed}, is no measure of chance; it drew {evaluation.model.info.drawn}",
     ]
@@ -130,6 +148,24 @@ def about_data(evaluation: Evaluation) -> list[str]:
             "their Dice may not be that of whole volumes"
         )
     return notes + [f"{evaluation.data.file}: {remark}" for remark in evaluation.data.remarks]
+
+
+def about_distances(evaluation: Evaluation) -> list[str]:
+    """Notes on HD95: what it is, and the examinations that have none."""
+    examinations = evaluation.examinations
+    gaps = [e for e in examinations if e.missing]
+    unknown = sum(e.missing is None for e in examinations)
+    notes = [DISTANCE] if len(gaps) + unknown < len(examinations) else []
+    if gaps:
+        notes.append(
+            f"no HD95 of {len(gaps)} of {count(len(examinations), 'examination')}: the archive lacks slices between "
+            f"others, such as {count(gaps[0].missing or 0, 'slice')} of {name_some([gaps[0].volume or ''])}"
+        )
+    if unknown:
+        notes.append(
+            f"no HD95 of {unknown} of {count(len(examinations), 'examination')}: the places of their slices are unknown"
+        )
+    return notes
 
 
 def _is_partial(examination: ExaminationDice) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import sparse
 
 from dnnlib.errors import UserError
+from slices.affine import has_axes
 from slices.orientation import LPS, Orientation
 
 SMALLEST_RESOLUTION = 16  # pixels along an edge
@@ -42,6 +43,20 @@ def pixel_size(
             f"{voxel:.3g} mm: choose --fov {np.ceil(resolution * voxel):g} or more{smaller}"
         )
     return fov / resolution
+
+
+def stack_spacing(shape: Sequence[int], affine: np.ndarray, pixel: float) -> tuple[float, float, float] | None:
+    """Millimeters between the slices, the rows and the columns of a volume's stacked slices.
+
+    shape, affine: of the volume's file, in its axes. pixel: edge of the archive's square pixels. The distance of two
+    slices is the length of a voxel: in an oblique volume too, axes count as perpendicular. None: the affine doesn't
+    tell.
+    """
+    with np.errstate(all="ignore"):
+        if not has_axes(affine):
+            return None
+        distance = nib.affines.voxel_sizes(Orientation.of(affine).affine_lps(affine, shape))[2]
+    return float(distance), float(pixel), float(pixel)
 
 
 def is_same_length(a: float, b: float) -> bool:

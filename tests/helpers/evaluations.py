@@ -5,7 +5,7 @@ from dataclasses import replace
 from segmentation.archive_facts import ArchiveFacts
 from segmentation.config import TrainUNetConfig, UNetConfig
 from segmentation.draws import Drawn
-from segmentation.scores import Evaluation, ExaminationDice, ModelFacts, TargetDice, summarize, targets_of
+from segmentation.scores import VERSION, Evaluation, ExaminationDice, ModelFacts, TargetDice, summarize, targets_of
 from segmentation.unet import UNetInfo
 from slices.schema import BRATS, Schema
 
@@ -15,9 +15,12 @@ TESTED = replace(LEARNED, file="test.zip", sha256="3" * 64)
 
 def examination(dice: float, schema: Schema = BRATS, patient="p", volume=None, of=None, **target) -> ExaminationDice:
     """An examination of two slices with the same Dice for all regions and classes. target: fields of TargetDice."""
-    one = TargetDice(**{"dice": dice, "truth": 9, "predicted": 5, "masked_dice": dice, "removed": 0, **target})
+    one = TargetDice(
+        **{"dice": dice, "truth": 9, "predicted": 5, "masked_dice": dice, "removed": 0, "hd95": None, **target}
+    )
     regions, labels = ({t.name: one for t in targets_of(schema) if t.kind == kind} for kind in ("region", "label"))
-    return ExaminationDice(patient, volume, 2, of, regions, labels)
+    missing, diagonal = (None, None) if one.hd95 is None else (0, 90.0)
+    return ExaminationDice(patient, volume, 2, of, missing, diagonal, regions, labels)
 
 
 def evaluation(*examinations: ExaminationDice, schema: Schema = BRATS, tested=TESTED, **training) -> Evaluation:
@@ -28,7 +31,7 @@ def evaluation(*examinations: ExaminationDice, schema: Schema = BRATS, tested=TE
     summaries = [(t, summarize(examinations, t)) for t in targets_of(schema)]
     return Evaluation(
         format="segmentation-dice",
-        version=3,
+        version=VERSION,
         measure="",
         notes=("a note",),
         data=tested,

@@ -18,7 +18,6 @@ from segmentation.comparison import (
     write_comparison,
 )
 from segmentation.draws import Drawn
-from segmentation.scores import Summary
 from slices.class_areas import ClassAreas
 from slices.schema import BRATS
 
@@ -27,7 +26,7 @@ AREAS = ClassAreas(4, 1, 100, {"NCR": 0, "ED": 2, "ET": 1}, {"NCR": 0, "ED": 3, 
 
 def test_tables_of_arms():
     real = evaluation(examination(0.8, patient="a", truth=0), examination(0.6, patient="b", removed=1000))
-    half = Summary(0.5, 0.25, 0, masked_mean=0.75, masked_sd=0.125, removed=3)
+    half = replace(real.regions["WT"], mean=0.5, sd=0.25, masked_mean=0.75, masked_sd=0.125, removed=3)
     fake = replace(real, regions={**real.regions, "WT": half})
     table = arms_table({"100% R": real, "100% F": fake})
     targets = ("WT (region)", "TC (region)", "ET (region)", "NCR (label)", "ED (label)", "ET (label)")

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import shutil
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -19,7 +20,10 @@ from segmentation.comparison import arms_table
 from segmentation.config import TrainUNetConfig
 from segmentation.evaluate import evaluate_archive, find_overlap, load_evaluation
 from segmentation.fit import train_unet
+from segmentation.hausdorff import hd95
 from segmentation.report import describe_data, evaluation_table
+from segmentation.unet import load_unet
+from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS, LesionClass, Region, Schema
 from torch_utils import checkpoint
@@ -42,7 +46,8 @@ def test_the_numbers_of_results_json_add_up(evaluated, trained, test_zip, folder
                 assert content[kind][name][mean] == pytest.approx(np.mean(values))
                 assert content[kind][name][sd] == pytest.approx(np.std(values, ddof=1))
             assert content[kind][name]["removed"] == sum(p[kind][name]["removed"] for p in content["examinations"])
-            assert content[kind][name]["empty_truth"] == 1
+            found = content[kind][name]
+            assert (found["present"], found["empty_truth"], found["hd95"]) == (3, 1, None), "no known volumes"
     assert load_evaluation(folder / "evaluated" / "results.json") == evaluated
 
 
@@ -98,6 +103,37 @@ def test_incomplete_volumes_are_told(tmp_path, trained):
     assert words in table.text() and words in table.markdown()
 
 
+def test_distances_are_measured_in_known_volumes(tmp_path, trained):
+    """Two volumes of 5 slices of 3 mm, cut off below and shuffled."""
+    whole = write_volumes(tmp_path / "v.zip", {"a": "a", "b": "b"}, slices=(3, 2, 5, 4, 1), of=6, pixel=2.0)
+    result = evaluate_archive(trained.model, whole, tmp_path / "out")
+    for one, segmented in zip(
+        result.examinations,
+        predict.predict_examinations(load_unet(trained.model), ArchiveReader(whole), [("a", "a"), ("b", "b")]),
+        strict=True,
+    ):
+        upward = np.argsort((3, 2, 5, 4, 1))
+        prediction, truth = segmented.prediction[upward] > 0, segmented.truth[upward] > 0
+        assert one.regions["whole"].hd95 == hd95(prediction, truth, (1.0, 2.0, 2.0))
+        assert (one.missing, one.diagonal) == (0, pytest.approx(np.sqrt(5**2 + 2 * 64**2)))
+    assert result.regions["whole"].hd95.median > 0
+    assert any(note.startswith("HD95: median") for note in result.notes)
+
+    gap = write_volumes(tmp_path / "gap.zip", {"a": "a"}, slices=(0, 1, 5), of=6)
+    found = evaluate_archive(trained.model, gap, tmp_path / "gap")
+    (one,) = found.examinations
+    assert (one.missing, one.diagonal, one.regions["whole"].hd95) == (3, None, None) and one.regions["whole"].dice > 0
+    assert any(note.startswith("no HD95 of 1 of 1 examination: the archive lacks slices") for note in found.notes)
+
+
+def test_results_are_the_same_in_any_folder(tmp_path, trained, test_zip, evaluated, folder):
+    shutil.copy(trained.model, tmp_path / "unet.safetensors")
+    shutil.copy(test_zip, tmp_path / "test.zip")
+    evaluate_archive(tmp_path / "unet.safetensors", tmp_path / "test.zip", tmp_path / "out")
+    for name in ("results.json", "patients.png"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / "evaluated" / name).read_bytes()
+
+
 def test_a_schema_without_regions_is_evaluated_by_its_labels(tmp_path):
     one = Schema(("t1", "t2", "flair"), (LesionClass("MS", "", 1),))
     random = np.random.RandomState(0)
@@ -151,7 +187,7 @@ def test_results_of_another_kind_are_refused(tmp_path, folder, evaluated):
     with pytest.raises(UserError, match="training.json: not the results of an evaluation"):
         load_evaluation(folder / "trained" / "training.json")
     content = json.loads((folder / "evaluated" / "results.json").read_text())
-    for version in (99, 1, 2):
+    for version in (99, 1, 2, 3):
         (tmp_path / "new.json").write_text(json.dumps({**content, "version": version}))
         with pytest.raises(UserError, match=f"version {version}; .* evaluate again"):
             load_evaluation(tmp_path / "new.json")

@@ -9,8 +9,10 @@ from PIL import Image
 from helpers.evaluations import TESTED, evaluation, examination
 from segmentation.predict import Segmented
 from segmentation.report import (
+    DISTANCE,
     _titles,
     about_data,
+    about_distances,
     about_pixels,
     describe_data,
     draw_examinations,
@@ -23,12 +25,36 @@ from slices.schema import BRATS
 
 
 def test_the_table_has_a_row_for_each_region_and_class():
-    table = evaluation_table(evaluation(examination(0.5, truth=0), examination(0.7, patient="q", removed=1500)))
-    assert table.header == ("Dice", "mean ± SD", "worst", "best", "empty truth", "masked", "voxels outside the head")
+    judged = evaluation(
+        examination(0.0, truth=0),
+        examination(0.5, patient="q", removed=1500, hd95=4.0),
+        examination(0.7, patient="r", hd95=2.0),
+        examination(0.0, patient="s", predicted=0, hd95=90.0),
+        examination(1.0, patient="t", truth=0, predicted=0, hd95=0.0),
+    )
+    table = evaluation_table(judged)
+    assert table.header == (
+        *("Dice", "mean ± SD", "if present", "false alarms", "HD95 in mm", "misses", "masked"),
+        "voxels outside the head",
+    )
     names = ["WT (region)", "TC (region)", "ET (region)", "NCR (label)", "ED (label)", "ET (label)"]
     assert [row[0] for row in table.rows] == names
-    assert table.rows[0][1:] == ("0.600 ± 0.141", "0.500", "0.700", "1", "0.600 ± 0.141", "1,500")
+    dice, present = "0.440 ± 0.439", "0.400 ± 0.361"
+    assert table.rows[0][1:] == (dice, present, "1 of 2", "4.0 [3.0, 47.0]", "1 of 3", dice, "1,500")
     assert table.notes == ("a note",)
+    assert evaluation_table(evaluation(examination(0.4))).rows[0][4] == "-", "nothing is known of distances"
+
+
+def test_notes_tell_of_distances_that_are_not_known():
+    measured = examination(1, hd95=1.0)
+    assert about_distances(evaluation(measured)) == [DISTANCE]
+    gap = replace(examination(1, patient="q", volume="q-0"), missing=3)
+    assert about_distances(evaluation(measured, gap, examination(1, patient="r"))) == [
+        DISTANCE,
+        "no HD95 of 1 of 3 examinations: the archive lacks slices between others, such as 3 slices of q-0",
+        "no HD95 of 1 of 3 examinations: the places of their slices are unknown",
+    ]
+    assert len(about_distances(evaluation(gap))) == 1, "what is nowhere is not explained"
 
 
 @pytest.mark.parametrize(
