@@ -21,7 +21,7 @@ def test_the_commands_work_together(tmp_path, train_zip, test_zip):
     assert code == 0 and "train.zip (48 slices, 12 patients) + train.zip" in output, output
     code, output = run("evaluate", "--model", tmp_path, "--data", test_zip, "--outdir", tmp_path)
     assert code == 0 and "4 patients, 24 slices (6 per patient)" in output, output
-    assert "whole (region)" in output and "rim (label)" in output and "empty truth" in output
+    assert "whole (region)" in output and "rim (label)" in output and "false alarms" in output
     output = refused("train", "--data", train_zip, "--steps", 1, "--outdir", tmp_path)
     assert "unet.safetensors exists already" in output
     model = tmp_path / "unet.safetensors"
