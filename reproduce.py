@@ -7,7 +7,7 @@ python reproduce.py --preset=paper --outdir=runs/paper --source=BraTS18
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,8 @@ import click
 from dnnlib.cli import HELP, Checked, given, option, options
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.files import make_folder, read_json
-from dnnlib.stages import Programs, Stages
+from dnnlib.jobs import Graph, Job, Programs, held
+from dnnlib.slots import find_slots
 from dnnlib.system import run
 from dnnlib.text import format_time
 from reproduce_stages import (
@@ -27,6 +28,7 @@ from reproduce_stages import (
     RELATIVE_TO,
     Made,
     Preset,
+    Run,
     make_phantoms,
     make_slices,
 )
@@ -70,10 +72,16 @@ def main(asked: Options) -> None:
     A stage is skipped if its options, inputs and results are the same as after the last run.
     """
     preset = configure(asked)
-    stages = Stages(make_folder(asked.outdir), PROGRAMS)
-    stages.refuse_strangers(COMPARED)
-    with stages.held():
-        reproduce(stages, preset, asked.source)
+    outdir, slots = make_folder(asked.outdir), find_slots()
+    Graph(outdir, PROGRAMS, []).refuse_strangers(COMPARED)
+    with held(outdir) as lock:
+
+        def run_jobs(jobs: Sequence[Job]) -> dict[str, list[Path]]:
+            graph = Graph(outdir, PROGRAMS, jobs)
+            graph.run(slots, lock)
+            return {job.name: graph.results(job.name) for job in jobs}
+
+        reproduce(run_jobs, outdir, preset, asked.source)
 
 
 def configure(asked: Options) -> Preset:
@@ -95,10 +103,10 @@ def configure(asked: Options) -> Preset:
     )
 
 
-def reproduce(stages: Stages, preset: Preset, source: str | None) -> None:
+def reproduce(run_jobs: Run, outdir: Path, preset: Preset, source: str | None) -> None:
     """Run all stages, print the results, and say where the files are."""
     start = time.time()
-    made = make_slices(stages, preset, make_phantoms(stages, preset) if source is None else Path(source))
+    made = make_slices(run_jobs, preset, make_phantoms(run_jobs, preset) if source is None else Path(source))
     real, fake = measure(made.real), measure(made.fake)
     unet = preset.unet
     # A U-Net can draw a fixed share of slices without lesion only if there are slices of both kinds.
@@ -106,14 +114,14 @@ def reproduce(stages: Stages, preset: Preset, source: str | None) -> None:
         share = f"--lesion-free={LESION_FREE['lesion_free']}"
         print(f"\nnote: all fakes have a lesion, or none has: U-Nets are trained without {share}")
         unet = {name: value for name, value in unet.items() if name not in LESION_FREE}
-    results = run_arms(stages, ARMS, {"real": made.real, "fake": made.fake}, made.test, unet)
-    report(stages.outdir, made, results, real, fake)
+    results = run_arms(run_jobs, ARMS, {"real": made.real, "fake": made.fake}, made.test, unet)
+    report(outdir, made, results, real, fake)
     print(f"\nPictures\n  {made.sheet}   fakes: contrasts and labels")
     print(f"  {made.snapshot.parent / 'reals.png'}   real slices")
     for arm, path in results.items():
         print(f"  {path.parent / 'patients.png'}   worst, median and best patient of {arm}")
-    print(f"  {stages.outdir / 'dice.png'}   the table as a figure")
-    print(f"\nAll stages took {format_time(time.time() - start)}. Results: {stages.outdir}/results.json")
+    print(f"  {outdir / 'dice.png'}   the table as a figure")
+    print(f"\nAll stages took {format_time(time.time() - start)}. Results: {outdir}/results.json")
     print(what_next(made.snapshot))
 
 

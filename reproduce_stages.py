@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dnnlib.cli import arguments
-from dnnlib.stages import FINGERPRINT, Stage, Stages, fingerprint
+from dnnlib.fingerprints import fingerprint
+from dnnlib.jobs import FINGERPRINT, Job
+
+Run = Callable[[Sequence[Job]], Mapping[str, list[Path]]]  # runs jobs, and returns name -> outputs
 
 # Arm of the table -> archives that its U-Net is trained on.
 ARMS = {"100 % R": ("real",), "100 % F": ("fake",), "100 % F + 100 % R": ("fake", "real")}
@@ -69,39 +73,50 @@ class Made:
     sheet: Path  # picture of the first fakes
 
 
-def make_phantoms(stages: Stages, preset: Preset) -> Path:
+def _run(run: Run, *jobs: Job) -> list[list[Path]]:
+    """Run jobs. Returns the outputs of each."""
+    made = run(jobs)
+    return [made[job.name] for job in jobs]
+
+
+def make_phantoms(run: Run, preset: Preset) -> Path:
     """Make synthetic patients. Returns their folder."""
     told = arguments(preset.phantom)
     folder = "phantoms-" + fingerprint(told)[:8]  # so that patients made with other options never mix with these
-    (patients,) = stages.run(
-        Stage(
+    ((patients,),) = _run(
+        run,
+        Job(
             "phantom",
             purpose="make synthetic patients",
             command=["dataset_tool.py", "phantom", f"--dest={{out}}/{folder}", *told],
             inputs=[],
             outputs=[folder],
-        )
+            alone=True,
+        ),
     )
     return patients
 
 
-def make_slices(stages: Stages, preset: Preset, source: Path) -> Made:
+def make_slices(run: Run, preset: Preset, source: Path) -> Made:
     """Cut real slices from the patients of `source`, train a GAN on those for training, and generate fakes."""
     # Imported here, because `reproduce.py --help` should not wait for numpy.
     from slices.archive.reader import ArchiveReader
 
-    real, test, _ = stages.run(
-        Stage(
+    ((real, test, _),) = _run(
+        run,
+        Job(
             "convert",
             purpose="cut the patients' volumes into joint slices, split by patient",
             command=["dataset_tool.py", "convert", f"--source={source}", "--dest={out}/real"]
             + arguments(preset.convert),
             inputs=[source],
             outputs=["real/train.zip", "real/test.zip", "real/split.json"],
-        )
+            alone=True,
+        ),
     )
-    (snapshot,) = stages.run(
-        Stage(
+    ((snapshot,),) = _run(
+        run,
+        Job(
             "train",
             purpose="train the GAN on the real training slices",
             command=["train.py", f"--run-dir={{out}}/gan/{FINGERPRINT}", f"--data={real}", f"--exclude={test}"]
@@ -109,25 +124,27 @@ def make_slices(stages: Stages, preset: Preset, source: Path) -> Made:
             inputs=[real, test],
             outputs=[f"gan/{FINGERPRINT}/network-snapshot-*.safetensors"],
             replaces=False,  # train.py goes on in its run folder
-        )
+            alone=True,
+        ),
     )
     last = len(ArchiveReader(real)) - 1
-    (fake,) = stages.run(
-        Stage(
+    ((fake,), (sheet, _)) = _run(
+        run,
+        Job(
             "generate",
             purpose="generate the same number of fake slices as there are real ones",
             command=["generate.py", f"--network={snapshot}", f"--seeds=0-{last}", "--dest={out}/fake/fake.zip"],
             inputs=[snapshot, real],
             outputs=["fake/fake.zip"],
-        )
-    )
-    sheet, _ = stages.run(
-        Stage(
+            alone=True,
+        ),
+        Job(
             "panels",
             purpose="draw pictures of the first fakes",
             command=["generate.py", f"--network={snapshot}", "--seeds=0-23", "--outdir={out}/panels"],
             inputs=[snapshot],
             outputs=["panels/contact_sheet.png", "panels/seed*.png"],
-        )
+            alone=True,
+        ),
     )
     return Made(real, test, snapshot, fake, sheet)

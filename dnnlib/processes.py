@@ -1,4 +1,4 @@
-"""Work spread over several processes, and Python commands that end with this process."""
+"""Work spread over several processes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -177,67 +175,6 @@ def _unless_stopped(function: Callable[[Item], Result], item: Item) -> Result | 
     return None if _stop.is_set() else function(item)
 
 
-# --- one command ----------------------------------------------------------------------------------------------------
-
-GRACE = 40  # seconds from SIGTERM to SIGKILL; a training ends its step and saves its state
-# On Linux this program asks the system to end it together with its parent, and then becomes the command. Popen's
-# preexec_fn could also ask, but it runs after a fork, where locks of other threads may stay locked forever.
-# The comparison with the parent's id covers a parent that ended before the request.
-_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-"""
-
-
-def run_python(arguments: Sequence[str], **options) -> int:
-    """Run Python with these arguments, as a process that ends together with this one.
-
-    SIGTERM and SIGHUP are passed on. If the command has not ended GRACE seconds later, or if a second signal comes, it
-    is killed. Ctrl-C is not passed on, because a terminal sends it to both processes. On Linux, the command also ends
-    when this process is killed. options: arguments of subprocess.Popen.
-    Returns the exit status as a shell reports it: 128 + signal if a signal came.
-    """
-    asked: list[int] = []  # signals that came, in order
-    process: subprocess.Popen | None = None
-
-    def take(signum: int, frame: object) -> None:
-        asked.append(signum)
-        if process is not None:
-            _pass_on(asked, process)
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # Signals that are ignored stay ignored: nohup ignores SIGHUP.
-    before = {s: signal.signal(s, take) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
-    try:
-        with_parent = ["-I", "-S", "-c", _WITH_PARENT, str(os.getpid())] if sys.platform == "linux" else []
-        process = subprocess.Popen([sys.executable, *with_parent, *arguments], **options)
-        _pass_on(asked, process)  # signals that came before `process` was set
-        status = process.wait()
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-    # Popen reports a process that a signal ended with a negative status.
-    return exit_status(asked[0]) if asked else status if status >= 0 else exit_status(-status)
-
-
 def exit_status(signum: int) -> int:
     """Return the exit status of a program that a signal stopped, as a shell reports it."""
     return 128 + signum
-
-
-def _pass_on(asked: Sequence[int], process: subprocess.Popen) -> None:
-    """Forward signals other than Ctrl-C: terminate the process at the first, kill it at the second."""
-    times = sum(signum != signal.SIGINT for signum in asked)
-    if times == 1:
-        process.terminate()
-        threading.Thread(target=_kill_later, args=(process,), daemon=True).start()
-    elif times:
-        process.kill()
-
-
-def _kill_later(process: subprocess.Popen) -> None:
-    """Kill a process that has not ended after GRACE seconds. Popen does nothing to one that has."""
-    time.sleep(GRACE)
-    process.kill()

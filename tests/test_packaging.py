@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dnnlib.stages import Programs, Stage, Stages
+from dnnlib.jobs import Graph, Job, Programs
+from dnnlib.slots import Slots
 from helpers.commands import ROOT
 
 
@@ -82,9 +83,9 @@ def test_modules_of_the_working_folder_are_not_taken_for_the_projects(strangers,
     assert done.returncode == 0 and done.stdout.startswith("Usage: "), done.stderr
 
 
-def test_stages_run_the_projects_own_segmentation(strangers):
+def test_jobs_run_the_projects_own_segmentation(strangers):
     (strangers / "segmentation.py").write_text("raise SystemExit('a stranger runs')")
     (strangers / "record.txt").write_text("of an earlier run")
-    stages = Stages(strangers, Programs(ROOT, {}))
     command = ["-m", "segmentation", "train", "--help"]
-    stages.run(Stage("unet", "", command, [], ["record.txt"], replaces=False))
+    job = Job("unet", "", command, [], ["record.txt"], replaces=False)
+    Graph(strangers, Programs(ROOT, {}), [job]).run(Slots(1))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import reproduce
 import reproduce_stages
 from dnnlib.files import make_folder, write_json
-from dnnlib.stages import Stages
+from dnnlib.jobs import held
 from helpers.commands import ROOT
 from helpers.drawn import write_archive
 from helpers.evaluations import evaluation, examination
@@ -37,21 +37,27 @@ def test_each_program_depends_on_all_packages_that_it_imports():
 
 
 def test_a_second_call_is_refused(tmp_path):
-    with Stages(tmp_path, reproduce.PROGRAMS).held():
+    with held(tmp_path):
         call = CliRunner().invoke(reproduce.main, ["--preset=demo", f"--outdir={tmp_path}"])
     assert call.exit_code == 2 and "is at work there; wait for it (process " in call.output
 
 
-class RecordedStages:
-    """Stages that record commands instead of running them."""
+class RecordedJobs:
+    """Jobs that record commands instead of running them."""
 
     def __init__(self, outdir):
         self.outdir, self.commands, self.inputs, self.made = outdir, {}, {}, {}
 
-    def run(self, stage):
-        self.commands[stage.name], self.inputs[stage.name] = stage.command, [str(i) for i in stage.inputs]
-        self.made[stage.name] = [self.outdir / output.replace("*", "0") for output in stage.outputs]
-        return self.made[stage.name]
+    def __call__(self, jobs):
+        for job in jobs:
+            self.made[job.name] = [self.outdir / output.replace("*", "0") for output in job.outputs]
+            words = [self.put_in(word) for word in job.command]
+            read = [self.made[name][index] for name, index in job.needs]
+            self.commands[job.name], self.inputs[job.name] = words, [str(i) for i in (*job.inputs, *read)]
+        return self.made
+
+    def put_in(self, word):
+        return re.sub("\0(.*)\0(.*)\0", lambda match: str(self.made[match[1]][int(match[2])]), word)
 
 
 @pytest.fixture(params=list(reproduce_stages.PRESETS))
@@ -63,9 +69,9 @@ def recorded(request, tmp_path, monkeypatch):
     def run(missing):
         areas = ClassAreas(9, missing, 9, {"ET": 0}, {"ET": 9 - missing})
         monkeypatch.setattr(reproduce, "measure", lambda path: areas)
-        stages = RecordedStages(tmp_path)
+        stages = RecordedJobs(tmp_path)
         source = "/brats" if request.param == "paper" else None
-        reproduce.reproduce(stages, reproduce_stages.PRESETS[request.param], source)
+        reproduce.reproduce(stages, tmp_path, reproduce_stages.PRESETS[request.param], source)
         return stages
 
     return run
@@ -166,7 +172,7 @@ def test_an_interrupted_training_of_the_gan_continues(tmp_path):
     first = start(command)
     printed = until(first, "^tick 0 ")
     first.send_signal(signal.SIGTERM)
-    until(first, "train ended early; the same command skips finished stages and continues this one")
+    until(first, "train ended early; the same command skips finished jobs and continues this one")
     assert first.wait(timeout=60) == 143
     second = start(command)
     assert "SIGTERM" not in until(second, "Continuing from training-state-")

@@ -1,4 +1,4 @@
-"""Stages are skipped exactly if nothing has changed, and end on signals."""
+"""Jobs are skipped exactly if nothing has changed, and end on signals."""
 
 import json
 import os
@@ -12,39 +12,53 @@ import pytest
 
 from dnnlib.code_hash import sources_sha256
 from dnnlib.errors import UserError
-from dnnlib.stages import Programs, Stage, Stages, describe_input, fingerprint
+from dnnlib.fingerprints import describe_input, fingerprint
+from dnnlib.jobs import Graph, Job, Programs, held
+from dnnlib.slots import Slots
 from helpers.commands import ROOT
 
 PROGRAMS = Programs(ROOT, {})
 COPY = "import sys; from pathlib import Path; Path(sys.argv[2]).write_text(Path(sys.argv[1]).read_text() + sys.argv[3])"
 
 
+class Folder:
+    """An output folder in which jobs run one at a time."""
+
+    def __init__(self, outdir, programs=PROGRAMS):
+        self.outdir, self.programs, self.records = outdir, programs, outdir / "jobs"
+
+    def run(self, job):
+        graph = Graph(self.outdir, self.programs, [job])
+        graph.run(Slots(1))
+        return graph.results(job.name)
+
+
 @pytest.fixture
-def stages(tmp_path):
+def folder(tmp_path):
     (tmp_path / "in.txt").write_text("input ")
-    return Stages(tmp_path, PROGRAMS)
+    return Folder(tmp_path)
 
 
-def copy(stages, suffix="done"):
-    """Run a stage that copies in.txt to out.txt and appends a word. Returns whether it ran."""
-    before = (stages.outdir / "out.txt").stat().st_mtime_ns if (stages.outdir / "out.txt").exists() else None
+def copy(folder, suffix="done"):
+    """Run a job that copies in.txt to out.txt and appends a word. Returns whether it ran."""
+    before = (folder.outdir / "out.txt").stat().st_mtime_ns if (folder.outdir / "out.txt").exists() else None
     command = ["-c", COPY, "{out}/in.txt", "{out}/out.txt", suffix]
-    (result,) = stages.run(Stage("copy", "copy", command, [stages.outdir / "in.txt"], ["out.txt"], replaces=False))
-    assert result.read_text() == (stages.outdir / "in.txt").read_text() + suffix
+    (result,) = folder.run(Job("copy", "copy", command, [folder.outdir / "in.txt"], ["out.txt"], replaces=False))
+    assert result.read_text() == (folder.outdir / "in.txt").read_text() + suffix
     return result.stat().st_mtime_ns != before
 
 
-def test_a_stage_runs_again_only_if_options_inputs_or_results_changed(stages):
-    assert copy(stages)
-    assert not copy(stages)
-    assert copy(stages, suffix="other options")
-    (stages.outdir / "in.txt").write_text("another input ")
-    assert copy(stages, suffix="other options")
-    (stages.outdir / "out.txt").write_text("damaged")
-    assert copy(stages, suffix="other options")
-    (stages.outdir / "out.txt").unlink()
-    assert copy(stages, suffix="other options")
-    assert not copy(stages, suffix="other options")
+def test_a_job_runs_again_only_if_options_inputs_or_results_changed(folder):
+    assert copy(folder)
+    assert not copy(folder)
+    assert copy(folder, suffix="other options")
+    (folder.outdir / "in.txt").write_text("another input ")
+    assert copy(folder, suffix="other options")
+    (folder.outdir / "out.txt").write_text("damaged")
+    assert copy(folder, suffix="other options")
+    (folder.outdir / "out.txt").unlink()
+    assert copy(folder, suffix="other options")
+    assert not copy(folder, suffix="other options")
 
 
 GO_ON = """
@@ -56,53 +70,53 @@ sys.exit(status)
 """
 
 
-def test_a_stage_goes_on_in_the_folder_of_its_options(stages, capfd):
+def test_a_job_goes_on_in_the_folder_of_its_options(folder, capfd):
     """A folder named by the fingerprint: the same one after an interruption, another one for other options."""
 
     def call(option, status):
-        status_file = stages.outdir / "status.py"  # no option: it may differ between calls of the same stage
+        status_file = folder.outdir / "status.py"  # no option: it may differ between calls of the same job
         status_file.write_text(GO_ON.replace("int(sys.argv[3])", str(status)))
         command = ["-c", f"exec(open({str(status_file)!r}).read())", "{out}/runs/{fingerprint}", option]
         outputs = ["runs/{fingerprint}/log.txt"]
-        return stages.run(Stage("go on", "", command, [stages.outdir / "in.txt"], outputs, replaces=False))[0]
+        return folder.run(Job("go on", "", command, [folder.outdir / "in.txt"], outputs, replaces=False))[0]
 
     for status in (143, 130):
         with pytest.raises(SystemExit):
             call("a", status)
-        assert "; the same command skips finished stages and continues this one" in capfd.readouterr().err
+        assert "; the same command skips finished jobs and continues this one" in capfd.readouterr().err
     first = call("a", 0)
     assert first.read_text() == "aaa" and call("a", 0) == first and first.read_text() == "aaa"
     second = call("b", 0)
     assert second.read_text() == "b" and second.parent != first.parent
-    (stages.outdir / "in.txt").write_text("another input ")
-    assert call("b", 0).read_text() == "b" and len(list((stages.outdir / "runs").iterdir())) == 3
+    (folder.outdir / "in.txt").write_text("another input ")
+    assert call("b", 0).read_text() == "b" and len(list((folder.outdir / "runs").iterdir())) == 3
 
 
-def test_a_stage_that_failed_is_not_done(stages, capfd):
+def test_a_job_that_failed_is_not_done(folder, capfd):
     command = ["-c", "import sys; open(sys.argv[1], 'w').write('half'); sys.exit(int(sys.argv[2]))", "{out}/out.txt"]
     for code, expected in ((2, 2), (1, 1), (130, 130)):
         with pytest.raises(SystemExit) as stopped:
-            stages.run(Stage("half", "fail", [*command, str(code)], [], ["out.txt"]))
+            folder.run(Job("half", "fail", [*command, str(code)], [], ["out.txt"]))
         assert stopped.value.code == expected
-        assert not json.loads((stages.records / "half.json").read_text())["complete"]
+        assert not json.loads((folder.records / "half.json").read_text())["complete"]
     assert "half ended early" in capfd.readouterr().err
     with pytest.raises(SystemExit):
-        stages.run(Stage("half", "", ["-c", "import os; os.kill(os.getpid(), 9)"], [], ["out.txt"]))
+        folder.run(Job("half", "", ["-c", "import os; os.kill(os.getpid(), 9)"], [], ["out.txt"]))
     assert "half ended early (killed, most likely for lack of memory); the same" in capfd.readouterr().err
-    stages.run(Stage("half", "succeed", [*command, "0"], [], ["out.txt"]))
-    assert json.loads((stages.records / "half.json").read_text())["complete"]
+    folder.run(Job("half", "succeed", [*command, "0"], [], ["out.txt"]))
+    assert json.loads((folder.records / "half.json").read_text())["complete"]
 
 
-def test_ctrl_c_lets_the_stage_end_in_its_own_time(tmp_path):
-    """In a terminal, Ctrl-C reaches the pipeline and the stage at once. A training then saves a snapshot."""
-    stage = (
+def test_ctrl_c_lets_the_job_end_in_its_own_time(tmp_path):
+    """In a terminal, Ctrl-C reaches the pipeline and the job at once. A training then saves a snapshot."""
+    job = (
         "import signal, sys, time; signal.signal(signal.SIGINT, lambda *a: None); print('ready', flush=True);"
         "time.sleep(2); time.sleep(1); open(sys.argv[1], 'w').write('saved'); sys.exit(130)"
     )
     script = (
-        "from dnnlib.stages import Programs, Stage, Stages; from pathlib import Path;"
-        f"stages = Stages(Path({str(tmp_path)!r}), Programs(Path(), {{}}));"
-        f"stages.run(Stage('slow', '', ['-c', {stage!r}, '{{out}}/out.txt'], [], ['out.txt']))"
+        "from dnnlib.jobs import Graph, Job, Programs; from dnnlib.slots import Slots; from pathlib import Path;"
+        f"job = Job('slow', '', ['-c', {job!r}, '{{out}}/out.txt'], [], ['out.txt']);"
+        f"Graph(Path({str(tmp_path)!r}), Programs(Path(), {{}}), [job]).run(Slots(1))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -112,10 +126,10 @@ def test_ctrl_c_lets_the_stage_end_in_its_own_time(tmp_path):
             os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert (tmp_path / "out.txt").read_text() == "saved"
-    assert not json.loads((tmp_path / "stages" / "slow.json").read_text())["complete"]
+    assert not json.loads((tmp_path / "jobs" / "slow.json").read_text())["complete"]
 
 
-# A stage that prints its process id, reports SIGTERM if asked to, and would run for a long time.
+# A job that prints its process id, reports SIGTERM if asked to, and would run for a long time.
 LONG = """
 import os, signal, sys, time
 def end(*_):
@@ -128,13 +142,14 @@ time.sleep(60)
 
 
 def begin(outdir, how="heeds", prefix=""):
-    """Start a pipeline of one long stage in a new process. Returns the process and the stage's process id."""
+    """Start a pipeline of one long job in a new process. Returns the process and the job's process id."""
     script = (
         # nohup, below which tests may run, has its children ignore SIGHUP.
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
-        f"{prefix}\nfrom dnnlib.stages import Programs, Stage, Stages; from pathlib import Path\n"
-        f"stages = Stages(Path({str(outdir)!r}), Programs(Path(), {{}}))\n"
-        f"with stages.held(): stages.run(Stage('long', '', ['-c', {LONG!r}, {how!r}], [], []))"
+        f"{prefix}\nfrom dnnlib.jobs import Graph, Job, Programs; from dnnlib.slots import Slots\n"
+        "from pathlib import Path\n"
+        f"job = Job('long', '', ['-c', {LONG!r}, {how!r}], [], [])\n"
+        f"Graph(Path({str(outdir)!r}), Programs(Path(), {{}}), [job]).run(Slots(1))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -146,20 +161,20 @@ def begin(outdir, how="heeds", prefix=""):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_ends_the_pipeline_ends_its_stage(tmp_path, sent):
+def test_a_signal_that_ends_the_pipeline_ends_its_job(tmp_path, sent):
     """Batch systems and container runtimes send the signal to the parent only."""
-    process, stage = begin(tmp_path)
+    process, job = begin(tmp_path)
     process.send_signal(sent)
-    out, err = process.communicate(timeout=30)  # returns when the stage, which inherits the pipe, has ended too
+    out, err = process.communicate(timeout=30)  # returns when the job, which inherits the pipe, has ended too
     assert process.returncode == 128 + sent and "ended" in out
-    assert "long ended early; the same command skips finished stages" in err and "Traceback" not in err
+    assert "long ended early; the same command skips finished jobs" in err and "Traceback" not in err
     with pytest.raises(ProcessLookupError):
-        os.kill(stage, 0)
+        os.kill(job, 0)
 
 
 @pytest.mark.parametrize("grace, signals", [(0.2, 1), (100, 2)], ids=["in time", "at a second signal"])
-def test_a_stage_that_does_not_heed_a_signal_is_killed(tmp_path, grace, signals):
-    process, stage = begin(tmp_path, "ignores", f"import dnnlib.processes; dnnlib.processes.GRACE = {grace}")
+def test_a_job_that_does_not_heed_a_signal_is_killed(tmp_path, grace, signals):
+    process, job = begin(tmp_path, "ignores", f"import dnnlib.commands; dnnlib.commands.GRACE = {grace}")
     for _ in range(signals):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
@@ -168,64 +183,64 @@ def test_a_stage_that_does_not_heed_a_signal_is_killed(tmp_path, grace, signals)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system ends a process with its parent")
-def test_a_stage_ends_with_a_pipeline_that_is_killed(tmp_path):
-    process, stage = begin(tmp_path)
+def test_a_job_ends_with_a_pipeline_that_is_killed(tmp_path):
+    process, job = begin(tmp_path)
     process.kill()
     out, _ = process.communicate(timeout=30)
     assert "ended" in out
 
 
 def test_a_second_call_waits_for_its_turn(tmp_path):
-    process, stage = begin(tmp_path)
+    process, job = begin(tmp_path)
     for _ in range(2):
         with pytest.raises(UserError, match=rf"is at work there; wait for it \(process {process.pid} on "):
-            with Stages(tmp_path, PROGRAMS).held():
+            with held(tmp_path):
                 pass
     process.terminate()
     process.communicate(timeout=30)
-    with Stages(tmp_path, PROGRAMS).held():
+    with held(tmp_path):
         pass
 
 
-def test_force_is_passed_only_for_what_the_stage_itself_left(stages):
+def test_force_is_passed_only_for_what_the_job_itself_left(folder):
     command = ["-c", "import sys; open(sys.argv[1], 'w').write(' '.join(sys.argv[2:]))", "{out}/out.txt"]
-    (out,) = stages.run(Stage("write", "", [*command, "one"], [], ["out.txt"]))
+    (out,) = folder.run(Job("write", "", [*command, "one"], [], ["out.txt"]))
     assert out.read_text() == "one"
-    stages.run(Stage("write", "", [*command, "two"], [], ["out.txt"]))
+    folder.run(Job("write", "", [*command, "two"], [], ["out.txt"]))
     assert out.read_text() == "two --force"
 
 
-def test_what_a_stage_did_not_make_is_not_replaced(stages):
-    (stages.outdir / "out.txt").write_text("mine")
-    write = Stage("write", "", ["-c", "import sys; open(sys.argv[1], 'w')", "{out}/out.txt"], [], ["out.txt"])
+def test_what_a_job_did_not_make_is_not_replaced(folder):
+    (folder.outdir / "out.txt").write_text("mine")
+    write = Job("write", "", ["-c", "import sys; open(sys.argv[1], 'w')", "{out}/out.txt"], [], ["out.txt"])
     for _ in range(2):
-        with pytest.raises(UserError, match="out.txt exists already, but not from this stage"):
-            stages.run(write)
-    assert (stages.outdir / "out.txt").read_text() == "mine"
+        with pytest.raises(UserError, match="out.txt exists already, but not from this job"):
+            folder.run(write)
+    assert (folder.outdir / "out.txt").read_text() == "mine"
 
 
-def test_a_moved_output_folder_is_still_done(stages, tmp_path, monkeypatch):
+def test_a_moved_output_folder_is_still_done(folder, tmp_path, monkeypatch):
     command = ["-c", "import sys; open(sys.argv[1], 'w').write('x')", "{out}/out.txt"]
-    write = Stage("write", "", command, [], ["out.txt"])
-    stages.run(write)
+    write = Job("write", "", command, [], ["out.txt"])
+    folder.run(write)
     moved = tmp_path.rename(tmp_path.parent / "moved [1]")
     before = (moved / "out.txt").stat().st_mtime_ns
-    Stages(moved, PROGRAMS).run(write)
+    Folder(moved, PROGRAMS).run(write)
     monkeypatch.chdir(moved.parent)
-    Stages(Path("moved [1]"), PROGRAMS).run(write)
+    Folder(Path("moved [1]"), PROGRAMS).run(write)
     assert (moved / "out.txt").stat().st_mtime_ns == before
 
 
-def test_a_stage_depends_on_its_program_and_the_packages_that_this_imports(stages, tmp_path):
+def test_a_job_depends_on_its_program_and_the_packages_that_this_imports(folder, tmp_path):
     for folder in ("slices", "torch_utils/ops/csrc", "other"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "write.py").write_text("import sys; open(sys.argv[1], 'w').write('x')")
     programs = Programs(tmp_path, {"write.py": ("slices", "torch_utils")})
-    write = Stage("write", "", ["write.py", "{out}/out.txt"], [], ["out.txt"], replaces=False)
+    write = Job("write", "", ["write.py", "{out}/out.txt"], [], ["out.txt"], replaces=False)
 
     def made():
         sources_sha256.cache_clear()
-        (out,) = Stages(tmp_path, programs).run(write)
+        (out,) = Folder(tmp_path, programs).run(write)
         return out.stat().st_mtime_ns
 
     last = made()
@@ -238,19 +253,22 @@ def test_a_stage_depends_on_its_program_and_the_packages_that_this_imports(stage
     assert made() == last
 
 
-def test_records_of_earlier_versions_are_read(stages):
-    """Content of stages/<name>.json. A change of its form would make finished stages of all users run again."""
-    stages.run(Stage("none", "", ["-c", "", "{out}/a"], [stages.outdir / "in.txt"], ["in.txt"], replaces=False))
-    assert json.loads((stages.records / "none.json").read_text()) == {
+def test_records_of_earlier_versions_are_read(folder):
+    """Content of jobs/<name>.json. A change of its form would make finished jobs of all users run again."""
+    folder.run(Job("none", "", ["-c", "", "{out}/a"], [folder.outdir / "in.txt"], ["in.txt"], replaces=False))
+    record = json.loads((folder.records / "none.json").read_text())
+    assert 0 < record.pop("seconds") < 60
+    assert record == {
         "complete": True,
         "wanted": "606daa955364e640c6ab1d2d1896d11f4d362f7b0ceedc111bcef51cd4701c84",
         "command": ["-c", "", "{out}/a"],
         "results": {"in.txt": "89376c74952f378642b303e54e670668f97a46eb0e419273c99b8059e976c587"},
+        "kind": "none",
     }
 
 
-def described(folder):
-    return fingerprint(describe_input(folder))
+def described(path):
+    return fingerprint(describe_input(path))
 
 
 def test_changes_behind_links_are_seen(tmp_path):
