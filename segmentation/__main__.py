@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
-# This project's modules come before those of the working folder; and `python <project>/segmentation` finds them.
+# This project's modules come before those of the working folder; and `python <project>/segmentation` finds them, with
+# this folder behind all others, so that its files aren't taken for Python's own of that name, such as statistics.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.sort(key=lambda place: Path(place).resolve() == Path(__file__).resolve().parent)
 
 from dnnlib.cli import HELP, options
 from dnnlib.errors import reports_user_errors
