@@ -30,12 +30,12 @@ def main() -> None:
 @reports_user_errors
 @naming_what_to_lower("--batch or --width")
 def train(paths: TrainPaths, config: TrainUNetConfig) -> None:
-    """Train a U-Net: contrasts in, lesion classes out. Slices are flipped left to right at random."""
+    """Train a U-Net: contrasts in, lesion classes out. Give its slices as --data, or as an --arm of an experiment."""
     keep_freed_memory()
     # Imported when the options are known to be good: torch and MONAI take seconds.
     from segmentation.fit import train_unet
 
-    train_unet(config, paths.data, paths.outdir, paths.force, paths.exclude)
+    train_unet(config, paths.archives, paths.outdir, paths.force, paths.exclude, paths.chosen_arm)
 
 
 @main.command(context_settings=HELP)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dnnlib.cli import Checked, limited, option
 from dnnlib.errors import UserError
+from segmentation.arms import AUGMENTATIONS, NONE, Arm, parse_arm
 from slices.schema import MOST_CLASSES, MOST_CONTRASTS
 
 EVALUATED_AT_ONCE = 64  # slices
@@ -42,7 +43,10 @@ class TrainUNetConfig(Checked):
         example=0.001,
     )
     seed: int = option(
-        "Seed of the initial weights, the order of the slices, and the flips.", default=0, least=0, most=2**32 - 1
+        "Seed of the initial weights, the order of the slices, and the augmentation.",
+        default=0,
+        least=0,
+        most=2**32 - 1,
     )
     width: int = option(
         "Channels at full resolution; the levels have 1, 1, 2, 4 and 8 times as many. A laptop needs a small width.",
@@ -51,7 +55,17 @@ class TrainUNetConfig(Checked):
         most=WIDEST,
     )
     workers: int = option(
-        "Processes that read slices, if these don't fit in memory.", default=2, least=0, most=MOST_WORKERS
+        "Processes that read slices which don't fit in memory, and that augment them beside a GPU.",
+        default=2,
+        least=0,
+        most=MOST_WORKERS,
+    )
+    augment: str | None = option(
+        "What happens to slices when they are drawn. flip: left to right, every other one; full: rotation, zoom, "
+        "mirroring, noise, blur and contrast in the manner of nnU-Net.",
+        default=None,
+        choices=AUGMENTATIONS,
+        shown="none, or what --arm says",
     )
     empty: float = option(
         "Share of drawn slices that are blank, like those above and below a head.",
@@ -81,6 +95,15 @@ class TrainUNetConfig(Checked):
                 "must be below 1"
             )
 
+    def augmented_for(self, arm: Arm | None) -> TrainUNetConfig:
+        """The same, with `augment` decided: as the arm says. Raises UserError if --augment is given beside an arm."""
+        if arm is not None and self.augment is not None:
+            raise UserError(
+                f"--augment {self.augment} and --arm {arm}: the notation of an arm says how it is augmented, such as "
+                "R*flip or R*full; leave out --augment"
+            )
+        return replace(self, augment=arm.augment if arm else self.augment or NONE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPaths(Checked):
@@ -88,16 +111,62 @@ class TrainPaths(Checked):
 
     data: tuple[str, ...] = option(
         "Archive of slices, real or generated. May be repeated; all slices are then drawn with the same probability.",
+        default=(),
         metavar="ZIP",
     )
+    arm: str | None = option(
+        "Instead of --data: an arm of an experiment. R: the slices of --real; 3F: three times as many of --fake; 3A: "
+        "R's flips left-right, up-down and both. Joined by +, then *flip or *full for the augmentation.",
+        default=None,
+        metavar="ARM",
+    )
+    real: str | None = option("Archive of real slices, R of --arm.", default=None, metavar="ZIP")
+    fake: str | None = option(
+        "Archive of generated slices, F of --arm; its first slices are taken.", default=None, metavar="ZIP"
+    )
     exclude: tuple[str, ...] = option(
-        "Archive whose patients must not be behind --data, directly or through a GAN, such as test.zip. May be "
+        "Archive whose patients must not be behind the slices, directly or through a GAN, such as test.zip. May be "
         "repeated.",
         default=(),
         metavar="ZIP",
     )
     outdir: str = option("Folder for unet.safetensors, training.json and log.txt.", metavar="DIR")
     force: bool = option("Replace an existing U-Net in --outdir.", switch=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        arm = self.chosen_arm
+        if arm is None:
+            if self.real is not None or self.fake is not None:
+                raise UserError(
+                    "--real and --fake belong to --arm, such as --arm=F+R; to learn from all slices of archives, give "
+                    "them with --data"
+                )
+            if not self.data:
+                raise UserError(
+                    "no slices to learn from: give archives with --data, or an arm such as --arm=F+R with --real and "
+                    "--fake"
+                )
+        elif self.data:
+            raise UserError("--data and --arm are two ways to say what to learn from: give one of them")
+        elif self.real is None:
+            raise UserError(f"--arm {arm}: give R with --real; fakes are counted by it too, F means as many as R has")
+        elif arm.uses_fakes and self.fake is None:
+            raise UserError(f"--arm {arm}: give its fakes with --fake")
+
+    @property
+    def chosen_arm(self) -> Arm | None:
+        """The arm; None: all slices of `archives`. Raises UserError for unknown notation."""
+        return None if self.arm is None else parse_arm(self.arm)
+
+    @property
+    def archives(self) -> tuple[str, ...]:
+        """Archives to learn from: those of --data, or R's, and that of the fakes if the arm uses fakes."""
+        arm = self.chosen_arm
+        if arm is None:
+            return self.data
+        assert self.real is not None
+        return (self.real, self.fake) if arm.uses_fakes and self.fake is not None else (self.real,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,13 +10,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dnnlib.errors import UserError
+from segmentation.augment import Augmentation, unchanged
 from segmentation.config import TrainUNetConfig
 from segmentation.draws import Draw, Draws
-from slices.archive.compatible import refuse_twice, require_same_kind
-from slices.archive.reader import ArchiveReader
+from segmentation.selection import Selection, classes_of, lesions_in, refuse_share
 from slices.dataset import StoredSlices
-from slices.leaks import refuse_leaks
 from slices.schema import OUTSIDE, Schema
 from torch_utils.data_loading import minibatches
 
@@ -29,46 +26,53 @@ class Pair(NamedTuple):
     indices: torch.Tensor  # uint8 [H, W], 0 for the background
 
 
-class PairDataset(torch.utils.data.Dataset[Pair]):
-    """Image and truth of every slice of some archives, one archive after the other. Indexed by a Draw.
+class _Item(NamedTuple):
+    """One slice to learn from."""
 
-    All slices are read and checked when the data set is made. Raises UserError for archives that differ in schema or
-    resolution or that hold a slice twice, for label maps that aren't one-hot, and for patients that must not be learned
-    from: those in `exclude` or in the test part of a split.
+    stored: int  # its number among the stored slices
+    turn: tuple[int, ...]  # axes along which it is turned over
+
+
+class PairDataset(torch.utils.data.Dataset[Pair]):
+    """Image and truth of the selected slices: selection after selection, turn after turn. Indexed by a Draw.
+
+    All slices are read and checked when the data set is made. Raises UserError for label maps that aren't one-hot.
     """
 
     def __init__(
         self,
-        paths: Sequence[str | os.PathLike],
-        exclude: Sequence[str | os.PathLike] = (),  # archives whose patients must not be in `paths`
+        selected: Sequence[Selection],  # of archives of one schema and resolution
+        augment: Augmentation = unchanged,
         memory: int | None = None,  # bytes that the slices may take in memory; None: slices.dataset.MEMORY
     ) -> None:
-        if not paths:
-            raise UserError("no archive to train on: give at least one --data")
-        self.archives = [ArchiveReader(path) for path in paths]
-        for other in self.archives[1:]:
-            require_same_kind(self.archives[0], other)
-        refuse_leaks(self.archives, exclude)
-        refuse_twice(self.archives)
-        self.schema, self.resolution = self.archives[0].schema, self.archives[0].resolution
+        self.selected, self._augment = selected, augment
+        first = selected[0].archive
+        self.schema, self.resolution = first.schema, first.resolution
+        places = [(one.archive, i) for one in selected for i in range(one.first)]
         self._slices = StoredSlices(
-            # Every slice of the first archive, then of the second, and so on.
-            [(archive, i) for archive in self.archives for i in range(len(archive))],
+            places,
             keep=functools.partial(_split, self.schema),
             slice_bytes=(self.schema.num_contrasts + 1) * self.resolution**2,  # contrasts and class indices
             memory=memory,
         )
-        self.has_lesion = self._find_lesions()  # bool [number of slices]
+        self._items, before = [], 0
+        for one in selected:
+            self._items += [_Item(before + i, turn) for turn in one.turns for i in range(one.first)]
+            before += one.first
+        found = self._find_classes()
+        self.has_lesion = lesions_in(selected, found)  # bool [number of slices]
+        # Names of lesion classes that no slice has.
+        self.absent = tuple(np.array(self.schema.class_names)[~np.concatenate(found).any(axis=0)].tolist())
 
     def __len__(self) -> int:
-        return len(self._slices)
+        return len(self._items)
 
     def __getitem__(self, draw: Draw) -> Pair:
         if draw.slice is None:
             return self._blank()
-        contrasts, indices = self._slices[draw.slice]
-        if draw.flip:  # along W, image and truth alike
-            contrasts, indices = contrasts[..., ::-1], indices[..., ::-1]
+        item = self._items[draw.slice]
+        contrasts, indices = (np.flip(one, item.turn) for one in self._slices[item.stored])
+        contrasts, indices = self._augment(contrasts, indices, draw.number)
         # Copies, because torch refuses negative strides, and the data set keeps the originals.
         return Pair(torch.from_numpy(contrasts.copy()), torch.from_numpy(indices.copy()))
 
@@ -79,17 +83,7 @@ class PairDataset(torch.utils.data.Dataset[Pair]):
 
     def draws(self, config: TrainUNetConfig) -> Draws:
         """The slices that a training draws. Raises UserError if a share of them is asked for, but there are none."""
-        num_free = int((~self.has_lesion).sum())
-        names = " + ".join(str(archive.path) for archive in self.archives)
-        if config.lesion_free and not num_free:
-            generated = all(archive.info.seen for archive in self.archives)
-            raise UserError(
-                f"{names}: all {len(self)} slices have a lesion, but --lesion-free {config.lesion_free:g} asks for "
-                f"slices without: {'train their GAN longer, or on' if generated else 'make'} an archive with convert "
-                "--lesion-free, or leave the option out"
-            )
-        if config.lesion_free is not None and num_free == len(self):
-            raise UserError(f"{names}: none of the {len(self)} slices has a lesion, so there is nothing to learn")
+        refuse_share(config.lesion_free, self.has_lesion, self.selected)
         return Draws(self.has_lesion, config)
 
     def _blank(self) -> Pair:
@@ -98,13 +92,14 @@ class PairDataset(torch.utils.data.Dataset[Pair]):
         contrasts = torch.full((self.schema.num_contrasts, *edges), OUTSIDE, dtype=torch.uint8)
         return Pair(contrasts, torch.zeros(edges, dtype=torch.uint8))
 
-    def _find_lesions(self) -> np.ndarray:
-        """Which slices have a lesion, bool [number of slices]. Reads all, which also checks and may keep them."""
-        has_lesion = np.zeros(len(self), bool)
-        for n in tqdm(range(len(self)), desc="reading slices", unit="slice", disable=None, leave=False):
-            _, indices = self._slices[n]
-            has_lesion[n] = indices.any()
-        return has_lesion
+    def _find_classes(self) -> list[np.ndarray]:
+        """Which lesion classes each stored slice has, bool [its slices, classes] for every selection.
+
+        Reads all, which also checks and may keep them.
+        """
+        slices = tqdm(range(len(self._slices)), desc="reading slices", unit="slice", disable=None, leave=False)
+        found = np.array([classes_of(self._slices[n][1], self.schema) for n in slices])
+        return np.split(found, np.cumsum([one.first for one in self.selected])[:-1])
 
 
 def _split(schema: Schema, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Draws of a U-Net's training: which slices, in which order, and which of them flipped."""
+"""Draws of a U-Net's training: which slices, in which order. augment.py says what happens to them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Draw(NamedTuple):
     """One training example to come."""
 
     slice: int | None  # its number in the data set; None: a blank slice, which is in no archive
-    flip: bool  # left to right
+    number: int  # of the draw, from 0; what happens to the slice by chance depends on it
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Drawn:
 class Draws:
     """Batches of draws, one for each step of a training.
 
-    Slices are shuffled again and again, so each is used as often as others of its kind. About half are flipped. The
-    shares `empty` and `lesion_free` of the configuration hold exactly over the whole training, spread evenly over it.
+    Slices are shuffled again and again, so each is used as often as others of its kind. The shares `empty` and
+    `lesion_free` of the configuration hold exactly over the whole training, spread evenly over it.
     The draws depend on the seed, not on the number of processes that read slices.
     """
 
@@ -59,13 +59,11 @@ class Draws:
         return self.steps
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        numbers, rng = self.numbers(), np.random.default_rng((self.seed, 2))
+        draws = (Draw(chosen, number) for number, chosen in enumerate(self.slices()))
         for _ in range(self.steps):
-            flips = (rng.random(self.batch) < 0.5).tolist()
-            chosen = itertools.islice(numbers, self.batch)  # advances `numbers`: the next step goes on from there
-            yield [Draw(number, flip) for number, flip in zip(chosen, flips, strict=True)]
+            yield list(itertools.islice(draws, self.batch))  # advances `draws`: the next step goes on from there
 
-    def numbers(self) -> Iterator[int | None]:
+    def slices(self) -> Iterator[int | None]:
         """The slice of each draw; None for a blank one."""
         others, lesion_free = iter(self._others), iter(self._lesion_free)
         filled = 0

@@ -19,9 +19,12 @@ from dnnlib.publish import Staged
 from dnnlib.runs import Log
 from dnnlib.text import count, format_time
 from segmentation.archive_facts import collect_facts, pixels_of
+from segmentation.arms import FULL, Arm
+from segmentation.augment import augmentation
 from segmentation.config import TrainUNetConfig
 from segmentation.data import PairDataset, loader
 from segmentation.draws import Draws
+from segmentation.selection import select_all, select_arm
 from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, save_unet, to_input
 from slices.leaks import doubts
 from torch_utils.distributed import default_device
@@ -56,6 +59,7 @@ def train_unet(
     outdir: str | os.PathLike,
     force: bool = False,  # replace an existing U-Net
     exclude: Sequence[str | os.PathLike] = (),  # archives whose patients must not be learned from
+    arm: Arm | None = None,  # of an experiment: `archives` are then R's, and that of the fakes; None: all their slices
 ) -> TrainRecord:
     """Train a U-Net. Writes log.txt into `outdir` during the training, unet.safetensors and training.json at its end.
 
@@ -65,24 +69,35 @@ def train_unet(
     outdir = Path(outdir)
     for name in (MODEL, RECORD):
         files.refuse_existing(outdir / name, force)
-    data = PairDataset(archives, exclude)
+    config = config.augmented_for(arm)
+    selected = select_arm(arm, archives, exclude) if arm else select_all(archives, exclude)
+    data = PairDataset(selected, augmentation(config), _memory_for(config))
     draws = data.draws(config)
     info = UNetInfo(
         schema=data.schema,
         resolution=data.resolution,
         network=configure_unet(data.schema, data.resolution, config.width),
         training=config,
-        archives=tuple(collect_facts(archive) for archive in data.archives),
-        patients=tuple(sorted({p for archive in data.archives for p in archive.info.patients})),
-        seen=tuple(sorted({p for archive in data.archives for p in archive.info.seen})),
+        arm=arm.notation if arm else "",
+        archives=tuple(collect_facts(one.archive) for one in selected),
+        learned=tuple(len(one) for one in selected),
+        patients=tuple(sorted({record.patient for one in selected for record in one.records})),
+        seen=tuple(sorted({patient for one in selected for patient in one.archive.info.seen})),
         drawn=draws.count(),
     )
     with contextlib.closing(Log(files.make_folder(outdir) / LOG)) as log:  # appends to an existing log
         for path in exclude:
             log(f"no patient is shared with {path}, as far as their names tell")
-        for doubt in doubts(data.archives, exclude):
+        for doubt in doubts([one.archive for one in selected], exclude):
             log(doubt)
         return _train(data, draws, info, outdir, force, log)
+
+
+def _memory_for(config: TrainUNetConfig) -> int | None:
+    """Bytes that slices may take in memory; None: as many as usual. With 0, --workers processes make them."""
+    # Beside a GPU, augmenting takes longer than the step. On a CPU it takes a small part of it, and workers would take
+    # the cores of other trainings.
+    return 0 if config.augment == FULL and default_device().type == "cuda" else None
 
 
 def segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -170,15 +185,19 @@ def _announce(data: PairDataset, info: UNetInfo, device: torch.device) -> str:
     """Lines for the log: what is about to be trained, and on which slices."""
     c = info.training
     sources = " + ".join(
-        f"{a.file} ({count(a.slices, 'slice')}, {count(a.patients, 'patient')})" for a in info.archives
+        f"{a.file} ({'' if n == a.slices else f'{n} from '}{count(a.slices, 'slice')}, {count(a.patients, 'patient')})"
+        for n, a in zip(info.learned, info.archives, strict=True)
     )
+    arm = f"arm {info.arm}: " if info.arm else ""
     lines = [
-        f"U-Net of width {c.width} on {sources}, {info.resolution}×{info.resolution}, {info.schema.describe()}",
+        f"{arm}U-Net of width {c.width} on {sources}, {info.resolution}×{info.resolution}, {info.schema.describe()}",
         f"{count(c.steps, 'step')} of {count(c.batch, 'slice')}, learning rate {c.lr:g} falling to 0, "
-        f"seed {c.seed}, on {device}",
-        f"slices to draw: {info.drawn}; the archives have {int(data.has_lesion.sum())} with, "
+        f"seed {c.seed}, augmentation {c.augment}, on {device}",
+        f"slices to draw: {info.drawn}; there are {int(data.has_lesion.sum())} with, "
         f"{int((~data.has_lesion).sum())} without",
     ]
+    if data.absent:
+        lines.append(f"warning: no slice has the class {', '.join(data.absent)}, so the U-Net can't learn it")
     if (pixels := pixels_of(info.archives)) and not pixels.is_one_size:
         lines.append(f"the slices have pixels of {pixels}: is this mixture intended?")
     lines += [f"pixel size unknown: {count(a.unmeasured, 'slice')} of {a.file}" for a in info.archives if a.unmeasured]

@@ -20,7 +20,7 @@ from slices.codec import SliceCodec
 from slices.schema import Schema
 from torch_utils import checkpoint
 
-KIND, VERSION = "unet", 3
+KIND, VERSION = "unet", 4
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,10 @@ class UNetInfo:
     resolution: int
     network: UNetConfig
     training: TrainUNetConfig
+    arm: str  # notation of its arm, such as 3F+R*full; empty: all slices of the archives
     archives: tuple[ArchiveFacts, ...]  # archives that it learned from
-    patients: tuple[str, ...]  # patients of these archives' slices, sorted
+    learned: tuple[int, ...]  # how many slices of each of these archives it learned from, R's flips included
+    patients: tuple[str, ...]  # patients of these slices, sorted
     seen: tuple[str, ...]  # patients that the generator of some slices saw, sorted
     drawn: Drawn  # how many slices it learned from
 

@@ -27,7 +27,7 @@ def evaluation(*examinations: ExaminationDice, schema: Schema = BRATS, tested=TE
     """An evaluation of a U-Net that drew 20 slices without lesion in 10 steps of 10."""
     told = TrainUNetConfig(**{"steps": 10, "batch": 10, **training})
     network = UNetConfig(schema.num_contrasts, schema.num_maps, told.width)
-    info = UNetInfo(schema, 64, network, told, (LEARNED,), ("a",), (), Drawn(75, 20, 5))
+    info = UNetInfo(schema, 64, network, told, "", (LEARNED,), (LEARNED.slices,), ("a",), (), Drawn(75, 20, 5))
     summaries = [(t, summarize(examinations, t)) for t in targets_of(schema)]
     return Evaluation(
         format="segmentation-dice",

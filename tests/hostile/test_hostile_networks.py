@@ -44,7 +44,7 @@ def write_snapshot(path: Path) -> None:
 
 def write_unet(path: Path) -> None:
     network = configure_unet(BRATS, 32, 2)
-    info = UNetInfo(BRATS, 32, network, TrainUNetConfig(1, width=2), (), ("a",), (), Drawn(1, 0, 0))
+    info = UNetInfo(BRATS, 32, network, TrainUNetConfig(1, width=2), "", (), (), ("a",), (), Drawn(1, 0, 0))
     save_unet(path, TrainedUNet(build_unet(network), info))
 
 

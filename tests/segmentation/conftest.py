@@ -41,7 +41,8 @@ def test_zip(folder) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(folder, train_zip) -> TrainRecord:
-    return train_unet(TrainUNetConfig(steps=120, batch=8, lr=0.02, width=4), [train_zip], folder / "trained")
+    config = TrainUNetConfig(steps=120, batch=8, lr=0.02, width=4, augment="flip")
+    return train_unet(config, [train_zip], folder / "trained")
 
 
 @pytest.fixture(scope="session")

@@ -1,38 +1,44 @@
 """The U-Net's data set: image and truth of slices, and archives that are refused."""
 
 import numpy as np
+import pytest
 import torch
 
 from rings import RING, SIZE, TINY, draw_ring, refused, run, write_rings
+from segmentation.arms import AUGMENTATIONS
+from segmentation.augment import augmentation
 from segmentation.config import TrainUNetConfig
 from segmentation.data import PairDataset, loader
 from segmentation.draws import Draw
+from segmentation.selection import select_all
+from slices.archive.reader import ArchiveReader
 from slices.schema import BRATS, Schema
 
 
-def test_flips_move_image_and_labels_together(train_zip):
-    data = PairDataset([train_zip])
-    stored = data.archives[0].read(3)
-    contrasts, indices = RING.split(stored)
-    plain, flipped = data[Draw(3, False)], data[Draw(3, True)]
-    assert (plain.contrasts.numpy() == contrasts).all() and (plain.indices.numpy() == indices).all()
-    assert (flipped.contrasts.numpy() == contrasts[:, :, ::-1]).all()
-    assert (flipped.indices.numpy() == indices[:, ::-1]).all() and not (indices == indices[:, ::-1]).all()
+def test_without_augmentation_slices_are_learned_as_they_are_stored(train_zip):
+    data, archive = PairDataset(select_all([train_zip])), ArchiveReader(train_zip)
+    for n in range(len(archive)):
+        contrasts, indices = RING.split(archive.read(n))
+        pair = data[Draw(n, number=n)]
+        assert (pair.contrasts.numpy() == contrasts).all() and (pair.indices.numpy() == indices).all()
 
 
-def test_a_blank_slice_is_background_in_every_contrast_and_in_truth(train_zip):
-    blank = PairDataset([train_zip])[Draw(None, True)]
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_a_blank_slice_is_background_in_every_contrast_and_in_truth(train_zip, augment):
+    augments = augmentation(TrainUNetConfig(steps=1, augment=augment))
+    blank = PairDataset(select_all([train_zip]), augments)[Draw(None, 1)]
     assert blank.contrasts.shape == (2, SIZE, SIZE) and blank.indices.shape == (SIZE, SIZE)
     assert blank.contrasts.dtype == blank.indices.dtype == torch.uint8
     assert not blank.contrasts.any() and not blank.indices.any()
 
 
-def test_slices_read_by_workers_are_those_held_in_memory(train_zip):
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_slices_made_by_workers_are_those_made_here(train_zip, augment):
     def batches(memory):
-        data = PairDataset([train_zip], memory=memory)
+        config = TrainUNetConfig(steps=4, batch=5, seed=7, augment=augment)
+        data = PairDataset(select_all([train_zip]), augmentation(config), memory=memory)
         assert data.in_memory == bool(memory)
-        draws = data.draws(TrainUNetConfig(steps=4, batch=5, seed=7, empty=0))
-        return list(loader(data, draws, workers=2, pin=False))
+        return list(loader(data, data.draws(config), workers=2, pin=False))
 
     held, read = batches(1 << 30), batches(0)
     assert len(held) == len(read) == 4 and held[0].contrasts.shape == (5, 2, SIZE, SIZE)

@@ -36,6 +36,6 @@ def test_a_unet_that_does_not_say_which_patients_it_knows_is_refused(tmp_path, t
     old = {key: value for key, value in metadata.items() if key not in ("patients", "seen")}
     command = ("evaluate", "--model", tmp_path / "old.safetensors", "--data", test_zip, "--outdir", tmp_path / "out")
     checkpoint.save(tmp_path / "old.safetensors", tensors, old, KIND, version=1)
-    assert "old.safetensors: version 1 of the unet format; this program reads version 3" in refused(*command)
+    assert "old.safetensors: version 1 of the unet format; this program reads version 4" in refused(*command)
     checkpoint.save(tmp_path / "old.safetensors", tensors, old, KIND, VERSION)
     assert "old.safetensors: the field 'patients' is missing" in refused(*command)
