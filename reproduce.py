@@ -1,4 +1,4 @@
-"""The whole experiment, stage by stage: convert, train a GAN, generate, train U-Nets, compare their Dice.
+"""The whole experiment as a graph of jobs: convert, train GANs, generate, train and test U-Nets, compare their Dice.
 
 python reproduce.py --preset=demo --outdir=runs/demo
 python reproduce.py --preset=paper --outdir=runs/paper --source=BraTS18
@@ -7,49 +7,23 @@ python reproduce.py --preset=paper --outdir=runs/paper --source=BraTS18
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from dnnlib.cli import HELP, Checked, given, option, options
 from dnnlib.errors import UserError, reports_user_errors
-from dnnlib.files import make_folder, read_json
-from dnnlib.jobs import Graph, Job, Programs, held
-from dnnlib.slots import find_slots
+from dnnlib.files import make_folder
+from dnnlib.jobs import Graph
 from dnnlib.system import run
 from dnnlib.text import format_time
-from reproduce_stages import (
-    ARMS,
-    LESION_FREE,
-    PRESETS,
-    RELATIVE_TO,
-    Made,
-    Preset,
-    Run,
-    make_phantoms,
-    make_slices,
-)
-from segmentation.experiment import COMPARED, run_arms
-
-if TYPE_CHECKING:
-    from slices.class_areas import ClassAreas
-
-# Packages that each program imports. A stage runs again if one of their sources has changed.
-PROGRAMS = Programs(
-    Path(__file__).resolve().parent,
-    {
-        "dataset_tool.py": ("dnnlib", "slices"),
-        "train.py": ("dnnlib", "slices", "torch_utils", "training"),
-        "generate.py": ("dnnlib", "slices", "torch_utils", "training"),
-        "segmentation": ("dnnlib", "slices", "torch_utils"),
-    },
-)
+from reproduce_jobs import FEW, GAN_ON, PRESETS, Few, Wanted, all_jobs
+from segmentation.experiment import MOST_REPLICATES, PROGRAMS, WRITTEN
+from segmentation.experiment_options import RunJobs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options(Checked):
     """Options of the command line."""
 
@@ -58,34 +32,58 @@ class Options(Checked):
     )
     outdir: str = option("Folder for all results; a second call continues there.", metavar="DIR")
     source: str | None = option("BraTS 2018 training data, for --preset=paper.", default=None, metavar="DIR")
-    kimg: float | None = option("Train the GAN for this many kimg instead.", default=None, above=0)
+    replicates: int | None = option(
+        "U-Nets of each arm.", default=None, least=1, most=MOST_REPLICATES, shown="2 in the demo, 5 for the paper"
+    )
+    gans: int | None = option(
+        "GANs whose fakes the replicates learn from: one for all, or one for each.",
+        default=None,
+        least=1,
+        shown="1 in the demo, one for each replicate for the paper",
+    )
+    few: str | None = option(
+        "Also Table 2, with so few real slices: slices:1000 or patients:15.",
+        default=None,
+        metavar="slices:N|patients:N",
+        shown="none in the demo, slices:1000 for the paper",
+    )
+    gan_on: str = option("Real slices that the GAN of Table 2 learns from: the few, or all.", default=FEW, choices=GAN_ON)
+    kimg: float | None = option("Train GANs for this many kimg instead.", default=None, above=0)
     steps: int | None = option("Train each U-Net for this many steps instead.", default=None, least=1)
-    patients: int | None = option("Make this many phantom patients instead (demo).", default=None, least=4)
+    patients: int | None = option("Make this many phantom patients instead (demo).", default=None, least=14)
+    convergence: bool | None = option(
+        "Also train U-Nets for half and for two times the steps.",
+        default=None,
+        shown="not in the demo",
+    )
 
 
 @click.command(context_settings=HELP)
 @options(Options, "asked")
+@options(RunJobs, "how")
 @reports_user_errors
-def main(asked: Options) -> None:
-    """Reproduce the paper's first table: U-Nets trained on real, fake, or all slices, and tested on real patients.
+def main(asked: Options, how: RunJobs) -> None:
+    """Reproduce the paper's tables: U-Nets trained on real slices, fakes, or both, and tested on real patients.
 
-    A stage is skipped if its options, inputs and results are the same as after the last run.
+    A job is skipped if its options, inputs and results are the same as after the last run.
     """
-    preset = configure(asked)
-    outdir, slots = make_folder(asked.outdir), find_slots()
-    Graph(outdir, PROGRAMS, []).refuse_strangers(COMPARED)
-    with held(outdir) as lock:
+    start = time.time()
+    wanted = configure(asked)
+    graph = Graph(Path(asked.outdir), PROGRAMS, all_jobs(wanted))
+    if how.dry_run:
+        click.echo(graph.plan(how.slots))
+        return
+    make_folder(asked.outdir)
+    graph.refuse_strangers(WRITTEN)
+    with graph.held():
+        graph.run(how.slots)
+        report(graph, wanted)
+    print(f"\nAll jobs took {format_time(time.time() - start)}.")
+    print(what_next(graph, wanted))
 
-        def run_jobs(jobs: Sequence[Job]) -> dict[str, list[Path]]:
-            graph = Graph(outdir, PROGRAMS, jobs)
-            graph.run(slots, lock)
-            return {job.name: graph.results(job.name) for job in jobs}
 
-        reproduce(run_jobs, outdir, preset, asked.source)
-
-
-def configure(asked: Options) -> Preset:
-    """Return the preset, with values replaced by the user's. Raises UserError for options that don't fit it."""
+def configure(asked: Options) -> Wanted:
+    """Return what is wanted: the preset, with values replaced by the user's. Raises UserError where they don't fit."""
     if asked.source is None and asked.preset == "paper":
         raise UserError("--preset=paper needs --source, the folder of BraTS 2018 with HGG and LGG in it")
     if asked.source is not None and asked.preset == "demo":
@@ -94,63 +92,37 @@ def configure(asked: Options) -> Preset:
         raise UserError("--patients is the number of phantoms; --preset=paper uses the patients in --source")
     if asked.source is not None and not Path(asked.source).is_dir():
         raise UserError(f"{asked.source}: no such folder; --source is the folder of BraTS 2018 with HGG and LGG in it")
-    preset = PRESETS[asked.preset]
-    return replace(
-        preset,
-        train=preset.train | given({"kimg": asked.kimg}),
-        unet=preset.unet | given({"steps": asked.steps}),
-        phantom=preset.phantom | given({"patients": asked.patients}),
+    usual = PRESETS[asked.preset]
+    preset = replace(
+        usual,
+        train={**usual.train, **given({"kimg": asked.kimg})},
+        unet={**usual.unet, **given({"steps": asked.steps})},
+        phantom={**usual.phantom, **given({"patients": asked.patients})},
+        **given({"replicates": asked.replicates, "gans": asked.gans, "convergence": asked.convergence}),
     )
+    few = asked.few or usual.few
+    wanted = Wanted(preset, asked.source, Few.parse(few) if few else None, asked.gan_on)
+    if wanted.gans not in (1, preset.replicates):
+        raise UserError(
+            f"--gans {wanted.gans}: replicate r learns from the fakes of GAN r, so expected 1 or the number of "
+            f"--replicates, {preset.replicates}"
+        )
+    return wanted
 
 
-def reproduce(run_jobs: Run, outdir: Path, preset: Preset, source: str | None) -> None:
-    """Run all stages, print the results, and say where the files are."""
-    start = time.time()
-    made = make_slices(run_jobs, preset, make_phantoms(run_jobs, preset) if source is None else Path(source))
-    real, fake = measure(made.real), measure(made.fake)
-    unet = preset.unet
-    # A U-Net can draw a fixed share of slices without lesion only if there are slices of both kinds.
-    if not (fake.num_with_lesion and fake.num_lesion_free):
-        share = f"--lesion-free={LESION_FREE['lesion_free']}"
-        print(f"\nnote: all fakes have a lesion, or none has: U-Nets are trained without {share}")
-        unet = {name: value for name, value in unet.items() if name not in LESION_FREE}
-    results = run_arms(run_jobs, ARMS, {"real": made.real, "fake": made.fake}, made.test, unet)
-    report(outdir, made, results, real, fake)
-    print(f"\nPictures\n  {made.sheet}   fakes: contrasts and labels")
-    print(f"  {made.snapshot.parent / 'reals.png'}   real slices")
-    for arm, path in results.items():
-        print(f"  {path.parent / 'patients.png'}   worst, median and best patient of {arm}")
-    print(f"  {outdir / 'dice.png'}   the table as a figure")
-    print(f"\nAll stages took {format_time(time.time() - start)}. Results: {outdir}/results.json")
-    print(what_next(made.snapshot))
-
-
-def measure(archive: Path) -> ClassAreas:
-    """Measure the class areas in all slices of an archive."""
-    # Imported here, because --help should not wait for numpy.
-    from slices.archive.reader import ArchiveReader
-    from slices.class_areas import ClassAreas
-
-    return ClassAreas.of_archive(ArchiveReader(archive))
-
-
-def report(outdir: Path, made: Made, results: Mapping[str, Path], real: ClassAreas, fake: ClassAreas) -> None:
-    """Print the Dice table and the class areas, and write them to files."""
+def report(graph: Graph, wanted: Wanted) -> None:
+    """Collect the results of all experiments, write them, and print their tables."""
     # Imported here, because torch takes seconds to import and --help should not.
-    from segmentation.comparison import Comparison, GanFacts, to_text, write_comparison
-    from segmentation.evaluate import load_evaluation
+    from segmentation.run_experiment import finish
 
-    seed = read_json(made.snapshot.parent / "training_options.json")["config"]["seed"]
-    gan = GanFacts(kimg=int(made.snapshot.stem[-6:]), seed=seed)  # network-snapshot-NNNNNN
-    arms = {arm: load_evaluation(path) for arm, path in results.items()}
-    comparison = Comparison(arms, RELATIVE_TO, real, fake, gan)
-    print("\n" + to_text(comparison))
-    write_comparison(comparison, outdir)
+    finish(graph, wanted.plans, graph.outdir)
 
 
-def what_next(snapshot: Path) -> str:
-    """Suggest commands to continue with."""
+def what_next(graph: Graph, wanted: Wanted) -> str:
+    """Say where pictures are, and suggest commands to continue with."""
+    (snapshot,) = graph.results("gan-1")
     return f"""
+Fakes, contrasts and labels: {graph.results("panels")[0]}
 What to try next
   python generate.py --network={snapshot} --seeds=100-123 --trunc=0.7 --outdir=out
   python dataset_tool.py convert --source=<your BraTS folder> --dest=data --resolution=128

@@ -19,11 +19,11 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from dnnlib.code_hash import sources_sha256
+from dnnlib.code_hash import program_sha256
 from dnnlib.config import from_json, optional
 from dnnlib.errors import Failure, UserError
 from dnnlib.files import make_folder, read_json, write_json
@@ -81,12 +81,17 @@ class Programs:
     """Location of the programs that jobs run, and their source files."""
 
     folder: Path  # holds the programs and their packages
-    sources: Mapping[str, Sequence[str]]  # program or package -> other packages that it imports
+    # First words of a command, without -m -> the Python files that do its work. By default, a program's own file.
+    entries: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def sources_of(self, command: Sequence[str]) -> str:
-        """SHA-256 of the source files that a job's command runs."""
-        name = command[1] if command[0] == "-m" else command[0]
-        return sources_sha256(name, *self.sources.get(name, ()), root=self.folder)
+        """SHA-256 of the source files that a job's command runs: its entries, and all that they import."""
+        words = command[1:] if command[0] == "-m" else command
+        for begin, files in self.entries.items():
+            if begin.split() == list(words[: len(begin.split())]):
+                return program_sha256(*files, root=self.folder)
+        own = f"{words[0]}/__main__.py" if command[0] == "-m" else words[0]
+        return program_sha256(*[own] * (self.folder / own).is_file(), root=self.folder)
 
     def words(self, command: Sequence[str]) -> list[str]:
         """Return all words of a job's command, from Python on."""
@@ -151,6 +156,10 @@ class Graph:
     def results(self, name: str) -> list[Path]:
         """Paths of a finished job's outputs, one for each of its patterns."""
         return self._results[name]
+
+    def resolve(self, text: str) -> str:
+        """Put paths in place of results of finished jobs in a text."""
+        return self._put_in(text)
 
     def refuse_strangers(self, names: Sequence[str]) -> None:
         """Raise UserError if files with these names exist although no job has ever run."""

@@ -1,57 +1,206 @@
-"""Jobs of an experiment: train one U-Net per arm, and test all of them on one archive.
+"""Plan of an experiment: its arms and replicates as a graph of jobs that train and test one U-Net each.
 
-This file imports neither torch nor numpy, so that `reproduce.py --help` answers at once.
+This file imports neither torch nor numpy, so that --help answers at once. `check_experiment` in experiment_check.py
+opens the archives before any training; `read_study` in read_study.py collects the results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dnnlib.cli import arguments
-from dnnlib.jobs import Job, result_of
+from dnnlib.jobs import OUT, Job, result_of
+from segmentation.arms import Arm
 
-COMPARED = ("results.json", "results.md", "dice.png")  # files of a comparison of arms
+WRITTEN = ("results.csv", "results.json", "report.html", "report.md", "figures")  # when all jobs are done
+HALF, DOUBLE = "half", "double"  # names of the trainings that show whether an arm has converged
+REPLICATE = "{r}"  # stands for the replicate's number in --fake
+MOST_REPLICATES = 100
 
 
-def run_arms(
-    run: Callable[[Sequence[Job]], Mapping[str, list[Path]]],
-    arms: Mapping[str, Sequence[str]],
-    archives: Mapping[str, Path],
-    test: Path,
-    options: Mapping[str, Any],
-) -> dict[str, Path]:
-    """Train and test a U-Net for each arm, in two jobs. Returns arm -> path of its results.json.
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment trains and tests."""
 
-    run: runs jobs, and returns name -> outputs.
-    arms: name of the arm -> names of the archives to train on. archives: name -> path.
-    test: an archive of other patients. options: training options, the same for every arm.
-    """
-    jobs, names = [], {}
-    for arm, sources in arms.items():
-        name = "unet-" + "-".join(sources)
-        names[arm] = f"{name}-test"
-        data = [archives[source] for source in sources]
-        chosen = {"data": data, "exclude": test, **options, "outdir": f"{{out}}/{name}"}
-        tested = {"model": result_of(name), "data": test, "outdir": f"{{out}}/{name}-test"}
-        jobs += [
-            Job(
-                name,
-                purpose=f"train a U-Net on {arm}",
-                command=["-m", "segmentation", "train", *arguments(chosen)],
-                inputs=[*data, test],
-                outputs=[f"{name}/unet.safetensors", f"{name}/training.json"],
-                kind="unet",
-            ),
-            Job(
-                names[arm],
-                purpose=f"Dice of that U-Net ({arm}) on the test patients",
-                command=["-m", "segmentation", "evaluate", *arguments(tested)],
-                inputs=[test],
-                outputs=[f"{name}-test/results.json", f"{name}-test/patients.png"],
-                kind="test",
-            ),
-        ]
-    made = run(jobs)
-    return {arm: made[name][0] for arm, name in names.items()}
+    name: str  # table1, table2 or arms
+    title: str
+    arms: tuple[Arm, ...]
+    replicates: int
+    options: Mapping[str, Any]  # of every training, as option -> value; without seed
+    seed: int  # of the first U-Net of each arm
+    margin: float  # of non-inferiority, in Dice
+    convergence: bool  # train each arm for ½ and 2 times the steps as well
+    folder: str = ""  # of its files, below the graph's output folder; empty: that folder itself
+
+    @property
+    def uses_fakes(self) -> bool:
+        return any(arm.fakes for arm in self.arms)
+
+    @property
+    def most_fakes(self) -> int:
+        """How many times as many fakes as real slices the arms need."""
+        return max(arm.fakes for arm in self.arms)
+
+    @property
+    def baseline(self) -> Arm | None:
+        """The first arm of real slices alone, or None."""
+        return next((arm for arm in self.arms if arm.real and not (arm.fakes or arm.flips)), None)
+
+
+@dataclass(frozen=True)
+class Archives:
+    """What an experiment reads: paths of archives, or results of jobs that make them."""
+
+    real: str
+    fakes: tuple[str, ...]  # one for all replicates, one for each, or none
+    test: str
+    val: str | None = None
+
+    def fake(self, replicate: int) -> str:
+        """The fakes of a replicate, counted from 1."""
+        return self.fakes[0] if len(self.fakes) == 1 else self.fakes[replicate - 1]
+
+
+def fakes_of(pattern: str | None, replicates: int) -> tuple[str, ...]:
+    """The archives that --fake stands for: one for each replicate if it holds {r}."""
+    if pattern is None:
+        return ()
+    if REPLICATE not in pattern:
+        return (pattern,)
+    return tuple(pattern.replace(REPLICATE, str(r)) for r in range(1, replicates + 1))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One U-Net of an experiment: trained in one job, tested in another."""
+
+    plan: Plan
+    arm: Arm
+    replicate: int
+    budget: str = ""  # HALF, DOUBLE, or empty for the experiment's own number of steps
+
+    @property
+    def steps(self) -> int:
+        steps = self.plan.options["steps"]
+        return {HALF: max(1, steps // 2), DOUBLE: 2 * steps}.get(self.budget, steps)
+
+    @property
+    def words(self) -> str:
+        """For the user."""
+        length = f", {self.budget} the steps" if self.budget else ""
+        return f"{self.arm.name}, replicate {self.replicate}{length}"
+
+    @property
+    def train_job(self) -> str:
+        return self._job("unet")
+
+    @property
+    def test_job(self) -> str:
+        return self._job("test")
+
+    @property
+    def model(self) -> str:
+        """The U-Net's file, below the output folder."""
+        return f"{self._folder('unets')}/unet.safetensors"
+
+    @property
+    def record(self) -> str:
+        return f"{self._folder('unets')}/training.json"
+
+    @property
+    def results(self) -> str:
+        return f"{self._folder('tests')}/results.json"
+
+    def jobs(self, archives: Archives) -> Iterator[Job]:
+        """The job that trains the U-Net, and the one that tests it."""
+        chosen = {
+            "arm": self.arm.notation,
+            "real": archives.real,
+            "fake": archives.fake(self.replicate) if self.arm.fakes else None,
+            "exclude": archives.test,
+            "val": archives.val,
+            **self.plan.options,
+            "steps": self.steps,
+            "seed": self.arm.seed(self.plan.seed, self.replicate),
+            "outdir": f"{OUT}/{self._folder('unets')}",
+        }
+        read = [chosen["real"], chosen["fake"], chosen["exclude"], chosen["val"]]
+        yield Job(
+            self.train_job,
+            purpose=f"train a U-Net on {self.words}",
+            command=["-m", "segmentation", "train", *arguments(chosen)],
+            inputs=[archive for archive in read if archive is not None],
+            outputs=[self.model, self.record],
+            kind=f"U-Net *{self.arm.augment}",
+            work=self.steps,
+        )
+        tested = {"model": result_of(self.train_job), "data": archives.test, "outdir": f"{OUT}/{self._folder('tests')}"}
+        yield Job(
+            self.test_job,
+            purpose=f"test that U-Net ({self.words})",
+            command=["-m", "segmentation", "evaluate", *arguments(tested)],
+            inputs=[tested["model"], archives.test],
+            outputs=[self.results, f"{self._folder('tests')}/patients.png"],
+            kind="test",
+            work=1,
+        )
+
+    def _job(self, what: str) -> str:
+        """Name of a job."""
+        return "-".join([*filter(None, [self.plan.folder]), what, self.arm.slug, self.budget or str(self.replicate)])
+
+    def _folder(self, what: str) -> str:
+        parts = [*filter(None, [self.plan.folder]), what, self.arm.slug, self.budget or str(self.replicate)]
+        return "/".join(parts)
+
+
+def replicates_of(plan: Plan) -> Iterator[Trial]:
+    """All U-Nets that the tables are made from, arm after arm within each replicate."""
+    for replicate in range(1, plan.replicates + 1):
+        for arm in plan.arms:
+            yield Trial(plan, arm, replicate)
+
+
+def convergence_of(plan: Plan) -> Iterator[Trial]:
+    """The U-Nets trained for ½ and 2 times the steps."""
+    if plan.convergence:
+        for arm in plan.arms:
+            yield Trial(plan, arm, 1, HALF)
+            yield Trial(plan, arm, 1, DOUBLE)
+
+
+def agreement_results(plan: Plan, number: int) -> str:
+    """Results of the real-trained U-Net on the fakes of a number, below the output folder."""
+    return "/".join([*filter(None, [plan.folder]), "agreement", str(number), "results.json"])
+
+
+def experiment_jobs(plan: Plan, archives: Archives) -> list[Job]:
+    """All jobs of an experiment."""
+    trials = [*replicates_of(plan), *convergence_of(plan)]
+    return [job for trial in trials for job in trial.jobs(archives)] + list(_agreement_jobs(plan, archives))
+
+
+def _agreement_jobs(plan: Plan, archives: Archives) -> Iterator[Job]:
+    """Test the first real-trained U-Net on each archive of fakes: do their labels fit their pictures?"""
+    if plan.baseline is None:
+        return
+    model = result_of(Trial(plan, plan.baseline, 1).train_job)
+    for number, fake in enumerate(archives.fakes, start=1):
+        results = agreement_results(plan, number)
+        folder = str(Path(results).parent)
+        yield Job(
+            "-".join([*filter(None, [plan.folder]), "agreement", str(number)]),
+            purpose=f"test a U-Net of real slices on the labels of fakes {number}",
+            command=[
+                *("-m", "segmentation", "evaluate"),
+                *arguments({"model": model, "data": fake, "outdir": f"{OUT}/{folder}"}),
+            ],
+            inputs=[model, fake],
+            outputs=[results, f"{folder}/patients.png"],
+            kind="agreement",
+            work=1,
+        )
+

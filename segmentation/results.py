@@ -10,6 +10,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,8 @@ def _cell(value: object) -> str:
 
 def _row(cells: Sequence[str], where: str) -> Row:
     try:
-        return Row(**{name: _value(cell, _TYPES[name]) for name, cell in zip(COLUMNS, cells, strict=True)})
+        values: dict[str, Any] = {n: _value(cell, _TYPES[n]) for n, cell in zip(COLUMNS, cells, strict=True)}
+        return Row(**values)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dnnlib.code_hash import sources_sha256
+from dnnlib.code_hash import program_sha256
 from dnnlib.errors import UserError
 from dnnlib.fingerprints import describe_input, fingerprint
 from dnnlib.jobs import Graph, Job, Programs, held
@@ -231,26 +231,47 @@ def test_a_moved_output_folder_is_still_done(folder, tmp_path, monkeypatch):
     assert (moved / "out.txt").stat().st_mtime_ns == before
 
 
-def test_a_job_depends_on_its_program_and_the_packages_that_this_imports(folder, tmp_path):
-    for folder in ("slices", "torch_utils/ops/csrc", "other"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "write.py").write_text("import sys; open(sys.argv[1], 'w').write('x')")
-    programs = Programs(tmp_path, {"write.py": ("slices", "torch_utils")})
+def test_a_job_depends_on_its_program_and_all_that_this_imports(tmp_path):
+    for name, content in {
+        "write.py": "import sys\nfrom room import way\nopen(sys.argv[1], 'w').write('x')",
+        "room/__init__.py": "",
+        "room/way.py": "def late():\n    import room.end",
+        "room/end.py": "",
+        "room/csrc/tail.cu": "",
+        "room/other.py": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
     write = Job("write", "", ["write.py", "{out}/out.txt"], [], ["out.txt"], replaces=False)
 
-    def made():
-        sources_sha256.cache_clear()
+    def made(programs=Programs(tmp_path)):
+        program_sha256.cache_clear()
         (out,) = Folder(tmp_path, programs).run(write)
         return out.stat().st_mtime_ns
 
     last = made()
-    for name in ("slices/new.py", "torch_utils/ops/csrc/tail.cu", "write.py"):
+    for name in ("write.py", "room/way.py", "room/end.py", "room/csrc/tail.cu"):
         with (tmp_path / name).open("a") as file:
             file.write("\n# changed")
         assert made() != last, name
         last = made()
-    (tmp_path / "other" / "new.py").write_text("")
+    (tmp_path / "room" / "other.py").write_text("# changed")
     assert made() == last
+    (tmp_path / "write.py").write_text((tmp_path / "write.py").read_text() + "\n")
+    only_end = Programs(tmp_path, {"write.py": ("room/end.py",)})
+    last = made(only_end)
+    (tmp_path / "write.py").write_text((tmp_path / "write.py").read_text() + "\n")
+    assert made(only_end) == last, "its entry imports nothing"
+
+
+def test_an_entry_belongs_to_the_first_words_of_a_command(tmp_path):
+    for name in ("tool/__main__.py", "tool/train.py", "tool/test.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}")
+    programs = Programs(tmp_path, {"tool train": ("tool/train.py",), "tool test": ("tool/test.py",)})
+    found = {words: programs.sources_of(["-m", *words.split(), "--x"]) for words in ("tool train", "tool test", "tool")}
+    assert len(set(found.values())) == 3
+    assert found["tool"] == program_sha256("tool/__main__.py", root=tmp_path)
 
 
 def test_records_of_earlier_versions_are_read(folder):

@@ -1,0 +1,221 @@
+"""Results of an experiment's finished jobs, collected into one Study."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from dnnlib import config as configs
+from dnnlib.code_hash import ROOT
+from dnnlib.files import read_json, sha256
+from dnnlib.text import count, tool_version
+from segmentation.archive_content import ArchiveContent, content_of
+from segmentation.archive_facts import collect_facts
+from segmentation.arms import Arm
+from segmentation.evaluate import load_evaluation
+from segmentation.experiment import DOUBLE, HALF, Archives, Plan, Trial, agreement_results, replicates_of
+from segmentation.fit import TrainRecord
+from segmentation.report import about_data, about_names
+from segmentation.results import Row, by_patient
+from segmentation.scores import Evaluation, pooled_dice, targets_of
+from segmentation.statistics import Comparison, compare_all, family
+from segmentation.study import GAIN, Agreement, Archive, Convergence, Study, TrainedUNet
+from slices.archive.reader import ArchiveReader
+
+
+def collect(plan: Plan, archives: Archives, outdir: Path, commands: Sequence[str]) -> Study:
+    """Collect the results of a plan whose jobs are all done. archives: paths. commands: that were run, for the page."""
+    real, test = _archive(archives.real), _archive(archives.test)
+    fakes = tuple(map(_archive, archives.fakes))
+    unets = {(t.arm.name, t.replicate): _trained(t, outdir) for t in replicates_of(plan)}
+    first = next(iter(unets.values())).evaluation
+    rows = tuple(row for trial in replicates_of(plan) for row in _rows(trial, unets, real, fakes, test))
+    content = _content(plan, real, fakes)
+    return Study(
+        name=plan.name,
+        title=plan.title,
+        schema=first.model.info.schema,
+        arms=plan.arms,
+        replicates=plan.replicates,
+        options=plan.options,
+        margin=plan.margin,
+        real=real,
+        fakes=fakes,
+        test=test,
+        val=None if archives.val is None else _archive(archives.val),
+        rows=rows,
+        comparisons=_comparisons(plan, rows, first),
+        unets=unets,
+        convergence=tuple(_convergence(plan, arm, unets, outdir) for arm in plan.arms if plan.convergence),
+        content=content,
+        agreement=tuple(_agreements(plan, unets, fakes, outdir)),
+        gans=_count_gans(fakes),
+        notes=tuple(_notes(unets, content)),
+        commands=tuple(commands),
+        made=describe_machine(one.record.device for one in unets.values()),
+    )
+
+
+# --- U-Nets and rows --------------------------------------------------------------------------------------------------
+
+
+def _archive(path: str) -> Archive:
+    reader = ArchiveReader(path)
+    snapshots = sorted({record.snapshot for record in reader.info.slices if record.snapshot is not None})
+    return Archive(Path(path), collect_facts(reader), tuple(snapshots))
+
+
+def _trained(trial: Trial, outdir: Path) -> TrainedUNet:
+    record = outdir / trial.record
+    return TrainedUNet(
+        model=outdir / trial.model,
+        record=configs.from_json(TrainRecord, read_json(record), str(record)),
+        evaluation=load_evaluation(outdir / trial.results),
+    )
+
+
+def _rows(
+    trial: Trial, unets: dict[tuple[str, int], TrainedUNet], real: Archive, fakes: Sequence[Archive], test: Archive
+) -> Iterator[Row]:
+    """The rows of one U-Net: every examination with every target."""
+    unet = unets[trial.arm.name, trial.replicate]
+    fake = (fakes[0] if len(fakes) == 1 else fakes[trial.replicate - 1]) if trial.arm.uses_fakes else None
+    for examination in unet.evaluation.examinations:
+        for target in targets_of(unet.evaluation.model.info.schema):
+            found = examination.result(target)
+            yield Row(
+                experiment=trial.plan.name,
+                arm=trial.arm.name,
+                replicate=trial.replicate,
+                patient=examination.patient,
+                examination=examination.volume or examination.patient,
+                kind=target.kind,
+                target=target.name,
+                dice=found.dice,
+                masked_dice=found.masked_dice,
+                hd95_mm=found.hd95,
+                truth_voxels=found.truth,
+                predicted_voxels=found.predicted,
+                outside_voxels=found.removed,
+                truth_empty=not found.is_present,
+                prediction_empty=found.predicted == 0,
+                unet_seed=unet.evaluation.model.info.training.seed,
+                gan="+".join(fake.snapshots) if fake else "",
+                unet_sha256=unet.evaluation.model.sha256,
+                real_sha256=real.facts.sha256 if trial.arm.uses_real else "",
+                fake_sha256=fake.facts.sha256 if fake else "",
+                test_sha256=test.facts.sha256,
+            )
+
+
+def _count_gans(fakes: Sequence[Archive]) -> int:
+    """How many GANs made the fakes. Archives that don't name their snapshots count as of one GAN each."""
+    return len({fake.snapshots or fake.facts.sha256 for fake in fakes})
+
+
+# --- comparisons ------------------------------------------------------------------------------------------------------
+
+
+def _comparisons(plan: Plan, rows: Sequence[Row], first: Evaluation) -> tuple[Comparison, ...]:
+    """Every claim of the table for every region, or for every label if there are no regions, with Holm's correction."""
+    targets = targets_of(first.model.info.schema)
+    claims = family(plan.name, [arm.name for arm in plan.arms], plan.margin)
+    chosen = [target for target in targets if target.kind == targets[0].kind]
+    return compare_all(claims, chosen, lambda arm, target: by_patient(rows, arm, target))
+
+
+# --- diagnostics ------------------------------------------------------------------------------------------------------
+
+
+def _convergence(plan: Plan, arm: Arm, unets: dict[tuple[str, int], TrainedUNet], outdir: Path) -> Convergence:
+    """Dice of the first replicate after ½, 1 and 2 times the steps."""
+    half, double = Trial(plan, arm, 1, HALF), Trial(plan, arm, 1, DOUBLE)
+    less, more = load_evaluation(outdir / half.results), load_evaluation(outdir / double.results)
+    same, targets = unets[arm.name, 1].evaluation, targets_of(less.model.info.schema)
+    dice = {t.title: (less.summary(t).mean, same.summary(t).mean, more.summary(t).mean) for t in targets}
+    _, once, twice = dice[targets[0].title]
+    return Convergence(arm.name, (half.steps, plan.options["steps"], double.steps), dice, twice - once > GAIN)
+
+
+def _content(plan: Plan, real: Archive, fakes: Sequence[Archive]) -> dict[str, ArchiveContent]:
+    """Areas and specks of the real slices, and of the fakes that the arms learn from."""
+    found = {"real": content_of(ArchiveReader(real.path))}
+    used = max(1, plan.most_fakes) * real.facts.slices
+    for number, fake in enumerate(fakes, start=1):
+        reader = ArchiveReader(fake.path)
+        found[f"fakes {number}"] = content_of(reader, min(used, len(reader)))
+    return found
+
+
+def _agreements(
+    plan: Plan, unets: dict[tuple[str, int], TrainedUNet], fakes: Sequence[Archive], outdir: Path
+) -> Iterator[Agreement]:
+    """How well the first real-trained U-Net agrees with the labels of test patients, and with those of fakes."""
+    if plan.baseline is None:
+        return
+    yield _agreement("test patients", unets[plan.baseline.name, 1].evaluation)
+    for number in range(1, len(fakes) + 1):
+        yield _agreement(f"fakes {number}", load_evaluation(outdir / agreement_results(plan, number)))
+
+
+def _agreement(slices: str, evaluation: Evaluation) -> Agreement:
+    targets = targets_of(evaluation.model.info.schema)
+    return Agreement(slices, {target.title: pooled_dice(evaluation, target) for target in targets})
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _notes(unets: dict[tuple[str, int], TrainedUNet], content: dict[str, ArchiveContent]) -> Iterator[str]:
+    """What a reader of the numbers must know about the data."""
+    first = next(iter(unets.values())).evaluation
+    yield from about_data(first)
+    yield from dict.fromkeys(note for one in unets.values() for note in about_names(one.evaluation))
+    shares = ", ".join(f"{one.lesion_free:.1%} of the {name}" for name, one in content.items())
+    yield f"training slices without lesion: {shares}"
+
+
+def describe_machine(devices: Iterable[str]) -> dict[str, str]:
+    """Versions, commit and hardware, for the page."""
+    import monai
+    import numpy
+    import scipy
+    import statsmodels
+
+    libraries = {"PyTorch": torch, "MONAI": monai, "NumPy": numpy, "SciPy": scipy, "statsmodels": statsmodels}
+    return {
+        "StyleGAN2-MR": tool_version(),
+        "commit": _commit() or "unknown",
+        "Python": platform.python_version(),
+        **{name: module.__version__ for name, module in libraries.items()},
+        "U-Nets were trained on": ", ".join(sorted(set(devices))),
+        "this machine": f"{platform.system()} {platform.machine()}, {_processor()}",
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout, marked if files differ from it. None without git."""
+    try:
+        # The option keeps git from looking above the checkout, where another project may be.
+        told = subprocess.run(
+            ["git", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return None
+    return told.stdout.strip() or None
+
+
+def _processor() -> str:
+    """Name of the processor."""
+    try:
+        names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return f"{count(len(names), 'core')} of {names[0]}" if names else platform.processor() or "unknown processor"

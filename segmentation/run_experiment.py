@@ -1,0 +1,61 @@
+"""One experiment from its archives to its page: check, train and test in jobs, collect, write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dnnlib.files import make_folder
+from dnnlib.jobs import Graph
+from segmentation.collect import collect
+from segmentation.experiment import PROGRAMS, WRITTEN, Archives, Plan, experiment_jobs
+from segmentation.experiment_checks import check_experiment
+from segmentation.experiment_options import ExperimentOptions, RunJobs, plan_experiment
+from segmentation.study_files import CSV, PAGE, write_study
+from segmentation.tables import claims_table, describe_study, dice_table
+from slices.archive.reader import ArchiveReader
+
+
+def run_experiment(asked: ExperimentOptions, given: Mapping[str, Any], how: RunJobs) -> None:
+    """Run an experiment, or show its plan. given: options of the trainings that the user gave."""
+    plan = plan_experiment(asked, given, ArchiveReader(asked.real).resolution)
+    archives = asked.archives
+    for warning in check_experiment(plan, archives):
+        click.echo(warning)
+    outdir = Path(asked.outdir)
+    graph = Graph(outdir, PROGRAMS, experiment_jobs(plan, archives))
+    if how.dry_run:
+        click.echo(graph.plan(how.slots))
+        return
+    make_folder(outdir)
+    graph.refuse_strangers(WRITTEN)
+    with graph.held():
+        graph.run(how.slots)
+        finish(graph, [(plan, archives)], outdir)
+
+
+def finish(graph: Graph, plans: Sequence[tuple[Plan, Archives]], outdir: Path) -> None:
+    """Collect the results of experiments whose jobs are done, write them, and print their tables."""
+    click.echo("\ncollecting the results")
+    studies = [collect(plan, _with_paths(graph, archives), outdir, graph.commands()) for plan, archives in plans]
+    write_study(studies, outdir)
+    for study in studies:
+        click.echo(f"\n=== {study.title}\n{describe_study(study)}")
+        for table in (dice_table(study), claims_table(study)):
+            click.echo("\n" + table.text())
+    click.echo(f"\nwritten to {outdir}: {', '.join(WRITTEN)}. Look at {outdir / PAGE}; {CSV} has every number")
+
+
+def _with_paths(graph: Graph, archives: Archives) -> Archives:
+    """Put paths in place of results of jobs."""
+    return replace(
+        archives,
+        real=graph.resolve(archives.real),
+        fakes=tuple(map(graph.resolve, archives.fakes)),
+        test=graph.resolve(archives.test),
+        val=None if archives.val is None else graph.resolve(archives.val),
+    )
