@@ -1,4 +1,4 @@
-"""Train a U-Net on archives of joint slices, and evaluate it on the slices of other patients."""
+"""Train a U-Net on archives of joint slices, evaluate it on the slices of other patients, and segment volumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ sys.path.sort(key=lambda place: Path(place).resolve() == Path(__file__).resolve(
 from dnnlib.cli import HELP, options
 from dnnlib.errors import reports_user_errors
 from dnnlib.system import run
-from segmentation.config import EvaluateOptions, TrainPaths, TrainUNetConfig
+from segmentation.config import EvaluateOptions, PredictOptions, TrainPaths, TrainUNetConfig
+from slices.convert.source import SourceOptions
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 
 
@@ -59,6 +60,22 @@ def evaluate(asked: EvaluateOptions) -> None:
     click.echo(describe_data(evaluation))
     click.echo(evaluation_table(evaluation).text())
     click.echo(f"written to {asked.outdir}: {RESULTS}, {PICTURE}")
+
+
+@main.command(context_settings=HELP)
+@options(PredictOptions, "asked")
+@options(SourceOptions, "data")
+@reports_user_errors
+@naming_what_to_lower("--batch")
+def predict(asked: PredictOptions, data: SourceOptions) -> None:
+    """Segment NIfTI volumes: a mask <case>.nii.gz for every case of a folder, with or without masks of its own.
+
+    The folder is described as for `dataset_tool.py convert`, by the same options; BraTS and the Decathlon are
+    recognized by their names. Masks have the shape and the affine of the case's images.
+    """
+    from segmentation.volumes import predict_folder
+
+    click.echo(predict_folder(data, asked).describe(asked.dest))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dnnlib import config
 from dnnlib.files import sha256
 from slices.archive.describe import remarks_on
+from slices.archive.history import Cutting, cutting_of
 from slices.archive.reader import ArchiveReader
 from slices.pixels import PixelSize
 
@@ -23,6 +25,7 @@ class ArchiveFacts:
     pixel: tuple[float, float] | None  # smallest and largest pixel size in mm; None: unknown for all slices
     unmeasured: int  # slices with unknown pixel size, for example from a GAN
     remarks: tuple[str, ...] = ()  # patients and voxels that it lacks, by its own account
+    cutting: Cutting | None = config.optional(None)  # how its slices were cut; None: unknown, or generated slices
 
 
 def collect_facts(archive: ArchiveReader) -> ArchiveFacts:
@@ -38,6 +41,7 @@ def collect_facts(archive: ArchiveReader) -> ArchiveFacts:
         # A pixel size of the archive holds for all slices; otherwise only slices of a known volume have one.
         unmeasured=0 if info.pixel else sum(record.volume is None for record in info.slices),
         remarks=tuple(remarks_on(info)),
+        cutting=cutting_of(info.made),
     )
 
 

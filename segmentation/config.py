@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dnnlib.cli import Checked, limited, option
 from dnnlib.errors import UserError
 from segmentation.arms import AUGMENTATIONS, NONE, Arm, parse_arm
+from slices.convert.source import ON_ERROR
 from slices.schema import MOST_CLASSES, MOST_CONTRASTS
 
 EVALUATED_AT_ONCE = 64  # slices
@@ -186,3 +188,32 @@ class EvaluateOptions(Checked):
     )
     batch: int = option("Slices segmented at a time.", default=EVALUATED_AT_ONCE, least=1)
     force: bool = option("Replace existing results in --outdir.", switch=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(Checked):
+    """The U-Net and the masks of a prediction. What the source is, `SourceOptions` say."""
+
+    model: Path = option("A folder that `train` wrote, or a unet.safetensors.", metavar="PATH")
+    dest: Path = option("Folder for the masks, <case>.nii.gz.", metavar="DIR")
+    fov: float | None = option(
+        "Edge of the square that is segmented, in mm, in the middle of each slice.",
+        default=None,
+        shown="as in the U-Net's archives",
+        above=0,
+        noun="a length in mm",
+        example=200,
+    )
+    head: str | None = option(
+        "What is head, as for `dataset_tool.py convert`.",
+        default=None,
+        metavar="auto|all|VALUE|PATTERN",
+        shown="as in the U-Net's archives",
+    )
+    batch: int = option("Slices segmented at a time.", default=EVALUATED_AT_ONCE, least=1)
+    on_error: str = option(
+        "What to do about a case that can't be read: fail, or skip it and report it.",
+        default="fail",
+        choices=ON_ERROR,
+    )
+    force: bool = option("Replace masks that are there.", switch=True)

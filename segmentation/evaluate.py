@@ -53,7 +53,7 @@ def evaluate_archive(
     Raises UserError if the model or the archive can't be read, if they don't fit each other, and for overlap or other
     pixels that are not allowed.
     """
-    outdir, model_path = Path(outdir), _model_file(model_path)
+    outdir, model_path = Path(outdir), model_file(model_path)
     for name in (RESULTS, PICTURE):
         files.refuse_existing(outdir / name, force)
     with files.folder_for(outdir):
@@ -127,7 +127,7 @@ def load_evaluation(path: str | os.PathLike) -> Evaluation:
     return configs.from_json(Evaluation, content, str(path))
 
 
-def _model_file(path: str | os.PathLike) -> Path:
+def model_file(path: str | os.PathLike) -> Path:
     """The file of a U-Net, which may be given as the folder that `train` wrote."""
     path = Path(path)
     if path.is_dir() and not (path / MODEL).exists():

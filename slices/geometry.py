@@ -92,6 +92,18 @@ def _pixel_centers(n: int, spacing: float, resolution: int, pixel: float) -> tup
     return step, (0.5 - resolution / 2) * step + (n - 1) / 2
 
 
+def _nearest_pixels(n: int, spacing: float, resolution: int, pixel: float) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels, voxels): the center of voxel voxels[i] lies in pixel pixels[i]. Voxels without a pixel are left out.
+
+    A center on the edge of two pixels counts to the second. Agrees with `area_weights`.
+    """
+    step, start = _pixel_centers(n, spacing, resolution, pixel)
+    # Rounded first, so that a center on an edge is on it.
+    pixels = np.floor(((np.arange(n) - start) / step + 0.5).round(6)).astype(int)
+    voxels = np.flatnonzero((pixels >= 0) & (pixels < resolution))
+    return pixels[voxels], voxels
+
+
 def _margin(n: int, resolution: int) -> int:
     """Pixels before the first of `n` voxels of the same size; if negative, voxels before the first pixel."""
     return (resolution - n) // 2
@@ -170,7 +182,10 @@ class PixelGrid:
 
 @dataclass(frozen=True)
 class VoxelGrid:
-    """A volume to be filled with pixels of an archive: its voxels, and the pixel for each. Other voxels stay 0."""
+    """A volume to be filled with pixels of an archive: its voxels, and the pixel for each. Other voxels stay 0.
+
+    `of` makes the grid for an export, whose voxels are the archive's pixels. `of_source` makes that of the source.
+    """
 
     shape: tuple[int, int, int]  # voxels along L, P, S
     orientation: Orientation  # of the file that will hold them
@@ -178,6 +193,7 @@ class VoxelGrid:
     columns: tuple[np.ndarray, np.ndarray]  # (pixels, voxels) along L: pixel pixels[i] fills voxel voxels[i]
     rows: tuple[np.ndarray, np.ndarray]  # the same along P
     words: str  # whether these are the source's voxels, or resampled ones
+    exact: bool  # whether each pixel has a voxel of its own; otherwise voxels take the nearest pixel
 
     @classmethod
     def of(cls, shape: Sequence[int], affine: np.ndarray, resolution: int, pixel: float) -> VoxelGrid:
@@ -186,17 +202,25 @@ class VoxelGrid:
         shape, affine: of the volume's file, in its axes. pixel: edge of the R×R pixels, in mm.
         """
         orientation = Orientation.of(affine)
-        sides = orientation.shape_lps(shape)
-        affine_lps = orientation.affine_lps(affine, shape)
-        spacing = [float(mm) for mm in nib.affines.voxel_sizes(affine_lps)[:2]]  # along L and P
-        axes = [(n, mm, resolution, pixel) for n, mm in zip(sides[:2], spacing, strict=True)]
-        if not all(is_same_length(pixel, mm) for mm in spacing):
+        sides, axes, affine_lps = _axes(orientation, shape, affine, resolution, pixel)
+        if not all(is_same_length(pixel, mm) for _, mm, _, _ in axes):
             return cls._of_pixels(axes, affine_lps, sides[2])
-        # Weights are 0 or 1 here: the places of the ones are the pairs of pixel and voxel.
-        columns, rows = (area_weights(*axis).nonzero() for axis in axes)
+        return cls.of_source(shape, affine, resolution, pixel)
+
+    @classmethod
+    def of_source(cls, shape: Sequence[int], affine: np.ndarray, resolution: int, pixel: float) -> VoxelGrid:
+        """The volume's own grid. A voxel is filled with the pixel in which its center lies.
+
+        shape, affine, pixel: as for `of`. Pixels as large as voxels come back exactly, each into its own voxel.
+        """
+        orientation = Orientation.of(affine)
+        sides, axes, _ = _axes(orientation, shape, affine, resolution, pixel)
+        columns, rows = (_nearest_pixels(*axis) for axis in axes)
         kept = (len(columns[1]), len(rows[1]))
         some = "" if kept == sides[:2] else f", middle {kept[0]}×{kept[1]} of {sides[0]}×{sides[1]}"
-        return cls(sides, orientation, affine, columns, rows, f"source voxels{some}")
+        exact = all(is_same_length(pixel, mm) for _, mm, _, _ in axes)
+        words = f"source voxels{some}{'' if exact else f', nearest of {pixel:g} mm pixels'}"
+        return cls(sides, orientation, affine, columns, rows, words, exact)
 
     @classmethod
     def _of_pixels(
@@ -218,6 +242,7 @@ class VoxelGrid:
             columns=(every, every),
             rows=(every, every),
             words=f"resampled to {pixel:g} mm pixels",
+            exact=True,
         )
 
     @property
@@ -230,6 +255,11 @@ class VoxelGrid:
         # np.ix_ selects the rectangle of all pairs (l, p). `volume[..., index]` is a view, so this fills the volume.
         volume[..., index][np.ix_(voxels_l, voxels_p)] = picture.T[np.ix_(pixels_l, pixels_p)]
 
+    def count_unfilled(self, mask: np.ndarray) -> int:
+        """Number of voxels of a mask, bool [S, P, L], for which there is no pixel."""
+        filled = mask[:, self.rows[1]][:, :, self.columns[1]]
+        return int(np.count_nonzero(mask)) - int(np.count_nonzero(filled))
+
     def to_file(self, volume: np.ndarray) -> np.ndarray:
         """A volume [L, P, S] in the axes of the file."""
         return self.orientation.to_file(volume)
@@ -237,3 +267,12 @@ class VoxelGrid:
     def planes(self, indices: Sequence[int]) -> tuple[int, list[int]]:
         """The file's axis along which slices are stacked, and the positions of these slices on it."""
         return self.orientation.planes(indices, self.num_slices)
+
+
+def _axes(
+    orientation: Orientation, shape: Sequence[int], affine: np.ndarray, resolution: int, pixel: float
+) -> tuple[tuple[int, int, int], list[tuple[int, float, int, float]], np.ndarray]:
+    """A volume's voxels along L, P, S; along L and P the arguments of `area_weights`; and its affine along L, P, S."""
+    sides, affine_lps = orientation.shape_lps(shape), orientation.affine_lps(affine, shape)
+    spacing = nib.affines.voxel_sizes(affine_lps)[:2]
+    return sides, [(n, float(mm), resolution, pixel) for n, mm in zip(sides[:2], spacing, strict=True)], affine_lps

@@ -17,7 +17,7 @@ from dnnlib.publish import Staged
 from dnnlib.text import count, name_some
 from slices.archive.compatible import refuse_twice
 from slices.archive.format import TEST, TRAIN, SliceRecord, Volume
-from slices.archive.history import describe_making
+from slices.archive.history import describe_cutting, describe_making
 from slices.archive.options import MergeOptions, SplitOptions, SubsetOptions
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
@@ -327,4 +327,6 @@ def _copy(reader: ArchiveReader, i: int, writer: ArchiveWriter, part: str | None
 
 def _made(command: str, options: dict[str, Any], sources: Sequence[ArchiveReader]) -> dict[str, Any]:
     """How an archive came to be."""
-    return describe_making(f"dataset_tool.py {command}", options, sources=[reader.identify() for reader in sources])
+    cutting = describe_cutting(reader.info.made for reader in sources)
+    known = [reader.identify() for reader in sources]
+    return describe_making(f"dataset_tool.py {command}", options, sources=known, **cutting)

@@ -18,7 +18,7 @@ from dnnlib.processes import map_in_order
 from dnnlib.publish import Staged
 from dnnlib.text import count
 from slices.archive.format import TEST, pack_slice
-from slices.archive.history import describe_making
+from slices.archive.history import CONVERT, describe_making
 from slices.archive.writer import ArchiveWriter
 from slices.class_areas import ClassAreas
 from slices.convert.cases import Case
@@ -240,7 +240,7 @@ def _describe_making(conversion: Conversion, outcome: Outcome) -> dict[str, Any]
         **({"files": found.passed_over} if found.passed_over else {}),
     }
     return describe_making(
-        "dataset_tool.py convert",
+        CONVERT,
         {name: value for name, value in options.items() if value is not None},
         split=None if split is None else {"part": outcome.archive.part, **config.to_json(split)},
         skipped=skipped,

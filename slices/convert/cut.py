@@ -35,6 +35,7 @@ class CaseSlices:
     remarks: tuple[str, ...]
     counted: dict[str, int]  # remark -> voxels
     lost: dict[str, float]  # remark -> share of the lesion's voxels
+    head: np.ndarray  # the head in the volume, bool [S, P, L]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def cut_case(
         remarks=tuple(remarks),
         counted={**volumes.counted, **lost},
         lost={remark: round(n / int(np.count_nonzero(volumes.labels)), 4) for remark, n in lost.items()},
+        head=view.head,
     )
 
 

@@ -170,3 +170,31 @@ def test_pixels_that_are_no_voxels_become_a_grid_of_their_own(spacing, pixel):
     for axis in (0, 1):
         found = pixels.mean(along(lps, axis, (47, 60)).T)
         np.testing.assert_allclose(found[inside], along(grid.affine, axis, (16, 16)).T[inside], atol=0.1)
+
+
+@pytest.mark.parametrize("axes", ["LPS", "LAS", "SRP", "AIR"])
+@pytest.mark.parametrize(
+    "spacing, pixel, resolution",
+    [((1.0, 1.0), 2.5, 16), ((1.5, 1.0), 1.5, 64), ((0.7, 1.3), 2.0, 32)],
+    ids=["smaller picture", "one axis alike", "oblong voxels"],
+)
+def test_a_voxel_of_the_source_takes_the_pixel_at_its_place(axes, spacing, pixel, resolution):
+    """Places are compared in mm: an export writes the pixels as voxels, with an affine of their own."""
+    source, affine = turned(np.zeros((47, 60, 3)), axes, (spacing[1], spacing[0], 2.0))
+    grid = VoxelGrid.of_source(source.shape, affine, resolution, pixel)
+    picture = np.random.default_rng(0).integers(1, 255, (resolution, resolution)).astype(np.uint8)
+    volume = np.zeros(grid.shape, np.uint8)
+    grid.put(picture, volume, 1)
+    found = grid.to_file(volume)
+    assert found.shape == source.shape and not grid.exact and "nearest" in grid.words
+    np.testing.assert_array_equal(grid.affine, affine)
+
+    pixels = np.linalg.inv(VoxelGrid.of(source.shape, affine, resolution, pixel).affine) @ affine
+    places = nib.affines.apply_affine(pixels, np.moveaxis(np.indices(source.shape), 0, -1))  # of voxels, in pixels
+    # A center on the edge of two pixels counts to the second.
+    l, p, s = np.moveaxis(np.floor((places + 0.5).round(5)).astype(int), -1, 0)
+    inside = (np.minimum(l, p) >= 0) & (np.maximum(l, p) < resolution) & (s == 1)
+    expected = np.where(inside, picture[p.clip(0, resolution - 1), l.clip(0, resolution - 1)], 0)
+    np.testing.assert_array_equal(found, expected)
+    everything = np.ones((3, 60, 47), bool)
+    assert grid.count_unfilled(everything) == found.size - 3 * np.count_nonzero(found)

@@ -9,6 +9,7 @@ from dataset_tool import main
 from dnnlib.files import sha256
 from helpers.commands import call, refused
 from slices.archive.format import Volume
+from slices.archive.history import CONVERT, Cutting, cutting_of
 from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 from slices.archive.zips import ZipWriter
@@ -19,11 +20,11 @@ RESOLUTION = 16
 AFFINE = tuple(map(tuple, np.diag((-1.0, -1, 1, 1)).tolist()))
 
 
-def write(path, wheres, schema=BRATS, resolution=RESOLUTION, high=1000.0, seed=0, **arguments):
+def write(path, wheres, schema=BRATS, resolution=RESOLUTION, high=1000.0, seed=0, made=None, **arguments):
     """Write an archive of random slices with these records. high: upper end of their volumes' windows."""
     rng = np.random.default_rng(seed)
     path.parent.mkdir(exist_ok=True)
-    with ArchiveWriter(path, schema, resolution, {"command": "test"}, **arguments) as writer:
+    with ArchiveWriter(path, schema, resolution, made or {"command": "test"}, **arguments) as writer:
         for where in wheres:
             contrasts = rng.integers(0, 256, (schema.num_contrasts, resolution, resolution), dtype=np.uint8)
             classes = rng.integers(0, max(1, schema.num_maps), (resolution, resolution))
@@ -386,3 +387,28 @@ def test_help_describes_every_option(command):
     for parameter in main.commands[command].params:
         if parameter.param_type_name == "option":
             assert parameter.help and parameter.opts[0] in output, parameter.name
+
+
+def test_archives_made_of_others_know_how_their_slices_were_cut(tmp_path):
+    """By `convert` at first; sources that don't say it don't count."""
+
+    asked = {"wide": {"resolution": 16}, "narrow": {"fov": 200, "head": "40"}}
+    for name, options in asked.items():
+        write(
+            tmp_path / f"{name}.zip", cut([f"{name}{i}" for i in "ab"]), made={"command": CONVERT, "options": options}
+        )
+    write(tmp_path / "fake.zip", [dict(patient="f", seed=1)], made={"command": "generate.py", "options": {"fov": 3.0}})
+    call("subset", tmp_path / "narrow.zip", "--slices=2", "--dest", tmp_path / "few.zip")
+    call("split", tmp_path / "narrow.zip", "--test-fraction=0.5", "--dest", tmp_path / "parts")
+    call("merge", tmp_path / "few.zip", tmp_path / "fake.zip", "--dest", tmp_path / "both.zip")
+    call("merge", tmp_path / "wide.zip", tmp_path / "narrow.zip", "--dest", tmp_path / "differing.zip")
+    known = {
+        **dict.fromkeys(
+            ("narrow.zip", "few.zip", "parts/train.zip", "parts/test.zip", "both.zip"), Cutting(200.0, "40")
+        ),
+        **{"wide.zip": Cutting(), "fake.zip": None, "differing.zip": None},
+    }
+    for name, cutting in known.items():
+        assert cutting_of(ArchiveReader(tmp_path / name).info.made) == cutting, name
+    for odd in ({"fov": -1.0}, {"fov": "200"}, {"fov": True}, {"fov": 0}, {"head": 40}, [200.0], "200"):
+        assert cutting_of({"cutting": odd}) is None and cutting_of({"command": CONVERT, "options": odd}) is None
