@@ -68,6 +68,19 @@ def test_labels_follow_the_geometry_of_the_image():
     assert moved > 10 and seen > 60 * 200
 
 
+def test_labels_lie_where_the_image_shows_them_to_a_fraction_of_a_pixel():
+    _, indices = painted()
+    disc = (indices == 2).astype(np.uint8)
+    contrasts = np.where(disc, 201, 1).astype(np.uint8)[None]
+    full, offsets = only_geometry(), []
+    for number in range(200):
+        new, classes = full(contrasts, disc, number)
+        if classes.sum() > 100:
+            image, label = ndimage.center_of_mass(new[0] > 100), ndimage.center_of_mass(classes)
+            offsets.append(np.subtract(image, label))
+    assert len(offsets) > 150 and np.abs(offsets).max() < 0.4 and np.abs(np.mean(offsets, axis=0)).max() < 0.02
+
+
 def test_rotation_and_zoom_come_in_a_fifth_of_the_draws_each_and_mirroring_in_half():
     contrasts, indices = painted()
     full, kept, mirrored = only_geometry(1), 0, np.zeros(2)
