@@ -42,7 +42,9 @@ from slices.schema import LesionClass, Schema
 from torch_utils.distributed import default_device
 
 _RESAMPLED = "voxels take the nearest of larger pixels: Dice on voxels is not that of evaluate"
-_UNSEEN = "head voxels outside the picture, background in the mask"
+_UNSEEN = "head outside the picture, background in the mask"
+_BEYOND = "lesion found beyond the volume, which evaluate counts and the mask can't hold"
+_NOUNS = {_UNSEEN: "voxel", _BEYOND: "pixel"}
 _MOST_ROWS = 20  # cases in the table
 T = TypeVar("T", float | None, str | None)
 
@@ -53,8 +55,8 @@ class Mask:
 
     case: str
     voxels: dict[str, int]  # lesion class -> voxels of the mask
-    unseen: int  # voxels of the head outside the picture
     remarks: tuple[str, ...]
+    counted: dict[str, int]  # remark of _NOUNS -> voxels or pixels
 
 
 @dataclass(frozen=True)
@@ -83,28 +85,24 @@ class Predicted:
         """Rows (note, how many, which)."""
         cases: dict[str, list[str]] = {}  # remark -> cases
         for mask in self.masks:
-            for remark in (*mask.remarks, *([_UNSEEN] if mask.unseen else [])):
+            for remark in (*mask.remarks, *mask.counted):
                 cases.setdefault(remark, []).append(mask.case)
         if self.errors:
             cases[f"left out: {UNREADABLE}"] = list(self.errors)
         for remark, names in cases.items():
-            voxels = sum(mask.unseen for mask in self.masks) if remark == _UNSEEN else 0
-            more = f", {count(voxels, 'voxel')}" if voxels else ""
+            number = sum(mask.counted.get(remark, 0) for mask in self.masks)
+            more = f", {count(number, _NOUNS[remark])}" if number else ""
             yield remark, count(len(names), "case") + more, first_names(names)
 
 
 class _Job(NamedTuple):
     """All that is decided before the first volume is read."""
 
-    model: Path
     unet: TrainedUNet
     options: ConvertOptions  # how slices are cut
     cases: list[Case]  # contrasts in the order of the U-Net, no masks
     schema: Schema  # of the masks
     batch: int
-
-    def path(self, case: Case, dest: Path) -> Path:
-        return dest / f"{case.name}.nii.gz"
 
 
 def predict_folder(data: SourceOptions, asked: PredictOptions) -> Predicted:
@@ -118,7 +116,7 @@ def predict_folder(data: SourceOptions, asked: PredictOptions) -> Predicted:
     options, warnings = _how_to_cut(unet.info, model, asked)
     found = find_cases(data.source, data.wanted_release, options.head_rule.masks, data.table)
     schema, doubts = _with_values_of(found, unet.info.schema)
-    job = _Job(model, unet, options, _for_network(found, model, unet.info.schema), schema, asked.batch)
+    job = _Job(unet, options, _for_network(found, model, unet.info.schema), schema, asked.batch)
     _refuse_what_is_there(job, found, asked)
     masks, errors = _write(job, asked)
     known = _known_patients(unet.info, job.cases)
@@ -198,7 +196,7 @@ def _refuse_what_is_there(job: _Job, found: Recognized, asked: PredictOptions) -
     """Raise UserError for files that must not be replaced, and for missing ones, before the long work starts."""
     images = {path.resolve() for case in found.cases for path in case.paths}
     for case in job.cases:
-        path = files.refuse_existing(job.path(case, asked.dest), asked.force)
+        path = files.refuse_existing(_path(case, asked), asked.force)
         if path.resolve() in images:
             raise UserError(f"{path} is a file of the source: choose another --dest")
         if asked.on_error == "fail":
@@ -227,7 +225,7 @@ def _write(job: _Job, asked: PredictOptions) -> tuple[list[Mask], dict[str, str]
     errors: dict[str, str] = {}
     with (
         files.folder_for(asked.dest),
-        Staged(job.path(job.cases[0], asked.dest), asked.force) as staged,
+        Staged(_path(job.cases[0], asked), asked.force) as staged,
         tqdm(job.cases, desc="segmenting", unit="case", disable=None, leave=False) as bar,
     ):
         for case in bar:
@@ -241,11 +239,15 @@ def _write(job: _Job, asked: PredictOptions) -> tuple[list[Mask], dict[str, str]
                 bar.write(f"left out: {error}", file=sys.stderr)
                 continue
             mask, content = _segment(job, case, cut)
-            staged.write(job.path(case, asked.dest), content)
+            staged.write(_path(case, asked), content)
             masks.append(mask)
         if not masks:
-            raise UserError(f"none of the {count(len(job.cases), 'case')} can be read: {next(iter(errors.values()))}")
+            raise UserError(f"no case can be read, the first of {len(errors)}: {next(iter(errors.values()))}")
     return masks, errors
+
+
+def _path(case: Case, asked: PredictOptions) -> Path:
+    return asked.dest / f"{case.name}.nii.gz"
 
 
 def _without_classes(schema: Schema) -> Schema:
@@ -257,18 +259,20 @@ def _segment(job: _Job, case: Case, cut: CaseSlices) -> tuple[Mask, bytes]:
     """Segment the slices of a case. Returns what was found, and the content of its file."""
     shape, affine, pixel = cut.volume.shape, np.array(cut.volume.affine), cut.volume.pixel
     grid = VoxelGrid.of_source(shape, affine, job.options.resolution, pixel)
-    classes = np.zeros(grid.shape, np.uint8)  # [L, P, S]
+    classes, beyond = np.zeros(grid.shape, np.uint8), 0  # [L, P, S]
     for start in range(0, len(cut.indices), job.batch):
         pictures = predict_slices(job.unet, cut.contrasts[start : start + job.batch])  # [N, R, R]
         for index, picture in zip(cut.indices[start : start + job.batch], pictures, strict=True):
             grid.put(picture, classes, index)
+            beyond += grid.count_beyond(picture)
     values = job.schema.values_from_indices(grid.to_file(classes))
     voxels = np.bincount(classes.ravel(), minlength=job.schema.num_maps)[1:].tolist()
+    counted = {_UNSEEN: grid.count_unfilled(cut.head), _BEYOND: beyond}
     mask = Mask(
         case=case.name,
         voxels=dict(zip(job.schema.class_names, voxels, strict=True)),
-        unseen=grid.count_unfilled(cut.head),
         remarks=(*cut.remarks, *_remarks(job.unet.info, grid, pixel), *([] if any(voxels) else ["no lesion found"])),
+        counted={remark: n for remark, n in counted.items() if n},
     )
     return mask, nifti_bytes(values, grid.affine, f"by a U-Net; {grid.words}")
 

@@ -260,6 +260,11 @@ class VoxelGrid:
         filled = mask[:, self.rows[1]][:, :, self.columns[1]]
         return int(np.count_nonzero(mask)) - int(np.count_nonzero(filled))
 
+    def count_beyond(self, picture: np.ndarray) -> int:
+        """Number of pixels of a picture, [R, R] with rows along P, that are not 0 and for which there is no voxel."""
+        within = picture[np.ix_(np.unique(self.rows[0]), np.unique(self.columns[0]))]
+        return int(np.count_nonzero(picture)) - int(np.count_nonzero(within))
+
     def to_file(self, volume: np.ndarray) -> np.ndarray:
         """A volume [L, P, S] in the axes of the file."""
         return self.orientation.to_file(volume)

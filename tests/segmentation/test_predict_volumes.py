@@ -15,7 +15,7 @@ from rings import plain_dice, refused, run
 from segmentation.config import TrainUNetConfig
 from segmentation.evaluate import load_evaluation
 from segmentation.fit import MODEL, train_unet
-from segmentation.unet import load_unet, save_unet
+from segmentation.unet import build_unet, load_unet, save_unet
 from slices.archive.history import Cutting
 from slices.archive.reader import ArchiveReader
 from slices.orientation import Orientation
@@ -191,6 +191,35 @@ def test_voxels_outside_the_picture_are_background_and_counted(place, model, mas
     assert "pixels of 15 mm, but the U-Net learned from pixels of 10 mm" in output
 
 
+def test_lesion_beyond_the_volume_is_counted(place, model, tmp_path):
+    """An untrained U-Net answers anything anywhere, also in the padding around the volume."""
+    unet = load_unet(model)
+    save_unet(tmp_path / "u", replace(unet, network=build_unet(unet.info.network, seed=1)))
+    options = ("--model", tmp_path / "u", "--source", place / "coarse", "--dest", tmp_path / "masks")
+    code, output = run("predict", *options)
+    options = ("--model", tmp_path / "u", "--data", place / "coarse.zip", "--outdir", tmp_path, "--allow-overlap")
+    assert code == 0 and run("evaluate", *options)[0] == 0
+    found = [voxels(nib.load(path)) for path in (tmp_path / "masks").iterdir()]
+    examinations = load_evaluation(tmp_path / "results.json").examinations
+    beyond = sum(one.regions["WT"].predicted for one in examinations) - np.count_nonzero(found)
+    assert beyond > 0 and f"3 cases, {beyond} pixels" in output, output
+
+
+def test_the_head_may_be_given_as_masks(place, model, tmp_path):
+    source = copied(place, tmp_path)
+    for case in CASES:
+        image = nib.load(source_file(source, case, "flair"))
+        path = source_file(source, case, "flair").with_name(f"{case}_brain.nii.gz")
+        write_nifti(path, (voxels(image) > 0).astype(np.uint8), image.affine)
+    options = ("predict", "--model", model, "--source", source, "--dest")
+    assert run(*options, tmp_path / "value", "--head=0")[0] == 0
+    assert run(*options, tmp_path / "masks", "--head=HGG/{case}/{case}_brain.nii.gz")[0] == 0
+    for case in CASES:
+        found = (tmp_path / "masks" / f"{case}.nii.gz").read_bytes()
+        assert found == (tmp_path / "value" / f"{case}.nii.gz").read_bytes()
+    assert "_none.nii.gz is missing" in refused(*options, tmp_path / "x", "--head={grade}/{case}/{case}_none.nii.gz")
+
+
 def test_masks_of_the_source_are_not_needed(place, model, masks, tmp_path):
     """Neither of one patient, nor of all, nor described; the contrasts may be in any order."""
     source = copied(place, tmp_path)
@@ -294,7 +323,7 @@ def test_a_case_that_cannot_be_read(place, model, tmp_path):
     other = source_file(source, CASES[2], "flair")
     other.write_bytes(b"")
     output = run(*options, "--on-error=skip", "--force")
-    assert output[0] == 2 and "none of the 2 cases can be read" in output[1]
+    assert output[0] == 2 and "no case can be read, the first of 2" in output[1]
     assert [path.name for path in (tmp_path / "masks").iterdir()] == [f"{CASES[2]}.nii.gz"]  # the old one
 
 
