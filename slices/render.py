@@ -49,7 +49,7 @@ def overlay(background: np.ndarray, class_indices: np.ndarray, schema: Schema) -
     colors = _colors(schema)[class_indices]  # [H, W, 3]
     filled = np.rint(gray * (1 - FILL) + colors * FILL).astype(np.uint8)
     rgb = np.where((class_indices > 0)[..., None], filled, gray)
-    return np.where(_outline(class_indices)[..., None], colors, rgb)
+    return np.where(outline(class_indices)[..., None], colors, rgb)
 
 
 def label_map(class_indices: np.ndarray, schema: Schema) -> np.ndarray:
@@ -156,7 +156,7 @@ def _colors(schema: Schema) -> np.ndarray:
     return np.array([(0, 0, 0), *(class_color(i) for i in range(1, max(1, schema.num_maps)))], np.uint8)
 
 
-def _outline(indices: np.ndarray) -> np.ndarray:
+def outline(indices: np.ndarray) -> np.ndarray:
     """Lesion pixels next to a lower class, bool [H, W].
 
     Only the higher class of two draws their border. Otherwise a thin rim would be nothing but outline.

@@ -62,7 +62,7 @@ def test_environment_yml_lists_what_pyproject_does():
     assert all(f"pip install '{requirement}'" in yml for requirement in extras["tensorboard"])
     readme = (ROOT / "README.md").read_text()
     for requirement in listed + extras["tensorboard"]:
-        name = re.match(r"[a-z]+", requirement)[0]
+        name = re.match(r"[a-z0-9]+", requirement)[0]
         assert re.search(rf"^\| `{name}`", readme, re.MULTILINE), f"the README gives no reason for {name}"
 
 

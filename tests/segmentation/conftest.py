@@ -8,11 +8,15 @@ import pytest
 import generate
 import train as gan
 from helpers.commands import call
-from rings import draw_ring, write_patients, write_rings
+from helpers.studies import make_study
+from rings import RING, draw_ring, write_patients, write_rings
 from segmentation.config import TrainUNetConfig
 from segmentation.evaluate import evaluate_archive
 from segmentation.fit import TrainRecord, train_unet
+from segmentation.page.page import make_report
+from segmentation.results import to_csv
 from segmentation.scores import Evaluation
+from segmentation.study import Study
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +64,15 @@ def fake_zip(folder) -> Path:
     for seeds, name in (("0-3", "f.zip"), ("4-7", "o.zip")):
         call("--network", network, f"--seeds={seeds}", "--dest", folder / name, command=generate.main)
     return folder / "f.zip"
+
+
+@pytest.fixture(scope="session")
+def study(folder) -> Study:
+    """Table 1 on four patients, whose first one has a name like a program; see make_study."""
+    return make_study(folder / "study", RING, ["<script>alert(1)", "b", "c", "d"])
+
+
+@pytest.fixture(scope="session")
+def reported(study) -> dict[str, bytes]:
+    """The files of its report."""
+    return make_report([study], {"results.csv": to_csv(study.rows), "results.json": b"{}"})

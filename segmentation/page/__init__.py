@@ -1,0 +1,1 @@
+"""The report of experiments: one page without requests, the same in Markdown, and its figures as files."""

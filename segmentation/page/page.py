@@ -1,0 +1,214 @@
+"""All files of a report, made from finished experiments."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from dnnlib.errors import UserError
+from dnnlib.publish import Staged
+from dnnlib.text import count, tool_version
+from segmentation.page.content import Part, part_of
+from segmentation.page.panels import Figure, Panel
+from segmentation.page.pictures import data_uri
+from segmentation.page.samples import Samples, make_samples
+from segmentation.page.viewer import Answer, Viewer, make_viewer
+from segmentation.page.words import ABOUT, CITATION, HEADING, NOT_RUN, RESEARCH, TITLES
+from segmentation.study import Study
+from slices.archive.reader import ArchiveReader
+
+PAGE, WORDS, FIGURES = "report.html", "report.md", "figures"
+MOST_BYTES = 15_000_000  # of report.html
+_SAMPLES = 2_500_000  # bytes of unselected slices
+_PLAIN = 1_500_000  # bytes; larger files to download are packed
+_TEMPLATES = Path(__file__).parent / "templates"
+_KINDS = {".csv": "text/csv", ".json": "application/json", ".gz": "application/gzip"}
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file inside the page."""
+
+    name: str
+    uri: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a page says."""
+
+    title: str
+    lead: str
+    parts: tuple[Part, ...]  # one for each experiment
+    not_run: tuple[str, ...]
+    viewers: tuple[Viewer, ...]
+    samples: tuple[Samples, ...]
+    downloads: tuple[Download, ...]
+
+    @property
+    def panels(self) -> Iterator[Panel]:
+        """All pictures of all figures."""
+        for part in self.parts:
+            for one in (part.forest, part.distances, *part.diagnostics):
+                yield from one.panels if isinstance(one, Figure) else ()
+
+
+def stage_report(staged: Staged, outdir: Path, studies: Sequence[Study], files: Mapping[str, bytes]) -> None:
+    """Stage the files of a report, and those that it offers for download, to appear in a folder."""
+    figures = staged.place(outdir / FIGURES)
+    figures.mkdir()
+    for name, content in {**files, **make_report(studies, files)}.items():
+        if name.startswith(f"{FIGURES}/"):
+            (figures / Path(name).name).write_bytes(content)
+        else:
+            staged.write(outdir / name, content)
+
+
+def make_report(studies: Sequence[Study], files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Make report.html, report.md and figures/*.svg and *.png: path below the output folder -> content.
+
+    files: name -> content of results.csv and results.json, which the page offers for download. Raises UserError if
+    the page is too large even without any slice.
+    """
+    from segmentation.page.markdown import to_markdown  # imports Report
+
+    bare = Report(
+        title=" and ".join(study.title for study in studies),
+        lead=_lead(studies),
+        parts=tuple(part_of(study) for study in studies),
+        not_run=_not_run(studies),
+        viewers=(),
+        samples=(),
+        downloads=tuple(_download(name, content) for name, content in files.items()),
+    )
+    report = _with_slices(bare, studies)
+    page = to_html(report)
+    if len(page) > MOST_BYTES:
+        raise UserError(f"report.html would take {len(page):,} bytes, more than {MOST_BYTES:,}: compare fewer arms")
+    made = {PAGE: page, WORDS: to_markdown(report).encode()}
+    for panel in report.panels:
+        made[f"{FIGURES}/{panel.name}.svg"], made[f"{FIGURES}/{panel.name}.png"] = panel.svg, panel.png
+    return made
+
+
+def to_html(report: Report) -> bytes:
+    """Fill the template. Everything from outside is escaped."""
+    loader = jinja2.FileSystemLoader(_TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        finalize=_unbroken,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    css, js = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    return (
+        environment.get_template("report.html.jinja")
+        .render(
+            report=report,
+            heading=HEADING,
+            titles=TITLES,
+            research=RESEARCH,
+            citation=citation(),
+            about=ABOUT,
+            viewer_data=_viewer_data,
+            css=css,
+            js=js,
+        )
+        .encode()
+    )
+
+
+def _unbroken(value: Any) -> Any:
+    """Keep a number and its % on one line."""
+    return value.replace(" %", "\u00a0%") if type(value) is str else value
+
+
+def citation() -> tuple[str, ...]:
+    """How to cite the paper and the software."""
+    return tuple(sentence.format(version=tool_version()) for sentence in CITATION)
+
+
+def _viewer_data(viewer: Viewer) -> dict[str, Any]:
+    """What the viewer's script needs."""
+    return {
+        "target": viewer.target,
+        "contrasts": viewer.contrasts,
+        "titles": ("truth", *viewer.answers),
+        "patients": [
+            {
+                "name": patient.name,
+                "dice": patient.dice,
+                "slices": [{"place": s.place, "contrasts": s.contrasts, "labels": s.labels} for s in patient.slices],
+            }
+            for patient in viewer.patients
+        ],
+    }
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+def _lead(studies: Sequence[Study]) -> str:
+    first = studies[0]
+    arms = ", ".join(dict.fromkeys(arm.title for study in studies for arm in study.arms))
+    return (
+        f"U-Nets that learned from {arms}, tested on {count(first.test.facts.patients, 'patient')} that no network has "
+        f"seen. R: real slices, F: fakes of a GAN, A: flips of real slices."
+    )
+
+
+def _not_run(studies: Sequence[Study]) -> tuple[str, ...]:
+    run = {study.name for study in studies}
+    return tuple(sentence for name, sentence in NOT_RUN.items() if name not in run)
+
+
+def _download(name: str, content: bytes) -> Download:
+    if len(content) > _PLAIN:
+        name, content = f"{name}.gz", gzip.compress(content, mtime=0)
+    words = f"{len(content) / 1000:,.0f} kB"
+    return Download(name, data_uri(_KINDS[Path(name).suffix], content), words)
+
+
+def _with_slices(report: Report, studies: Sequence[Study]) -> Report:
+    """Add unselected slices, then as much of the viewers as there is room for."""
+    samples = {study.fakes[0].facts.sha256: study for study in studies if study.fakes}  # the same fakes are shown once
+    room = min(_SAMPLES, (MOST_BYTES - len(to_html(report))) // 3)
+    report = replace(
+        report,
+        samples=tuple(
+            make_samples(ArchiveReader(s.real.path), ArchiveReader(s.fakes[0].path), room // len(samples))
+            for s in samples.values()
+        ),
+    )
+    tests = {study.test.facts.sha256: study for study in studies}
+    room = (MOST_BYTES - len(to_html(report))) // len(tests) - 20_000  # the rest for names and words
+    viewers = (
+        make_viewer(ArchiveReader(study.test.path), _answers(studies, sha256), study.headline[0].name, room)
+        for sha256, study in tests.items()
+    )
+    return replace(report, viewers=tuple(viewer for viewer in viewers if viewer is not None))
+
+
+def _answers(studies: Sequence[Study], test: str) -> list[Answer]:
+    """The first U-Net of every arm that was tested on an archive."""
+    tested = [study for study in studies if study.test.facts.sha256 == test]
+    answers = []
+    for study in tested:
+        for arm in study.arms:
+            target = study.headline[0]
+            dice = {
+                row.examination: row.dice
+                for row in study.rows
+                if (row.arm, row.replicate, row.kind, row.target) == (arm.name, 1, target.kind, target.name)
+            }
+            label = arm.title if len(tested) == 1 else f"{arm.title} ({study.title})"
+            answers.append(Answer(label, study.unets[arm.name, 1].model, dice))
+    return answers
