@@ -24,6 +24,7 @@ from segmentation.augment import augmentation
 from segmentation.config import TrainUNetConfig
 from segmentation.data import PairDataset, loader
 from segmentation.draws import Draws
+from segmentation.fast_unet import compute_logits
 from segmentation.selection import select_all, select_arm
 from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, save_unet, to_input
 from slices.leaks import doubts
@@ -145,7 +146,7 @@ def _optimize(
         for step, pair in enumerate(progress, start=1):
             images = to_input(pair.contrasts.to(device, non_blocking=True), data.schema)  # [N, C, H, W]
             truth = pair.indices.to(device, non_blocking=True)[:, None]  # [N, 1, H, W]
-            loss = loss_of(network(images), truth)
+            loss = loss_of(compute_logits(network, images), truth)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
