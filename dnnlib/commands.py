@@ -55,9 +55,8 @@ class Command:
             self._control.send(bytes([signum]))
 
     def kill(self) -> None:
-        """Kill the command with all processes of its group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """Kill the command with all that it started."""
+        self.send(signal.SIGKILL)
 
     def poll(self) -> int | None:
         """Return the exit status as a shell reports it, or None if the command, or one that it left, still runs.
@@ -71,7 +70,8 @@ class Command:
         if status:
             self._status = status[0]
             return None
-        self.kill()  # nothing is left, unless somebody killed the guard
+        with contextlib.suppress(ProcessLookupError):  # nothing is left, unless somebody killed the guard
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._control.close()
         return exit_status(signal.SIGKILL) if self._status is None else self._status

@@ -3,10 +3,11 @@
 python -I -S guard.py CONTROL GRACE COMMAND …
 
 `dnnlib.commands.Command` starts it as the first process of a new process group, which the command and its children
-share. CONTROL is one end of a socket pair. A byte that arrives there is a signal for the command. The end of the stream
-means that the parent has ended, if only by SIGKILL: the command then gets SIGTERM. When the command has ended, one byte
-with its exit status goes back, and processes that it left in its group get SIGTERM. The group is killed if it still
-lives GRACE seconds after a SIGTERM of the guard's own. This file imports nothing of the project, so it starts at once.
+share. CONTROL is one end of a socket pair. A byte that arrives there is a signal for the command; SIGKILL is for all
+processes. The end of the stream means that the parent has ended, if only by SIGKILL: the command then gets SIGTERM.
+When the command has ended, one byte with its exit status goes back, and processes that it left get SIGTERM. What still
+lives GRACE seconds after a SIGTERM of the guard's own is killed. On Linux, the guard adopts orphans, so it also finds
+those that have left the group. This file imports nothing of the project, so it starts at once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import time
 
 _PDEATHSIG, _SUBREAPER = 1, 36  # what Linux's prctl can be asked: a signal at the parent's death; to adopt orphans
+_AGAIN = 0.05  # seconds until those are looked for that have become this process's children by a kill
 _MEANT_FOR_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what the command shall get comes by the socket
 
 
@@ -38,20 +40,20 @@ def main() -> None:
     _prctl(_SUBREAPER, 1)
     child: int | None = _start(command, before)
     watched: list = [control, wakes]
-    deadline = math.inf
+    deadline = math.inf  # from when on all are killed
     while True:
         status, left = _reap(child)
         if status is not None:
-            child, deadline = None, time.monotonic() + grace
+            child, deadline = None, min(deadline, time.monotonic() + grace)
             with contextlib.suppress(OSError):  # the parent has ended
                 control.send(bytes([status]))
-            os.killpg(0, signal.SIGTERM)  # this process ignores it
+            _end_others(signal.SIGTERM)
         if not left:
             return
-        timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+        if time.monotonic() >= deadline:
+            _end_others(signal.SIGKILL)
+        timeout = None if deadline == math.inf else max(_AGAIN, deadline - time.monotonic())
         ready = select.select(watched, [], [], timeout)[0]
-        if not ready:
-            os.killpg(0, signal.SIGKILL)  # this process too
         if wakes in ready:
             os.read(wakes, 4096)
         if control in ready:
@@ -59,7 +61,9 @@ def main() -> None:
             if not asked:
                 watched.remove(control)
                 deadline = min(deadline, time.monotonic() + grace)
-            if child is not None:
+            if asked == signal.SIGKILL:
+                deadline = 0
+            elif child is not None:
                 os.kill(child, asked or signal.SIGTERM)
 
 
@@ -93,6 +97,31 @@ def _reap(child: int | None) -> tuple[int | None, bool]:
         if pid == child:
             code = os.waitstatus_to_exitcode(state)
             status = code if code >= 0 else 128 - code  # as a shell reports it
+
+
+def _end_others(signum: int) -> None:
+    """Send a signal to the other processes of the group, and to the children of this one."""
+    children = _children()
+    if signum != signal.SIGKILL:
+        os.killpg(0, signum)  # this process ignores it
+    elif not children:  # not on Linux
+        os.killpg(0, signal.SIGKILL)  # this process too
+    for pid in children:  # theirs become this process's own when they end
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
+
+
+def _children() -> list[int]:
+    """Process ids of this process's children, among them adopted ones. Linux knows them."""
+    found = []
+    for name in os.listdir("/proc") if sys.platform == "linux" else ():
+        with contextlib.suppress(OSError, ValueError):
+            with open(f"/proc/{int(name)}/stat", "rb") as file:
+                # After the name, which is in parentheses and may hold any character: state and parent.
+                _, parent = file.read().rpartition(b")")[2].split()[:2]
+            if int(parent) == os.getpid():
+                found.append(int(name))
+    return found
 
 
 def _receive(control: socket.socket) -> int:

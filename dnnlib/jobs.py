@@ -18,6 +18,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -207,8 +208,7 @@ class Graph:
     def look(self, job: Job) -> Look:
         """See whether a job's results are up to date. Those of the jobs that it needs must be known."""
         command = [self._put_in(word.replace(OUT, str(self.outdir))) for word in job.command]
-        # For the fingerprint: the output folder may move, or be spelled in another way.
-        portable = tuple(word.replace(str(self.outdir), OUT) for word in command)
+        portable = tuple(map(self._portable, command))
         inputs = dict.fromkeys(self._put_in(str(path)) for path in job.inputs)
         inputs |= dict.fromkeys(str(self._results[name][index]) for name, index in job.needs)
         described = [describe_input(Path(path)) for path in inputs]
@@ -235,12 +235,18 @@ class Graph:
         self._write(look, Record(False, look.wanted, look.portable, before=before or None))
         return [*look.command, *["--force"] * (look.job.replaces and look.last is not None)]
 
-    def end(self, look: Look, seconds: float | None) -> None:
-        """Note that a job's command has ended without an error. seconds: that it took, if known."""
-        made = self._made(look.patterns)
-        if lacking := [pattern for pattern in look.patterns if not self._matches(pattern)]:
-            raise Failure(f"{look.job.name} ended without an error, but {self.outdir} holds no {lacking[0]}")
-        job = look.job
+    def end(self, look: Look, seconds: float | None, patience: float = 0) -> None:
+        """Note that a job's command has ended without an error.
+
+        seconds: that it took, if known. patience: seconds in which its files may still appear.
+        Raises Failure if a file lacks.
+        """
+        until = time.monotonic() + patience
+        while lacking := [pattern for pattern in look.patterns if not self._matches(pattern)]:
+            if time.monotonic() > until:
+                raise Failure(f"{look.job.name} ended without an error, but {self.outdir} holds no {lacking[0]}")
+            time.sleep(1)
+        made, job = self._made(look.patterns), look.job
         record = Record(True, look.wanted, look.portable, made, None, seconds, job.kind or job.name, float(job.work))
         self._write(look, record)
         self._finish(look, made)
@@ -271,6 +277,10 @@ class Graph:
     def _put_in(self, text: str) -> str:
         """Put paths of results into a text."""
         return _RESULT.sub(lambda match: str(self._results[match[1]][int(match[2])]), text)
+
+    def _portable(self, word: str) -> str:
+        """Put OUT instead of the output folder, which may move, or be spelled in another way, into a word."""
+        return re.sub(rf"(?<![\w./-]){re.escape(str(self.outdir))}(?=/|$)", OUT, word)
 
     def _foreseen(self, job: Job) -> list[str]:
         """A job's command before its inputs are there: with patterns instead of results that are not known yet."""

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,12 +25,14 @@ from dnnlib.system import PLAIN
 from dnnlib.text import count, format_time, name_some
 
 if TYPE_CHECKING:
-    from dnnlib.jobs import Graph, Look
+    from dnnlib.jobs import Graph, Job, Look
 
 _ENDED = (129, 130, 143)  # exit statuses of a command that SIGHUP, Ctrl-C or SIGTERM ended
 _KILLED = 137  # SIGKILL, from a user, or from the system when memory runs out
 _TICK = 0.2  # seconds between looks at signals
+_LATEST = 5  # seconds after which the words beside the progress bar are made again
 _QUIET = 60  # seconds after which a line says what is at work, where there is no progress bar
+_LAG = 60  # seconds until what another machine wrote is seen on a network file system
 _TAIL = 15  # lines of a failed job's log that are shown
 
 
@@ -56,6 +58,7 @@ class Pool:
         self._looks: dict[str, Look] = {}  # of jobs that wait for room
         self._running: dict[Command, _Running] = {}
         self._asked: list[int] = []  # signals that came, in order
+        self._stopped: list[Job] = []  # by such a signal
         self._deadline = math.inf  # time.monotonic() at which jobs that were asked to end are killed
         self._failure: SystemExit | Exception | None = None  # the first
         self._screen = _Screen(len(graph.jobs), shared=slots.number > 1)
@@ -75,6 +78,7 @@ class Pool:
                     command.kill()
                 self._screen.close()
         if self._asked:
+            self._tell_of_stop()
             sys.exit(exit_status(self._asked[0]))
         if self._failure is not None:
             raise self._failure
@@ -162,6 +166,8 @@ class Pool:
             self._deadline = time.monotonic() + commands.GRACE
         # Trainings know SIGTERM, not SIGHUP. srun answers Ctrl-C with a question.
         passed = signum if signum == signal.SIGINT and not self._slots.launcher else signal.SIGTERM
+        if self._running and not any(running.told for running in self._running.values()):
+            self._screen.stopping(signal.Signals(signum).name, len(self._running))
         for command, running in self._running.items():
             if not running.told:
                 command.send(passed)
@@ -175,7 +181,7 @@ class Pool:
         try:
             # After a signal, status 0 may also mean that a command obeyed. The next call sees whether it was done.
             if status == 0 and not running.told:
-                self._graph.end(look, seconds)
+                self._graph.end(look, seconds, _LAG if self._slots.launcher else 0)
                 self._finished.add(look.job.name)
                 self._screen.ended(len(self._finished), look, seconds)
                 return
@@ -184,25 +190,28 @@ class Pool:
         except Exception as error:
             self._failure = self._failure or error
             return
+        if running.told:
+            self._stopped.append(look.job)
+            return
         self._tell_of_failure(running, status)
-        ended = status in _ENDED or status == 2
-        self._failure = self._failure or SystemExit(status if ended else 1)
+        self._failure = self._failure or SystemExit(status if status in _ENDED or status == 2 else 1)
 
     def _tell_of_failure(self, running: _Running, status: int) -> None:
         """Print why a job ended early, the end of its log, and what goes on."""
-        job = running.look.job
-        lines = []
-        if running.log and not running.told:
-            lines = [f"    {line}" for line in _last_lines(running.log, running.begins)]
-        killed = status == _KILLED and not running.told
-        why = " (killed, most likely for lack of memory)" if killed else ""
-        again = "continues this one" if job.continues else "starts this one again"
-        advice = f"; the same command skips finished jobs and {again}" if status > 128 or running.told else ""
+        lines = [f"    {line}" for line in _last_lines(running.log, running.begins)] if running.log else []
+        why = " (killed, most likely for lack of memory)" if status == _KILLED else ""
+        advice = _how_to_go_on([running.look.job]) if status >= 128 else ""
         log = f"; all its output is in {running.log}" if running.log else ""
-        lines.append(f"\n{job.name} ended early{why}{log}{advice}")
+        lines.append(f"\n{running.look.job.name} ended early{why}{log}{advice}")
         if self._running and not self._stopping:
-            lines.append(f"waiting for {count(len(self._running), 'other job')} at work, and starting no more")
+            lines.append(f"no other job is started; waiting for {count(len(self._running), 'job')} at work")
         self._screen.say("\n".join(lines), file=sys.stderr)
+
+    def _tell_of_stop(self) -> None:
+        """Print which jobs a signal has stopped."""
+        if self._stopped:
+            names = name_some([job.name for job in self._stopped])
+            self._screen.say(f"\n{names} ended early{_how_to_go_on(self._stopped)}", file=sys.stderr)
 
     def _describe(self) -> str:
         """Say what is at work, and how long the rest will take."""
@@ -213,20 +222,36 @@ class Pool:
         estimate = time_for(left, self._graph.edges, pace, self._slots, since)
         rest = f"; about {about(estimate.seconds)} left" if pace.jobs and not estimate.unknown else ""
         names = [f"{name} ({format_time(seconds)})" for name, seconds in since.items()]
-        return f"[{len(self._finished)}/{len(self._graph.jobs)}] at work: {name_some(names)}{rest}"
+        return f"at work: {name_some(names)}{rest}"
+
+
+def _how_to_go_on(jobs: Sequence[Job]) -> str:
+    """Say what another call does with jobs that ended early."""
+    continue_ = {job.continues for job in jobs}
+    does = "continues or starts again" if len(continue_) > 1 else "continues" if True in continue_ else "starts"
+    which = "this one" if len(jobs) == 1 else "these"
+    again = "" if True in continue_ else " again"
+    return f"; the same command skips finished jobs and {does} {which}{again}"
 
 
 class _Screen:
     """Lines about jobs on the terminal, and one progress bar below them if several jobs run at once."""
 
     def __init__(self, total: int, shared: bool) -> None:
+        """shared: several jobs may run at once, so their output goes to logs."""
         self._total, self._shared = total, shared
-        self._bar = tqdm(total=total, unit="job", leave=False, disable=not (shared and sys.stderr.isatty()))
-        self._given_away = not shared  # whether a job that runs alone writes to the terminal
-        self._last = time.monotonic()  # of a line
+        form = "[{n_fmt}/{total_fmt}] |{bar}| {elapsed}{postfix}"
+        hidden = not (shared and sys.stderr.isatty())
+        self._bar = tqdm(total=total, leave=False, bar_format=form, disable=hidden)
+        self._given_away = not shared  # whether a job writes to the terminal
+        self._done_before = 0  # jobs that were skipped since the last line
+        self._last = time.monotonic()  # of a line, or of a description beside the bar
 
     def say(self, line: str, file: IO[str] | None = None) -> None:
         """Print a line above the bar."""
+        if self._done_before:
+            number, self._done_before = self._done_before, 0
+            self.say(f"{count(number, 'job')} done before with these options, inputs and sources")
         file = file or sys.stdout
         tqdm.write(line, file=file)
         file.flush()
@@ -234,26 +259,27 @@ class _Screen:
 
     def skipped(self, finished: int, look: Look) -> None:
         """Say that a job's results are up to date."""
-        done = "had ended before" if look.ended else "done before with these options, inputs and sources"
-        if self._shared:
-            self.say(f"[{finished}/{self._total}] {look.job.name}: {done}")
+        if look.ended:
+            done = "had ended before, with these options, inputs and sources"
         else:
+            done = "done before with these options, inputs and sources"
+        if not self._shared:
             self.say(f"\n=== {look.job.name}: {look.job.purpose}\n    {done}")
+        else:
+            self._done_before += 1
         self._bar.update(finished - self._bar.n)
 
     def begun(self, look: Look, shown: str, place: str, log: Path | None) -> None:
         """Say that a job begins. log: None if its output goes to the terminal."""
-        again = f"{look.changed} changed since the last run: making them again" if look.changed else ""
+        again = [f"{look.changed} changed since the last run: making them again"] * bool(look.changed)
         if log:
-            where = f"; its output: {log}"
-            self.say(f"{look.job.name}: begun{place}{where}" + (f"; {again}" if again else ""))
-            return
-        self._bar.clear()
-        self._given_away = True
-        self.say(f"\n=== {look.job.name}: {look.job.purpose}")
-        if again:
-            self.say(f"    {again}")
-        self.say(f"    $ {shown}")
+            where = [*[place] * bool(place), f"output in {log}"]
+            self.say(f"{look.job.name}: {look.job.purpose} ({'; '.join([*where, *again])})")
+        else:
+            self._bar.clear()
+            self._given_away = True
+            lines = [f"\n=== {look.job.name}: {look.job.purpose}", *(f"    {line}" for line in again)]
+            self.say("\n".join([*lines, f"    $ {shown}"]))
 
     def ended(self, finished: int, look: Look, seconds: float) -> None:
         """Say that a job has ended well."""
@@ -264,17 +290,29 @@ class _Screen:
             self.say(f"[{finished}/{self._total}] {look.job.name}: took {format_time(seconds)}")
         self._bar.update(finished - self._bar.n)
 
+    def stopping(self, name: str, number: int) -> None:
+        """Say that a signal was passed on."""
+        if self._shared:
+            self.say(f"{name}: {count(number, 'job')} at work must end; a second signal kills what has not")
+
     def tick(self, describe: Callable[[], str]) -> None:
-        """Show that time goes on."""
+        """Show that time goes on. describe: says what is at work."""
+        late = time.monotonic() - self._last
         if self._given_away:
             return
-        if not self._bar.disable:
-            self._bar.refresh()
-        elif time.monotonic() - self._last > _QUIET:
+        if self._bar.disable and late > _QUIET:
             self.say(describe())
+        elif not self._bar.disable and late > _LATEST:
+            self._bar.set_postfix_str(describe(), refresh=False)
+            self._last = time.monotonic()
+        self._bar.refresh()
 
     def close(self) -> None:
+        """Remove the bar, and say what was not yet said."""
         self._bar.close()
+        if self._done_before:
+            self._done_before, number = 0, self._done_before
+            self.say(f"{count(number, 'job')} done before with these options, inputs and sources")
 
 
 def _last_lines(log: Path, begins: int) -> list[str]:

@@ -39,7 +39,7 @@ class Slots:
     def place(self, slot: int, alone: bool) -> str:
         """Say where a job of this slot runs, for a line on the terminal."""
         gpu = self.environment(slot, alone).get("CUDA_VISIBLE_DEVICES")
-        return f" on GPU {gpu}" if gpu is not None else ""
+        return f"GPU {gpu}" if gpu is not None else ""
 
     def __str__(self) -> str:
         return count(self.number, "slot")
@@ -53,7 +53,10 @@ def find_slots(jobs: int | None = None, launcher: str = "") -> Slots:
     launcher: a command as in a shell, such as "srun --gres=gpu:1 -n1". It is put before that of each job.
     Raises UserError if the launcher's program is not there.
     """
-    words = tuple(shlex.split(launcher))
+    try:
+        words = tuple(shlex.split(launcher))
+    except ValueError as error:
+        raise UserError(f"--launcher: {launcher} is no command ({error})") from None
     if words:
         if shutil.which(words[0]) is None:
             raise UserError(f"--launcher: there is no program {words[0]}; expected a command such as 'srun -n1'")
