@@ -184,7 +184,7 @@ def _with_slices(report: Report, studies: Sequence[Study]) -> Report:
     report = replace(
         report,
         samples=tuple(
-            make_samples(ArchiveReader(s.real.path), ArchiveReader(s.fakes[0].path), room // len(samples))
+            make_samples(s.title, ArchiveReader(s.real.path), ArchiveReader(s.fakes[0].path), room // len(samples))
             for s in samples.values()
         ),
     )

@@ -32,34 +32,37 @@ class Column:
 class Samples:
     """Two columns: fakes and real slices."""
 
+    title: str  # of the experiment
     columns: tuple[Column, Column]
     resolution: int
     width: int  # of a strip, in pixels
     caption: str
 
 
-def make_samples(real: ArchiveReader, fake: ArchiveReader, room: int) -> Samples:
-    """The first fakes and as many real slices at even distances, as many as take no more than `room` bytes."""
+def make_samples(title: str, real: ArchiveReader, fake: ArchiveReader, room: int) -> Samples:
+    """The first fakes and as many real slices at even distances, as many as take about `room` bytes or less."""
     most = min(SHOWN, len(fake), len(real))
-    fakes = _strips(fake, range(most), "fake")
-    reals = _strips(real, [round(float(i)) for i in np.linspace(0, len(real) - 1, most)], "real")
-    size, shown = 0, 0
-    for one, other in zip(fakes, reals, strict=True):
-        size += len(one.uri) + len(other.uri)
-        shown += size <= room
+    fakes, reals = _fakes(fake, most), _reals(real, most)
+    size = sum(len(strip.uri) for strip in (*fakes, *reals))
+    shown = max(1, min(most, most * room // size))
+    columns = (Column("Fake", fakes[:shown]), Column("Real", reals if shown == most else _reals(real, shown)))
     order = ", ".join(real.schema.contrasts)
     name = real.schema.contrasts[real.schema.shown]
     caption = (
-        f"Nothing was selected: the first {shown} fakes of the archive, and {shown} real training slices at even "
-        f"distances through theirs. From left to right: {order}, and the labels over {name}."
+        f"Nothing was selected: the first {shown} fakes of {fake.path.name}, and {shown} real training slices at even "
+        f"distances through {real.path.name}. From left to right: {order}, and the labels over {name}."
         + ("" if real.resolution <= LOSSLESS_UP_TO else " Compressed with loss.")
     )
-    columns = (Column("Fake", fakes[:shown]), Column("Real", reals[:shown]))
-    return Samples(columns, real.resolution, real.resolution * (real.schema.num_contrasts + 1), caption)
+    return Samples(title, columns, real.resolution, real.resolution * (real.schema.num_contrasts + 1), caption)
 
 
-def _strips(reader: ArchiveReader, numbers, kind: str) -> tuple[Strip, ...]:
-    return tuple(_strip(reader, i, kind) for i in numbers)
+def _fakes(reader: ArchiveReader, count: int) -> tuple[Strip, ...]:
+    return tuple(_strip(reader, i, "fake") for i in range(count))
+
+
+def _reals(reader: ArchiveReader, count: int) -> tuple[Strip, ...]:
+    places = np.linspace(0, len(reader) - 1, count)
+    return tuple(_strip(reader, round(float(i)), "real") for i in places)
 
 
 def _strip(reader: ArchiveReader, i: int, kind: str) -> Strip:

@@ -191,15 +191,16 @@ def test_what_the_script_gets(html):
 
 def test_samples_are_the_first_fakes(study):
     real, fake = ArchiveReader(study.real.path), ArchiveReader(study.fakes[0].path)
-    samples = make_samples(real, fake, 10**7)
+    samples = make_samples("", real, fake, 10**7)
     assert [strip.alt for strip in samples.columns[0].strips] == [f"fake slice, seed {n}" for n in range(12)]
     assert samples.columns[1].strips[-1].alt == "real slice, number 30 of the archive"
     pixels = np.asarray(decoded(samples.columns[0].strips[3].uri))
     contrasts, _ = RING.split(fake.read(3))
     assert pixels.shape == (32, 96, 3) and (pixels[:, :32, 0] == contrasts[0]).all()
-    few = make_samples(real, fake, 20_000)
+    few = make_samples("", real, fake, 20_000)
     assert 0 < len(few.columns[0].strips) == len(few.columns[1].strips) < 12
     assert f"the first {len(few.columns[0].strips)} fakes" in few.caption
+    assert few.columns[1].strips[-1].alt == "real slice, number 30 of the archive"
 
 
 def test_an_experiment_without_fakes_or_places(study):
