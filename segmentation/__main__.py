@@ -36,7 +36,7 @@ def train(paths: TrainPaths, config: TrainUNetConfig) -> None:
     # Imported when the options are known to be good: torch and MONAI take seconds.
     from segmentation.fit import train_unet
 
-    train_unet(config, paths.archives, paths.outdir, paths.force, paths.exclude, paths.chosen_arm)
+    train_unet(config, paths.archives, paths.outdir, paths.force, paths.exclude, arm=paths.chosen_arm, val=paths.val)
 
 
 @main.command(context_settings=HELP)

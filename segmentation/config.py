@@ -126,6 +126,12 @@ class TrainPaths(Checked):
     fake: str | None = option(
         "Archive of generated slices, F of --arm; its first slices are taken.", default=None, metavar="ZIP"
     )
+    val: str | None = option(
+        "Archive of validation patients, in neither training nor test. Their Dice is drawn as a curve in "
+        "training.json; nothing is selected by it.",
+        default=None,
+        metavar="ZIP",
+    )
     exclude: tuple[str, ...] = option(
         "Archive whose patients must not be behind the slices, directly or through a GAN, such as test.zip. May be "
         "repeated.",

@@ -7,12 +7,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from dnnlib import config as configs
 from dnnlib import files
 from dnnlib.errors import UserError
 from dnnlib.publish import Staged
@@ -27,6 +28,7 @@ from segmentation.draws import Draws
 from segmentation.fast_unet import compute_logits
 from segmentation.selection import select_all, select_arm
 from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, save_unet, to_input
+from segmentation.validation import Validation
 from slices.leaks import doubts
 from torch_utils.distributed import default_device
 
@@ -41,6 +43,10 @@ class LossPoint:
 
     step: int
     loss: float  # mean over the steps since the last point
+    val: float | None = configs.optional(None)  # Dice of the validation patients, see validation.py
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.4f}" + ("" if self.val is None else f"  validation Dice {self.val:.4f}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ def train_unet(
     force: bool = False,  # replace an existing U-Net
     exclude: Sequence[str | os.PathLike] = (),  # archives whose patients must not be learned from
     arm: Arm | None = None,  # of an experiment: `archives` are then R's, and that of the fakes; None: all their slices
+    val: str | os.PathLike | None = None,  # archive of validation patients, for the curve
 ) -> TrainRecord:
     """Train a U-Net. Writes log.txt into `outdir` during the training, unet.safetensors and training.json at its end.
 
@@ -74,6 +81,7 @@ def train_unet(
     selected = select_arm(arm, archives, exclude) if arm else select_all(archives, exclude)
     data = PairDataset(selected, augmentation(config), _memory_for(config))
     draws = data.draws(config)
+    validation = None if val is None else Validation(val, selected)
     info = UNetInfo(
         schema=data.schema,
         resolution=data.resolution,
@@ -91,7 +99,7 @@ def train_unet(
             log(f"no patient is shared with {path}, as far as their names tell")
         for doubt in doubts([one.archive for one in selected], exclude):
             log(doubt)
-        return _train(data, draws, info, outdir, force, log)
+        return _train(data, draws, info, validation, outdir, force, log)
 
 
 def _memory_for(config: TrainUNetConfig) -> int | None:
@@ -112,12 +120,20 @@ def segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
 
-def _train(data: PairDataset, draws: Draws, info: UNetInfo, outdir: Path, force: bool, log: Log) -> TrainRecord:
+def _train(
+    data: PairDataset,
+    draws: Draws,
+    info: UNetInfo,
+    validation: Validation | None,
+    outdir: Path,
+    force: bool,
+    log: Log,
+) -> TrainRecord:
     """Train a network and save it with its record."""
     device, start = default_device(), time.monotonic()
     log(_announce(data, info, device))
     network = build_unet(info.network, info.training.seed).to(device)
-    curve = _optimize(network, data, draws, info.training, log)
+    curve = _optimize(network, data, draws, info, validation, log)
     seconds = time.monotonic() - start
 
     record = TrainRecord(str(outdir / MODEL), info, str(device), round(seconds, 2), curve)
@@ -130,9 +146,15 @@ def _train(data: PairDataset, draws: Draws, info: UNetInfo, outdir: Path, force:
 
 
 def _optimize(
-    network: torch.nn.Module, data: PairDataset, draws: Draws, config: TrainUNetConfig, log: Log
+    network: torch.nn.Module,
+    data: PairDataset,
+    draws: Draws,
+    info: UNetInfo,
+    validation: Validation | None,
+    log: Log,
 ) -> tuple[LossPoint, ...]:
-    """Train a network in place, with config.steps steps of Adam. Returns the loss curve."""
+    """Train a network in place, with the steps of its configuration of Adam. Returns the loss curve."""
+    config = info.training
     device = next(network.parameters()).device
     loss_of = segmentation_loss()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)  # one kernel for all parameters
@@ -153,10 +175,14 @@ def _optimize(
             schedule.step()
 
             curve.add(loss.detach())
-            if step % interval == 0 or step == config.steps:
+            reported = step % line == 0 or step == config.steps
+            if reported or step % interval == 0:
                 progress.set_postfix(loss=f"{curve.mark(step):.3f}")
-            if step % line == 0:
-                log(f"step {step:6d} of {config.steps}  loss {curve.points[-1].loss:.4f}")
+            if reported:
+                if validation is not None:
+                    curve.validate(validation.dice(TrainedUNet(network, info)))
+                    network.train()
+                log(f"step {step:6d} of {config.steps}  {curve.points[-1]}")
     return tuple(curve.points)
 
 
@@ -171,6 +197,10 @@ class _Curve:
 
     def add(self, loss: torch.Tensor) -> None:
         self._total, self._steps = self._total + loss, self._steps + 1
+
+    def validate(self, dice: float) -> None:
+        """Add the Dice of the validation patients to the last point."""
+        self.points[-1] = replace(self.points[-1], val=dice)
 
     def mark(self, step: int) -> float:
         """Add a point and return its loss. Raises UserError if the loss is not finite."""

@@ -1,0 +1,46 @@
+"""Validation patients: the Dice of a U-Net while it trains, for curves. No network is selected by it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from dnnlib.errors import UserError
+from segmentation.predict import predict_examinations
+from segmentation.scores import score_examination, summarize, targets_of
+from segmentation.selection import Selection
+from segmentation.unet import TrainedUNet
+from slices.archive.compatible import require_same_kind
+from slices.archive.reader import ArchiveReader
+from slices.leaks import describe_shared, refuse_test_part, shared_patients
+
+
+class Validation:
+    """An archive of validation patients, ready to be segmented.
+
+    Raises UserError for slices of another schema or resolution, of the test part of a split, and of patients that the
+    U-Net learns from, directly or through a GAN.
+    """
+
+    def __init__(self, path: str | os.PathLike, selected: Sequence[Selection]) -> None:
+        self._reader = ArchiveReader(path)
+        refuse_test_part(self._reader)
+        for one in selected:
+            require_same_kind(one.archive, self._reader)
+            own = {record.patient for record in one.records}
+            if shared := shared_patients({*own, *one.archive.info.seen}, self._reader.info.known_patients):
+                raise UserError(
+                    f"--val {path}: the U-Net would learn from {describe_shared(shared, own)} ({one.archive.path}); "
+                    "give patients that are in neither training nor test"
+                )
+
+    def dice(self, unet: TrainedUNet) -> float:
+        """Dice of the schema's first region, or of its first class: the mean over the patients."""
+        reader, target = self._reader, targets_of(self._reader.schema)[0]
+        names = list(reader.by_examination())
+        segmented = zip(names, predict_examinations(unet, reader, names), strict=True)
+        scored = [
+            score_examination(patient, one.prediction, one.truth, one.inside, reader.schema, volume)
+            for (patient, volume), one in segmented
+        ]
+        return summarize(scored, target).mean
