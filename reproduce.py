@@ -14,8 +14,7 @@ import click
 
 from dnnlib.cli import HELP, Checked, given, option, options
 from dnnlib.errors import UserError, reports_user_errors
-from dnnlib.files import make_folder
-from dnnlib.jobs import Graph
+from dnnlib.jobs import Graph, held
 from dnnlib.system import run
 from dnnlib.text import format_time
 from reproduce_jobs import FEW, GAN_ON, PRESETS, Few, Wanted, all_jobs
@@ -47,7 +46,7 @@ class Options(Checked):
         metavar="slices:N|patients:N",
         shown="none in the demo, slices:1000 for the paper",
     )
-    gan_on: str = option("Real slices that the GAN of Table 2 learns from: the few, or all.", default=FEW, choices=GAN_ON)
+    gan_on: str = option("Slices that the GAN of Table 2 learns from: few, or all.", default=FEW, choices=GAN_ON)
     kimg: float | None = option("Train GANs for this many kimg instead.", default=None, above=0)
     steps: int | None = option("Train each U-Net for this many steps instead.", default=None, least=1)
     patients: int | None = option("Make this many phantom patients instead (demo).", default=None, least=14)
@@ -68,15 +67,14 @@ def main(asked: Options, how: RunJobs) -> None:
     A job is skipped if its options, inputs and results are the same as after the last run.
     """
     start = time.time()
-    wanted = configure(asked)
-    graph = Graph(Path(asked.outdir), PROGRAMS, all_jobs(wanted))
+    wanted, slots = configure(asked), how.slots
+    graph = Graph(Path(asked.outdir), PROGRAMS, all_jobs(wanted, on_gpus=bool(slots.gpus)))
     if how.dry_run:
-        click.echo(graph.plan(how.slots))
+        click.echo(graph.plan(slots))
         return
-    make_folder(asked.outdir)
     graph.refuse_strangers(WRITTEN)
-    with graph.held():
-        graph.run(how.slots)
+    with held(graph.outdir) as lock:
+        graph.run(slots, lock)
         report(graph, wanted)
     print(f"\nAll jobs took {format_time(time.time() - start)}.")
     print(what_next(graph, wanted))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from dnnlib.cli import arguments
 from dnnlib.errors import UserError
-from dnnlib.jobs import FINGERPRINT, OUT, Job, fingerprint, result_of
+from dnnlib.fingerprints import fingerprint
+from dnnlib.jobs import FINGERPRINT, OUT, Job, result_of
 from segmentation.arms import parse_arms
 from segmentation.experiment import Archives, Plan, experiment_jobs
 from segmentation.experiment_options import MARGIN, RECIPES, TABLE1, TABLE2
@@ -132,9 +132,9 @@ class Wanted:
         )
 
 
-def all_jobs(wanted: Wanted) -> list[Job]:
-    """All jobs, in the order in which they begin if nothing else decides."""
-    jobs = [*_slices(wanted), *_gans(wanted)]
+def all_jobs(wanted: Wanted, on_gpus: bool) -> list[Job]:
+    """All jobs, in the order in which they begin if nothing else decides. on_gpus: each slot has a GPU."""
+    jobs = [*_slices(wanted), *_gans(wanted, on_gpus)]
     for plan, archives in wanted.plans:
         jobs += experiment_jobs(plan, archives)
     return jobs
@@ -179,11 +179,11 @@ def _slices(wanted: Wanted) -> Iterator[Job]:
         )
 
 
-def _gans(wanted: Wanted) -> Iterator[Job]:
+def _gans(wanted: Wanted, on_gpus: bool) -> Iterator[Job]:
     """Jobs that train GANs and generate fakes: for Table 1, then for Table 2."""
     real, few = result_of("convert"), result_of("few")
     for r in range(1, wanted.gans + 1):
-        yield _train(wanted, f"gan-{r}", real, r)
+        yield _train(wanted, f"gan-{r}", real, r, on_gpus)
         yield _generate(f"fake-{r}", f"gan-{r}", real, times=1)
     yield Job(
         "panels",
@@ -198,11 +198,11 @@ def _gans(wanted: Wanted) -> Iterator[Job]:
     most = max(arm.fakes for arm in parse_arms("table2"))
     for r in range(1, wanted.gans + 1):
         if wanted.gan_on == FEW:
-            yield _train(wanted, f"few-gan-{r}", few, r)
+            yield _train(wanted, f"few-gan-{r}", few, r, on_gpus)
         yield _generate(f"few-fake-{r}", f"few-gan-{r}" if wanted.gan_on == FEW else f"gan-{r}", few, times=most)
 
 
-def _train(wanted: Wanted, name: str, data: str, r: int) -> Job:
+def _train(wanted: Wanted, name: str, data: str, r: int, on_gpus: bool) -> Job:
     """Train the r-th GAN on an archive."""
     test = result_of("convert", 1)
     options = arguments({**wanted.preset.train, "seed": r - 1})
@@ -214,7 +214,7 @@ def _train(wanted: Wanted, name: str, data: str, r: int) -> Job:
         outputs=[f"{name}/{FINGERPRINT}/network-snapshot-*.safetensors"],
         kind="GAN",
         work=wanted.preset.train.get("kimg", 1),
-        alone=True,
+        alone=not on_gpus,  # on a CPU, it computes on all threads
         replaces=False,  # train.py goes on in its run folder
     )
 
@@ -236,5 +236,3 @@ def _generate(name: str, gan: str, like: str, times: int) -> Job:
         kind="fakes",
         work=times,
     )
-
-

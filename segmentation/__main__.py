@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,7 +16,8 @@ sys.path.sort(key=lambda place: Path(place).resolve() == Path(__file__).resolve(
 from dnnlib.cli import HELP, options
 from dnnlib.errors import reports_user_errors
 from dnnlib.system import run
-from segmentation.config import EvaluateOptions, PredictOptions, TrainPaths, TrainUNetConfig
+from segmentation.config import EvaluateOptions, PredictOptions, TrainPaths, TrainUNetConfig, UNetRecipe
+from segmentation.experiment_options import ExperimentOptions, RunJobs
 from slices.convert.source import SourceOptions
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 
@@ -76,6 +78,22 @@ def predict(asked: PredictOptions, data: SourceOptions) -> None:
     from segmentation.volumes import predict_folder
 
     click.echo(predict_folder(data, asked).describe(asked.dest))
+
+
+@main.command(context_settings=HELP)
+@options(ExperimentOptions, "asked")
+@options(UNetRecipe, "given", unless_given="the recipe's")
+@options(RunJobs, "how")
+@reports_user_errors
+def experiment(asked: ExperimentOptions, given: dict[str, Any], how: RunJobs) -> None:
+    """Train and test the U-Nets of all arms and replicates, compare them, and write one page about it.
+
+    Each training and each test is a job, skipped if nothing has changed. The same command continues after any
+    interruption.
+    """
+    from segmentation.run_experiment import run_experiment
+
+    run_experiment(asked, given, how)
 
 
 if __name__ == "__main__":

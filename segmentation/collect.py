@@ -12,7 +12,7 @@ import torch
 
 from dnnlib import config as configs
 from dnnlib.code_hash import ROOT
-from dnnlib.files import read_json, sha256
+from dnnlib.files import read_json
 from dnnlib.text import count, tool_version
 from segmentation.archive_content import ArchiveContent, content_of
 from segmentation.archive_facts import collect_facts
@@ -20,7 +20,7 @@ from segmentation.arms import Arm
 from segmentation.evaluate import load_evaluation
 from segmentation.experiment import DOUBLE, HALF, Archives, Plan, Trial, agreement_results, replicates_of
 from segmentation.fit import TrainRecord
-from segmentation.report import about_data, about_names
+from segmentation.report import about_data, about_names, about_pixels
 from segmentation.results import Row, by_patient
 from segmentation.scores import Evaluation, pooled_dice, targets_of
 from segmentation.statistics import Comparison, compare_all, family
@@ -59,6 +59,9 @@ def collect(plan: Plan, archives: Archives, outdir: Path, commands: Sequence[str
         commands=tuple(commands),
         made=describe_machine(one.record.device for one in unets.values()),
     )
+
+
+_DESCRIBE = ("describe", "--always", "--dirty", "--abbrev=12")  # the commit, marked if files differ from it
 
 
 # --- U-Nets and rows --------------------------------------------------------------------------------------------------
@@ -175,7 +178,8 @@ def _notes(unets: dict[tuple[str, int], TrainedUNet], content: dict[str, Archive
     """What a reader of the numbers must know about the data."""
     first = next(iter(unets.values())).evaluation
     yield from about_data(first)
-    yield from dict.fromkeys(note for one in unets.values() for note in about_names(one.evaluation))
+    evaluations = [one.evaluation for one in unets.values()]
+    yield from dict.fromkeys(note for one in evaluations for note in (*about_names(one), *about_pixels(one)))
     shares = ", ".join(f"{one.lesion_free:.1%} of the {name}" for name, one in content.items())
     yield f"training slices without lesion: {shares}"
 
@@ -203,7 +207,15 @@ def _commit() -> str | None:
     try:
         # The option keeps git from looking above the checkout, where another project may be.
         told = subprocess.run(
-            ["git", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}", "describe", "--always", "--dirty", "--abbrev=12"],
+            [
+                "git",
+                f"--git-dir={ROOT / '.git'}",
+                f"--work-tree={ROOT}",
+                "describe",
+                "--always",
+                "--dirty",
+                "--abbrev=12",
+            ],
             capture_output=True,
             text=True,
         )

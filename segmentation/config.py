@@ -32,9 +32,9 @@ class UNetConfig(Checked):
         return (w, w, 2 * w, 4 * w, 8 * w, w)
 
 
-@dataclass(frozen=True)
-class TrainUNetConfig(Checked):
-    """How one U-Net is trained."""
+@dataclass(frozen=True, kw_only=True)
+class UNetRecipe(Checked):
+    """How the U-Nets of an experiment are trained: what all its arms have in common."""
 
     steps: int = option("Optimization steps; arms to be compared need the same number.", least=1, most=MOST_STEPS)
     batch: int = option("Slices per step.", default=32, least=1, most=LARGEST_BATCH)
@@ -43,12 +43,6 @@ class TrainUNetConfig(Checked):
         default=1e-3,
         above=0,
         example=0.001,
-    )
-    seed: int = option(
-        "Seed of the initial weights, the order of the slices, and the augmentation.",
-        default=0,
-        least=0,
-        most=2**32 - 1,
     )
     width: int = option(
         "Channels at full resolution; the levels have 1, 1, 2, 4 and 8 times as many. A laptop needs a small width.",
@@ -61,13 +55,6 @@ class TrainUNetConfig(Checked):
         default=2,
         least=0,
         most=MOST_WORKERS,
-    )
-    augment: str | None = option(
-        "What happens to slices when they are drawn. flip: left to right, every other one; full: rotation, zoom, "
-        "mirroring, noise, blur and contrast in the manner of nnU-Net.",
-        default=None,
-        choices=AUGMENTATIONS,
-        shown="none, or what --arm says",
     )
     empty: float = option(
         "Share of drawn slices that are blank, like those above and below a head.",
@@ -96,6 +83,25 @@ class TrainUNetConfig(Checked):
                 f"--empty {self.empty:g} and --lesion-free {self.lesion_free:g} leave no slice with lesion: their sum "
                 "must be below 1"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainUNetConfig(UNetRecipe):
+    """How one U-Net is trained."""
+
+    seed: int = option(
+        "Seed of the initial weights, the order of the slices, and the augmentation.",
+        default=0,
+        least=0,
+        most=2**32 - 1,
+    )
+    augment: str | None = option(
+        "What happens to slices when they are drawn. flip: left to right, every other one; full: rotation, zoom, "
+        "mirroring, noise, blur and contrast in the manner of nnU-Net.",
+        default=None,
+        choices=AUGMENTATIONS,
+        shown="none, or what --arm says",
+    )
 
     def augmented_for(self, arm: Arm | None) -> TrainUNetConfig:
         """The same, with `augment` decided: as the arm says. Raises UserError if --augment is given beside an arm."""

@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.cli import arguments
-from dnnlib.jobs import OUT, Job, result_of
+from dnnlib.code_hash import ROOT
+from dnnlib.jobs import OUT, Job, Programs, result_of
 from segmentation.arms import Arm
 
+# A U-Net is trained and tested again if the sources of these files, or those that they import, have changed.
+PROGRAMS = Programs(
+    ROOT,
+    {"segmentation train": ("segmentation/fit.py",), "segmentation evaluate": ("segmentation/evaluate.py",)},
+)
 WRITTEN = ("results.csv", "results.json", "report.html", "report.md", "figures")  # when all jobs are done
 HALF, DOUBLE = "half", "double"  # names of the trainings that show whether an arm has converged
 REPLICATE = "{r}"  # stands for the replicate's number in --fake
@@ -203,4 +209,3 @@ def _agreement_jobs(plan: Plan, archives: Archives) -> Iterator[Job]:
             kind="agreement",
             work=1,
         )
-

@@ -7,9 +7,16 @@ from collections.abc import Iterator, Sequence
 from dnnlib.errors import UserError
 from dnnlib.text import count, name_some
 from segmentation.arms import Arm
-from segmentation.data import check_arm, refuse_absent_classes
 from segmentation.experiment import Archives, Plan
 from segmentation.hausdorff import refuse_gaps
+from segmentation.selection import (
+    check_arm,
+    classes_in,
+    lesions_in,
+    refuse_absent_classes,
+    refuse_share,
+    select_checked,
+)
 from slices.archive.compatible import require_same_kind
 from slices.archive.reader import ArchiveReader
 from slices.leaks import doubts, refuse_leaks, refuse_shared
@@ -22,41 +29,43 @@ def check_experiment(plan: Plan, archives: Archives) -> list[str]:
     slices for an arm; classes that are absent from training or test; a test archive of fakes, of one patient, or with
     gaps in its volumes.
     """
-    if plan.uses_fakes and not archives.fakes:
-        wanting = next(arm for arm in plan.arms if arm.fakes)
-        raise UserError(f"the arm {wanting.name} learns from fakes: give --fake, an archive that generate.py wrote")
     real, test = ArchiveReader(archives.real), ArchiveReader(archives.test)
     fakes = [ArchiveReader(path) for path in archives.fakes]
     val = [ArchiveReader(archives.val)] if archives.val is not None else []
     for other in (*fakes, test, *val):
         require_same_kind(real, other)
-    _require_test_of_patients(test)
-    _require_pixels(real, [*fakes, test, *val])
-    learned = [real, *fakes]
-    refuse_leaks([*learned, *val], [archives.test])
+        _require_pixels(real, other)
+    _require_patients(test)
+    refuse_gaps(test)
     for one in val:
+        refuse_leaks([one], [archives.test])
         refuse_shared(real, one)
     for arm, fake in _pairs(plan.arms, fakes):
-        check_arm(arm, real, fake, plan.options.get("lesion_free"))
-    refuse_absent_classes(real, "training")
-    refuse_absent_classes(test, "test")
-    refuse_gaps(test)
-    return [*doubts(learned, [archives.test]), *_unused(plan, archives)]
+        check_arm(arm, real, fake, [archives.test])
+    # From here on slices are read.
+    refuse_absent_classes(test, classes_in(test))
+    found = {reader: classes_in(reader) for reader in (real, *fakes)}
+    refuse_absent_classes(real, found[real])
+    for arm, fake in _pairs(plan.arms, fakes):
+        selected = select_checked(arm, real, fake)
+        has_lesion = lesions_in(selected, [found[one.archive] for one in selected])
+        refuse_share(plan.options.get("lesion_free"), has_lesion, selected)
+    return [*doubts([real, *fakes], [archives.test]), *_unused(plan, archives)]
 
 
 def _pairs(arms: Sequence[Arm], fakes: Sequence[ArchiveReader]) -> Iterator[tuple[Arm, ArchiveReader | None]]:
-    """Every arm, with each archive of fakes that it learns from."""
+    """Every arm, with each archive of fakes that it learns from; with None if it learns from none, or none is given."""
     for arm in arms:
-        if not arm.fakes:
-            yield arm, None
-        for fake in fakes if arm.fakes else ():
+        for fake in fakes if arm.uses_fakes and fakes else (None,):
             yield arm, fake
 
 
-def _require_test_of_patients(test: ArchiveReader) -> None:
-    """Raise UserError unless the archive holds real slices of two patients or more."""
-    if any(record.seed is not None for record in test.info.slices):
-        raise UserError(f"{test.path}: holds generated slices; --test takes real patients, test.zip of convert")
+def _require_patients(test: ArchiveReader) -> None:
+    """Raise UserError unless an archive holds real slices of two patients or more."""
+    if any(record.generated is not None for record in test.info.slices) or test.info.seen:
+        raise UserError(
+            f"{test.path} was given as --test, but holds generated slices: give real ones"
+        )
     if len(patients := test.info.patients) < 2:
         raise UserError(
             f"{test.path}: {count(len(patients), 'patient')} ({name_some(patients)}); a test needs two or more, as one "
@@ -64,16 +73,14 @@ def _require_test_of_patients(test: ArchiveReader) -> None:
         )
 
 
-def _require_pixels(real: ArchiveReader, others: Sequence[ArchiveReader]) -> None:
-    """Raise UserError for archives with pixels of another size than the real training slices."""
-    learned = real.info.pixels
-    for other in others:
-        pixels = other.info.pixels
-        if learned and pixels and not pixels.is_within(learned):
-            raise UserError(
-                f"{other.path} has pixels of {pixels}, but {real.path} has pixels of {learned}: convert both with the "
-                "same --resolution and --fov"
-            )
+def _require_pixels(real: ArchiveReader, other: ArchiveReader) -> None:
+    """Raise UserError if an archive has pixels of another size than the real training slices."""
+    learned, pixels = real.info.pixels, other.info.pixels
+    if learned and pixels and not pixels.is_within(learned):
+        raise UserError(
+            f"{other.path} has pixels of {pixels}, but {real.path} has pixels of {learned}: convert both with the same "
+            "--resolution and --fov"
+        )
 
 
 def _unused(plan: Plan, archives: Archives) -> list[str]:

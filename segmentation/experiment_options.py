@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dnnlib.cli import Checked, option
-from dnnlib.errors import UserError
+from dnnlib.slots import Slots, find_slots
 from segmentation.arms import TABLES, parse_arms
 from segmentation.experiment import MOST_REPLICATES, Archives, Plan, fakes_of
 
@@ -38,6 +37,11 @@ class RunJobs(Checked):
         metavar="COMMAND",
     )
     dry_run: bool = option("Show the jobs and how long they may take, and stop.", switch=True)
+
+    @property
+    def slots(self) -> Slots:
+        """Room for jobs on this machine, or on those that the launcher finds."""
+        return find_slots(self.jobs, self.launcher or "")
 
 
 @dataclass(frozen=True, kw_only=True)

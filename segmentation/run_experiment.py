@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from dnnlib.files import make_folder
-from dnnlib.jobs import Graph
+from dnnlib.jobs import Graph, held
 from segmentation.collect import collect
 from segmentation.experiment import PROGRAMS, WRITTEN, Archives, Plan, experiment_jobs
 from segmentation.experiment_checks import check_experiment
@@ -31,17 +30,17 @@ def run_experiment(asked: ExperimentOptions, given: Mapping[str, Any], how: RunJ
     if how.dry_run:
         click.echo(graph.plan(how.slots))
         return
-    make_folder(outdir)
     graph.refuse_strangers(WRITTEN)
-    with graph.held():
-        graph.run(how.slots)
+    with held(outdir) as lock:
+        graph.run(how.slots, lock)
         finish(graph, [(plan, archives)], outdir)
 
 
 def finish(graph: Graph, plans: Sequence[tuple[Plan, Archives]], outdir: Path) -> None:
     """Collect the results of experiments whose jobs are done, write them, and print their tables."""
     click.echo("\ncollecting the results")
-    studies = [collect(plan, _with_paths(graph, archives), outdir, graph.commands()) for plan, archives in plans]
+    commands = [graph.shown(record.command) for record in graph.records()]
+    studies = [collect(plan, _with_paths(graph, archives), outdir, commands) for plan, archives in plans]
     write_study(studies, outdir)
     for study in studies:
         click.echo(f"\n=== {study.title}\n{describe_study(study)}")

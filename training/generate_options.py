@@ -74,5 +74,7 @@ class GenerateOptions(Checked):
 
         wanted = (self.times or 1) * len(ArchiveReader(self.like))
         if wanted > _MOST:
-            raise UserError(f"{self.times} times the slices of {self.like} are {wanted}: take at most {_MOST} at a time")
+            raise UserError(
+                f"{self.times} times the slices of {self.like} are {wanted}: take at most {_MOST} at a time"
+            )
         return list(range(wanted))

@@ -16,7 +16,6 @@ from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from rings import RING, SIZE, draw_ring, refused, run, write_rings, write_volumes
 from segmentation import evaluate, predict
-from segmentation.comparison import arms_table
 from segmentation.config import TrainUNetConfig
 from segmentation.evaluate import evaluate_archive, find_overlap, load_evaluation
 from segmentation.fit import train_unet
@@ -99,7 +98,7 @@ def test_incomplete_volumes_are_told(tmp_path, trained):
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert words in content["notes"] and [(e["slices"], e["of"]) for e in content["examinations"]] == [(2, 7)] * 2
     result = load_evaluation(tmp_path / "out" / "results.json")
-    table = arms_table({"R": result})
+    table = evaluation_table(result)
     assert words in table.text() and words in table.markdown()
 
 

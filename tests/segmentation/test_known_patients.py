@@ -3,7 +3,6 @@
 import json
 
 from rings import RING, SIZE, TINY, refused, run, write_patients
-from segmentation.comparison import arms_table
 from segmentation.evaluate import load_evaluation
 from segmentation.fit import MODEL
 from segmentation.unet import load_unet
@@ -11,7 +10,7 @@ from slices.archive.reader import ArchiveReader
 from slices.archive.writer import ArchiveWriter
 
 
-def test_names_alike_are_told_in_training_in_results_and_in_tables(tmp_path):
+def test_names_alike_are_told_in_training_and_in_results(tmp_path):
     train = write_patients(tmp_path / "train.zip", ["TCGA_DU_7294", "a"])
     test = write_patients(tmp_path / "test.zip", ["tcga-du-07294", "b"])
     code, output = run("train", "--data", train, "--exclude", test, "--outdir", tmp_path / "unet", *TINY)
@@ -20,8 +19,7 @@ def test_names_alike_are_told_in_training_in_results_and_in_tables(tmp_path):
     code, output = run("evaluate", "--model", tmp_path / "unet", "--data", test, "--outdir", tmp_path / "out")
     assert code == 0 and "TCGA_DU_7294 and tcga-du-07294" in output
     found = load_evaluation(tmp_path / "out" / "results.json")
-    (note,) = [note for note in found.notes if "names so alike" in note]
-    assert [n for n in arms_table({"R": found}).notes if "alike" in n] == [f"R: {note}"]
+    assert len([note for note in found.notes if "names so alike" in note]) == 1
 
 
 def test_a_unet_of_fakes_is_not_tested_on_patients_that_the_gan_saw(tmp_path, fake_zip, test_zip):

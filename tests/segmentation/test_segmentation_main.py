@@ -8,7 +8,6 @@ import numpy as np
 
 from rings import RING, SIZE, TINY, draw_ring, refused, run, write_rings, write_volumes
 from segmentation import fit, predict
-from segmentation.comparison import arms_table
 from segmentation.evaluate import load_evaluation
 from segmentation.fit import MODEL
 from segmentation.unet import load_unet
@@ -59,7 +58,7 @@ def test_pixels_of_another_size_are_refused_unless_one_insists(tmp_path):
     words = "the U-Net learned from pixels of 3.12 mm and was tested on pixels of 3.75 mm"
     assert code == 0 and words in output, output
     result = load_evaluation(tmp_path / "out" / "results.json")
-    assert any(words in note for note in result.notes) and f"R: {words}" in arms_table({"R": result}).text()
+    assert any(words in note for note in result.notes)
 
 
 def test_label_maps_of_another_coding_are_refused(tmp_path, trained):
