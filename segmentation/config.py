@@ -32,7 +32,7 @@ class UNetConfig(Checked):
         return (w, w, 2 * w, 4 * w, 8 * w, w)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class UNetRecipe(Checked):
     """How the U-Nets of an experiment are trained: what all its arms have in common."""
 
@@ -85,7 +85,7 @@ class UNetRecipe(Checked):
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TrainUNetConfig(UNetRecipe):
     """How one U-Net is trained."""
 

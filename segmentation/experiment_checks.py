@@ -63,9 +63,7 @@ def _pairs(arms: Sequence[Arm], fakes: Sequence[ArchiveReader]) -> Iterator[tupl
 def _require_patients(test: ArchiveReader) -> None:
     """Raise UserError unless an archive holds real slices of two patients or more."""
     if any(record.generated is not None for record in test.info.slices) or test.info.seen:
-        raise UserError(
-            f"{test.path} was given as --test, but holds generated slices: give real ones"
-        )
+        raise UserError(f"{test.path} was given as --test, but holds generated slices: give real ones")
     if len(patients := test.info.patients) < 2:
         raise UserError(
             f"{test.path}: {count(len(patients), 'patient')} ({name_some(patients)}); a test needs two or more, as one "
