@@ -6,33 +6,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dnnlib import config
 from dnnlib.files import json_bytes
 from dnnlib.publish import Staged
-from segmentation.page.figures import draw_figures
-from segmentation.page.markdown import to_markdown
-from segmentation.page.page import to_html
+from segmentation.page.page import stage_report
 from segmentation.results import to_csv
 from segmentation.study import Study
 
-CSV, JSON, PAGE, WORDS, FIGURES = "results.csv", "results.json", "report.html", "report.md", "figures"
+CSV, JSON, PAGE = "results.csv", "results.json", "report.html"
 FORMAT, VERSION = "experiment", 1
 
 
 def write_study(studies: Sequence[Study], outdir: Path) -> None:
     """Write the results of one experiment, or of several with one page. Replaces the files of an earlier call."""
-    rows = to_csv(row for study in studies for row in study.rows)
-    numbers = json_bytes({"format": FORMAT, "version": VERSION, "experiments": [to_content(one) for one in studies]})
-    with Staged(outdir / CSV, force=True) as staged:
-        staged.write(outdir / CSV, rows)
-        staged.write(outdir / JSON, numbers)
-        staged.write(outdir / WORDS, to_markdown(studies).encode())
-        staged.write(outdir / PAGE, to_html(studies, rows, numbers).encode())
-        draw_figures(studies, staged.place(outdir / FIGURES))
+    files = {
+        CSV: to_csv(row for study in studies for row in study.rows),
+        JSON: json_bytes({"format": FORMAT, "version": VERSION, "experiments": [to_content(one) for one in studies]}),
+    }
+    with Staged(outdir / CSV, force=True, joins=True) as staged:
+        stage_report(staged, outdir, studies, files)
 
 
 def to_content(study: Study) -> dict[str, Any]:
     """Content of results.json: all but the rows, which results.csv holds."""
-    archives = {"real": study.real, "fakes": study.fakes, "test": study.test, "val": study.val}
+    # Without paths, which may be private: facts hold the names of the files.
+    archives = {
+        "real": study.real.facts,
+        "fakes": [{"snapshots": fake.snapshots, **config.to_json(fake.facts)} for fake in study.fakes],
+        "test": study.test.facts,
+        "val": study.val and study.val.facts,
+    }
     return {
         "name": study.name,
         "title": study.title,
