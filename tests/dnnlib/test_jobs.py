@@ -1,5 +1,6 @@
 """Jobs are skipped exactly if nothing has changed, and end on signals."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 from dnnlib.code_hash import program_sha256
 from dnnlib.errors import UserError
 from dnnlib.fingerprints import describe_input, fingerprint
-from dnnlib.jobs import Graph, Job, Programs, held
+from dnnlib.jobs import Graph, Job, Programs, held, result_of
 from dnnlib.slots import Slots
 from helpers.commands import ROOT
 
@@ -286,6 +287,107 @@ def test_records_of_earlier_versions_are_read(folder):
         "results": {"in.txt": "89376c74952f378642b303e54e670668f97a46eb0e419273c99b8059e976c587"},
         "kind": "none",
     }
+
+
+def reads(name, *others, outputs=None):
+    """Return a job that reads results of others, which are written as NAME or NAME:INDEX."""
+    needs = [result_of(*((lambda n, i="0": (n, int(i)))(*other.split(":")))) for other in others]
+    return Job(name, "", ["-c", "", *needs], [], [f"{name}.txt"] if outputs is None else outputs)
+
+
+@pytest.mark.parametrize(
+    "jobs, message",
+    [
+        ([reads("a"), reads("a")], "two jobs have one name"),
+        ([reads("a", "b")], "a needs result 0 of b, which is not there"),
+        ([reads("a"), reads("b", "a:1")], "b needs result 1 of a, which is not there"),
+        ([reads("a", "c"), reads("b", "a"), reads("c", "b")], "in a circle: "),
+        ([reads("a", "a")], "in a circle: a <- a"),
+        ([reads("../a")], "'../a' is no name of a file"),
+    ],
+)
+def test_graphs_that_make_no_sense(tmp_path, jobs, message):
+    with pytest.raises(ValueError, match=message):
+        Graph(tmp_path, PROGRAMS, jobs)
+
+
+def test_results_go_from_job_to_job(folder):
+    """Also a job that reads what stands after it; a result in the command is an input by its content."""
+    words = ["-c", COPY, "{out}/in.txt", "{out}/file-7", "one"]
+    first = Job("first", "", words, [], ["in.txt", "file-*"], replaces=False)
+    words = ["-c", COPY, result_of("first", 1), "{out}/second", "two"]
+    second = Job("second", "", words, [], ["second"], replaces=False)
+    graph = Graph(folder.outdir, PROGRAMS, [second, first])
+    graph.run(Slots(1))
+    assert graph.results("first") == [folder.outdir / "in.txt", folder.outdir / "file-7"]
+    assert graph.results("second")[0].read_text() == "input onetwo"
+    (folder.outdir / "file-7").write_text("damaged")
+    graph.run(Slots(1))
+    assert graph.results("second")[0].read_text() == "input onetwo"
+
+
+def unseen_end(folder, job, before):
+    """Have a job's command end while nobody is there to complete its record. before: text of its old output."""
+    if before is not None:
+        (folder.outdir / "out.txt").write_text(before)
+    graph = Graph(folder.outdir, PROGRAMS, [job])
+    graph.begin(graph.look(job))
+    (folder.outdir / "out.txt").write_text("new")
+
+
+@pytest.mark.parametrize("before, redone", [(None, False), ("old", False), ("new", True)])
+def test_a_job_that_ended_unseen_is_not_done_again(folder, capfd, before, redone):
+    """It is known by its outputs, unless they may be older."""
+    command = ["-c", "import sys; open(sys.argv[1], 'w').write('redone')", "{out}/out.txt"]
+    job = Job("job", "", command, [], ["out.txt"], replaces=False)
+    unseen_end(folder, job, before)
+    (out,) = folder.run(job)
+    assert out.read_text() == ("redone" if redone else "new")
+    assert ("had ended before, with these options" in capfd.readouterr().out) == (not redone)
+    assert json.loads((folder.records / "job.json").read_text())["complete"]
+
+
+@pytest.mark.parametrize("how", ["other options", "continues", "failed"])
+def test_outputs_that_do_not_show_that_a_job_has_ended(folder, how):
+    word = "{fingerprint}" if how == "continues" else "x"
+    command = ["-c", "import sys; open(sys.argv[1], 'w').write('redone')", "{out}/out.txt", word]
+    job = Job("job", "", command, [], ["out.txt"], replaces=False)
+    unseen_end(folder, job, None)
+    if how == "failed":
+        graph = Graph(folder.outdir, PROGRAMS, [job])
+        graph.fail(graph.look(job))
+    if how == "other options":
+        job = dataclasses.replace(job, command=[*command, "y"])
+    assert folder.run(job)[0].read_text() == "redone"
+
+
+def test_an_output_folder_may_be_called_in_many_ways(folder, monkeypatch):
+    """A short name may be part of an option's: `out` of --outdir."""
+    outdir = folder.outdir / "out"
+    outdir.mkdir()
+    write = "import sys; open(sys.argv[2] + '/file', 'a').write('once')"
+
+    def run(where):
+        job = Job("write", "", ["-c", write, "--outdir=in", str(where)], [], ["file"], replaces=False)
+        Graph(where, PROGRAMS, [job]).run(Slots(1))
+
+    run(outdir)
+    monkeypatch.chdir(folder.outdir)
+    run(Path("out"))
+    assert (outdir / "file").read_text() == "once"
+
+
+def test_a_file_is_read_once_in_a_process(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("dnnlib.fingerprints.sha256", lambda path: read.append(path) or str(len(read)))
+    path = tmp_path / "big.zip"
+    path.write_text("x")
+    assert describe_input(path) == describe_input(path) == "1" and len(read) == 1
+    os.utime(path, (1, 1))
+    assert describe_input(path) == "2"
+    (tmp_path / "new").write_text("y")
+    (tmp_path / "new").rename(path)
+    assert describe_input(path) == "3"
 
 
 def described(path):

@@ -61,7 +61,7 @@ def test_as_many_jobs_as_slots_run_at_once(tmp_path, srun, monkeypatch, launched
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     slots = find_slots(3, f"'{srun}' --gres=gpu:1 -n1") if launched else Slots(3)
-    jobs = [worker(name, work=UNTIL_THREE, alone=launched) for name in "abcdefg"]
+    jobs = [worker(name, script=UNTIL_THREE, alone=launched) for name in "abcdefg"]
     Graph(tmp_path, PROGRAMS, jobs).run(slots)
     assert at_once(notes(tmp_path)) == 3 and len(notes(tmp_path, "finish")) == 7
     assert {tuple(words[3:]) for words in notes(tmp_path)} == {("-", "5")}, "the user's own number of threads"
@@ -282,7 +282,7 @@ def two_long_jobs(outdir, slots, first=""):
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from helpers.job_graph import *\n"
-        f"Graph(Path({str(outdir)!r}), PROGRAMS, [worker(name, work={work!r}) for name in 'abc']).run({slots!r})"
+        f"Graph(Path({str(outdir)!r}), PROGRAMS, [worker(name, script={work!r}) for name in 'abc']).run({slots!r})"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment)

@@ -35,9 +35,9 @@ note("finish")
 NEEDS = {"a": "", "b": "", "c": "a", "d": "ab", "e": "b", "f": "cd", "g": "de", "h": "f", "i": "g", "j": "hi"}
 
 
-def worker(name, needs="", seconds=0.05, word="", work=WORK, **options):
+def worker(name, needs="", seconds=0.05, word="", script=WORK, **options):
     """Return a job that notes in log.txt what it does. needs: names of jobs, of one letter."""
-    command = ["-c", work, "{out}/log.txt", f"{{out}}/{name}.txt", name, str(seconds), word, *map(result_of, needs)]
+    command = ["-c", script, "{out}/log.txt", f"{{out}}/{name}.txt", name, str(seconds), word, *map(result_of, needs)]
     return Job(name, f"make {name}", command, [], [f"{name}.txt"], **options)
 
 
