@@ -113,3 +113,10 @@ def test_the_loss_is_dice_of_the_lesions_plus_cross_entropy_of_all_classes():
     expected = cross_entropy + 1 - soft[1:].mean()
     found = segmentation_loss()(torch.from_numpy(logits), torch.from_numpy(truth)[:, None])
     assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_workers_augment_beside_a_gpu_only(monkeypatch):
+    full, flip = (TrainUNetConfig(steps=1, augment=augment) for augment in ("full", "flip"))
+    for device, expected in [("cpu", (None, None)), ("cuda", (0, None))]:
+        monkeypatch.setattr(fit, "default_device", lambda device=device: torch.device(device))
+        assert (fit._memory_for(full), fit._memory_for(flip)) == expected
