@@ -15,6 +15,7 @@ from segmentation.tables import signed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_MANY = 5000  # dots, or points of lines; more are pixels in the SVG, as they would take megabytes
 _LINE = 50  # letters of small print that a panel's width takes
 
 
@@ -113,13 +114,16 @@ def _draw_difference(axis: Axes, y: float, row: Difference, reach: float) -> Non
 
 def distances(name: str, title: str, rows: Sequence[Distances]) -> Panel:
     """HD95 of every examination and replicate by arm; misses and false alarms are counted beside it."""
+    many = sum(len(row.found) for row in rows) > _MANY
     furthest = max((mm for row in rows for mm in row.found), default=1.0)
 
     def draw(axis: Axes) -> None:
         for k, row in enumerate(rows):
             spread = 0.14 * np.array([(n * 7 % 5 - 2) / 2 for n in range(len(row.found))])
             color = COLORS[row.place % len(COLORS)]
-            axis.plot(row.found, -k + spread, "o", color=color, markersize=4, alpha=0.6, markeredgewidth=0)
+            axis.plot(
+                row.found, -k + spread, "o", rasterized=many, color=color, markersize=4, alpha=0.6, markeredgewidth=0
+            )
             axis.text(0, 0.28 - k, textwrap.shorten(row.label, 40, placeholder="…"), va="bottom", fontsize=SMALL)
             ends: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": SMALL, "color": FAINT}
             axis.text(1, 0.28 - k, _lost(row), transform=axis.get_yaxis_transform(), **ends)
@@ -173,6 +177,7 @@ def lines(
     name: str, title: str, x_title: str, y_title: str, drawn: Sequence[Line], ticks: Mapping[float, str]
 ) -> Panel:
     """Lines of arms; an arm's first line stands in the legend. ticks: value -> its name; empty: as matplotlib likes."""
+    many = sum(len(line.x) for line in drawn) > _MANY
     marked = all(len(line.x) <= 5 for line in drawn)
 
     def draw(axis: Axes) -> None:
@@ -182,7 +187,9 @@ def lines(
             marker = MARKERS[line.place % len(MARKERS)] if marked else None
             label = None if line.label in told else line.label
             told.add(line.label)
-            axis.plot(line.x, line.y, color=color, marker=marker, markersize=4.5, linewidth=1.3, label=label)
+            axis.plot(
+                line.x, line.y, color=color, marker=marker, markersize=4.5, linewidth=1.3, label=label, rasterized=many
+            )
         if ticks:
             axis.set_xscale("log")
             axis.minorticks_off()

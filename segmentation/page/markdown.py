@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from segmentation.page.content import ClaimPart, Named, Part
-from segmentation.page.page import Report, citation
 from segmentation.page.panels import Figure
-from segmentation.page.words import ABOUT, HEADING, RESEARCH, TITLES
+from segmentation.page.report import Report
+from segmentation.page.words import ABOUT, HEADING, RESEARCH, TITLES, citation
 from segmentation.report import Table
 
 _VERDICTS = ("target", "verdict", "difference", "95 % interval", "p (Holm)", "smallest detectable")

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from dnnlib.errors import UserError
 from dnnlib.publish import Staged
-from dnnlib.text import count, tool_version
-from segmentation.page.content import Part, part_of
-from segmentation.page.panels import Figure, Panel
+from dnnlib.text import count
+from segmentation.page.content import part_of
+from segmentation.page.html import to_html
+from segmentation.page.markdown import to_markdown
 from segmentation.page.pictures import data_uri
-from segmentation.page.samples import Samples, make_samples
-from segmentation.page.viewer import Answer, Viewer, make_viewer
-from segmentation.page.words import ABOUT, CITATION, HEADING, NOT_RUN, RESEARCH, TITLES
+from segmentation.page.report import Download, Report
+from segmentation.page.samples import make_samples
+from segmentation.page.viewer import Answer, make_viewer
+from segmentation.page.words import NOT_RUN
 from segmentation.study import Study
 from slices.archive.reader import ArchiveReader
 
@@ -26,37 +25,7 @@ PAGE, WORDS, FIGURES = "report.html", "report.md", "figures"
 MOST_BYTES = 15_000_000  # of report.html
 _SAMPLES = 2_500_000  # bytes of unselected slices
 _PLAIN = 1_500_000  # bytes; larger files to download are packed
-_TEMPLATES = Path(__file__).parent / "templates"
 _KINDS = {".csv": "text/csv", ".json": "application/json", ".gz": "application/gzip"}
-
-
-@dataclass(frozen=True)
-class Download:
-    """A file inside the page."""
-
-    name: str
-    uri: str
-    words: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that a page says."""
-
-    title: str
-    lead: str
-    parts: tuple[Part, ...]  # one for each experiment
-    not_run: tuple[str, ...]
-    viewers: tuple[Viewer, ...]
-    samples: tuple[Samples, ...]
-    downloads: tuple[Download, ...]
-
-    @property
-    def panels(self) -> Iterator[Panel]:
-        """All pictures of all figures."""
-        for part in self.parts:
-            for one in (part.forest, part.distances, *part.diagnostics):
-                yield from one.panels if isinstance(one, Figure) else ()
 
 
 def stage_report(staged: Staged, outdir: Path, studies: Sequence[Study], files: Mapping[str, bytes]) -> None:
@@ -76,8 +45,6 @@ def make_report(studies: Sequence[Study], files: Mapping[str, bytes]) -> dict[st
     files: name -> content of results.csv and results.json, which the page offers for download. Raises UserError if
     the page is too large even without any slice.
     """
-    from segmentation.page.markdown import to_markdown  # imports Report
-
     bare = Report(
         title=" and ".join(study.title for study in studies),
         lead=_lead(studies),
@@ -87,6 +54,8 @@ def make_report(studies: Sequence[Study], files: Mapping[str, bytes]) -> dict[st
         samples=(),
         downloads=tuple(_download(name, content) for name, content in files.items()),
     )
+    if len(to_html(bare)) > MOST_BYTES // 2:
+        bare = replace(bare, downloads=())  # they lie beside the page
     report = _with_slices(bare, studies)
     page = to_html(report)
     if len(page) > MOST_BYTES:
@@ -95,62 +64,6 @@ def make_report(studies: Sequence[Study], files: Mapping[str, bytes]) -> dict[st
     for panel in report.panels:
         made[f"{FIGURES}/{panel.name}.svg"], made[f"{FIGURES}/{panel.name}.png"] = panel.svg, panel.png
     return made
-
-
-def to_html(report: Report) -> bytes:
-    """Fill the template. Everything from outside is escaped."""
-    loader = jinja2.FileSystemLoader(_TEMPLATES)
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        finalize=_unbroken,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    css, js = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    return (
-        environment.get_template("report.html.jinja")
-        .render(
-            report=report,
-            heading=HEADING,
-            titles=TITLES,
-            research=RESEARCH,
-            citation=citation(),
-            about=ABOUT,
-            viewer_data=_viewer_data,
-            css=css,
-            js=js,
-        )
-        .encode()
-    )
-
-
-def _unbroken(value: Any) -> Any:
-    """Keep a number and its % on one line."""
-    return value.replace(" %", "\u00a0%") if type(value) is str else value
-
-
-def citation() -> tuple[str, ...]:
-    """How to cite the paper and the software."""
-    return tuple(sentence.format(version=tool_version()) for sentence in CITATION)
-
-
-def _viewer_data(viewer: Viewer) -> dict[str, Any]:
-    """What the viewer's script needs."""
-    return {
-        "target": viewer.target,
-        "contrasts": viewer.contrasts,
-        "titles": ("truth", *viewer.answers),
-        "patients": [
-            {
-                "name": patient.name,
-                "dice": patient.dice,
-                "slices": [{"place": s.place, "contrasts": s.contrasts, "labels": s.labels} for s in patient.slices],
-            }
-            for patient in viewer.patients
-        ],
-    }
 
 
 # --- its parts --------------------------------------------------------------------------------------------------------

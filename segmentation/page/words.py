@@ -1,5 +1,7 @@
 """Sentences that every report has, and the order of its sections."""
 
+from dnnlib.text import tool_version
+
 HEADING = "Real slices, fakes, or both?"
 TITLES = {
     "verdicts": "What the experiment says",
@@ -22,7 +24,7 @@ RESEARCH = (
     "and under the terms, of the data they were trained on. This page shows slices and names of patients, so the same "
     "holds for it.",
 )
-CITATION = (
+_CITATION = (
     "Son, Eo, Jun, Shin, Hwang: Joint Generation of Multi-contrast Magnetic Resonance Images and Segmentation Map "
     "Using StyleGAN2-based Generative Network. Proceedings of the ISMRM, 2022, abstract 0102.",
     "The StyleGAN2-MR authors: StyleGAN2-MR, version {version}. Software, Apache-2.0. CITATION.cff holds both for "
@@ -34,7 +36,13 @@ ABOUT = {
     "patients and of trainings. Smallest detectable: the difference that would have been found in four of five such "
     "experiments. Not shown does not mean equal.",
     "no_distances": "Where the slices lie in their volumes is not known, so there are no distances.",
+    "no_files": "results.csv and results.json are too large for this page, and lie in its folder.",
     "files": "results.csv has one row for each arm, replicate, examination and target. The folder of this page "
     "also has report.md and every figure as PNG and SVG.",
 }
 NOT_RUN = {"table1": "Table 1 was not run.", "table2": "Table 2 was not run."}
+
+
+def citation() -> tuple[str, ...]:
+    """How to cite the paper and the software."""
+    return tuple(sentence.format(version=tool_version()) for sentence in _CITATION)

@@ -17,10 +17,10 @@ from helpers.studies import make_study
 from rings import RING
 from segmentation.page import page
 from segmentation.page.content import forest_of
-from segmentation.page.page import citation, make_report
+from segmentation.page.page import make_report
 from segmentation.page.samples import make_samples
 from segmentation.page.viewer import Answer, make_viewer
-from segmentation.page.words import TITLES
+from segmentation.page.words import TITLES, citation
 from slices.archive.reader import ArchiveReader
 from slices.render import FILL, class_color
 from slices.schema import LesionClass, Schema
@@ -125,6 +125,12 @@ def test_a_page_that_is_too_large_is_refused(study, monkeypatch):
     monkeypatch.setattr(page, "MOST_BYTES", 50_000)
     with pytest.raises(page.UserError, match="more than 50,000"):
         make_report([short(study)], {})
+
+
+def test_files_that_leave_no_room_lie_beside_the_page(study, monkeypatch):
+    monkeypatch.setattr(page, "MOST_BYTES", 1_000_000)
+    html = make_report([short(study)], {"results.csv": bytes(400_000)})["report.html"].decode()
+    assert "download=" not in html and "too large for this page" in html and 'class="viewer' in html
 
 
 def test_the_page_names_the_paper_and_the_software(html):

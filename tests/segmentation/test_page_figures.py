@@ -44,6 +44,11 @@ def test_misses_and_false_alarms_are_counted_not_drawn():
     ), "a dot for each distance"
 
 
+def test_very_many_dots_are_pixels():
+    panel = distances("d", "WT", [Distances("R", 0, tuple(n % 50 for n in range(9000)), 0, 0)])
+    assert len(panel.svg) < 100_000 and b"<image" in panel.svg
+
+
 @pytest.mark.parametrize("series", [1, 9])
 def test_bars_and_lines_of_one_and_of_many(series):
     names = [f"{LONG} {n}" for n in range(series)]
