@@ -58,6 +58,10 @@ class Command:
         """Kill the command with all that it started."""
         self.send(signal.SIGKILL)
 
+    def leave(self) -> None:
+        """End the command as if this process had ended: with SIGTERM, and GRACE later by force."""
+        self._control.close()
+
     def poll(self) -> int | None:
         """Return the exit status as a shell reports it, or None if the command, or one that it left, still runs.
 

@@ -14,24 +14,23 @@ the output of jobs that ran beside others.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from dnnlib.code_hash import program_sha256
-from dnnlib.config import from_json, optional
+from dnnlib.config import from_json
 from dnnlib.errors import Failure, UserError
 from dnnlib.files import make_folder, read_json, write_json
 from dnnlib.fingerprints import describe_input, fingerprint
 from dnnlib.locks import hold
 from dnnlib.plan import Pace, Plan, time_for
 from dnnlib.pool import Pool
+from dnnlib.programs import Programs
+from dnnlib.records import Record
 from dnnlib.slots import Slots
 
 OUT = "{out}"  # stands for the output folder in a job's command
@@ -75,52 +74,6 @@ class Job:
         """Results that the job reads, as (name of a job, index of its output)."""
         texts = [*self.command, *map(str, self.inputs)]
         return [(name, int(index)) for text in texts for name, index in _RESULT.findall(text)]
-
-
-@dataclass(frozen=True)
-class Programs:
-    """Location of the programs that jobs run, and their source files."""
-
-    folder: Path  # holds the programs and their packages
-    # First words of a command, without -m -> the Python files that do its work. By default, a program's own file.
-    entries: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def sources_of(self, command: Sequence[str]) -> str:
-        """SHA-256 of the source files that a job's command runs: its entries, and all that they import."""
-        words = command[1:] if command[0] == "-m" else command
-        for begin, files in self.entries.items():
-            if begin.split() == list(words[: len(begin.split())]):
-                return program_sha256(*files, root=self.folder)
-        own = f"{words[0]}/__main__.py" if command[0] == "-m" else words[0]
-        return program_sha256(*[own] * (self.folder / own).is_file(), root=self.folder)
-
-    def words(self, command: Sequence[str]) -> list[str]:
-        """Return all words of a job's command, from Python on."""
-        # Run a package by its path, as -m would prefer a file of that name in the working folder.
-        program, *options = command[1:] if command[0] == "-m" else command
-        return [sys.executable, program if program.startswith("-") else str(self.folder / program), *options]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Environment of a command: modules come from the folder of the programs, never from the working folder."""
-        path = os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-
-
-@dataclass(frozen=True)
-class Record:
-    """Record of a job's last run, stored as jobs/<name>.json."""
-
-    complete: bool  # the command ended without an error
-    wanted: str  # fingerprint of sources, command and inputs
-    command: tuple[str, ...]  # with OUT instead of the output folder
-    results: dict[str, str] | None = optional(None)  # path below the output folder -> fingerprint; None: incomplete
-    # Of an incomplete record: outputs that were there when the command began, as in `results`. Others are its own. So
-    # a command that ended when nobody was left to complete its record is known to have ended.
-    before: dict[str, str] | None = optional(None)
-    seconds: float | None = optional(None)  # that the command took
-    kind: str = optional("")  # of the job
-    work: float = optional(1.0)  # of the job
 
 
 @dataclass(frozen=True)

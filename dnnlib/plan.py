@@ -12,7 +12,8 @@ from dnnlib.slots import Slots
 from dnnlib.text import count, format_table, name_some
 
 if TYPE_CHECKING:
-    from dnnlib.jobs import Job, Record
+    from dnnlib.jobs import Job
+    from dnnlib.records import Record
 
 
 def kind_of(job: Job) -> str:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _ENDED = (129, 130, 143)  # exit statuses of a command that SIGHUP, Ctrl-C or SIGTERM ended
 _KILLED = 137  # SIGKILL, from a user, or from the system when memory runs out
+_DONE = "done before with these options, inputs and sources"
+_ENDED_UNSEEN = "had ended before, with these options, inputs and sources"
 _TICK = 0.2  # seconds between looks at signals
 _LATEST = 5  # seconds after which the words beside the progress bar are made again
 _QUIET = 60  # seconds after which a line says what is at work, where there is no progress bar
@@ -74,8 +76,8 @@ class Pool:
                         break
                     self._watch()
             finally:
-                for command in self._running:
-                    command.kill()
+                for command in self._running:  # none, unless an error leaves this block
+                    command.leave()
                 self._screen.close()
         if self._asked:
             self._tell_of_stop()
@@ -119,6 +121,7 @@ class Pool:
                 return False
             self._start(look)
         except Exception as error:
+            self._tell_of_waiting()
             self._failure = error
             return False
         self._waiting.remove(job)
@@ -194,6 +197,7 @@ class Pool:
             self._stopped.append(look.job)
             return
         self._tell_of_failure(running, status)
+        self._tell_of_waiting()
         self._failure = self._failure or SystemExit(status if status in _ENDED or status == 2 else 1)
 
     def _tell_of_failure(self, running: _Running, status: int) -> None:
@@ -203,9 +207,13 @@ class Pool:
         advice = _how_to_go_on([running.look.job]) if status >= 128 else ""
         log = f"; all its output is in {running.log}" if running.log else ""
         lines.append(f"\n{running.look.job.name} ended early{why}{log}{advice}")
-        if self._running and not self._stopping:
-            lines.append(f"no other job is started; waiting for {count(len(self._running), 'job')} at work")
         self._screen.say("\n".join(lines), file=sys.stderr)
+
+    def _tell_of_waiting(self) -> None:
+        """Print, at the first failure, that the other jobs at work may finish."""
+        if self._running and not self._stopping:
+            jobs = count(len(self._running), "job")
+            self._screen.say(f"no other job is started; waiting for {jobs} at work", file=sys.stderr)
 
     def _tell_of_stop(self) -> None:
         """Print which jobs a signal has stopped."""
@@ -227,11 +235,15 @@ class Pool:
 
 def _how_to_go_on(jobs: Sequence[Job]) -> str:
     """Say what another call does with jobs that ended early."""
-    continue_ = {job.continues for job in jobs}
-    does = "continues or starts again" if len(continue_) > 1 else "continues" if True in continue_ else "starts"
     which = "this one" if len(jobs) == 1 else "these"
-    again = "" if True in continue_ else " again"
-    return f"; the same command skips finished jobs and {does} {which}{again}"
+    continues = [job.continues for job in jobs]
+    if all(continues):
+        does = f"continues {which}"
+    elif any(continues):
+        does = f"continues {which} or starts them again"
+    else:
+        does = f"starts {which} again"
+    return f"; the same command skips finished jobs and {does}"
 
 
 class _Screen:
@@ -251,7 +263,7 @@ class _Screen:
         """Print a line above the bar."""
         if self._done_before:
             number, self._done_before = self._done_before, 0
-            self.say(f"{count(number, 'job')} done before with these options, inputs and sources")
+            self.say(f"{count(number, 'job')} {_DONE}")
         file = file or sys.stdout
         tqdm.write(line, file=file)
         file.flush()
@@ -259,14 +271,11 @@ class _Screen:
 
     def skipped(self, finished: int, look: Look) -> None:
         """Say that a job's results are up to date."""
-        if look.ended:
-            done = "had ended before, with these options, inputs and sources"
-        else:
-            done = "done before with these options, inputs and sources"
-        if not self._shared:
-            self.say(f"\n=== {look.job.name}: {look.job.purpose}\n    {done}")
-        else:
+        if self._shared:
             self._done_before += 1
+        else:
+            done = _ENDED_UNSEEN if look.ended else _DONE
+            self.say(f"\n=== {look.job.name}: {look.job.purpose}\n    {done}")
         self._bar.update(finished - self._bar.n)
 
     def begun(self, look: Look, shown: str, place: str, log: Path | None) -> None:
@@ -312,7 +321,7 @@ class _Screen:
         self._bar.close()
         if self._done_before:
             self._done_before, number = 0, self._done_before
-            self.say(f"{count(number, 'job')} done before with these options, inputs and sources")
+            self.say(f"{count(number, 'job')} {_DONE}")
 
 
 def _last_lines(log: Path, begins: int) -> list[str]:

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from dnnlib.files import write_json
-from dnnlib.jobs import FINGERPRINT, Graph, Job, Record, result_of
+from dnnlib.jobs import FINGERPRINT, Graph, Job, result_of
 from dnnlib.plan import Pace, about, time_for
+from dnnlib.records import Record
 from dnnlib.slots import Slots
 from helpers.job_graph import PROGRAMS, ten_jobs, worker
 

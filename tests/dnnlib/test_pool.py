@@ -116,6 +116,16 @@ def test_slots_of_this_machine(tmp_path, monkeypatch):
 FAIL = "import sys; print('\\n'.join(map(str, range(99)))); print('50 %\\r100 %'); sys.exit(int(sys.argv[1]))"
 
 
+def test_what_is_at_work_is_said_now_and_then(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("dnnlib.pool._QUIET", 0.1)
+    jobs = [worker(name, seconds=0.5, kind="k", work=2) for name in "abcd"]
+    Graph(tmp_path, PROGRAMS, jobs).run(Slots(2))
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("at work: ")]
+    assert lines[0] == "at work: a (0s), b (0s)" and re.fullmatch(r"at work: c .*, d .*; about \ds left", lines[-1])
+    Graph(tmp_path, PROGRAMS, jobs).run(Slots(2))
+    assert capfd.readouterr().out == "4 jobs done before with these options, inputs and sources\n"
+
+
 @pytest.mark.parametrize("status, expected", [(2, 2), (1, 1), (7, 1), (143, 143)])
 def test_after_a_failure_jobs_at_work_finish_and_none_is_started(tmp_path, capfd, status, expected):
     def graph(status):

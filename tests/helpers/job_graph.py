@@ -16,7 +16,7 @@ PROGRAMS = Programs(ROOT, {})
 # "start|work|finish NAME PROCESS GPU THREADS".
 WORK = """
 import os, sys, time
-log, out, name, seconds, word, *read = [word for word in sys.argv[1:] if word != "--force"]
+log, made, name, seconds, word, *read = [word for word in sys.argv[1:] if word != "--force"]
 gpu, threads = (os.environ.get(variable, "-") for variable in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
 def note(what):
     with open(log, "ab", buffering=0) as file:
@@ -27,9 +27,9 @@ until = time.monotonic() + float(seconds)
 while time.monotonic() < until:
     time.sleep(0.01)
     note("work")
-with open(f"{out}.draft", "w") as file:
+with open(made + ".draft", "w") as file:
     file.write(word + name + "".join(open(path).read() for path in read) + "\\n")
-os.replace(f"{out}.draft", out)
+os.replace(made + ".draft", made)
 note("finish")
 """
 NEEDS = {"a": "", "b": "", "c": "a", "d": "ab", "e": "b", "f": "cd", "g": "de", "h": "f", "i": "g", "j": "hi"}
