@@ -293,13 +293,14 @@ def _curves(study: Study, name: str) -> Figure:
                 continue
             curve = unet.record.curve
             loss.append(Line(arm.title, place, tuple(float(p.step) for p in curve), tuple(p.loss for p in curve)))
-            points = [(float(p.step), dice) for p in curve if (dice := getattr(p, "val", None)) is not None]
+            points = [(float(p.step), p.val) for p in curve if p.val is not None]
             if points:
                 x, y = zip(*points, strict=True)
                 validated.append(Line(arm.title, place, x, y))
     panels = [lines(f"{name}-loss", "Loss", "step", "loss", loss, {})]
     if validated:
-        panels.append(lines(f"{name}-validation", "Validation", "step", "Dice", validated, {}))
+        dice = f"mean Dice, {study.headline[0].name}"
+        panels.append(lines(f"{name}-validation", "Validation", "step", dice, validated, {}))
     caption = f"Loss of {count(len(loss), 'training')}; losses of different arms are of different slices."
     if validated:
         caption += " Dice on slices of validation patients of the training side; nothing was selected by it."

@@ -163,5 +163,7 @@ def _unet(folder: Path, arm: Arm, replicate: int, schema: Schema, size: int) -> 
     model = folder / f"{arm.slug}-{replicate}.safetensors"
     if replicate == 1:
         save_unet(model, Network(build_unet(network, arm.seed(7, replicate)), info))
-    curve = tuple(LossPoint(step, 1 / (1 + step / 100)) for step in range(70, 701, 70))
+    curve = tuple(
+        LossPoint(step, 1 / (1 + step / 100), step / 1000 if step % 140 == 0 else None) for step in range(70, 701, 70)
+    )
     return TrainedUNet(model, TrainRecord(str(model), info, "cpu", 61.5, curve), tested)

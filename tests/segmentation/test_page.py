@@ -84,6 +84,7 @@ def test_names_are_escaped(html, reported):
 def test_figures_are_files_and_named_in_markdown(reported):
     figures = {name for name in reported if name.startswith("figures/")}
     assert {name.rpartition(".")[2] for name in figures} == {"png", "svg"} and len(figures) > 10
+    assert {"figures/table1-loss.svg", "figures/table1-validation.svg"} <= figures
     linked = set(re.findall(r"\]\((figures/[^)]*)\)", reported["report.md"].decode()))
     assert linked == {name for name in figures if name.endswith("png")}
     for name in figures:
