@@ -260,13 +260,17 @@ class _Screen:
         self._last = time.monotonic()  # of a line, or of a description beside the bar
 
     def say(self, line: str, file: IO[str] | None = None) -> None:
-        """Print a line above the bar."""
+        """Print a line, above the bar if that is shown."""
         if self._done_before:
             number, self._done_before = self._done_before, 0
             self.say(f"{count(number, 'job')} {_DONE}")
+        self._bar.set_postfix_str("", refresh=False)  # it may be wrong by now
         file = file or sys.stdout
-        tqdm.write(line, file=file)
-        file.flush()
+        if self._given_away:
+            print(line, file=file, flush=True)  # tqdm.write would show the bar again
+        else:
+            tqdm.write(line, file=file)
+            file.flush()
         self._last = time.monotonic()
 
     def skipped(self, finished: int, look: Look) -> None:
