@@ -140,6 +140,7 @@ def test_arrow_keys_move_the_slice(tab):
 def test_it_prints(tab):
     pdf = tab.pdf(format="A4")
     assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") > 2
+    assert tab.evaluate("[...document.querySelectorAll('details')].every(e => e.open)"), "folded tables are printed"
     size = tab.viewport_size
     tab.set_viewport_size({"width": 688, "height": 1000})  # A4 within its margins
     tab.emulate_media(media="print")

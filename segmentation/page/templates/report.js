@@ -41,3 +41,7 @@ for (const viewer of document.querySelectorAll(".viewer")) {
   });
   choose();
 }
+// What is folded on the screen is printed.
+window.addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+});
