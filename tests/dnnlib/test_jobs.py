@@ -112,7 +112,7 @@ def test_ctrl_c_lets_the_job_end_in_its_own_time(tmp_path):
     """In a terminal, Ctrl-C reaches the pipeline and the job at once. A training then saves a snapshot."""
     job = (
         "import signal, sys, time; signal.signal(signal.SIGINT, lambda *a: None); print('ready', flush=True);"
-        "time.sleep(2); time.sleep(1); open(sys.argv[1], 'w').write('saved'); sys.exit(130)"
+        "time.sleep(0.5); time.sleep(0.5); open(sys.argv[1], 'w').write('saved'); sys.exit(130)"
     )
     script = (
         "from dnnlib.jobs import Graph, Job, Programs; from dnnlib.slots import Slots; from pathlib import Path;"

@@ -126,7 +126,7 @@ def test_what_is_at_work_is_said_now_and_then(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out == "4 jobs done before with these options, inputs and sources\n"
 
 
-@pytest.mark.parametrize("status, expected", [(2, 2), (1, 1), (7, 1), (143, 143)])
+@pytest.mark.parametrize("status, expected", [(2, 2), (7, 1), (143, 143)])
 def test_after_a_failure_jobs_at_work_finish_and_none_is_started(tmp_path, capfd, status, expected):
     def graph(status):
         fails = Job("bad", "fail", ["-c", FAIL, str(status)], [], ["bad.txt"])
@@ -260,8 +260,8 @@ def test_a_signal_ends_all_jobs(tmp_path, srun, sent, launched):
     check_nobody_works(outdir, family)
     told = (tmp_path / "out.out").read_text()
     assert f"{sent.name}: " in told and "at work must end" in told and "Traceback" not in told
-    ten_jobs(outdir, "x").run(Slots(3))
-    check_nothing_was_done_twice(outdir)
+    names = re.findall(r"^(.+) ended early; the same command skips finished jobs and starts", told, re.MULTILINE)
+    assert len(names) == 1
 
 
 LEAVES = """
