@@ -276,7 +276,7 @@ def _convergence(study: Study, name: str) -> Figure:
         panels.append(
             lines(f"{name}-convergence-{n}-{slug(target.name)}", target.name, "steps", "mean Dice", drawn, ticks)
         )
-    late = [arms[arm][1] for arm in sorted(study.flagged)]
+    late = [arm.title for arm in study.arms if arm.name in study.flagged]
     caption = (
         "Replicate 1, trained for ½, 1 and 2 times the steps of the experiment; each length is a training of its own."
     )
