@@ -49,7 +49,7 @@ class Options(Checked):
     gan_on: str = option("Slices that the GAN of Table 2 learns from: few, or all.", default=FEW, choices=GAN_ON)
     kimg: float | None = option("Train GANs for this many kimg instead.", default=None, above=0)
     steps: int | None = option("Train each U-Net for this many steps instead.", default=None, least=1)
-    patients: int | None = option("Make this many phantom patients instead (demo).", default=None, least=14)
+    patients: int | None = option("Make this many phantom patients instead (demo).", default=None, least=20)
     convergence: bool | None = option(
         "Also train U-Nets for half and for two times the steps.",
         default=None,

@@ -17,7 +17,7 @@ import torch_utils.ops.__main__
 import train
 from dnnlib.cli import arguments
 from helpers.commands import ROOT
-from reproduce_stages import PRESETS
+from reproduce_jobs import PRESETS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = ("-m pytest",)  # not ours

@@ -1,7 +1,6 @@
-"""The reproduction: options of its stages, its report, and the whole chain."""
+"""The reproduction: its jobs, options, and the whole chain."""
 
 import json
-import os
 import re
 import shlex
 import signal
@@ -14,119 +13,99 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import reproduce
-import reproduce_stages
-from dnnlib.files import make_folder, write_json
+from dnnlib.errors import UserError
 from dnnlib.jobs import held
 from helpers.commands import ROOT
-from helpers.drawn import write_archive
-from helpers.evaluations import evaluation, examination
-from reproduce_stages import Made, Preset
+from reproduce_jobs import PRESETS, Few, all_jobs
+from segmentation.results import read_rows
 from slices.archive.reader import ArchiveReader
-from slices.class_areas import ClassAreas
 
 
-def test_each_program_depends_on_all_packages_that_it_imports():
-    def imported(path):
-        names = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
-        return {name for name in names if (ROOT / name).is_dir()}
-
-    for program, packages in reproduce.PROGRAMS.sources.items():
-        files = [path for name in (program, *packages) for path in (ROOT / name, *(ROOT / name).rglob("*.py"))]
-        found = set().union(*(imported(path) for path in files if path.is_file()))
-        assert found == {*packages, *({program} if (ROOT / program).is_dir() else ())}, program
+def options(**values) -> reproduce.Options:
+    usual = {"preset": "demo", "outdir": "out"}
+    return reproduce.Options(**{**usual, **values})
 
 
-def test_a_second_call_is_refused(tmp_path):
-    with held(tmp_path):
-        call = CliRunner().invoke(reproduce.main, ["--preset=demo", f"--outdir={tmp_path}"])
-    assert call.exit_code == 2 and "is at work there; wait for it (process " in call.output
+def jobs_of(on_gpus=False, **values) -> dict:
+    return {job.name: job for job in all_jobs(reproduce.configure(options(**values)), on_gpus)}
 
 
-class RecordedJobs:
-    """Jobs that record commands instead of running them."""
-
-    def __init__(self, outdir):
-        self.outdir, self.commands, self.inputs, self.made = outdir, {}, {}, {}
-
-    def __call__(self, jobs):
-        for job in jobs:
-            self.made[job.name] = [self.outdir / output.replace("*", "0") for output in job.outputs]
-            words = [self.put_in(word) for word in job.command]
-            read = [self.made[name][index] for name, index in job.needs]
-            self.commands[job.name], self.inputs[job.name] = words, [str(i) for i in (*job.inputs, *read)]
-        return self.made
-
-    def put_in(self, word):
-        return re.sub("\0(.*)\0(.*)\0", lambda match: str(self.made[match[1]][int(match[2])]), word)
+@pytest.fixture(params=list(PRESETS))
+def preset(request, tmp_path):
+    return {"preset": request.param, "source": str(tmp_path) if request.param == "paper" else None}
 
 
-@pytest.fixture(params=list(reproduce_stages.PRESETS))
-def recorded(request, tmp_path, monkeypatch):
-    """Return a function that records all stages of a preset, as if `missing` of the 9 fakes had no lesion."""
-    monkeypatch.setattr("slices.archive.reader.ArchiveReader", lambda path: range(9))
-    monkeypatch.setattr(reproduce, "report", lambda *_: None)
-
-    def run(missing):
-        areas = ClassAreas(9, missing, 9, {"ET": 0}, {"ET": 9 - missing})
-        monkeypatch.setattr(reproduce, "measure", lambda path: areas)
-        stages = RecordedJobs(tmp_path)
-        source = "/brats" if request.param == "paper" else None
-        reproduce.reproduce(stages, tmp_path, reproduce_stages.PRESETS[request.param], source)
-        return stages
-
-    return run
+def needed(jobs, name) -> set[str]:
+    """Jobs whose results a job reads, also through others."""
+    direct = {other for other, _ in jobs[name].needs}
+    return direct.union(*(needed(jobs, other) for other in direct))
 
 
-def test_every_training_excludes_the_test_patients_and_every_input_is_known(recorded):
-    stages = recorded(4)
-    trainings = {stage for stage, words in stages.commands.items() if words[0] == "train.py" or "train" in words[:3]}
-    assert trainings == {"train", "unet-real", "unet-fake", "unet-fake-real"}
-    test = stages.made["convert"][1]
-    for stage, words in stages.commands.items():
-        assert (f"--exclude={test}" in words) == (stage in trainings)
-        read = [w.split("=", 1)[1] for w in words if w.startswith(("--data=", "--exclude=", "--model=", "--network="))]
-        assert set(read) <= set(stages.inputs[stage]), "what a stage reads decides whether it is done"
-    assert "--seeds=0-8" in stages.commands["generate"], "as many as there are real slices"
+def test_every_training_excludes_the_test_patients_and_every_input_is_known(preset):
+    jobs = jobs_of(**preset)
+    trainings = {name for name, job in jobs.items() if job.command[0] == "train.py" or "train" in job.command[:3]}
+    assert {"gan-1", "table1-unet-R-1", "table1-unet-F-1", "table1-unet-F-R-2"} <= trainings
+    test = ("convert", 1)
+    for name, job in jobs.items():
+        assert any(word.startswith("--exclude=\0convert\0001\0") for word in job.command) == (name in trainings), name
+        if name.startswith(("table1-test", "table2-test")):
+            assert test in job.needs
+        told = re.findall("\0([^\0]+)\0([0-9])\0", " ".join(job.command))
+        assert {(a, int(b)) for a, b in told} <= set(job.needs), "what a job reads decides whether it is done"
 
 
-@pytest.mark.parametrize("missing", [4, 0, 9])
-def test_every_arm_learns_from_the_same_shares(recorded, capsys, missing):
-    """If all fakes have a lesion, or none has, no arm gets --lesion-free."""
-    stages, all_kinds = recorded(missing), missing == 4
-    assert "--lesion-free=0.2" in stages.commands["convert"], "so that the GAN learns it too"
-    shares = {
-        tuple(word for word in words if word.startswith(("--empty", "--lesion-free")))
-        for stage, words in stages.commands.items()
-        if stage.startswith("unet") and "train" in words
-    }
-    assert shares == {("--empty=0.05", "--lesion-free=0.2") if all_kinds else ("--empty=0.05",)}
-    words = "U-Nets are trained without --lesion-free=0.2"
-    assert (words in capsys.readouterr().out) == (not all_kinds)
+def test_every_arm_has_the_same_options(preset):
+    common = ("--steps", "--batch", "--width", "--lr", "--empty", "--lesion-free", "--augment", "--average")
+    trainings = [
+        job for job in jobs_of(**preset).values() if "segmentation" in job.command[:2] and job.kind[:5] == "U-Net"
+    ]
+    whole = [job for job in trainings if not job.name.endswith(("-half", "-double"))]
+    assert len({tuple(w for w in job.command if w.startswith(common)) for job in whole}) == 1 and len(whole) >= 6
+
+
+def test_replicates_have_gans_of_their_own_or_share_one(tmp_path):
+    paper = jobs_of(preset="paper", source=str(tmp_path))
+    for r in range(1, 6):
+        assert f"--seed={r - 1}" in paper[f"gan-{r}"].command
+        assert {f"fake-{r}", f"gan-{r}"} <= needed(paper, f"table1-unet-F-{r}")
+    demo = jobs_of()
+    assert "gan-2" not in demo and "fake-1" in needed(demo, "table1-unet-F-2")
+    own = jobs_of(replicates=3, gans=3)
+    assert "fake-3" in needed(own, "table1-unet-F-R-3") and "fake-1" not in needed(own, "table1-unet-F-R-3")
+
+
+def test_table_two_learns_from_the_few(tmp_path):
+    few = jobs_of(few="patients:15")
+    assert "--patients=15" in few["few"].command
+    assert "few" in needed(few, "few-gan-1") and "few-gan-1" in needed(few, "table2-unet-3F-R-2")
+    assert "--times=3" in few["few-fake-1"].command, "as many as its largest arm needs"
+    everything = jobs_of(few="slices:100", gan_on="all")
+    assert "few-gan-1" not in everything and "gan-1" in needed(everything, "table2-unet-F-1")
+    for gan_on, words in [("few", "the GAN learned from these alone"), ("all", "from all real slices")]:
+        wanted = reproduce.configure(options(few="slices:100", gan_on=gan_on))
+        (_, _), (plan, _) = wanted.plans
+        assert "100 slices" in plan.title and words in plan.title
+    assert not any(name.startswith("table2") for name in jobs_of())
+
+
+def test_a_gan_on_a_cpu_has_it_to_itself():
+    assert jobs_of()["gan-1"].alone and not jobs_of(on_gpus=True)["gan-1"].alone
 
 
 def test_what_is_asked_for_takes_the_place_of_the_presets_values():
-    preset = reproduce.configure(reproduce.Options("demo", "out", kimg=0.5, steps=8, patients=9))
-    usual = reproduce_stages.PRESETS["demo"]
-    assert preset == Preset(
-        convert=usual.convert,
-        train=usual.train | {"kimg": 0.5},
-        unet=usual.unet | {"steps": 8},
-        phantom=usual.phantom | {"patients": 9},
-    )
-    assert list(preset.train) == list(usual.train), "in the same order, so that a stage knows its options again"
+    wanted = reproduce.configure(options(kimg=0.5, steps=8, patients=20, replicates=4, convergence=True))
+    usual = PRESETS["demo"]
+    assert wanted.preset.train == {**usual.train, "kimg": 0.5} and list(wanted.preset.train) == list(usual.train)
+    assert wanted.preset.unet == {**usual.unet, "steps": 8} and wanted.preset.phantom["patients"] == 20
+    assert (wanted.preset.replicates, wanted.preset.convergence, wanted.gans) == (4, True, 1)
 
 
-def test_the_report_names_the_gan(tmp_path, capsys):
-    for name, values in {"gan/training_options": {"config": {"seed": 77}}, "r": evaluation(examination(0.5))}.items():
-        make_folder((tmp_path / name).parent)
-        write_json(tmp_path / f"{name}.json", values)
-    archive = write_archive(tmp_path / "real.zip", count=4)
-    made = Made(archive, archive, tmp_path / "gan" / "network-snapshot-000022.safetensors", archive, tmp_path / "x.png")
-    results = {arm: tmp_path / "r.json" for arm in reproduce_stages.ARMS}
-    reproduce.report(tmp_path, made, results, reproduce.measure(archive), reproduce.measure(archive))
-    printed = capsys.readouterr().out
-    assert "one GAN, with seed 77, of 22 kimg" in printed and "100 % F is 100% of that of 100 % R" in printed
-    assert all((tmp_path / name).exists() for name in ("results.json", "results.md", "dice.png"))
+@pytest.mark.parametrize(
+    "text", ["", "slices", "slices:", "slices:0", "slices:-1", "slices:1e3", "people:5", "slices:²"]
+)
+def test_other_numbers_of_few_slices_are_refused(text):
+    with pytest.raises(UserError, match="expected slices:N or patients:N"):
+        Few.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +114,28 @@ def test_the_report_names_the_gan(tmp_path, capsys):
         (["--preset=paper"], "--preset=paper needs --source"),
         (["--preset=demo", "--source=x"], "--preset=demo makes its own patients"),
         (["--preset=paper", "--source=/nowhere"], "/nowhere: no such folder"),
-        (["--preset=paper", "--source=.", "--patients=5"], "--patients is the number of phantoms"),
-        (["--preset=demo", "--patients=3"], "--patients 3: expected a whole number from 4 up"),
+        (["--preset=paper", "--source=.", "--patients=20"], "--patients is the number of phantoms"),
+        (["--preset=demo", "--patients=3"], "--patients 3: expected a whole number from 20 up"),
+        (["--preset=demo", "--few=many"], "--few many: expected slices:N or patients:N"),
+        (["--preset=demo", "--gans=2", "--replicates=3"], "expected 1 or the number of --replicates, 3"),
+        (["--preset=demo", "--launcher=no-such-program -n1"], "there is no program no-such-program"),
     ],
 )
 def test_mistakes(tmp_path, options, message):
     result = CliRunner().invoke(reproduce.main, [*options, f"--outdir={tmp_path / 'out'}"])
     assert result.exit_code == 2 and message in result.output and not (tmp_path / "out").exists()
+
+
+def test_a_second_call_is_refused(tmp_path):
+    with held(tmp_path):
+        call = CliRunner().invoke(reproduce.main, ["--preset=demo", f"--outdir={tmp_path}"])
+    assert call.exit_code == 2 and "is at work there; wait for it (process " in call.output
+
+
+def test_a_dry_run_shows_all_jobs_and_makes_nothing(tmp_path):
+    call = CliRunner().invoke(reproduce.main, ["--preset=demo", "--dry-run", f"--outdir={tmp_path / 'out'}"])
+    assert call.exit_code == 0, call.output
+    assert all(job in call.output for job in jobs_of()) and "\0" not in call.output and not (tmp_path / "out").exists()
 
 
 def test_help_does_not_wait_for_slow_modules():
@@ -153,7 +147,15 @@ def test_help_does_not_wait_for_slow_modules():
 def test_an_interrupted_training_of_the_gan_continues(tmp_path):
     """SIGTERM, then SIGKILL to the whole chain while the GAN trains; its networks become those of one call."""
     out = tmp_path / "out"
-    command = ["reproduce.py", "--preset=demo", f"--outdir={out}", "--kimg=0.3", "--steps=8", "--patients=8"]
+    command = [
+        "reproduce.py",
+        "--preset=demo",
+        f"--outdir={out}",
+        "--kimg=0.3",
+        "--steps=8",
+        "--patients=20",
+        "--jobs=1",
+    ]
 
     def start(words):
         return subprocess.Popen(
@@ -179,10 +181,10 @@ def test_an_interrupted_training_of_the_gan_continues(tmp_path):
     second.kill()
     second.stdout.read()  # until the stage has ended too: on Linux, it saves its state
     third = start(command)
-    assert until(third, "^=== generate").count("done before") == 2
+    assert until(third, "^=== fake-1").count("done before") >= 2
     third.terminate()
     third.communicate()
-    (run,) = (out / "gan").iterdir()
+    (run,) = (out / "gan-1").iterdir()
     log = (run / "log.txt").read_text()
     assert log.count("tick 0 ") == 1 and log.count("Continuing from") in (1, 2)
     (told,) = re.findall(r"\$ python (train.py .*)", printed)
@@ -198,25 +200,34 @@ def test_an_interrupted_training_of_the_gan_continues(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_chain(tmp_path):
-    """All stages at a small size, from phantom volumes to the table. A second call has nothing to do."""
-    command = [sys.executable, "reproduce.py", "--preset=demo", f"--outdir={tmp_path}"]
-    command += ["--kimg=0.1", "--steps=8", "--patients=8"]
+    """All jobs at a small size, from phantom volumes to both tables. A second call has nothing to do."""
+    command = [sys.executable, "reproduce.py", "--preset=demo", f"--outdir={tmp_path}", "--few=slices:60"]
+    command += ["--kimg=0.1", "--steps=8", "--patients=20"]
 
     def run():
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     first = run()
-    assert "Dice on patients that no network has seen" in first and first.count("took") > 9
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results["dice"]) == {"100 % R", "100 % F", "100 % F + 100 % R"}
-    assert {"WT", "TC", "ET"} == set(results["dice"]["100 % R"]["regions"])
-    real, fake = ArchiveReader(tmp_path / "real" / "train.zip"), ArchiveReader(tmp_path / "fake" / "fake.zip")
-    assert len(real) == len(fake) and real.schema == fake.schema
-    both = json.loads((tmp_path / "unet-fake-real" / "training.json").read_text())
-    assert [a["slices"] for a in both["unet"]["archives"]] == [len(fake), len(real)]
-    assert both["unet"]["patients"] == sorted([*fake.info.patients, *real.info.patients])
+    assert "=== Table 1: U-Nets trained on real slices, fakes, or both" in first
+    assert "=== Table 2: U-Nets trained on few real slices: 60 slices; the GAN learned from these alone" in first
+    rows = read_rows(tmp_path / "results.csv")
+    arms = {(row.experiment, row.arm) for row in rows}
+    assert arms == {
+        *(("table1", arm) for arm in ("R", "F", "F+R")),
+        *(("table2", arm) for arm in ("R", "F", "F+R", "3F+R", "3A+R")),
+    }
+    assert {row.replicate for row in rows} == {1, 2}
+    real, few = ArchiveReader(tmp_path / "real" / "train.zip"), ArchiveReader(tmp_path / "real" / "few.zip")
+    fake, more = (ArchiveReader(tmp_path / "fake" / f"{name}.zip") for name in ("fake-1", "few-fake-1"))
+    assert len(real) == len(fake) and real.schema == fake.schema and len(more) == 3 * len(few) == 180
+    both = json.loads((tmp_path / "table1" / "unets" / "F-R" / "1" / "training.json").read_text())
     assert both["unet"]["seen"] == list(fake.info.seen) == sorted(real.info.patients)
-    assert all(arm["overlap"] == [] for arm in results["dice"].values())
-    assert run().count("done before") == 11
+    assert set(more.info.seen) == set(few.info.patients)
+    page = (tmp_path / "report.html").read_text()
+    assert "one GAN: intervals do not cover the generator" in page
+    csv = (tmp_path / "results.csv").read_bytes()
+    jobs = len(all_jobs(reproduce.configure(options(few="slices:60")), False))
+    assert run().count("done before") == jobs
+    assert (tmp_path / "results.csv").read_bytes() == csv
