@@ -60,7 +60,7 @@ class ExperimentOptions(Checked):
         "Archive of other patients, on which curves are drawn. Nothing is selected by it.", default=None, metavar="ZIP"
     )
     arms: str = option(
-        f'table1 ({TABLES["table1"]}), table2 ({TABLES["table2"]}), or arms such as "R; F; 3F+R*full".',
+        f'Arms such as "R; F; 3F+R*full"; or table1 ({TABLES["table1"]}), table2 ({TABLES["table2"]}).',
         default="table1",
     )
     replicates: int = option(
