@@ -76,6 +76,16 @@ class UNetRecipe(Checked):
         example=0.2,
     )
 
+    average: float = option(
+        "Share of the steps, the last ones, whose weights are averaged in the saved U-Net; 0: the last weights alone.",
+        default=0.25,
+        metavar="SHARE",
+        least=0,
+        most=1,
+        noun="a share",
+        example=0.25,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.empty + (self.lesion_free or 0) >= 1:

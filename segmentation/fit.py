@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from segmentation.augment import augmentation
 from segmentation.config import TrainUNetConfig
 from segmentation.data import PairDataset, loader
 from segmentation.draws import Draws
-from segmentation.fast_unet import compute_logits
+from segmentation.optimizer import Optimizer, half_precision
 from segmentation.selection import select_all, select_arm
 from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, save_unet, to_input
 from segmentation.validation import Validation
@@ -81,7 +81,7 @@ def train_unet(
     selected = select_arm(arm, archives, exclude) if arm else select_all(archives, exclude)
     data = PairDataset(selected, augmentation(config), _memory_for(config))
     draws = data.draws(config)
-    validation = None if val is None else Validation(val, selected)
+    validation = None if val is None else Validation(val, selected, exclude)
     info = UNetInfo(
         schema=data.schema,
         resolution=data.resolution,
@@ -107,17 +107,6 @@ def _memory_for(config: TrainUNetConfig) -> int | None:
     # Beside a GPU, augmenting takes longer than the step. On a CPU it takes a small part of it, and workers would take
     # the cores of other trainings.
     return 0 if config.augment == FULL and default_device().type == "cuda" else None
-
-
-def segmentation_loss() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Soft Dice loss of the lesion classes plus cross-entropy of all classes.
-
-    The loss takes logits [N, K, H, W] and class indices [N, 1, H, W]. Its Dice is that of the whole batch, not a mean
-    over slices: most slices lack some class, so their own Dice would be noise.
-    """
-    from monai.losses import DiceCELoss  # takes seconds to import
-
-    return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
 
 def _train(
@@ -153,12 +142,10 @@ def _optimize(
     validation: Validation | None,
     log: Log,
 ) -> tuple[LossPoint, ...]:
-    """Train a network in place, with the steps of its configuration of Adam. Returns the loss curve."""
+    """Train a network in place. Returns the loss curve."""
     config = info.training
     device = next(network.parameters()).device
-    loss_of = segmentation_loss()
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)  # one kernel for all parameters
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.steps)
+    optimizer = Optimizer(network, config, half_precision(device))
     batches = loader(data, draws, config.workers, pin=device.type == "cuda", log=log)
 
     interval, line = max(1, config.steps // _POINTS), max(1, config.steps // _LINES)
@@ -168,13 +155,10 @@ def _optimize(
         for step, pair in enumerate(progress, start=1):
             images = to_input(pair.contrasts.to(device, non_blocking=True), data.schema)  # [N, C, H, W]
             truth = pair.indices.to(device, non_blocking=True)[:, None]  # [N, 1, H, W]
-            loss = loss_of(compute_logits(network, images), truth)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            curve.add(optimizer.step(images, truth))
+            if step == config.steps:
+                optimizer.finish()
 
-            curve.add(loss.detach())
             reported = step % line == 0 or step == config.steps
             if reported or step % interval == 0:
                 progress.set_postfix(loss=f"{curve.mark(step):.3f}")
@@ -212,6 +196,12 @@ class _Curve:
         return loss
 
 
+def _in_half(device: torch.device) -> str:
+    """For the log: in which 16-bit type the device computes, if it does."""
+    half = half_precision(device)
+    return f" in {half} where autocast allows it".replace("torch.", "") if half else ""
+
+
 def _announce(data: PairDataset, info: UNetInfo, device: torch.device) -> str:
     """Lines for the log: what is about to be trained, and on which slices."""
     c = info.training
@@ -223,7 +213,7 @@ def _announce(data: PairDataset, info: UNetInfo, device: torch.device) -> str:
     lines = [
         f"{arm}U-Net of width {c.width} on {sources}, {info.resolution}×{info.resolution}, {info.schema.describe()}",
         f"{count(c.steps, 'step')} of {count(c.batch, 'slice')}, learning rate {c.lr:g} falling to 0, "
-        f"seed {c.seed}, augmentation {c.augment}, on {device}",
+        f"seed {c.seed}, augmentation {c.augment}, on {device}{_in_half(device)}",
         f"slices to draw: {info.drawn}; there are {int(data.has_lesion.sum())} with, "
         f"{int((~data.has_lesion).sum())} without",
     ]

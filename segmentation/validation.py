@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dnnlib.errors import UserError
 from segmentation.predict import predict_examinations
@@ -12,19 +12,24 @@ from segmentation.selection import Selection
 from segmentation.unet import TrainedUNet
 from slices.archive.compatible import require_same_kind
 from slices.archive.reader import ArchiveReader
-from slices.leaks import describe_shared, refuse_test_part, shared_patients
+from slices.leaks import describe_shared, refuse_leaks, shared_patients
 
 
 class Validation:
     """An archive of validation patients, ready to be segmented.
 
-    Raises UserError for slices of another schema or resolution, of the test part of a split, and of patients that the
-    U-Net learns from, directly or through a GAN.
+    Raises UserError for slices of another schema or resolution, of the test part of a split, of patients in `exclude`,
+    and of patients that the U-Net learns from, directly or through a GAN.
     """
 
-    def __init__(self, path: str | os.PathLike, selected: Sequence[Selection]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        selected: Sequence[Selection],
+        exclude: Iterable[str | os.PathLike] = (),  # archives whose patients are kept for testing
+    ) -> None:
         self._reader = ArchiveReader(path)
-        refuse_test_part(self._reader)
+        refuse_leaks([self._reader], exclude)
         for one in selected:
             require_same_kind(one.archive, self._reader)
             own = {record.patient for record in one.records}

@@ -7,7 +7,7 @@ import torch
 
 from segmentation.config import UNetConfig
 from segmentation.fast_unet import compute_logits, fast_logits
-from segmentation.fit import segmentation_loss
+from segmentation.optimizer import segmentation_loss
 from segmentation.unet import build_unet
 from torch_utils.ops import native
 

@@ -10,7 +10,8 @@ from dnnlib.errors import UserError
 from dnnlib.files import sha256
 from segmentation import fit
 from segmentation.config import TrainUNetConfig
-from segmentation.fit import MODEL, RECORD, segmentation_loss, train_unet
+from segmentation.fit import MODEL, RECORD, train_unet
+from segmentation.optimizer import segmentation_loss
 from segmentation.unet import KIND, VERSION
 from torch_utils import checkpoint
 
