@@ -54,7 +54,7 @@ def collect(plan: Plan, archives: Archives, outdir: Path, commands: Sequence[str
         convergence=tuple(_convergence(plan, arm, unets, outdir) for arm in plan.arms if plan.convergence),
         content=content,
         agreement=tuple(_agreements(plan, unets, fakes, outdir)),
-        gans=_count_gans(fakes),
+        gans=_count_gans(fakes) if plan.uses_fakes else 0,
         notes=tuple(_notes(unets, content)),
         commands=tuple(commands),
         made=describe_machine(one.record.device for one in unets.values()),

@@ -9,6 +9,7 @@ from typing import Any
 from dnnlib.cli import Checked, option
 from dnnlib.slots import Slots, find_slots
 from segmentation.arms import TABLES, parse_arms
+from segmentation.config import UNetRecipe
 from segmentation.experiment import MOST_REPLICATES, Archives, Plan, fakes_of
 
 # Options of a U-Net's training. In both, the standard deviation between replicates is small; docs/experiment.md has it.
@@ -91,16 +92,18 @@ class ExperimentOptions(Checked):
 def plan_experiment(asked: ExperimentOptions, given: Mapping[str, Any], resolution: int) -> Plan:
     """Plan an experiment. given: options of the trainings that the user gave. resolution: pixels of the slices.
 
-    Raises UserError for unknown notation of arms.
+    Raises UserError for unknown notation of arms, and for options of the trainings that don't go together.
     """
     name = asked.arms.strip().lower()
     recipe = asked.cfg if asked.cfg != AUTO else "small" if resolution <= _SMALL else "full"
+    options = RECIPES[recipe] | dict(given)
+    UNetRecipe(**options)  # refuses values that don't go together
     return Plan(
         name=name if name in TABLES else "arms",
         title={"table1": TABLE1, "table2": TABLE2}.get(name, "Comparison of arms"),
         arms=parse_arms(asked.arms),
         replicates=asked.replicates,
-        options=RECIPES[recipe] | dict(given),
+        options=options,
         seed=asked.seed,
         margin=asked.margin,
         convergence=asked.convergence,

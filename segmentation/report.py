@@ -31,6 +31,7 @@ PRESENT = (
     "if present: over those whose truth has the class or region; a miss predicts nothing there, and a false alarm "
     "something where it is not"
 )
+SPREAD = "mean ± SD: over patients"
 DISTANCE = (
     "HD95: median [quartiles] of the 95 % Hausdorff distance by MONAI, the larger one of both directions, where the "
     "truth has the class or region; a miss counts with the diagonal of the stacked slices; BraTS since 2023 takes "
@@ -106,6 +107,7 @@ def notes_on(evaluation: Evaluation) -> list[str]:
     seed = evaluation.model.info.training.seed
     return [
         *about_data(evaluation),
+        SPREAD,
         *about_distances(evaluation),
         *about_names(evaluation),
         *about_pixels(evaluation),
@@ -126,12 +128,12 @@ def _examinations(evaluation: Evaluation) -> str:
 
 
 def about_data(evaluation: Evaluation) -> list[str]:
-    """Notes on the test data: what the mean is taken over, incomplete volumes, and remarks of the archive."""
+    """Notes on the test data: how much there is, incomplete volumes, and remarks of the archive."""
     examinations = evaluation.examinations
     several = len(evaluation.patients) < len(examinations)
     whole = all(e.of is not None and not _is_partial(e) for e in examinations)
     notes = [
-        f"mean ± SD over patients: {_examinations(evaluation)}, {count(sum(e.slices for e in examinations), 'slice')}"
+        f"test data: {_examinations(evaluation)}, {count(sum(e.slices for e in examinations), 'slice')}"
         + (", all that their volumes have" if whole else "")
         + ("; a patient counts once, with the mean of the examinations" if several else "")
     ]

@@ -21,6 +21,7 @@ from slices.archive.reader import ArchiveReader
 
 def run_experiment(asked: ExperimentOptions, given: Mapping[str, Any], how: RunJobs) -> None:
     """Run an experiment, or show its plan. given: options of the trainings that the user gave."""
+    slots = how.slots  # refuses a launcher that is not there
     plan = plan_experiment(asked, given, ArchiveReader(asked.real).resolution)
     archives = asked.archives
     for warning in check_experiment(plan, archives):
@@ -28,11 +29,11 @@ def run_experiment(asked: ExperimentOptions, given: Mapping[str, Any], how: RunJ
     outdir = Path(asked.outdir)
     graph = Graph(outdir, PROGRAMS, experiment_jobs(plan, archives))
     if how.dry_run:
-        click.echo(graph.plan(how.slots))
+        click.echo(graph.plan(slots))
         return
     graph.refuse_strangers(WRITTEN)
     with held(outdir) as lock:
-        graph.run(how.slots, lock)
+        graph.run(slots, lock)
         finish(graph, [(plan, archives)], outdir)
 
 

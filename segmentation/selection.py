@@ -10,12 +10,12 @@ import numpy as np
 from tqdm import tqdm
 
 from dnnlib.errors import UserError
-from dnnlib.text import count
+from dnnlib.text import count, name_some
 from segmentation.arms import MOST_FLIPS, Arm
 from slices.archive.compatible import refuse_twice, require_same_kind
 from slices.archive.format import SliceRecord
 from slices.archive.reader import ArchiveReader
-from slices.leaks import refuse_leaks
+from slices.leaks import describe_shared, refuse_leaks, refuse_test_part, shared_patients
 from slices.schema import Schema
 
 # Axes of [..., H, W] along which a slice is turned over. Then R's flips, in the order in which an arm takes them:
@@ -99,6 +99,29 @@ def check_arm(
             f"{fake.path} holds {count(len(fake), 'slice')}, but {arm} needs {needed}: {arm.fakes} times the "
             f"{len(real)} of {real.path}. Generate more, such as with generate.py --seeds=0-{needed - 1}"
         )
+
+
+def refuse_validation(
+    val: ArchiveReader, selected: Sequence[Selection], exclude: Iterable[str | os.PathLike] = ()
+) -> None:
+    """Raise UserError unless a U-Net that learns from the selected slices can be validated on an archive.
+
+    Its patients must be in no test part of a split, not in `exclude`, and unknown to the U-Net, whether from slices or
+    by a GAN.
+    """
+    advice = "give patients that are in neither training nor test"
+    refuse_test_part(val)
+    for path in exclude:
+        if shared := shared_patients(val.info.known_patients, ArchiveReader(path).info.known_patients):
+            raise UserError(f"--val {val.path} and {path} share the patients {name_some(shared)}; {advice}")
+    for one in selected:
+        require_same_kind(one.archive, val)
+        own = {record.patient for record in one.records}
+        if shared := shared_patients({*own, *one.archive.info.seen}, val.info.known_patients):
+            raise UserError(
+                f"--val {val.path}: the U-Net would learn from {describe_shared(shared, own)} ({one.archive.path}); "
+                f"{advice}"
+            )
 
 
 def _check_together(archives: Sequence[ArchiveReader], exclude: Iterable[str | os.PathLike]) -> None:

@@ -12,6 +12,7 @@ from dnnlib.publish import Staged
 from segmentation.page.page import stage_report
 from segmentation.results import to_csv
 from segmentation.study import Study
+from segmentation.tables import common_notes
 
 CSV, JSON, PAGE = "results.csv", "results.json", "report.html"
 FORMAT, VERSION = "experiment", 1
@@ -49,7 +50,7 @@ def to_content(study: Study) -> dict[str, Any]:
         "agreement": study.agreement,
         "content": study.content,
         "archives": archives,
-        "notes": study.notes,
+        "notes": (*common_notes(study), *study.notes),
         "commands": study.commands,
         "made": study.made,
     }

@@ -164,7 +164,7 @@ def claims_table(study: Study) -> Table:
     rows = [(_sentence(c, flagged), *(cell(c) for cell in _CLAIM_COLUMNS.values())) for c in study.comparisons]
     header = ("claim", *_CLAIM_COLUMNS)
     kept = [i for i in range(len(header)) if not rows or any(row[i] != NONE for row in rows)]
-    notes = [*_about_claims(study.comparisons), *_common_notes(study)]
+    notes = [*_about_claims(study.comparisons), *common_notes(study)]
     return Table(tuple(header[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in rows), tuple(notes))
 
 
@@ -252,7 +252,7 @@ def _by_arm(study: Study, what: str, cell: Callable[[Sequence[Row], Arm, Target]
         title = arm.title + f" {FLAG}" * (arm.name in study.flagged)
         rows.append((title, *(cell(of_target(of_arm, target), arm, target) for target in study.targets)))
     header = (what, *(target.title for target in study.targets))
-    return Table(header, tuple(rows), (*notes, *_regions(study.schema), *_common_notes(study)))
+    return Table(header, tuple(rows), (*notes, *_regions(study.schema), *common_notes(study)))
 
 
 def _regions(schema: Schema) -> list[str]:
@@ -262,7 +262,7 @@ def _regions(schema: Schema) -> list[str]:
     return [f"regions: {regions}"] if regions else []
 
 
-def _common_notes(study: Study) -> list[str]:
+def common_notes(study: Study) -> list[str]:
     """Notes that every table carries: what its numbers can't tell."""
     notes = []
     if study.gans == 1:

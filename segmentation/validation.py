@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from dnnlib.errors import UserError
 from segmentation.predict import predict_examinations
 from segmentation.scores import score_examination, summarize, targets_of
-from segmentation.selection import Selection
+from segmentation.selection import Selection, refuse_validation
 from segmentation.unet import TrainedUNet
-from slices.archive.compatible import require_same_kind
 from slices.archive.reader import ArchiveReader
-from slices.leaks import describe_shared, refuse_leaks, shared_patients
 
 
 class Validation:
@@ -29,15 +26,7 @@ class Validation:
         exclude: Iterable[str | os.PathLike] = (),  # archives whose patients are kept for testing
     ) -> None:
         self._reader = ArchiveReader(path)
-        refuse_leaks([self._reader], exclude)
-        for one in selected:
-            require_same_kind(one.archive, self._reader)
-            own = {record.patient for record in one.records}
-            if shared := shared_patients({*own, *one.archive.info.seen}, self._reader.info.known_patients):
-                raise UserError(
-                    f"--val {path}: the U-Net would learn from {describe_shared(shared, own)} ({one.archive.path}); "
-                    "give patients that are in neither training nor test"
-                )
+        refuse_validation(self._reader, selected, exclude)
 
     def dice(self, unet: TrainedUNet) -> float:
         """Dice of the schema's first region, or of its first class: the mean over the patients."""

@@ -49,6 +49,16 @@ def write_volumes(path, volumes, slices=range(4), of=4, pixel=1.0, made=None, **
     return path
 
 
+def write_fakes(path, count=8, schema=RING, size=SIZE, seen=("r0", "r1"), lesions=True, first=0, of="s", **options):
+    """Fakes of `count` seeds from `first` on, of the snapshot `of`; with lesions=False every other one has none."""
+    random = np.random.RandomState(9 + first)
+    with ArchiveWriter(path, schema, size, {}, seen=seen, **options) as writer:
+        for seed in range(first, first + count):
+            stored = draw_ring(random, schema, size, lesion=lesions or seed % 2 > 0)
+            writer.add(stored, patient=f"generated-{seed}", seed=seed, snapshot=of)
+    return path
+
+
 def plain_dice(prediction, truth, classes) -> float:
     """The definition of Dice."""
     p, t = np.isin(prediction, classes), np.isin(truth, classes)

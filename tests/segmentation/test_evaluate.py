@@ -77,7 +77,7 @@ def test_examinations_of_a_patient_are_evaluated_apart(tmp_path, trained):
     assert describe_data(result) == "v.zip: 3 examinations of 2 patients, 12 slices (4 per examination)"
     notes = evaluation_table(result).notes
     assert notes[0] == (
-        "mean ± SD over patients: 3 examinations of 2 patients, 12 slices, all that their volumes have; "
+        "test data: 3 examinations of 2 patients, 12 slices, all that their volumes have; "
         "a patient counts once, with the mean of the examinations"
     )
     assert notes[1:3] == (

@@ -79,15 +79,12 @@ def test_a_known_patient_is_told():
 
 def test_notes_tell_of_whole_incomplete_and_unknown_volumes():
     whole = evaluation(examination(1, of=2), examination(1, patient="q", of=2))
-    assert about_data(whole) == [
-        "mean ± SD over patients: 2 examinations of 2 patients, 4 slices, all that their volumes have"
-    ]
+    assert about_data(whole) == ["test data: 2 examinations of 2 patients, 4 slices, all that their volumes have"]
     mixed = evaluation(
         examination(1, of=7), examination(1, of=2), examination(1), tested=replace(TESTED, remarks=("x",))
     )
     assert about_data(mixed) == [
-        "mean ± SD over patients: 3 examinations of 1 patient, 6 slices"
-        "; a patient counts once, with the mean of the examinations",
+        "test data: 3 examinations of 1 patient, 6 slices; a patient counts once, with the mean of the examinations",
         "Dice of 4 of 9 slices: the archive lacks slices of 1 of 3 examinations, "
         "so this is not the Dice of whole volumes",
         "1 of 3 examinations are slices of no known volume: their Dice may not be that of whole volumes",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dnnlib.errors import UserError
-from rings import RING, SIZE, TINY, draw_ring, refused, run, write_patients, write_rings
+from rings import RING, SIZE, TINY, draw_ring, refused, run, write_fakes, write_patients, write_rings
 from segmentation.arms import parse_arm
 from segmentation.config import TrainUNetConfig
 from segmentation.data import PairDataset
@@ -27,16 +27,6 @@ from slices.archive.writer import ArchiveWriter
 from slices.schema import BRATS
 
 NUM_REAL, NUM_FAKES = 3, 8
-
-
-def write_fakes(path, count=NUM_FAKES, schema=RING, size=SIZE, seen=("r0", "r1"), lesions=True, **options):
-    """Fakes of the seeds 0 to count − 1; with lesions=False every other one has no lesion."""
-    random = np.random.RandomState(9)
-    with ArchiveWriter(path, schema, size, {}, seen=seen, **options) as writer:
-        for seed in range(count):
-            stored = draw_ring(random, schema, size, lesion=lesions or seed % 2 > 0)
-            writer.add(stored, patient=f"generated-{seed}", seed=seed, snapshot="s")
-    return path
 
 
 @pytest.fixture(scope="module")

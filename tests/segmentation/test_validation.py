@@ -45,7 +45,7 @@ def test_validation_patients_that_are_learned_from_are_refused(tmp_path, train_z
     assert "are of the test part" in train(train_zip, strange)
     assert "known.zip: the U-Net would learn from slices of p3" in train(train_zip, known)
     assert "a GAN that learned from r1" in train(fake_zip, behind)
-    assert "known.zip must share no patient with" in refused(
+    assert "share the patients v; give patients that are in neither training nor test" in refused(
         "train", "--data", train_zip, "--exclude", strange, "--val", known, "--outdir", tmp_path / "new", *TINY
     )
     assert "no such file" in train(train_zip, tmp_path / "none.zip") and not (tmp_path / "new").exists()
