@@ -95,7 +95,7 @@ class Full:
         if angle or zoom != 1:
             # One interpolation for both.
             grid, _ = AffineGrid(rotate_params=angle, scale_params=(zoom, zoom))(spatial_size=gray.shape[1:])
-            resample = Resample(padding_mode="zeros", dtype=torch.float32)
+            resample = Resample(padding_mode="zeros", dtype=torch.float32)  # type: ignore[arg-type]  # MONAI takes torch types as well
             gray, maps = resample(gray, grid, mode="bilinear"), resample(maps, grid, mode="nearest")
         if mirrored := [axis for axis in (1, 2) if self._random.random() < 0.5]:
             gray, maps = gray.flip(mirrored), maps.flip(mirrored)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from dnnlib.errors import UserError
-from dnnlib.publish import Staged
 from dnnlib.text import count
 from segmentation.page.content import part_of
 from segmentation.page.html import to_html
@@ -26,17 +25,6 @@ MOST_BYTES = 15_000_000  # of report.html
 _SAMPLES = 2_500_000  # bytes of unselected slices
 _PLAIN = 1_500_000  # bytes; larger files to download are packed
 _KINDS = {".csv": "text/csv", ".json": "application/json", ".gz": "application/gzip"}
-
-
-def stage_report(staged: Staged, outdir: Path, studies: Sequence[Study], files: Mapping[str, bytes]) -> None:
-    """Stage the files of a report, and those that it offers for download, to appear in a folder."""
-    figures = staged.place(outdir / FIGURES)
-    figures.mkdir()
-    for name, content in {**files, **make_report(studies, files)}.items():
-        if name.startswith(f"{FIGURES}/"):
-            (figures / Path(name).name).write_bytes(content)
-        else:
-            staged.write(outdir / name, content)
 
 
 def make_report(studies: Sequence[Study], files: Mapping[str, bytes]) -> dict[str, bytes]:
