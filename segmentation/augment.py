@@ -95,7 +95,8 @@ class Full:
         if angle or zoom != 1:
             # One interpolation for both.
             grid, _ = AffineGrid(rotate_params=angle, scale_params=(zoom, zoom))(spatial_size=gray.shape[1:])
-            resample = Resample(padding_mode="zeros", dtype=torch.float32)  # type: ignore[arg-type]  # MONAI takes torch types as well
+            kind: Any = torch.float32  # MONAI takes torch's types as well as numpy's
+            resample = Resample(padding_mode="zeros", dtype=kind)
             gray, maps = resample(gray, grid, mode="bilinear"), resample(maps, grid, mode="nearest")
         if mirrored := [axis for axis in (1, 2) if self._random.random() < 0.5]:
             gray, maps = gray.flip(mirrored), maps.flip(mirrored)
