@@ -153,8 +153,15 @@ class Graph:
         return (named[name] for name in TopologicalSorter(self.edges).static_order())
 
     def records(self) -> list[Record]:
-        """Records of all jobs that ever ran in the output folder."""
-        return [from_json(Record, read_json(path), str(path)) for path in sorted(self.folder.glob("*.json"))]
+        """Records of all jobs that ever ran in the output folder, in this graph or in another one."""
+        return [_read(path) for path in sorted(self.folder.glob("*.json"))]
+
+    def commands(self) -> list[str]:
+        """Return the commands that made the results of this graph's jobs, in their order, as a user would write them.
+
+        All jobs must be finished.
+        """
+        return [self.shown(_read(self._record(job)).command) for job in self.jobs]
 
     # --- one job: seen, begun, ended ----------------------------------------------------------------------------------
 
@@ -168,8 +175,7 @@ class Graph:
         wanted = fingerprint([self.programs.sources_of(command), portable, *described])
         command = [word.replace(FINGERPRINT, wanted[:_SHORT]) for word in command]
         patterns = tuple(pattern.replace(FINGERPRINT, wanted[:_SHORT]) for pattern in job.outputs)
-        path = self.folder / f"{job.name}.json"
-        last = from_json(Record, read_json(path), str(path)) if path.exists() else None
+        last = _read(self._record(job)) if self._record(job).exists() else None
         results, ended = None, False
         if last is not None and last.wanted == wanted:
             if last.results is not None:
@@ -225,7 +231,12 @@ class Graph:
         self._results[look.job.name] = [self.outdir / name for name in results]
 
     def _write(self, look: Look, record: Record) -> None:
-        write_json(make_folder(self.folder) / f"{look.job.name}.json", record)
+        make_folder(self.folder)
+        write_json(self._record(look.job), record)
+
+    def _record(self, job: Job) -> Path:
+        """File of a job's record."""
+        return self.folder / f"{job.name}.json"
 
     def _put_in(self, text: str) -> str:
         """Put paths of results into a text."""
@@ -286,6 +297,11 @@ def held(outdir: Path) -> Iterator[int]:
     busy = f"{outdir}: another call, or a job that it started, is at work there; wait for it"
     with hold(make_folder(outdir / "jobs") / "lock", busy) as lock:
         yield lock
+
+
+def _read(path: Path) -> Record:
+    """Read a record."""
+    return from_json(Record, read_json(path), str(path))
 
 
 def _edges(jobs: Sequence[Job]) -> dict[str, set[str]]:

@@ -6,13 +6,15 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dnnlib import config as configs
 from dnnlib.code_hash import ROOT
-from dnnlib.files import read_json
+from dnnlib.errors import UserError
+from dnnlib.files import read_json, sha256
 from dnnlib.text import count, tool_version
 from segmentation.archive_content import ArchiveContent, content_of
 from segmentation.archive_facts import collect_facts
@@ -29,13 +31,15 @@ from slices.archive.reader import ArchiveReader
 
 
 def collect(plan: Plan, archives: Archives, outdir: Path, commands: Sequence[str]) -> Study:
-    """Collect the results of a plan whose jobs are all done. archives: paths. commands: that were run, for the page."""
-    real, test = _archive(archives.real), _archive(archives.test)
-    fakes = tuple(map(_archive, archives.fakes))
-    unets = {(t.arm.name, t.replicate): _trained(t, outdir) for t in replicates_of(plan)}
+    """Collect the results of a plan whose jobs are all done. archives: paths. commands: that were run, for the page.
+
+    Raises UserError if an archive or a U-Net is no longer the one that the results are of.
+    """
+    used = _Used(_archive(archives.real), tuple(map(_archive, archives.fakes)), _archive(archives.test))
+    unets = {(t.arm.name, t.replicate): _trained(t, used, outdir) for t in replicates_of(plan)}
     first = next(iter(unets.values())).evaluation
-    rows = tuple(row for trial in replicates_of(plan) for row in _rows(trial, unets, real, fakes, test))
-    content = _content(plan, real, fakes)
+    rows = tuple(row for trial in replicates_of(plan) for row in _rows(trial, unets, used))
+    content = _content(plan, used)
     return Study(
         name=plan.name,
         title=plan.title,
@@ -44,24 +48,40 @@ def collect(plan: Plan, archives: Archives, outdir: Path, commands: Sequence[str
         replicates=plan.replicates,
         options=plan.options,
         margin=plan.margin,
-        real=real,
-        fakes=fakes,
-        test=test,
+        real=used.real,
+        fakes=used.fakes,
+        test=used.test,
         val=None if archives.val is None else _archive(archives.val),
         rows=rows,
         comparisons=_comparisons(plan, rows, first),
         unets=unets,
-        convergence=tuple(_convergence(plan, arm, unets, outdir) for arm in plan.arms if plan.convergence),
+        convergence=tuple(_convergence(plan, arm, unets, used, outdir) for arm in plan.arms if plan.convergence),
         content=content,
-        agreement=tuple(_agreements(plan, unets, fakes, outdir)),
-        gans=_count_gans(fakes) if plan.uses_fakes else 0,
+        agreement=tuple(_agreements(plan, unets, used, outdir)),
+        gans=_count_gans(used.fakes) if plan.uses_fakes else 0,
         notes=tuple(_notes(unets, content)),
         commands=tuple(commands),
         made=describe_machine(one.record.device for one in unets.values()),
     )
 
 
-_DESCRIBE = ("describe", "--always", "--dirty", "--abbrev=12")  # the commit, marked if files differ from it
+@dataclass(frozen=True)
+class _Used:
+    """The archives of an experiment as they are now."""
+
+    real: Archive
+    fakes: tuple[Archive, ...]  # as in Archives
+    test: Archive
+
+    def fake(self, trial: Trial) -> Archive | None:
+        """The fakes that a U-Net learns from."""
+        if not trial.arm.uses_fakes:
+            return None
+        return self.fakes[0] if len(self.fakes) == 1 else self.fakes[trial.replicate - 1]
+
+    def learned(self, trial: Trial) -> list[Archive]:
+        """The archives that a U-Net learns from, in the order of `UNetInfo.archives`."""
+        return [one for one in (self.real if trial.arm.uses_real else None, self.fake(trial)) if one is not None]
 
 
 # --- U-Nets and rows --------------------------------------------------------------------------------------------------
@@ -73,21 +93,42 @@ def _archive(path: str) -> Archive:
     return Archive(Path(path), collect_facts(reader), tuple(snapshots))
 
 
-def _trained(trial: Trial, outdir: Path) -> TrainedUNet:
+def _trained(trial: Trial, used: _Used, outdir: Path) -> TrainedUNet:
     record = outdir / trial.record
     return TrainedUNet(
         model=outdir / trial.model,
         record=configs.from_json(TrainRecord, read_json(record), str(record)),
-        evaluation=load_evaluation(outdir / trial.results),
+        evaluation=_evaluation(trial, used, outdir),
     )
 
 
-def _rows(
-    trial: Trial, unets: dict[tuple[str, int], TrainedUNet], real: Archive, fakes: Sequence[Archive], test: Archive
-) -> Iterator[Row]:
+def _evaluation(
+    trial: Trial, used: _Used, outdir: Path, results: str | None = None, tested: Archive | None = None
+) -> Evaluation:
+    """Load the test of a U-Net. results, tested: its results and their archive, if not those on the test patients.
+
+    Raises UserError if the U-Net or an archive has changed meanwhile: the rows would name a file that they are not of.
+    """
+    path, tested = outdir / (results or trial.results), tested or used.test
+    found = load_evaluation(path)
+    info = found.model.info
+    pairs = [
+        (outdir / trial.model, sha256(outdir / trial.model), found.model.sha256),
+        (tested.path, tested.facts.sha256, found.data.sha256),
+        *((a.path, a.facts.sha256, b.sha256) for a, b in zip(used.learned(trial), info.archives, strict=True)),
+    ]
+    for file, now, then in pairs:
+        if now != then:
+            raise UserError(
+                f"{file} is not the file that {path} is of, so it has changed since the jobs began: call the same "
+                "command again, which makes anew what depends on it"
+            )
+    return found
+
+
+def _rows(trial: Trial, unets: dict[tuple[str, int], TrainedUNet], used: _Used) -> Iterator[Row]:
     """The rows of one U-Net: every examination with every target."""
-    unet = unets[trial.arm.name, trial.replicate]
-    fake = (fakes[0] if len(fakes) == 1 else fakes[trial.replicate - 1]) if trial.arm.uses_fakes else None
+    unet, fake = unets[trial.arm.name, trial.replicate], used.fake(trial)
     for examination in unet.evaluation.examinations:
         for target in targets_of(unet.evaluation.model.info.schema):
             found = examination.result(target)
@@ -110,9 +151,9 @@ def _rows(
                 unet_seed=unet.evaluation.model.info.training.seed,
                 gan="+".join(fake.snapshots) if fake else "",
                 unet_sha256=unet.evaluation.model.sha256,
-                real_sha256=real.facts.sha256 if trial.arm.uses_real else "",
+                real_sha256=used.real.facts.sha256 if trial.arm.uses_real else "",
                 fake_sha256=fake.facts.sha256 if fake else "",
-                test_sha256=test.facts.sha256,
+                test_sha256=used.test.facts.sha256,
             )
 
 
@@ -135,35 +176,39 @@ def _comparisons(plan: Plan, rows: Sequence[Row], first: Evaluation) -> tuple[Co
 # --- diagnostics ------------------------------------------------------------------------------------------------------
 
 
-def _convergence(plan: Plan, arm: Arm, unets: dict[tuple[str, int], TrainedUNet], outdir: Path) -> Convergence:
+def _convergence(
+    plan: Plan, arm: Arm, unets: dict[tuple[str, int], TrainedUNet], used: _Used, outdir: Path
+) -> Convergence:
     """Dice of the first replicate after ½, 1 and 2 times the steps."""
     half, double = Trial(plan, arm, 1, HALF), Trial(plan, arm, 1, DOUBLE)
-    less, more = load_evaluation(outdir / half.results), load_evaluation(outdir / double.results)
+    less, more = (_evaluation(trial, used, outdir) for trial in (half, double))
     same, targets = unets[arm.name, 1].evaluation, targets_of(less.model.info.schema)
     dice = {t.title: (less.summary(t).mean, same.summary(t).mean, more.summary(t).mean) for t in targets}
     _, once, twice = dice[targets[0].title]
     return Convergence(arm.name, (half.steps, plan.options["steps"], double.steps), dice, twice - once > GAIN)
 
 
-def _content(plan: Plan, real: Archive, fakes: Sequence[Archive]) -> dict[str, ArchiveContent]:
+def _content(plan: Plan, used: _Used) -> dict[str, ArchiveContent]:
     """Areas and specks of the real slices, and of the fakes that the arms learn from."""
-    found = {"real": content_of(ArchiveReader(real.path))}
-    used = max(1, plan.most_fakes) * real.facts.slices
-    for number, fake in enumerate(fakes, start=1):
+    found = {"real": content_of(ArchiveReader(used.real.path))}
+    most = max(1, plan.most_fakes) * used.real.facts.slices
+    for number, fake in enumerate(used.fakes, start=1):
         reader = ArchiveReader(fake.path)
-        found[f"fakes {number}"] = content_of(reader, min(used, len(reader)))
+        found[f"fakes {number}"] = content_of(reader, min(most, len(reader)))
     return found
 
 
 def _agreements(
-    plan: Plan, unets: dict[tuple[str, int], TrainedUNet], fakes: Sequence[Archive], outdir: Path
+    plan: Plan, unets: dict[tuple[str, int], TrainedUNet], used: _Used, outdir: Path
 ) -> Iterator[Agreement]:
     """How well the first real-trained U-Net agrees with the labels of test patients, and with those of fakes."""
     if plan.baseline is None:
         return
+    trial = Trial(plan, plan.baseline, 1)
     yield _agreement("test patients", unets[plan.baseline.name, 1].evaluation)
-    for number in range(1, len(fakes) + 1):
-        yield _agreement(f"fakes {number}", load_evaluation(outdir / agreement_results(plan, number)))
+    for number, fake in enumerate(used.fakes, start=1):
+        found = _evaluation(trial, used, outdir, agreement_results(plan, number), fake)
+        yield _agreement(f"fakes {number}", found)
 
 
 def _agreement(slices: str, evaluation: Evaluation) -> Agreement:
@@ -205,20 +250,9 @@ def describe_machine(devices: Iterable[str]) -> dict[str, str]:
 def _commit() -> str | None:
     """The commit of the checkout, marked if files differ from it. None without git."""
     try:
-        # The option keeps git from looking above the checkout, where another project may be.
-        told = subprocess.run(
-            [
-                "git",
-                f"--git-dir={ROOT / '.git'}",
-                f"--work-tree={ROOT}",
-                "describe",
-                "--always",
-                "--dirty",
-                "--abbrev=12",
-            ],
-            capture_output=True,
-            text=True,
-        )
+        # The options keep git from looking above the checkout, where another project may be.
+        git = ("git", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}")
+        told = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True)
     except OSError:
         return None
     return told.stdout.strip() or None

@@ -1,7 +1,7 @@
 """Plan of an experiment: its arms and replicates as a graph of jobs that train and test one U-Net each.
 
-This file imports neither torch nor numpy, so that --help answers at once. `check_experiment` in experiment_check.py
-opens the archives before any training; `read_study` in read_study.py collects the results.
+This file imports neither torch nor numpy, so that --help answers at once. experiment_checks.py opens the archives
+before any training; collect.py collects the results.
 """
 
 from __future__ import annotations

@@ -40,8 +40,7 @@ def run_experiment(asked: ExperimentOptions, given: Mapping[str, Any], how: RunJ
 def finish(graph: Graph, plans: Sequence[tuple[Plan, Archives]], outdir: Path) -> None:
     """Collect the results of experiments whose jobs are done, write them, and print their tables."""
     click.echo("\ncollecting the results")
-    commands = [graph.shown(record.command) for record in graph.records()]
-    studies = [collect(plan, _with_paths(graph, archives), outdir, commands) for plan, archives in plans]
+    studies = [collect(plan, _with_paths(graph, archives), outdir, graph.commands()) for plan, archives in plans]
     write_study(studies, outdir)
     for study in studies:
         click.echo(f"\n=== {study.title}\n{describe_study(study)}")

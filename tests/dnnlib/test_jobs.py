@@ -430,3 +430,17 @@ def test_changes_behind_links_are_seen(tmp_path):
     change(lambda: (source / "again").symlink_to(tmp_path))
     (store / ".hidden").write_text("no data")
     assert described(source) == states[-1]
+
+
+def test_commands_are_those_of_the_graph_in_its_order(folder):
+    """An output folder may hold records of jobs that another graph had."""
+
+    def job(name):
+        words = ["-c", COPY, "{out}/in.txt", f"{{out}}/{name}.txt", name]
+        return Job(name, "", words, [folder.outdir / "in.txt"], [f"{name}.txt"], replaces=False)
+
+    Graph(folder.outdir, PROGRAMS, [job("a"), job("c")]).run(Slots(1))
+    graph = Graph(folder.outdir, PROGRAMS, [job("c"), job("b")])
+    graph.run(Slots(1))
+    assert [command.rpartition(" ")[2] for command in graph.commands()] == ["c", "b"]
+    assert len(graph.records()) == 3
