@@ -20,7 +20,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
@@ -207,12 +207,15 @@ def show(value: Any) -> str:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def options(cls: Any, into: str, unless_given: str | None = None) -> Callable[[Callable], Callable]:
+def options(
+    cls: Any, into: str, unless_given: str | None = None, decides: Collection[str] = ()
+) -> Callable[[Callable], Callable]:
     """Decorate a click command: add an option for each field of `cls` that was declared with `option`, in their order.
 
     into: the argument in which the command gets its values, as a record of type `cls`.
     unless_given: if it is set, the command gets a dictionary instead, with only those values that the user gave.
     It names the origin of the other values in the help text, such as "the recipe's".
+    decides: names of fields whose value comes from there even though they have a default.
     Values outside their limits end the program with a message.
     """
     fields = [field for field in dataclasses.fields(cls) if _OPTION in field.metadata]
@@ -233,18 +236,20 @@ def options(cls: Any, into: str, unless_given: str | None = None) -> Callable[[C
 
         wrapped: Callable = with_record
         for field in reversed(fields):  # click lists the option that was added last before the others
-            wrapped = _click_option(field, hints[field.name], unless_given)(wrapped)
+            wrapped = _click_option(field, hints[field.name], unless_given, field.name in decides)(wrapped)
         return wrapped
 
     return decorate
 
 
-def _click_option(field: dataclasses.Field, hint: Any, unless_given: str | None) -> Callable[[Callable], Callable]:
-    """Return click's decorator for one option. hint: the field's annotation. unless_given: see `options`."""
+def _click_option(
+    field: dataclasses.Field, hint: Any, unless_given: str | None, decided: bool
+) -> Callable[[Callable], Callable]:
+    """Return click's decorator for one option. hint: the field's annotation. unless_given, decided: see `options`."""
     described, limits = field.metadata[_OPTION], field.metadata[_LIMITS]
     default: Any = field.default if field.default_factory is MISSING else field.default_factory
     names = [*filter(None, [described.short]), _flag(field), field.name]
-    known = default is not MISSING and default is not None
+    known = default is not MISSING and default is not None and not decided
     shown = described.shown or (default if known or unless_given is None else unless_given)
     help = _help(described.help, "" if described.switch else shown, _range(limits))
     if unless_given is not None:

@@ -17,7 +17,7 @@ from dnnlib.cli import HELP, options
 from dnnlib.errors import reports_user_errors
 from dnnlib.system import run
 from segmentation.config import EvaluateOptions, PredictOptions, TrainPaths, TrainUNetConfig, UNetRecipe
-from segmentation.experiment_options import ExperimentOptions, RunJobs
+from segmentation.experiment_options import RECIPES, ExperimentOptions, RunJobs
 from slices.convert.source import SourceOptions
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 
@@ -82,7 +82,7 @@ def predict(asked: PredictOptions, data: SourceOptions) -> None:
 
 @main.command(context_settings=HELP)
 @options(ExperimentOptions, "asked")
-@options(UNetRecipe, "given", unless_given="the recipe's")
+@options(UNetRecipe, "given", unless_given="the recipe's", decides=RECIPES["full"])
 @options(RunJobs, "how")
 @reports_user_errors
 def experiment(asked: ExperimentOptions, given: dict[str, Any], how: RunJobs) -> None:

@@ -22,7 +22,9 @@ from slices.schema import Schema
 NONE = "–"  # what is not known, or has no cases
 FLAG = "†"  # marks an arm that has not converged
 ONE_GAN = "one GAN: intervals do not cover the generator's own variance"
+IN_PART = "intervals cover the generator's own variance in part only"
 ONE_REPLICATE = "one replicate: no intervals and no p-values"
+NO_CONVERGENCE = "whether the arms would gain from more steps was not measured"
 DISTANCES = (
     "HD95: median [quartiles] over examinations and replicates in which the truth has the region or label; one that "
     "is missed counts with the diagonal of the stacked slices. It is the larger one of the two directed 95th "
@@ -264,12 +266,23 @@ def _regions(schema: Schema) -> list[str]:
 
 def common_notes(study: Study) -> list[str]:
     """Notes that every table carries: what its numbers can't tell."""
-    notes = []
-    if study.gans == 1:
-        notes.append(ONE_GAN)
+    notes = [about_gans(study)] if about_gans(study) else []
     if study.replicates == 1:
         notes.append(ONE_REPLICATE)
     if study.flagged:
         first = study.headline[0].title
-        notes.append(f"{FLAG} not converged: twice the steps raise its mean Dice of {first} by more than {GAIN:g}")
+        notes.append(
+            f"{FLAG} not converged: twice the steps raise its mean Dice of {first} by more than {GAIN:g} (replicate 1)"
+        )
+    if not study.convergence:
+        notes.append(NO_CONVERGENCE)
     return notes
+
+
+def about_gans(study: Study) -> str:
+    """What intervals don't tell about the GANs behind the fakes; empty if each replicate has its own."""
+    if study.gans == 1:
+        return ONE_GAN
+    if 1 < study.gans < study.replicates:
+        return f"{count(study.gans, 'GAN')} for {study.replicates} replicates: {IN_PART}"
+    return ""

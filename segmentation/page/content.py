@@ -14,8 +14,8 @@ from segmentation.report import Table
 from segmentation.results import by_patient, of_target, patients_of
 from segmentation.scores import Target
 from segmentation.statistics import DIFFERENT, Claim, Comparison, compare
-from segmentation.study import Archive, Study
-from segmentation.tables import NONE, format_detectable, format_p, signed, tables_of
+from segmentation.study import GAIN, Archive, Study
+from segmentation.tables import NONE, about_gans, format_detectable, format_p, signed, tables_of
 
 FOUND = ("HD95 in mm", "Misses", "False alarms")  # captions of tables that stand in the section on distances
 MARKS = {"shown": "✓", "contradicted": "✗", "not shown": "○", "higher": "▲", "lower": "▼", "no difference shown": "○"}
@@ -121,8 +121,8 @@ def _summary(study: Study) -> str:
     )
     if study.replicates == 1:
         told += " One training of each arm is no measure of chance, so there are no intervals and no p-values."
-    elif study.gans == 1:
-        told += " One GAN: intervals do not cover the generator's own variance."
+    elif note := about_gans(study):
+        told += f" {note[0].upper()}{note[1:]}."
     return told
 
 
@@ -280,7 +280,12 @@ def _convergence(study: Study, name: str) -> Figure:
     caption = (
         "Replicate 1, trained for ½, 1 and 2 times the steps of the experiment; each length is a training of its own."
     )
-    caption += f" Not converged (gains more than .005 beyond 1): {', '.join(late)}." if late else " All arms converged."
+    first = study.headline[0].name
+    caption += (
+        f" Not converged (twice the steps raise its Dice of {first} by more than {GAIN:g}): {', '.join(late)}."
+        if late
+        else f" No arm gains more than {GAIN:g} of {first} from twice the steps."
+    )
     return Figure("Convergence", caption, tuple(panels))
 
 

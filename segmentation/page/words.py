@@ -31,10 +31,10 @@ _CITATION = (
     "reference managers.",
 )
 ABOUT = {
-    "verdicts": "A claim is shown, or contradicted, if chance alone explains the difference with less than 5 %; Holm's "
-    "correction covers all claims of a table together. Differences are in units of Dice. Intervals cover the chance of "
-    "patients and of trainings. Smallest detectable: the difference that would have been found in four of five such "
-    "experiments. Not shown does not mean equal.",
+    "verdicts": "A claim is shown, or contradicted, if chance alone would bring about such a difference with a "
+    "probability of less than 5 %; Holm's correction covers all claims of a table together. Differences are in units "
+    "of Dice. Intervals cover the chance of patients and of trainings. Smallest detectable: the difference that would "
+    "have been found in four of five such experiments. Not shown does not mean equal.",
     "no_distances": "Where the slices lie in their volumes is not known, so there are no distances.",
     "no_files": "results.csv and results.json are too large for this page, and lie in its folder.",
     "files": "results.csv has one row for each arm, replicate, examination and target. The folder of this page "

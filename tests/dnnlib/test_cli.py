@@ -49,6 +49,12 @@ def changes(told):
     click.echo(repr(told))
 
 
+@click.command(context_settings=HELP)
+@options(Options, "told", unless_given="the recipe's", decides=("rate", "share"))
+def decided(told):
+    click.echo(repr(told))
+
+
 def call(command, *words, code=0) -> str:
     result = CliRunner().invoke(command, words)
     assert result.exit_code == code and (result.exception is None or code), (result.output, result.exception)
@@ -74,6 +80,14 @@ def test_help_tells_default_range_and_choices_in_the_order_of_the_fields():
     ]
     places = [text.index(line) for line in words]
     assert places == sorted(places) and "found" not in text and text == " ".join(call(record, "--help").split())
+
+
+def test_help_names_who_decides_what_was_not_given():
+    text = " ".join(call(changes, "-h").split())
+    assert "Learning rate. [default: 0.001; above 0]" in text and "Folder. [default: the recipe's]" in text
+    text = " ".join(call(decided, "-h").split())
+    assert "Learning rate. [default: the recipe's; above 0]" in text and "Flips. [default: 0]" in text
+    assert call(decided, "--rate=2") == "{'rate': 2.0}\n"
 
 
 def test_values_have_the_types_of_the_annotations():

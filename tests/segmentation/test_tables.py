@@ -14,9 +14,12 @@ from segmentation.statistics import NO_DIFFERENCE, NOT_TESTED, compare_all, fami
 from segmentation.study import Convergence, Study
 from segmentation.tables import (
     FLAG,
+    IN_PART,
+    NO_CONVERGENCE,
     NONE,
     ONE_GAN,
     ONE_REPLICATE,
+    about_gans,
     claims_table,
     describe_study,
     dice_table,
@@ -216,6 +219,11 @@ def test_every_table_says_what_its_numbers_cannot_tell(study):
         )
     for caption, table in tables_of(study).items():
         assert not {ONE_GAN, ONE_REPLICATE} & set(table.notes) and FLAG not in table.text(), caption
+        assert NO_CONVERGENCE not in table.notes and IN_PART not in table.text(), caption
+    two = dataclasses.replace(make_study(gans=2), convergence=())
+    for caption, table in tables_of(two).items():
+        assert {f"2 GANs for 3 replicates: {IN_PART}", NO_CONVERGENCE} <= set(table.notes), caption
+    assert not about_gans(make_study(gans=0))
 
 
 def test_a_schema_without_regions():
