@@ -11,15 +11,18 @@ benchmarks/segmentation.py has the times.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops.conv2d_gradfix import MULTIPLE, conv2d
+from torch_utils.ops.conv2d_gradfix import MULTIPLE, Geometry, convolve, gradients
 
 HALVINGS = 4  # of the picture's edges, down to the lowest level
-_FEW_PIXELS = 256  # up to which normalization in planes of channels was measured to be faster
+_FEW_PIXELS = 256  # of a picture, up to which normalization in planes of channels was measured to be faster
+_FEWEST_NATIVE = 512  # pixels of a batch, from which native convolutions were measured to be faster
+_SAME = Geometry(stride=1, padding=(1, 1), transposed=False, output_padding=(0, 0), groups=1)
 
 
 def compute_logits(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -55,20 +58,56 @@ def fast_logits(network: Any, images: torch.Tensor) -> torch.Tensor:
 def _two_convolutions(blocks: Any, x: torch.Tensor) -> torch.Tensor:
     """MONAI's TwoConv: twice a 3×3 convolution, instance normalization, leaky ReLU."""
     for block in (blocks.conv_0, blocks.conv_1):
-        x = _convolve(x, block.conv.weight)
-        x = _normalize_and_activate(x, block.adn.N, block.adn.A.negative_slope)
+        norm = block.adn.N
+        x = _Block.apply(x, block.conv.weight, norm.weight, norm.bias, norm.eps, block.adn.A.negative_slope)
     return x
 
 
-def _convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A 3×3 convolution of channels-last x, with zeros around the picture."""
-    if any(channels % MULTIPLE for channels in weight.shape[:2]) and not any(
-        channels % (MULTIPLE // 2) for channels in weight.shape[:2]
-    ):
-        # Pairs of neighbors along a row count as one pixel with twice the channels, enough for the native convolution.
-        # That is the same memory. Half of the pairs' weights are 0, but the native convolution is faster nonetheless.
-        return _unpaired(conv2d(_paired(x), _weight_of_pairs(weight), padding=1))
-    return conv2d(x, weight, padding=1)
+class _Block(torch.autograd.Function):
+    """A 3×3 convolution with zeros around the picture, instance normalization, leaky ReLU; all in channels last.
+
+    One function of all three, because PyTorch's bookkeeping of each operator takes as long as a small picture.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,  # [N, C, H, W]
+        taps: torch.Tensor,  # [C', C, 3, 3]
+        weight: torch.Tensor,  # of the normalization, [C']
+        bias: torch.Tensor,  # [C']
+        eps: float,
+        slope: float,
+    ) -> torch.Tensor:
+        # Pairs of neighbors along a row count as one pixel with twice the channels, if that is enough for the native
+        # convolution. It is the same memory. Half of the pairs' weights are 0, but native it is faster nonetheless.
+        ctx.pairs = _has_multiples(taps, MULTIPLE // 2) and not _has_multiples(taps, MULTIPLE)
+        if ctx.pairs:
+            x, taps = _paired(x), _taps_of_pairs(taps)
+        taps = taps.contiguous(memory_format=torch.channels_last)
+        y = convolve(x, taps, _SAME, _FEWEST_NATIVE)
+        y = _unpaired(y) if ctx.pairs else y
+        ctx.norm = _Planes if y.shape[2] * y.shape[3] <= _FEW_PIXELS else _Rows
+        y, saved = ctx.norm.forward(y, weight, bias, eps, slope)
+        ctx.save_for_backward(x, taps, weight, *saved)
+        ctx.slope = slope
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, taps, weight, *saved = ctx.saved_tensors
+        dy, d_weight, d_bias = ctx.norm.backward(dy, weight, saved, ctx.slope)
+        dy = _paired(dy) if ctx.pairs else dy
+        dx, d_taps = gradients(x, dy, taps, _SAME, (ctx.needs_input_grad[0], True), _FEWEST_NATIVE)
+        if ctx.pairs:
+            dx, d_taps = None if dx is None else _unpaired(dx), _from_taps_of_pairs(d_taps)
+        return dx, d_taps, d_weight, d_bias, None, None
+
+
+def _has_multiples(taps: torch.Tensor, multiple: int) -> bool:
+    """Whether both numbers of channels are multiples."""
+    return taps.shape[0] % multiple == taps.shape[1] % multiple == 0
 
 
 def _paired(x: torch.Tensor) -> torch.Tensor:
@@ -83,13 +122,19 @@ def _unpaired(x: torch.Tensor) -> torch.Tensor:
     return _rows(x).view(n, h, 2 * w, c // 2).permute(0, 3, 1, 2)
 
 
-def _weight_of_pairs(weight: torch.Tensor) -> torch.Tensor:
-    """The weight [C', C, 3, 3] of a convolution -> that of the same convolution of pairs, [2 · C', 2 · C, 3, 3]."""
-    out, channels = weight.shape[:2]
-    of_pairs = (weight.reshape(-1, 3) @ _TAPS_OF_PAIRS.to(weight.dtype)).view(
-        out, channels, 3, 3, 2, 2
-    )  # [C', C, down, along, q, p]
-    return of_pairs.permute(5, 0, 4, 1, 2, 3).reshape(2 * out, 2 * channels, 3, 3)
+def _taps_of_pairs(taps: torch.Tensor) -> torch.Tensor:
+    """The taps [C', C, 3, 3] of a convolution -> those of the same convolution of pairs, [2 · C', 2 · C, 3, 3]."""
+    out, channels = taps.shape[:2]
+    of_pairs = (taps.reshape(-1, 3) @ _TAPS_OF_PAIRS.to(taps.dtype)).view(out, channels, 3, 3, 2, 2)
+    return of_pairs.permute(5, 0, 4, 1, 2, 3).reshape(2 * out, 2 * channels, 3, 3)  # from [C', C, down, along, q, p]
+
+
+def _from_taps_of_pairs(gradient: torch.Tensor | None) -> torch.Tensor:
+    """The transpose of _taps_of_pairs: gradients [2 · C', 2 · C, 3, 3] -> [C', C, 3, 3]."""
+    assert gradient is not None, "it was asked for"
+    out, channels = gradient.shape[0] // 2, gradient.shape[1] // 2
+    of_pairs = gradient.reshape(2, out, 2, channels, 3, 3).permute(1, 3, 4, 5, 2, 0)
+    return (of_pairs.reshape(-1, 12) @ _TAPS_OF_PAIRS.to(gradient.dtype).T).view(out, channels, 3, 3)
 
 
 # For each of the three taps along a row: which pixel q of which of three pairs it takes to which pixel p of the middle
@@ -118,42 +163,40 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def _normalize_and_activate(x: torch.Tensor, norm: torch.nn.InstanceNorm2d, slope: float) -> torch.Tensor:
-    """Instance normalization and leaky ReLU, [N, C, H, W] -> the same. Both are in channels last."""
-    few = x.shape[2] * x.shape[3] <= _FEW_PIXELS
-    function = _NormalizePlanes if few else _NormalizeRows
-    return function.apply(x, norm.weight, norm.bias, norm.eps, slope)
+Saved = Sequence[torch.Tensor]  # for the backward pass
 
 
-class _NormalizePlanes(torch.autograd.Function):
-    """_normalize_and_activate for few pixels: PyTorch's operators, which are fast for planes of channels."""
+class _Planes:
+    """Instance normalization and leaky ReLU of few pixels: PyTorch's operators, which are fast for planes of channels.
+
+    x, y: [N, C, H, W] in channels last. weight, bias: [C].
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, slope: float
-    ) -> torch.Tensor:
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, slope: float
+    ) -> tuple[torch.Tensor, Saved]:
         n, c, h, w = x.shape
         x = x.contiguous()
         # Groups of one channel each: its kernel is faster than that of instance normalization.
         y, mean, inverse = torch.native_group_norm(x, weight, bias, n, c, h * w, c, eps)
         F.leaky_relu_(y, slope)
-        ctx.save_for_backward(x, y, mean, inverse, weight)
-        ctx.slope = slope
-        return y.contiguous(memory_format=torch.channels_last)
+        return y.contiguous(memory_format=torch.channels_last), (x, y, mean, inverse)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        x, y, mean, inverse, weight = ctx.saved_tensors
+    def backward(dy: torch.Tensor, weight: torch.Tensor, saved: Saved, slope: float) -> tuple[torch.Tensor, ...]:
+        """Gradients of x, weight and bias."""
+        x, y, mean, inverse = saved
         n, c, h, w = dy.shape
-        dy = torch.ops.aten.leaky_relu_backward(dy.contiguous(), y, ctx.slope, True)  # by its output
+        dy = torch.ops.aten.leaky_relu_backward(dy.contiguous(), y, slope, True)  # by its output
         dx, *of_parameters = torch.ops.aten.native_group_norm_backward(
             dy, x, mean, inverse, weight, n, c, h * w, c, [True, True, True]
         )
-        return dx.contiguous(memory_format=torch.channels_last), *of_parameters, None, None
+        return dx.contiguous(memory_format=torch.channels_last), *of_parameters
 
 
-class _NormalizeRows(torch.autograd.Function):
-    """_normalize_and_activate for many pixels, in channels last throughout.
+class _Rows:
+    """The same of many pixels, in channels last throughout.
 
     A row of a picture, [W · C], is handled as one vector. A vector of a few channels only would leave most of a
     processor's lanes empty.
@@ -161,30 +204,31 @@ class _NormalizeRows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, slope: float
-    ) -> torch.Tensor:
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, slope: float
+    ) -> tuple[torch.Tensor, Saved]:
         n, c, h, w = x.shape
         rows = _rows(x).reshape(n, h, w * c)
         centered = rows - _spread(_sum(rows, c).div_(h * w), w)
-        inverse = _sum(centered * centered, c).div_(h * w).add_(eps).rsqrt_()  # of the standard deviation, [N, C]
-        y = torch.addcmul(_spread(bias, w), centered, _spread(inverse * weight, w))
+        y = centered * centered
+        inverse = _sum(y, c).div_(h * w).add_(eps).rsqrt_()  # of the standard deviation, [N, C]
+        torch.addcmul(_spread(bias, w), centered, _spread(inverse * weight, w), out=y)
         F.leaky_relu_(y, slope)
-        ctx.save_for_backward(centered, y, inverse, weight)
-        ctx.slope = slope
-        return y.view(n, h, w, c).permute(0, 3, 1, 2)
+        return y.view(n, h, w, c).permute(0, 3, 1, 2), (centered, y, inverse)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        centered, y, inverse, weight = ctx.saved_tensors
+    def backward(dy: torch.Tensor, weight: torch.Tensor, saved: Saved, slope: float) -> tuple[torch.Tensor, ...]:
+        """Gradients of x, weight and bias."""
+        centered, y, inverse = saved
         n, c, h, w = dy.shape
-        dy = torch.ops.aten.leaky_relu_backward(_rows(dy).reshape(n, h, w * c), y, ctx.slope, True)  # by its output
+        dy = torch.ops.aten.leaky_relu_backward(_rows(dy).reshape(n, h, w * c), y, slope, True)  # by its output
         d_bias = _sum(dy, c)  # of each picture, [N, C]
-        d_weight = _sum(dy * centered, c).mul_(inverse)
+        dx = dy * centered
+        d_weight = _sum(dx, c).mul_(inverse)
         # With x̂ = centered · inverse:  dx = weight · inverse · (dy − mean(dy) − x̂ · mean(dy · x̂))
         scale = inverse * weight
         of_mean, of_slope = (scale * d_bias).div_(-h * w), (scale * inverse * d_weight).div_(-h * w)
-        dx = torch.addcmul(_spread(of_mean, w), dy, _spread(scale, w)).addcmul_(centered, _spread(of_slope, w))
-        return dx.view(n, h, w, c).permute(0, 3, 1, 2), d_weight.sum(0), d_bias.sum(0), None, None
+        torch.addcmul(_spread(of_mean, w), dy, _spread(scale, w), out=dx).addcmul_(centered, _spread(of_slope, w))
+        return dx.view(n, h, w, c).permute(0, 3, 1, 2), d_weight.sum(0), d_bias.sum(0)
 
 
 def _sum(rows: torch.Tensor, channels: int) -> torch.Tensor:

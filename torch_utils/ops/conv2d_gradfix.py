@@ -89,7 +89,7 @@ def _is_measured() -> bool:
     return torch.backends.cpu.get_cpu_capability() in PROCESSORS and bool(build.OPENMP)
 
 
-def _is_native(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> bool:
+def _is_native(x: torch.Tensor, w: torch.Tensor, geometry: Geometry, fewest_pixels: int = FEWEST_PIXELS) -> bool:
     """Return whether the native 3×3 convolution can compute this case, and is faster than PyTorch's."""
     first, second, *taps = w.shape
     return (
@@ -99,7 +99,7 @@ def _is_native(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> bool:
         and 0 < second <= MOST_CHANNELS
         and first % MULTIPLE == second % MULTIPLE == 0
         and x.ndim == 4
-        and x.numel() >= FEWEST_PIXELS * x.shape[1]
+        and x.numel() >= fewest_pixels * x.shape[1]
         and x.is_cpu
         and w.is_cpu
         and x.dtype == w.dtype == torch.float32
@@ -109,21 +109,26 @@ def _is_native(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> bool:
     )
 
 
-def _convolve(x: torch.Tensor, w: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """Convolve with the faster of the native and PyTorch's operator."""
-    if _is_native(x, w, geometry):
+def convolve(x: torch.Tensor, w: torch.Tensor, geometry: Geometry, fewest_pixels: int = FEWEST_PIXELS) -> torch.Tensor:
+    """Convolve with the faster of the native and PyTorch's operator. Gradients don't go through it."""
+    if _is_native(x, w, geometry, fewest_pixels):
         return CONV3X3(x, w, geometry.transposed)
     return torch.convolution(x, w, None, *geometry.arguments)
 
 
-def _gradients(
-    x: torch.Tensor, dy: torch.Tensor, w: torch.Tensor, geometry: Geometry, wanted: tuple[bool, bool]
+def gradients(
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    w: torch.Tensor,
+    geometry: Geometry,
+    wanted: tuple[bool, bool],
+    fewest_pixels: int = FEWEST_PIXELS,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Compute the gradients of x and w. wanted: which of the two; the other one is None.
 
     The gradient of w depends on the shape and layout of w, but not on its values.
     """
-    if not _is_native(x, w, geometry):
+    if not _is_native(x, w, geometry, fewest_pixels):
         # The last entry of the mask is for a bias, which does not exist.
         return torch.ops.aten.convolution_backward(dy, x, w, None, *geometry.arguments, [*wanted, False])[:2]
     dx = dw = None
@@ -145,7 +150,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, x, w, geometry):
         ctx.save_for_backward(x, w)
         ctx.geometry = geometry
-        return _convolve(x, w, geometry)
+        return convolve(x, w, geometry)
 
     @staticmethod
     def backward(ctx, dy):
@@ -153,7 +158,7 @@ class _Convolution(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:2]
         # Gradients are enabled here only if create_graph asks for second derivatives. Otherwise one call does it all.
         if not torch.is_grad_enabled():
-            return *_gradients(x, dy, w, ctx.geometry, wanted), None
+            return *gradients(x, dy, w, ctx.geometry, wanted), None
         dx = dw = None
         if wanted[0]:
             dx = _Convolution.apply(dy, w, ctx.geometry.adjoint(x, dy, w))
@@ -169,7 +174,7 @@ class _WeightGradient(torch.autograd.Function):
     def forward(ctx, x, dy, w, geometry):
         ctx.save_for_backward(x, dy)
         ctx.geometry = geometry
-        return _gradients(x, dy, w, geometry, (False, True))[1]
+        return gradients(x, dy, w, geometry, (False, True))[1]
 
     @staticmethod
     def backward(ctx, ddw):
