@@ -44,6 +44,17 @@ def test_flips_are_left_to_right_by_chance_and_move_image_and_labels_together():
     assert 440 < flipped < 560
 
 
+@pytest.mark.parametrize("augment", ["flip", "full"])
+def test_every_seed_of_a_training_augments_in_its_own_way(augment):
+    contrasts, indices = painted()
+
+    def labels(seed):
+        make = augmentation(TrainUNetConfig(steps=1, seed=seed, augment=augment))
+        return tuple(make(contrasts, indices, number)[1].tobytes() for number in range(16))
+
+    assert len({labels(seed) for seed in range(4)}) == 4 and labels(1) == labels(1)
+
+
 def test_none_gives_the_very_same_arrays():
     contrasts, indices = painted()
     same = augmentation(TrainUNetConfig(steps=1))(contrasts, indices, 5)

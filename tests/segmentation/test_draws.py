@@ -33,6 +33,15 @@ def test_a_batch_may_be_larger_than_the_archive():
     assert len(batch) == 8 and {draw.slice for draw in batch} == {0, 1, 2}
 
 
+@pytest.mark.parametrize("lesion_free", [None, 0.5])
+def test_every_seed_has_an_order_of_its_own(lesion_free):
+    has_lesion = np.arange(40) % 2 > 0
+    configs = [TrainUNetConfig(steps=10, batch=8, seed=seed, lesion_free=lesion_free) for seed in range(6)]
+    orders = [[n for n in Draws(has_lesion, config).slices() if n is not None] for config in configs]
+    for kind in (True, False):  # slices with and without lesion come from decks of their own
+        assert len({tuple(n for n in order if has_lesion[n] == kind) for order in orders}) == len(orders)
+
+
 @pytest.mark.parametrize("batch, steps, empty, lesion_free", [(8, 40, 0.05, 0.2), (7, 29, 0.29, 0.31), (3, 5, 0, 0.9)])
 def test_shares_are_exact_over_a_whole_training_and_even_in_it(train_zip, batch, steps, empty, lesion_free):
     union = PairDataset(select_all([train_zip]))  # 36 of 48 slices have a lesion

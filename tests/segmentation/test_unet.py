@@ -31,6 +31,13 @@ def test_width_scales_every_level():
     assert 3 < large / small < 4.2
 
 
+def test_every_seed_has_first_weights_of_its_own():
+    first, again, other = (build_unet(configure_unet(BRATS, 64, 2), seed).state_dict() for seed in (1, 1, 2))
+    weights = [name for name in first if first[name].unique().numel() > 1]  # the rest are constants
+    assert len(weights) >= 20 and all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in weights)
+
+
 def test_a_unet_that_does_not_say_which_patients_it_knows_is_refused(tmp_path, trained, test_zip):
     tensors, metadata = checkpoint.load(trained.model, KIND, VERSION)
     old = {key: value for key, value in metadata.items() if key not in ("patients", "seen")}
