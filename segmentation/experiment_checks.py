@@ -44,9 +44,9 @@ def check_experiment(plan: Plan, archives: Archives) -> list[str]:
         _require_pixels(real, other)
     configure_unet(real.schema, real.resolution, plan.options["width"])
     _require_patients(test)
-    refuse_gaps(test)
     for arm, fake in _pairs(plan.arms, fakes):
         check_arm(arm, real, fake, [archives.test])
+    refuse_gaps(test)  # after the patients: a training archive given as --test would be told of its gaps only
     selections = [(arm, select_checked(arm, real, fake)) for arm, fake in _pairs(plan.arms, fakes)]
     for one in val:
         for _, selected in selections:

@@ -91,13 +91,13 @@ def check_arm(
         return
     if fake is None:
         raise UserError(f"{arm} needs fakes: give their archive with --fake, as generate.py writes it")
-    _check_together([real, fake], exclude)
     refuse_real_as_fakes(fake)
+    _check_together([real, fake], exclude)
     needed = arm.fakes * len(real)
     if len(fake) < needed:
         raise UserError(
             f"{fake.path} holds {count(len(fake), 'slice')}, but {arm} needs {needed}: {arm.fakes} times the "
-            f"{len(real)} of {real.path}. Generate more, such as with generate.py --seeds=0-{needed - 1}"
+            f"{len(real)} of {real.path}. Generate as many with generate.py --like={real.path} --times={arm.fakes}"
         )
 
 

@@ -321,7 +321,14 @@ def made_of(study: Study) -> Made:
     if study.val is not None:
         archives["validation"] = study.val
     rows = [
-        (role, one.facts.file, f"{one.facts.slices:,}", f"{one.facts.patients:,}", one.facts.sha256)
+        # each fake counts as a patient in its archive, but is none
+        (
+            role,
+            one.facts.file,
+            f"{one.facts.slices:,}",
+            NONE if one.snapshots else f"{one.facts.patients:,}",
+            one.facts.sha256,
+        )
         for role, one in archives.items()
     ]
     networks = [
