@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,7 +47,7 @@ def collect(plan: Plan, archives: Archives, outdir: Path, commands: Sequence[str
         schema=first.model.info.schema,
         arms=plan.arms,
         replicates=plan.replicates,
-        options=plan.options,
+        options=_options(first),
         margin=plan.margin,
         real=used.real,
         fakes=used.fakes,
@@ -82,6 +83,12 @@ class _Used:
     def learned(self, trial: Trial) -> list[Archive]:
         """The archives that a U-Net learns from, in the order of `UNetInfo.archives`."""
         return [one for one in (self.real if trial.arm.uses_real else None, self.fake(trial)) if one is not None]
+
+
+def _options(evaluation: Evaluation) -> dict[str, Any]:
+    """Options that every training had, those that nobody gave too: all but seed and augmentation, which differ."""
+    told = configs.to_json(evaluation.model.info.training)
+    return {name: value for name, value in told.items() if name not in ("seed", "augment") and value is not None}
 
 
 # --- U-Nets and rows --------------------------------------------------------------------------------------------------

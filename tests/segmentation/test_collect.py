@@ -97,6 +97,13 @@ def test_rows_name_what_their_network_learned_from(tmp_path):
     assert comparison.claim.sentence == "F differs from R" and comparison.difference == pytest.approx(0.2)
 
 
+def test_options_are_those_of_every_training(tmp_path):
+    """Those that nobody gave too; not what arms and replicates differ in."""
+    study = Finished(tmp_path, arms="R; R*full").study()
+    assert study.options["empty"] == 0.05 and study.options["average"] == 0.25 and study.options["steps"] == 10
+    assert not {"seed", "augment", "lesion_free"} & study.options.keys()
+
+
 @pytest.mark.parametrize(
     "snapshots, fake, arms, gans",
     [
