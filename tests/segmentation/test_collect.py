@@ -23,13 +23,18 @@ TESTED = {"a-0": "a", "a-1": "a", "b-0": "b", "c-0": "c"}  # volume -> patient
 
 
 class Finished:
-    """An output folder in which all jobs of an experiment are done. dice: budget or replicate -> that of every test."""
+    """An output folder in which all jobs of an experiment are done.
 
-    def __init__(self, folder, arms="R; F", replicates=2, fake="fake-{r}.zip", snapshots="st", dice=None):
-        self.outdir, self.dice = folder / "out", dice or {}
+    dice: (arm, budget or replicate) -> that of every test. fakes: in each archive. found: other fields of TargetDice.
+    """
+
+    def __init__(
+        self, folder, arms="R; F", replicates=2, fake="fake-{r}.zip", snapshots="st", dice=None, fakes=8, **found
+    ):
+        self.outdir, self.dice, self.found = folder / "out", dice or {}, found
         folder.mkdir(exist_ok=True)
         for number, snapshot in enumerate(snapshots, start=1):
-            write_fakes(folder / f"fake-{number}.zip", 8, first=8 * number, of=snapshot)
+            write_fakes(folder / f"fake-{number}.zip", fakes, first=fakes * number, of=snapshot)
         asked = ExperimentOptions(
             real=str(write_volumes(folder / "real.zip", {"r0": "r0", "r1": "r1"})),
             test=str(write_volumes(folder / "test.zip", TESTED)),
@@ -65,7 +70,9 @@ class Finished:
         return replace(told, archives=tuple(collect_facts(ArchiveReader(path)) for path in learned))
 
     def write_results(self, trial, name, tested, volumes, dice):
-        examinations = [examination(dice, RING, patient, volume, of=4) for volume, patient in volumes.items()]
+        examinations = [
+            examination(dice, RING, patient, volume, of=4, **self.found) for volume, patient in volumes.items()
+        ]
         made = evaluation(*examinations, schema=RING, tested=collect_facts(ArchiveReader(tested)))
         model = replace(made.model, sha256=sha256(self.outdir / trial.model), info=self.info(trial))
         (self.outdir / name).parent.mkdir(parents=True)
@@ -95,6 +102,20 @@ def test_rows_name_what_their_network_learned_from(tmp_path):
         assert unet.evaluation.regions["whole"].mean == pytest.approx(dice[arm, r])
     (comparison, _) = study.comparisons
     assert comparison.claim.sentence == "F differs from R" and comparison.difference == pytest.approx(0.2)
+
+
+def test_every_number_has_its_column(tmp_path):
+    found = {"truth": 0, "predicted": 7, "masked_dice": 0.75, "removed": 3, "hd95": 12.5}
+    for row in Finished(tmp_path, replicates=1, snapshots="s", **found).study().rows:
+        assert (row.dice, row.masked_dice, row.hd95_mm) == (0.5, 0.75, 12.5)
+        assert (row.truth_voxels, row.predicted_voxels, row.outside_voxels) == (0, 7, 3)
+        assert row.truth_empty and not row.prediction_empty
+
+
+@pytest.mark.parametrize("arms, used", [("R; R", 8), ("R; F", 8), ("R; 2F; F+R", 16), ("R; 3F", 24)])
+def test_content_is_that_of_the_slices_that_are_learned_from(tmp_path, arms, used):
+    content = Finished(tmp_path, arms, replicates=1, snapshots="s", fakes=30).study().content
+    assert {name: one.areas.num_slices for name, one in content.items()} == {"real": 8, "fakes 1": used}
 
 
 def test_options_are_those_of_every_training(tmp_path):
