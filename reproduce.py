@@ -17,7 +17,7 @@ from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.jobs import Graph, held
 from dnnlib.system import run
 from dnnlib.text import format_time
-from reproduce_jobs import FEW, GAN_ON, PRESETS, Few, Wanted, all_jobs
+from reproduce_jobs import FEW, GAN_ON, PRESETS, Few, Wanted, all_jobs, slice_jobs
 from segmentation.experiment import MOST_REPLICATES, PROGRAMS, WRITTEN
 from segmentation.experiment_options import RunJobs
 
@@ -73,7 +73,10 @@ def main(asked: Options, how: RunJobs) -> None:
         click.echo(graph.plan(slots))
         return
     graph.refuse_strangers(WRITTEN)
+    slices = Graph(graph.outdir, PROGRAMS, list(slice_jobs(wanted)))
     with held(graph.outdir) as lock:
+        slices.run(slots, lock)
+        check(slices, wanted)
         graph.run(slots, lock)
         report(graph, wanted)
     print(f"\nAll jobs took {format_time(time.time() - start)}.")
@@ -106,6 +109,13 @@ def configure(asked: Options) -> Wanted:
             f"--replicates, {preset.replicates}"
         )
     return wanted
+
+
+def check(slices: Graph, wanted: Wanted) -> None:
+    """Raise UserError for real slices that an experiment can't use, before any training."""
+    from segmentation.run_experiment import check_real_slices  # torch takes seconds to import
+
+    check_real_slices(slices, wanted.plans)
 
 
 def report(graph: Graph, wanted: Wanted) -> None:

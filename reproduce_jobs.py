@@ -134,13 +134,13 @@ class Wanted:
 
 def all_jobs(wanted: Wanted, on_gpus: bool) -> list[Job]:
     """All jobs, in the order in which they begin if nothing else decides. on_gpus: each slot has a GPU."""
-    jobs = [*_slices(wanted), *_gans(wanted, on_gpus)]
+    jobs = [*slice_jobs(wanted), *_gans(wanted, on_gpus)]
     for plan, archives in wanted.plans:
         jobs += experiment_jobs(plan, archives)
     return jobs
 
 
-def _slices(wanted: Wanted) -> Iterator[Job]:
+def slice_jobs(wanted: Wanted) -> Iterator[Job]:
     """Jobs that make the archives of real slices."""
     source = wanted.source
     if source is None:

@@ -115,6 +115,12 @@ def format_arms(arms: Sequence[Arm]) -> str:
     return "; ".join(arm.notation for arm in arms)
 
 
+def baseline(arms: Sequence[Arm]) -> Arm | None:
+    """The arm of real slices alone: R if it is there, else one that augments them. None if there is none."""
+    alone = [arm for arm in arms if arm.real and not (arm.fakes or arm.flips)]
+    return min(alone, key=lambda arm: arm.augment != NONE, default=None)
+
+
 def parse_arm(text: str) -> Arm:
     """One arm. Case, spaces and the order of its terms don't matter. Raises UserError for any other text."""
     if text.strip().lower() in TABLES:

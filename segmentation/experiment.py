@@ -14,7 +14,7 @@ from typing import Any
 from dnnlib.cli import arguments
 from dnnlib.code_hash import ROOT
 from dnnlib.jobs import OUT, Job, Programs, result_of
-from segmentation.arms import Arm
+from segmentation.arms import Arm, baseline
 
 # A U-Net is trained and tested again if the sources of these files, or those that they import, have changed.
 PROGRAMS = Programs(
@@ -52,8 +52,8 @@ class Plan:
 
     @property
     def baseline(self) -> Arm | None:
-        """The first arm of real slices alone, or None."""
-        return next((arm for arm in self.arms if arm.real and not (arm.fakes or arm.flips)), None)
+        """The arm of real slices alone, or None."""
+        return baseline(self.arms)
 
 
 @dataclass(frozen=True)

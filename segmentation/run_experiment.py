@@ -37,6 +37,14 @@ def run_experiment(asked: ExperimentOptions, given: Mapping[str, Any], how: RunJ
         finish(graph, [(plan, archives)], outdir)
 
 
+def check_real_slices(graph: Graph, plans: Sequence[tuple[Plan, Archives]]) -> None:
+    """Check the archives of real slices, whose jobs are done, as `check_experiment` does. There are no fakes yet."""
+    for plan, archives in plans:
+        some = replace(plan, arms=tuple(arm for arm in plan.arms if not arm.uses_fakes))
+        for warning in check_experiment(some, _with_paths(graph, replace(archives, fakes=()))):
+            click.echo(warning)
+
+
 def finish(graph: Graph, plans: Sequence[tuple[Plan, Archives]], outdir: Path) -> None:
     """Collect the results of experiments whose jobs are done, write them, and print their tables."""
     click.echo("\ncollecting the results")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dnnlib.text import count, format_time
-from segmentation.arms import Arm
+from segmentation.arms import Arm, baseline
 from segmentation.page.figures import Difference, Distances, Line, bars, distances, forest, lines
 from segmentation.page.panels import Figure, slug
 from segmentation.report import Table
@@ -153,7 +153,7 @@ def _verdict(comparison: Comparison) -> Verdict:
 
 def baseline_of(study: Study) -> Arm:
     """The arm that the others are compared with: real slices alone, or else the first."""
-    return next((arm for arm in study.arms if arm.notation == "R"), study.arms[0])
+    return baseline(study.arms) or study.arms[0]
 
 
 def forest_of(study: Study) -> Figure:

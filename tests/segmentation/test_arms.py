@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dnnlib.errors import UserError
-from segmentation.arms import AUGMENTATIONS, Arm, format_arms, parse_arm, parse_arms
+from segmentation.arms import AUGMENTATIONS, Arm, baseline, format_arms, parse_arm, parse_arms
 
 ALL = [
     Arm(real, fakes, flips, augment)
@@ -126,3 +126,12 @@ def test_impossible_arms_are_a_callers_mistake(fields):
 def test_the_notation_needs_neither_torch_nor_numpy():
     code = "import sys, segmentation.arms; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [("F; R*full; R; R", "R"), ("F; R*full; 3A+R", "R*full"), ("F; 3A+R; F+R", None)],
+)
+def test_the_baseline_is_plain_r_if_it_is_there(text, expected):
+    found = baseline(parse_arms(text))
+    assert (found and found.name) == expected
