@@ -15,11 +15,11 @@ import click
 from dnnlib.cli import HELP, Checked, given, option, options
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.jobs import Graph, held
+from dnnlib.slots import RunJobs
 from dnnlib.system import run
 from dnnlib.text import format_time
 from reproduce_jobs import FEW, GAN_ON, PRESETS, Few, Wanted, all_jobs, slice_jobs
 from segmentation.experiment import MOST_REPLICATES, PROGRAMS, WRITTEN
-from segmentation.experiment_options import RunJobs
 
 
 @dataclass(frozen=True, kw_only=True)

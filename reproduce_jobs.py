@@ -11,8 +11,7 @@ from dnnlib.errors import UserError
 from dnnlib.fingerprints import fingerprint
 from dnnlib.jobs import FINGERPRINT, OUT, Job, result_of
 from segmentation.arms import parse_arms
-from segmentation.experiment import Archives, Plan, experiment_jobs
-from segmentation.experiment_options import MARGIN, RECIPES, TABLE1, TABLE2
+from segmentation.experiment import MARGIN, RECIPES, TABLE1, TABLE2, Archives, Plan, experiment_jobs
 
 FEW, ALL = GAN_ON = ("few", "all")  # the slices that the GAN of Table 2 learns from
 

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dnnlib.cli import Checked, option
 from dnnlib.errors import UserError
 from dnnlib.processes import default_workers
 from dnnlib.text import count
@@ -86,3 +87,26 @@ def _count_gpus() -> int:
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunJobs(Checked):
+    """How the jobs of a graph are run."""
+
+    jobs: int | None = option(
+        "Jobs that run at a time.",
+        default=None,
+        least=1,
+        shown="the number of GPUs, without GPU that of cores, at most 8; with --launcher 100",
+    )
+    launcher: str | None = option(
+        'Command that starts each job, such as "srun --gres=gpu:1 -n1": Slurm then queues and places it.',
+        default=None,
+        metavar="COMMAND",
+    )
+    dry_run: bool = option("Show the jobs and how long they may take, and stop.", switch=True)
+
+    @property
+    def slots(self) -> Slots:
+        """Room for jobs on this machine, or on those that the launcher finds."""
+        return find_slots(self.jobs, self.launcher or "")

@@ -15,9 +15,11 @@ sys.path.sort(key=lambda place: Path(place).resolve() == Path(__file__).resolve(
 
 from dnnlib.cli import HELP, options
 from dnnlib.errors import reports_user_errors
+from dnnlib.slots import RunJobs
 from dnnlib.system import run
 from segmentation.config import EvaluateOptions, PredictOptions, TrainPaths, TrainUNetConfig, UNetRecipe
-from segmentation.experiment_options import RECIPES, ExperimentOptions, RunJobs
+from segmentation.experiment import RECIPES
+from segmentation.experiment_options import ExperimentOptions
 from slices.convert.source import SourceOptions
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 

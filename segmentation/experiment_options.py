@@ -1,4 +1,4 @@
-"""Options of `python -m segmentation experiment`, and the recipes of its U-Nets. It imports neither torch nor numpy."""
+"""Options of `python -m segmentation experiment`. This file imports no torch, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -7,42 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnnlib.cli import Checked, option
-from dnnlib.slots import Slots, find_slots
 from segmentation.arms import TABLES, parse_arms
 from segmentation.config import UNetRecipe
-from segmentation.experiment import MOST_REPLICATES, Archives, Plan, fakes_of
+from segmentation.experiment import MARGIN, MOST_REPLICATES, RECIPES, TABLE1, TABLE2, Archives, Plan, fakes_of
 
-# Options of a U-Net's training. In both, the standard deviation between replicates is small; docs/experiment.md has it.
-RECIPES: dict[str, dict[str, Any]] = {
-    "small": {"steps": 700, "batch": 8, "width": 8, "lr": 0.01},  # for 64×64 pixels on a laptop
-    "full": {"steps": 20000, "batch": 32, "width": 32, "lr": 0.001},  # for 256×256 pixels on a GPU
-}
 AUTO = "auto"
 _SMALL = 64  # pixels; up to this resolution `auto` takes the small recipe
-MARGIN = 0.03  # of non-inferiority, in Dice
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunJobs(Checked):
-    """How the jobs of a graph are run."""
-
-    jobs: int | None = option(
-        "Jobs that run at a time.",
-        default=None,
-        least=1,
-        shown="the number of GPUs, without GPU that of cores, at most 8; with --launcher 100",
-    )
-    launcher: str | None = option(
-        'Command that starts each job, such as "srun --gres=gpu:1 -n1": Slurm then queues and places it.',
-        default=None,
-        metavar="COMMAND",
-    )
-    dry_run: bool = option("Show the jobs and how long they may take, and stop.", switch=True)
-
-    @property
-    def slots(self) -> Slots:
-        """Room for jobs on this machine, or on those that the launcher finds."""
-        return find_slots(self.jobs, self.launcher or "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +78,3 @@ def plan_experiment(asked: ExperimentOptions, given: Mapping[str, Any], resoluti
         margin=asked.margin,
         convergence=asked.convergence,
     )
-
-
-TABLE1 = "Table 1: U-Nets trained on real slices, fakes, or both"
-TABLE2 = "Table 2: U-Nets trained on few real slices"

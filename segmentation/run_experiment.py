@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from dnnlib.jobs import Graph, held
+from dnnlib.slots import RunJobs
 from segmentation.collect import collect
 from segmentation.experiment import PROGRAMS, WRITTEN, Archives, Plan, experiment_jobs
 from segmentation.experiment_checks import check_experiment
-from segmentation.experiment_options import ExperimentOptions, RunJobs, plan_experiment
+from segmentation.experiment_options import ExperimentOptions, plan_experiment
 from segmentation.study_files import CSV, PAGE, write_study
 from segmentation.tables import claims_table, describe_study, dice_table
 from slices.archive.reader import ArchiveReader

@@ -9,8 +9,8 @@ import pytest
 from dnnlib.jobs import Graph, result_of
 from segmentation.arms import TABLES
 from segmentation.config import UNetRecipe
-from segmentation.experiment import PROGRAMS, experiment_jobs, fakes_of
-from segmentation.experiment_options import RECIPES, ExperimentOptions, plan_experiment
+from segmentation.experiment import PROGRAMS, RECIPES, experiment_jobs, fakes_of
+from segmentation.experiment_options import ExperimentOptions, plan_experiment
 
 OWN = {"arm", "fake", "steps", "seed", "outdir"}  # options in which trainings of one experiment may differ
 
