@@ -15,7 +15,7 @@ import click
 from dnnlib.cli import HELP, Checked, given, option, options
 from dnnlib.errors import UserError, reports_user_errors
 from dnnlib.jobs import Graph, held
-from dnnlib.slots import RunJobs
+from dnnlib.slots import RunJobs, Slots
 from dnnlib.system import run
 from dnnlib.text import format_time
 from reproduce_jobs import FEW, GAN_ON, PRESETS, Few, Wanted, all_jobs, slice_jobs
@@ -76,7 +76,7 @@ def main(asked: Options, how: RunJobs) -> None:
     slices = Graph(graph.outdir, PROGRAMS, list(slice_jobs(wanted)))
     with held(graph.outdir) as lock:
         slices.run(slots, lock)
-        check(slices, wanted)
+        check(slices, graph, wanted, slots)
         graph.run(slots, lock)
         report(graph, wanted)
     print(f"\nAll jobs took {format_time(time.time() - start)}.")
@@ -111,11 +111,12 @@ def configure(asked: Options) -> Wanted:
     return wanted
 
 
-def check(slices: Graph, wanted: Wanted) -> None:
+def check(slices: Graph, graph: Graph, wanted: Wanted, slots: Slots) -> None:
     """Raise UserError for real slices that an experiment can't use, before any training."""
-    from segmentation.run_experiment import check_real_slices  # torch takes seconds to import
+    from segmentation.run_experiment import check_real_slices, tell_of_old_report  # torch takes seconds to import
 
     check_real_slices(slices, wanted.plans)
+    tell_of_old_report(graph, slots)
 
 
 def report(graph: Graph, wanted: Wanted) -> None:

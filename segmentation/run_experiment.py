@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dnnlib.jobs import Graph, held
-from dnnlib.slots import RunJobs
+from dnnlib.slots import RunJobs, Slots
 from segmentation.collect import collect
 from segmentation.experiment import PROGRAMS, WRITTEN, Archives, Plan, experiment_jobs
 from segmentation.experiment_checks import check_experiment
@@ -33,9 +33,16 @@ def run_experiment(asked: ExperimentOptions, given: Mapping[str, Any], how: RunJ
         click.echo(graph.plan(slots))
         return
     graph.refuse_strangers(WRITTEN)
+    tell_of_old_report(graph, slots)
     with held(outdir) as lock:
         graph.run(slots, lock)
         finish(graph, [(plan, archives)], outdir)
+
+
+def tell_of_old_report(graph: Graph, slots: Slots) -> None:
+    """Say that a report is of an earlier call, if one is there and jobs are to be run."""
+    if (graph.outdir / CSV).exists() and graph.plan(slots).todo:
+        click.echo(f"until all jobs are done, {graph.outdir / PAGE} and the files beside it are of an earlier call")
 
 
 def check_real_slices(graph: Graph, plans: Sequence[tuple[Plan, Archives]]) -> None:

@@ -19,13 +19,13 @@ from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 
 from dnnlib.errors import UserError
+from segmentation.experiment import MARGIN
 
 if TYPE_CHECKING:
     from segmentation.scores import Target
 
 ALPHA = 0.05  # level of a family of claims; intervals hold 1 - ALPHA
 POWER = 0.8  # with which a detectable difference is found
-MARGIN = 0.03  # Dice; the usual margin of non-inferiority
 
 SUPERIOR, NON_INFERIOR, DIFFERENT = KINDS = ("superior", "non-inferior", "different")
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"  # verdicts on superior and non-inferior

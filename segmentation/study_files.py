@@ -47,7 +47,7 @@ def _remove_old_figures(folder: Path, new: Collection[str]) -> None:
 
 def to_content(study: Study) -> dict[str, Any]:
     """Content of results.json: all but the rows, which results.csv holds."""
-    # Without paths, which may be private: facts hold the names of the files.
+    # Facts hold names of files. Their paths stand in the commands only.
     archives = {
         "real": study.real.facts,
         "fakes": [{"snapshots": fake.snapshots, **config.to_json(fake.facts)} for fake in study.fakes],

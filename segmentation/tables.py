@@ -15,7 +15,17 @@ from segmentation.arms import Arm
 from segmentation.report import Table
 from segmentation.results import Row, by_patient, of_target, patients_of
 from segmentation.scores import Target
-from segmentation.statistics import ALPHA, NON_INFERIOR, NOT_TESTED, Comparison
+from segmentation.statistics import (
+    ALPHA,
+    CONTRADICTED,
+    HIGHER,
+    LOWER,
+    NON_INFERIOR,
+    NOT_TESTED,
+    SHOWN,
+    Claim,
+    Comparison,
+)
 from segmentation.study import GAIN, Study
 from slices.schema import Schema
 
@@ -52,7 +62,8 @@ def describe_study(study: Study) -> str:
     size = f"{count(len(study.arms), 'arm')}, {count(study.replicates, 'replicate')}{gans}, {patients}"
     claims = dict.fromkeys(comparison.claim for comparison in study.comparisons)
     verdicts = [
-        f"{claim.sentence}: " + ", ".join(f"{c.target} {c.verdict}" for c in study.comparisons if c.claim == claim)
+        f"{claim.sentence}: "
+        + ", ".join(f"{c.target} {verdict_of(study, c)}" for c in study.comparisons if c.claim == claim)
         for claim in claims
     ]
     return "\n".join([size, *study.notes, *verdicts])
@@ -145,33 +156,35 @@ def _share(found: Sequence[bool]) -> str:
 
 # --- claims -----------------------------------------------------------------------------------------------------------
 
-_CLAIM_COLUMNS: dict[str, Callable[[Comparison], str]] = {
-    "target": lambda c: c.target,
-    "difference": lambda c: signed(c.difference),
-    "95 % interval": lambda c: f"{signed(c.interval[0])} to {signed(c.interval[1])}" if c.interval else NONE,
-    "p": lambda c: format_p(c.p),
-    "p (Holm)": lambda c: format_p(c.p_holm),
-    "verdict": lambda c: c.verdict,
-    "detectable": lambda c: format_detectable(c.detectable),
-    "effect": lambda c: NONE if c.effect is None else signed(c.effect, 2),
-    "improved": lambda c: improved(c),
-    "ratio": lambda c: ratio(c),
-    "these networks only": lambda c: format_p(c.wilcoxon_p),
+_CLAIM_COLUMNS: dict[str, Callable[[Study, Comparison], str]] = {
+    "target": lambda _, c: c.target,
+    "difference": lambda _, c: signed(c.difference),
+    "95 % interval": lambda _, c: f"{signed(c.interval[0])} to {signed(c.interval[1])}" if c.interval else NONE,
+    "p": lambda _, c: format_p(c.p),
+    "p (Holm)": lambda _, c: format_p(c.p_holm),
+    "verdict": lambda study, c: verdict_of(study, c),
+    "detectable": lambda _, c: format_detectable(c.detectable),
+    "effect": lambda _, c: NONE if c.effect is None else signed(c.effect, 2),
+    "improved": lambda _, c: improved(c),
+    "ratio": lambda _, c: ratio(c),
+    "these networks only": lambda _, c: format_p(c.wilcoxon_p),
 }
 
 
 def claims_table(study: Study) -> Table:
     """The claims of an experiment with their comparisons. Columns without any value are left out."""
-    flagged = study.flagged
-    rows = [(_sentence(c, flagged), *(cell(c) for cell in _CLAIM_COLUMNS.values())) for c in study.comparisons]
+    rows = [
+        (flagged_sentence(c.claim, study.flagged), *(cell(study, c) for cell in _CLAIM_COLUMNS.values()))
+        for c in study.comparisons
+    ]
     header = ("claim", *_CLAIM_COLUMNS)
     kept = [i for i in range(len(header)) if not rows or any(row[i] != NONE for row in rows)]
     notes = [*_about_claims(study.comparisons), *common_notes(study)]
     return Table(tuple(header[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in rows), tuple(notes))
 
 
-def _sentence(comparison: Comparison, flagged: Iterable[str]) -> str:
-    claim = comparison.claim
+def flagged_sentence(claim: Claim, flagged: Iterable[str]) -> str:
+    """The claim in words, marked if one of its arms has not converged."""
     return claim.sentence + f" {FLAG}" * bool({claim.first, claim.second} & set(flagged))
 
 
@@ -277,6 +290,21 @@ def common_notes(study: Study) -> list[str]:
     if not study.convergence:
         notes.append(NO_CONVERGENCE)
     return notes
+
+
+def verdict_of(study: Study, comparison: Comparison) -> str:
+    """The verdict on a comparison, with what it holds for."""
+    return f"{comparison.verdict}{scope_of(study, comparison)}"
+
+
+def scope_of(study: Study, comparison: Comparison) -> str:
+    """For which GANs a verdict holds, as their own variance is not in its interval. Empty if nothing was decided."""
+    arms = {arm.name: arm for arm in study.arms}
+    fakes = any(arms[name].uses_fakes for name in (comparison.claim.first, comparison.claim.second))
+    decided = comparison.verdict in (SHOWN, CONTRADICTED, HIGHER, LOWER)
+    if not (fakes and decided and about_gans(study)):
+        return ""
+    return " for this GAN" if study.gans == 1 else " for these GANs"
 
 
 def about_gans(study: Study) -> str:

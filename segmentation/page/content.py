@@ -15,7 +15,16 @@ from segmentation.results import by_patient, of_target, patients_of
 from segmentation.scores import Target
 from segmentation.statistics import DIFFERENT, Claim, Comparison, compare
 from segmentation.study import GAIN, Archive, Study
-from segmentation.tables import NONE, about_gans, format_detectable, format_p, signed, tables_of
+from segmentation.tables import (
+    NONE,
+    about_gans,
+    flagged_sentence,
+    format_detectable,
+    format_p,
+    scope_of,
+    signed,
+    tables_of,
+)
 
 FOUND = ("HD95 in mm", "Misses", "False alarms")  # captions of tables that stand in the section on distances
 MARKS = {"shown": "✓", "contradicted": "✗", "not shown": "○", "higher": "▲", "lower": "▼", "no difference shown": "○"}
@@ -27,6 +36,7 @@ class Verdict:
 
     target: str
     word: str  # such as "not shown"
+    scope: str  # such as " for this GAN"; mostly empty
     effect: str  # the difference
     interval: str
     p: str
@@ -133,14 +143,20 @@ def claims_of(study: Study) -> tuple[ClaimPart, ...]:
     """The claims, each with a verdict for every target."""
     grouped = itertools.groupby(study.comparisons, key=lambda comparison: comparison.claim)
     return tuple(
-        ClaimPart(claim.abstract, claim.sentence, tuple(map(_verdict, comparisons))) for claim, comparisons in grouped
+        ClaimPart(
+            claim.abstract,
+            flagged_sentence(claim, study.flagged),
+            tuple(_verdict(study, comparison) for comparison in comparisons),
+        )
+        for claim, comparisons in grouped
     )
 
 
-def _verdict(comparison: Comparison) -> Verdict:
+def _verdict(study: Study, comparison: Comparison) -> Verdict:
     return Verdict(
         comparison.target,
         comparison.verdict,
+        scope_of(study, comparison),
         signed(comparison.difference),
         f"{signed(comparison.interval[0])} to {signed(comparison.interval[1])}" if comparison.interval else NONE,
         format_p(comparison.p_holm),

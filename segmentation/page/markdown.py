@@ -66,7 +66,7 @@ def _claim(claim: ClaimPart) -> Iterator[str]:
         yield f"**The abstract: {plain(claim.abstract)}.** Tested: {plain(claim.sentence)}."
     else:
         yield f"**{plain(claim.sentence)}**"
-    rows = ((v.target, v.word, v.effect, v.interval, v.p, v.detectable) for v in claim.verdicts)
+    rows = ((v.target, v.word + v.scope, v.effect, v.interval, v.p, v.detectable) for v in claim.verdicts)
     yield _markdown(Table(_VERDICTS, tuple(rows)))
 
 

@@ -30,6 +30,7 @@ from segmentation.tables import (
     miss_table,
     present_table,
     tables_of,
+    verdict_of,
 )
 from slices.schema import BRATS, Schema
 
@@ -224,6 +225,17 @@ def test_every_table_says_what_its_numbers_cannot_tell(study):
     for caption, table in tables_of(two).items():
         assert {f"2 GANs for 3 replicates: {IN_PART}", NO_CONVERGENCE} <= set(table.notes), caption
     assert not about_gans(make_study(gans=0))
+
+
+@pytest.mark.parametrize("verdict, decided", [("shown", 1), ("contradicted", 1), ("higher", 1), ("not shown", 0)])
+def test_a_verdict_on_fakes_holds_for_their_gans_only(verdict, decided):
+    for gans, scope in ((3, ""), (2, " for these GANs"), (1, " for this GAN")):
+        study = make_study(gans=gans)
+        comparison = dataclasses.replace(study.comparisons[0], verdict=verdict)
+        assert verdict_of(study, comparison) == verdict + scope * decided
+    real = make_study("R; R*full; 3A+R", gans=1, name="arms")
+    comparison = dataclasses.replace(real.comparisons[0], verdict=verdict)
+    assert verdict_of(real, comparison) == verdict, "no fakes"
 
 
 def test_a_schema_without_regions():
