@@ -46,7 +46,9 @@ class Options(Checked):
         metavar="slices:N|patients:N",
         shown="none in the demo, slices:1000 for the paper",
     )
-    gan_on: str = option("Slices that the GAN of Table 2 learns from: few, or all.", default=FEW, choices=GAN_ON)
+    gan_on: str | None = option(
+        "Slices that the GAN of Table 2 learns from: few, or all.", default=None, choices=GAN_ON, shown=FEW
+    )
     kimg: float | None = option("Train GANs for this many kimg instead.", default=None, above=0)
     steps: int | None = option("Train each U-Net for this many steps instead.", default=None, least=1)
     patients: int | None = option("Make this many phantom patients instead (demo).", default=None, least=20)
@@ -102,7 +104,11 @@ def configure(asked: Options) -> Wanted:
         **given({"replicates": asked.replicates, "gans": asked.gans, "convergence": asked.convergence}),
     )
     few = asked.few or usual.few
-    wanted = Wanted(preset, asked.source, Few.parse(few) if few else None, asked.gan_on)
+    if asked.gan_on is not None and few is None:
+        raise UserError(
+            f"--gan-on {asked.gan_on} is about Table 2, which the demo makes with --few, such as slices:300"
+        )
+    wanted = Wanted(preset, asked.source, Few.parse(few) if few else None, asked.gan_on or FEW)
     if wanted.gans not in (1, preset.replicates):
         raise UserError(
             f"--gans {wanted.gans}: replicate r learns from the fakes of GAN r, so expected 1 or the number of "

@@ -115,6 +115,7 @@ def test_other_numbers_of_few_slices_are_refused(text):
         (["--preset=demo", "--source=x"], "--preset=demo makes its own patients"),
         (["--preset=paper", "--source=/nowhere"], "/nowhere: no such folder"),
         (["--preset=paper", "--source=.", "--patients=20"], "--patients is the number of phantoms"),
+        (["--preset=demo", "--gan-on=all"], "--gan-on all is about Table 2, which the demo makes with --few"),
         (["--preset=demo", "--patients=3"], "--patients 3: expected a whole number from 20 up"),
         (["--preset=demo", "--few=many"], "--few many: expected slices:N or patients:N"),
         (["--preset=demo", "--gans=2", "--replicates=3"], "expected 1 or the number of --replicates, 3"),

@@ -156,6 +156,8 @@ def _notes(volumes: Sequence[_Volume], choice: _Choice) -> Iterator[str]:
         yield f"Up to {few} of up to {count(most, 'slice')} with lesion of each patient, at even distances."
     else:
         yield "All slices with lesion of each patient."
+    yield "What an arm finds in slices without lesion is not seen here, but its Dice counts it."
+    yield "Answers and Dice are of the first replicate alone; the tables are of all."
     if choice.patients < len(volumes):
         yield f"The first {choice.patients} of {len(volumes)} test patients: more do not fit into the page."
     if free := [volume.examination for volume in shown if not volume.has_lesion]:
