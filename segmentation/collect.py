@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def collect(plan: Plan, archives: Archives, outdir: Path, commands: Sequence[str
         gans=_count_gans(used.fakes) if plan.uses_fakes else 0,
         notes=tuple(_notes(unets, content)),
         commands=tuple(commands),
-        made=describe_machine(one.record.device for one in unets.values()),
+        made=describe_machine([one.record for one in unets.values()]),
     )
 
 
@@ -236,8 +236,8 @@ def _notes(unets: dict[tuple[str, int], TrainedUNet], content: dict[str, Archive
     yield f"training slices without lesion: {shares}"
 
 
-def describe_machine(devices: Iterable[str]) -> dict[str, str]:
-    """Versions, commit and hardware, for the page."""
+def describe_machine(trainings: Sequence[TrainRecord]) -> dict[str, str]:
+    """Versions, commit and hardware, for the page. Trainings may be older than this call, and of another machine."""
     import monai
     import numpy
     import scipy
@@ -249,7 +249,7 @@ def describe_machine(devices: Iterable[str]) -> dict[str, str]:
         "commit": _commit() or "unknown",
         "Python": platform.python_version(),
         **{name: module.__version__ for name, module in libraries.items()},
-        "U-Nets were trained on": ", ".join(sorted(set(devices))),
+        "U-Nets were trained on": "; ".join(sorted({f"{one.device}, {one.libraries}" for one in trainings})),
         "this machine": f"{platform.system()} {platform.machine()}, {_processor()}",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import math
 import os
 import time
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from dnnlib import config as configs
 from dnnlib import files
+from dnnlib.config import optional
 from dnnlib.errors import UserError
 from dnnlib.publish import Staged
 from dnnlib.runs import Log
@@ -58,6 +60,7 @@ class TrainRecord:
     device: str
     seconds: float
     curve: tuple[LossPoint, ...]
+    libraries: str = optional("")  # versions of those that its weights depend on
 
 
 def train_unet(
@@ -125,7 +128,8 @@ def _train(
     curve = _optimize(network, data, draws, info, validation, log)
     seconds = time.monotonic() - start
 
-    record = TrainRecord(str(outdir / MODEL), info, str(device), round(seconds, 2), curve)
+    libraries = f"PyTorch {torch.__version__}, MONAI {importlib.metadata.version('monai')}"
+    record = TrainRecord(str(outdir / MODEL), info, str(device), round(seconds, 2), curve, libraries)
     # Both files appear together, or neither.
     with Staged(outdir / MODEL, force) as staged:
         staged.write(outdir / RECORD, files.json_bytes(record))

@@ -2,6 +2,7 @@
 
 import json
 
+import monai
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,7 @@ def test_training_leaves_the_model_its_record_and_its_log(trained, train_zip, fo
     assert record["unet"]["training"]["empty"] == 0.05 and record["unet"]["training"]["lesion_free"] is None
     assert record["unet"]["drawn"] == {"with_lesion": 684, "lesion_free": 228, "empty": 48}, "19 times each of 48"
     assert [point["step"] for point in record["curve"]] == list(range(1, 121))
+    assert record["libraries"] == f"PyTorch {torch.__version__}, MONAI {monai.__version__}"
     assert "step    120 of 120" in (folder / "trained" / "log.txt").read_text()
     assert sorted(p.name for p in (folder / "trained").iterdir()) == ["log.txt", "training.json", "unet.safetensors"]
 
