@@ -71,10 +71,10 @@ def main(asked: Options, how: RunJobs) -> None:
     start = time.time()
     wanted, slots = configure(asked), how.slots
     graph = Graph(Path(asked.outdir), PROGRAMS, all_jobs(wanted, on_gpus=bool(slots.gpus)))
+    graph.refuse_strangers(WRITTEN)
     if how.dry_run:
         click.echo(graph.plan(slots))
         return
-    graph.refuse_strangers(WRITTEN)
     slices = Graph(graph.outdir, PROGRAMS, list(slice_jobs(wanted)))
     with held(graph.outdir) as lock:
         slices.run(slots, lock)

@@ -129,9 +129,9 @@ class Plan:
         rows = [(kind, number - left[kind], left[kind]) for kind, number in all_kinds.items()]
         rows.append(("all", len(self.jobs) - len(todo), len(todo)))
         lines = [format_table(("jobs", "done", "to do"), rows)]
+        lines.append(f"\nTime: {self.estimate}" if todo else "\nNothing is to do")
         for job in todo:
             lines += [f"\n{job.name}: {job.purpose}", f"    $ {self.commands[job.name]}"]
-        lines.append(f"\nTime: {self.estimate}" if todo else "\nNothing is to do")
         return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from dnnlib.cli import arguments
 from dnnlib.code_hash import ROOT
 from dnnlib.jobs import OUT, Job, Programs, result_of
-from segmentation.arms import Arm, baseline
+from segmentation.arms import NONE, Arm, baseline
 
 # A U-Net is trained and tested again if the sources of these files, or those that they import, have changed.
 PROGRAMS = Programs(
@@ -148,7 +148,7 @@ class Trial:
             command=["-m", "segmentation", "train", *arguments(chosen)],
             inputs=[archive for archive in read if archive is not None],
             outputs=[self.model, self.record],
-            kind=f"U-Net *{self.arm.augment}",
+            kind="U-Net" if self.arm.augment == NONE else f"U-Net, {self.arm.augment}",
             work=self.steps,
         )
         tested = {"model": result_of(self.train_job), "data": archives.test, "outdir": f"{OUT}/{self._folder('tests')}"}

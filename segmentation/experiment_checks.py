@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def check_experiment(plan: Plan, archives: Archives) -> list[str]:
     with gaps in its volumes; validation patients that are in training or test.
     """
     real, test = ArchiveReader(archives.real), ArchiveReader(archives.test)
-    fakes = [ArchiveReader(path) for path in archives.fakes]
+    fakes = _read_fakes(archives.fakes)
     val = [] if archives.val is None else [ArchiveReader(archives.val)]
     for other in (*fakes, test, *val):
         require_same_kind(real, other)
@@ -61,6 +62,17 @@ def check_experiment(plan: Plan, archives: Archives) -> list[str]:
         refuse_share(plan.options.get("lesion_free"), lesions_in(selected, rows), selected)
         lacking += _lacking(arm, selected, rows)
     return [*doubts([real, *fakes], [archives.test]), *lacking, *_unused(plan, archives)]
+
+
+def _read_fakes(paths: Sequence[str]) -> list[ArchiveReader]:
+    """Open the archives of fakes. Raises UserError that names the replicate whose archive is not there."""
+    for replicate, path in enumerate(paths, start=1):
+        if len(paths) > 1 and not Path(path).exists():
+            raise UserError(
+                f"{path}: no such file. Replicate {replicate} of {len(paths)} learns from it: generate it, or take "
+                f"--replicates={max(replicate - 1, 1)}"
+            )
+    return [ArchiveReader(path) for path in paths]
 
 
 def _pairs(arms: Sequence[Arm], fakes: Sequence[ArchiveReader]) -> Iterator[tuple[Arm, ArchiveReader | None]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +31,10 @@ def run_experiment(asked: ExperimentOptions, given: Mapping[str, Any], how: RunJ
         click.echo(warning)
     outdir = Path(asked.outdir)
     graph = Graph(outdir, PROGRAMS, experiment_jobs(plan, archives))
+    graph.refuse_strangers(WRITTEN)
     if how.dry_run:
         click.echo(graph.plan(slots))
         return
-    graph.refuse_strangers(WRITTEN)
     tell_of_old_report(graph, slots)
     with held(outdir) as lock:
         graph.run(slots, lock)
@@ -56,13 +58,21 @@ def check_real_slices(graph: Graph, plans: Sequence[tuple[Plan, Archives]]) -> N
 def finish(graph: Graph, plans: Sequence[tuple[Plan, Archives]], outdir: Path) -> None:
     """Collect the results of experiments whose jobs are done, write them, and print their tables."""
     click.echo("\ncollecting the results")
-    studies = [collect(plan, _with_paths(graph, archives), outdir, graph.commands()) for plan, archives in plans]
+    commands = [shown_command(), *graph.commands()]
+    studies = [collect(plan, _with_paths(graph, archives), outdir, commands) for plan, archives in plans]
     write_study(studies, outdir)
     for study in studies:
         click.echo(f"\n=== {study.title}\n{describe_study(study)}")
         for table in (dice_table(study), claims_table(study)):
             click.echo("\n" + table.text())
     click.echo(f"\nwritten to {outdir}: {', '.join(WRITTEN)}. Look at {outdir / PAGE}; {CSV} has every number")
+
+
+def shown_command() -> str:
+    """The command line of this process, as a user would write it."""
+    program = Path(sys.argv[0])
+    words = ["-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join(["python", *words, *sys.argv[1:]])
 
 
 def _with_paths(graph: Graph, archives: Archives) -> Archives:

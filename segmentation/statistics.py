@@ -199,10 +199,17 @@ def _in_family(comparison: Comparison, p_holm: float | None, size: int) -> Compa
 
 
 def _verdict(comparison: Comparison, p_holm: float) -> str:
+    if is_idle(comparison):
+        return NOT_TESTED
     decided, above = p_holm < ALPHA, comparison.difference > comparison.claim.null
     if comparison.claim.kind == DIFFERENT:
         return (HIGHER if above else LOWER) if decided else NO_DIFFERENCE
     return (SHOWN if above else CONTRADICTED) if decided else NOT_SHOWN
+
+
+def is_idle(comparison: Comparison) -> bool:
+    """Whether an arm that finds nothing would pass: non-inferiority to an arm whose Dice is within the margin of 0."""
+    return comparison.claim.kind == NON_INFERIOR and comparison.means[1] <= comparison.claim.margin
 
 
 def _check(first: np.ndarray, second: np.ndarray) -> None:

@@ -25,6 +25,7 @@ from segmentation.statistics import (
     SHOWN,
     Claim,
     Comparison,
+    is_idle,
 )
 from segmentation.study import GAIN, Study
 from slices.schema import Schema
@@ -159,7 +160,7 @@ def _share(found: Sequence[bool]) -> str:
 _CLAIM_COLUMNS: dict[str, Callable[[Study, Comparison], str]] = {
     "target": lambda _, c: c.target,
     "difference": lambda _, c: signed(c.difference),
-    "95 % interval": lambda _, c: f"{signed(c.interval[0])} to {signed(c.interval[1])}" if c.interval else NONE,
+    "95 % interval": lambda _, c: format_interval(c.interval),
     "p": lambda _, c: format_p(c.p),
     "p (Holm)": lambda _, c: format_p(c.p_holm),
     "verdict": lambda study, c: verdict_of(study, c),
@@ -200,7 +201,7 @@ def _about_claims(comparisons: Sequence[Comparison]) -> list[str]:
             "is not shown may be as large",
             "effect: difference / SD over patients of their differences. improved: patients with a higher Dice in the "
             "first arm",
-            "ratio: of the mean Dice of both arms, with 95 % interval by Fieller's theorem",
+            "ratio: of the mean Dice of both arms, with 95 % interval by Fieller's theorem; none where it has no ends",
         ]
     if any(c.wilcoxon_p is not None for c in comparisons):
         notes.append(
@@ -209,7 +210,12 @@ def _about_claims(comparisons: Sequence[Comparison]) -> list[str]:
         )
     if any(c.claim.kind == NON_INFERIOR and c.p is not None for c in comparisons):
         notes.append("non-inferiority: p is of the difference to minus the margin, and so is what is detectable")
-    if any(c.verdict == NOT_TESTED and min(c.replicates) > 1 for c in comparisons):
+    if any(c.p is not None and is_idle(c) for c in comparisons):
+        notes.append(
+            f"{NOT_TESTED}: the Dice of the arm to compare with is within the margin of 0, so an arm that finds "
+            "nothing would not be inferior"
+        )
+    if any(c.p is None and min(c.replicates) > 1 for c in comparisons):
         notes.append(
             f"{NOT_TESTED}: all replicates and patients differ by the same, so that nothing is known of chance"
         )
@@ -222,6 +228,14 @@ def _about_claims(comparisons: Sequence[Comparison]) -> list[str]:
 def signed(value: float, digits: int = 3) -> str:
     """A number with its sign, as in "−0.023"."""
     return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def format_interval(interval: tuple[float, float] | None) -> str:
+    """An interval of a difference in Dice, as in "−0.041 to −0.005". Ends that no difference can reach are cut."""
+    if interval is None:
+        return NONE
+    low, high = interval
+    return f"{'< −1' if low < -1 else signed(low)} to {'> +1' if high > 1 else signed(high)}"
 
 
 def format_p(p: float | None) -> str:
@@ -249,10 +263,10 @@ def improved(comparison: Comparison) -> str:
 
 
 def ratio(comparison: Comparison) -> str:
-    """Ratio of the mean Dice, with its interval if that is known."""
-    if comparison.ratio is None:
-        return NONE
+    """Ratio of the mean Dice, with its interval. Nothing if that has no ends, as the second mean may be 0 then."""
     ends = comparison.ratio_interval
+    if comparison.ratio is None or (ends is None and comparison.p is not None):
+        return NONE
     return f"{comparison.ratio:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
 
 
@@ -289,6 +303,24 @@ def common_notes(study: Study) -> list[str]:
         )
     if not study.convergence:
         notes.append(NO_CONVERGENCE)
+    return notes + _blind(study)
+
+
+def _blind(study: Study) -> list[str]:
+    """Notes on arms that never find a target, although patients have it: their Dice is that of the other patients."""
+    notes = []
+    for target in study.headline:
+        rows = of_target(study.rows, target)
+        blind = [
+            arm.name
+            for arm in study.arms
+            if (own := _present([row for row in rows if row.arm == arm.name])) and all(r.prediction_empty for r in own)
+        ]
+        if blind and any(row.truth_empty for row in rows):
+            notes.append(
+                f"{target.name}: {', '.join(blind)} never finds it. The mean Dice is that of patients without, and "
+                "so are differences to it"
+            )
     return notes
 
 

@@ -20,6 +20,7 @@ from segmentation.tables import (
     about_gans,
     flagged_sentence,
     format_detectable,
+    format_interval,
     format_p,
     scope_of,
     signed,
@@ -96,7 +97,7 @@ class Part:
 
 def part_of(study: Study) -> Part:
     """All of one experiment but its pictures of slices."""
-    tables = {caption: Named(f"{study.title}: {caption}", table) for caption, table in tables_of(study).items()}
+    tables = {caption: Named(f"{short_title(study)}: {caption}", table) for caption, table in tables_of(study).items()}
     return Part(
         study.name,
         study.title,
@@ -136,6 +137,11 @@ def _summary(study: Study) -> str:
     return told
 
 
+def short_title(study: Study) -> str:
+    """The title up to its first colon, such as "Table 1"."""
+    return study.title.partition(":")[0]
+
+
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +164,7 @@ def _verdict(study: Study, comparison: Comparison) -> Verdict:
         comparison.verdict,
         scope_of(study, comparison),
         signed(comparison.difference),
-        f"{signed(comparison.interval[0])} to {signed(comparison.interval[1])}" if comparison.interval else NONE,
+        format_interval(comparison.interval),
         format_p(comparison.p_holm),
         format_detectable(comparison.detectable),
     )
@@ -191,7 +197,7 @@ def forest_of(study: Study) -> Figure:
         + (f" Dashed: the margin of non-inferiority, −{study.margin:g}." if margin else "")
         + (" With one replicate there is no interval." if study.replicates == 1 else "")
     )
-    return Figure(f"{study.title}: differences to {base.title}", caption, tuple(panels) if others else ())
+    return Figure(f"{short_title(study)}: differences to {base.title}", caption, tuple(panels) if others else ())
 
 
 def _difference(study: Study, arm: Arm, base: Arm, target: Target) -> Difference:
@@ -218,7 +224,7 @@ def distances_of(study: Study) -> Figure:
         "drawn; in the tables and in results.csv they count with the diagonal of the stacked slices."
     )
     known = any(row.hd95_mm is not None for row in study.rows)
-    return Figure(f"{study.title}: HD95", caption, tuple(panels) if known else ())
+    return Figure(f"{short_title(study)}: HD95", caption, tuple(panels) if known else ())
 
 
 def _distances(study: Study, arm: Arm, target: Target) -> Distances:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segmentation.page.panels import COLORS, FAINT, INK, MARKERS, REAL, SMALL, Panel, draw_panel
-from segmentation.tables import signed
+from segmentation.tables import format_interval, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,8 +75,7 @@ def forest(name: str, title: str, rows: Sequence[Difference]) -> Panel:
 
 def format_difference(row: Difference) -> str:
     """A difference with its interval, as in "−0.023 [−0.041, −0.005]"."""
-    interval = f" [{signed(row.interval[0])}, {signed(row.interval[1])}]" if row.interval else ", no interval"
-    return signed(row.mean) + interval
+    return signed(row.mean) + (f" [{format_interval(row.interval)}]" if row.interval else ", no interval")
 
 
 def _reach(rows: Sequence[Difference]) -> float:
@@ -85,7 +84,7 @@ def _reach(rows: Sequence[Difference]) -> float:
     far = [float(np.quantile(patients, 0.9)) if patients.size else 0.0]
     for row in rows:
         far += [abs(row.mean), row.margin or 0, *(abs(end) for end in row.interval or ())]
-    return 1.15 * max(*far, 0.01)
+    return min(1.15 * max(*far, 0.01), 1)  # no difference in Dice is larger
 
 
 def _draw_difference(axis: Axes, y: float, row: Difference, reach: float) -> None:
@@ -101,7 +100,9 @@ def _draw_difference(axis: Axes, y: float, row: Difference, reach: float) -> Non
     if row.margin:
         axis.plot([-row.margin] * 2, [y - 0.27, y + 0.27], color=INK, linewidth=1, linestyle=(0, (2, 2)))
     if row.interval:
-        axis.plot(row.interval, [y, y], color=INK, linewidth=2, solid_capstyle="butt")
+        axis.plot(
+            np.clip(row.interval, -1.06 * reach, 1.06 * reach), [y, y], color=INK, linewidth=2, solid_capstyle="butt"
+        )
     axis.plot([row.mean], [y], "D", color=INK, markersize=6, markeredgecolor="white", markeredgewidth=0.8)
     words: dict[str, Any] = {"va": "bottom", "fontsize": SMALL}
     label = textwrap.shorten(row.label, 44, placeholder="…")

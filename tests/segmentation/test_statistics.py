@@ -426,3 +426,14 @@ def test_it_needs_no_torch():
     code = "import sys, segmentation.statistics; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_no_arm_is_compared_with_one_that_finds_nothing():
+    """An empty answer is not inferior by more than .03 to an arm of .02: that says nothing."""
+    rng = np.random.default_rng(0)
+    claim = Claim("F", "R", "non-inferior", 0.03)
+    for level, verdict in ((0.02, "not tested"), (0.5, "contradicted")):
+        reference = np.abs(level + 0.002 * rng.standard_normal((3, 20)))
+        nothing = np.abs(0.0002 * rng.standard_normal((3, 20)))
+        found = compare(nothing, reference, claim)
+        assert found.verdict == verdict and found.p is not None and found.p < 0.01

@@ -21,11 +21,13 @@ from segmentation.tables import (
     ONE_REPLICATE,
     about_gans,
     claims_table,
+    common_notes,
     describe_study,
     dice_table,
     distance_table,
     false_alarm_table,
     format_detectable,
+    format_interval,
     format_p,
     miss_table,
     present_table,
@@ -276,3 +278,33 @@ def test_p_values(p, text):
 @pytest.mark.parametrize("difference, text", [(None, NONE), (0.0456, "0.046"), (1.7, "> 1")])
 def test_detectable_differences(difference, text):
     assert format_detectable(difference) == text
+
+
+@pytest.mark.parametrize(
+    "interval, text",
+    [(None, "–"), ((-0.25, 0.125), "−0.250 to +0.125"), ((-1.5, 1.5), "< −1 to > +1"), ((-1, 1), "−1.000 to +1.000")],
+)
+def test_intervals_end_where_dice_does(interval, text):
+    assert format_interval(interval) == text
+
+
+def test_an_arm_that_finds_nothing_is_told():
+    """Its mean Dice is that of the patients without the target, where an empty answer counts as right."""
+    study = make_study()
+    target = study.headline[0]
+    rows = [
+        dataclasses.replace(row, prediction_empty=True, predicted_voxels=0)
+        if (row.arm, row.target, row.kind) == ("F", target.name, target.kind)
+        else row
+        for row in study.rows
+    ]
+    told = f"{target.name}: F never finds it."
+    assert not any(told in note for note in common_notes(study))
+    some_lack_it = [
+        dataclasses.replace(row, truth_empty=True, truth_voxels=0)
+        if (row.patient, row.target) == (study.rows[0].patient, target.name)
+        else row
+        for row in rows
+    ]
+    assert any(told in note for note in common_notes(dataclasses.replace(study, rows=tuple(some_lack_it))))
+    assert not any(told in note for note in common_notes(dataclasses.replace(study, rows=tuple(rows)))), "all have it"
