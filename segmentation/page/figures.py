@@ -74,7 +74,7 @@ def forest(name: str, title: str, rows: Sequence[Difference]) -> Panel:
 
 
 def format_difference(row: Difference) -> str:
-    """A difference with its interval, as in "−0.023 [−0.041, −0.005]"."""
+    """A difference with its interval, as in "−0.023 [−0.041 to −0.005]"."""
     return signed(row.mean) + (f" [{format_interval(row.interval)}]" if row.interval else ", no interval")
 
 

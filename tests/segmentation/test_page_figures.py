@@ -25,7 +25,7 @@ def test_a_forest_plot_tells_its_numbers():
     ]
     panel = forest("f", "WT", rows)
     for text in (words(panel), panel.alt):
-        assert "−0.023 [−0.041, −0.005]" in text and "+0.010, no interval" in text and "100 % F + 100 % R" in text
+        assert "−0.023 [−0.041 to −0.005]" in text and "+0.010, no interval" in text and "100 % F + 100 % R" in text
 
 
 def test_patients_beyond_the_axis_are_counted():
