@@ -21,7 +21,7 @@ PROGRAMS = Programs(
     ROOT,
     {"segmentation train": ("segmentation/fit.py",), "segmentation evaluate": ("segmentation/evaluate.py",)},
 )
-# Options of a U-Net's training. In both, the standard deviation between replicates is small; docs/experiment.md has it.
+# Options of a U-Net's training; docs/experiment.md says how they were chosen.
 RECIPES: dict[str, dict[str, Any]] = {
     "small": {"steps": 2000, "batch": 8, "width": 8, "lr": 0.005},  # for 64×64 pixels on a laptop
     "full": {"steps": 20000, "batch": 32, "width": 32, "lr": 0.001},  # for 256×256 pixels on a GPU

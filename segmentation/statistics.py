@@ -181,7 +181,8 @@ def with_holm(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
     A comparison without p counts in the family too, because it was stated with the others.
     """
     p = [1.0 if c.p is None else c.p for c in comparisons]
-    corrected = multipletests(p, alpha=ALPHA, method="holm")[1].tolist() if p else []
+    # One alone needs no correction, and statsmodels collects garbage at each call, which takes its time.
+    corrected = multipletests(p, alpha=ALPHA, method="holm")[1].tolist() if len(p) > 1 else p
     return tuple(_in_family(c, q, len(p)) for c, q in zip(comparisons, corrected, strict=True))
 
 

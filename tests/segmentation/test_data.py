@@ -32,6 +32,7 @@ def test_a_blank_slice_is_background_in_every_contrast_and_in_truth(train_zip, a
     assert not blank.contrasts.any() and not blank.indices.any()
 
 
+@pytest.mark.slow
 def test_slices_made_by_workers_are_those_made_here(train_zip):
     def batches(memory):
         config = TrainUNetConfig(steps=4, batch=5, seed=7, augment="full")
