@@ -6,7 +6,7 @@ DEMO   := runs/demo
 
 .PHONY: help setup demo test test-all lint types clean-venv
 help:
-	@echo 'make demo      phantom patients -> GAN -> U-Nets -> Dice table in $(DEMO) (14 to 16 minutes on two busy cores)'
+	@echo 'make demo      phantom patients -> GAN -> U-Nets -> a page in $(DEMO) (about 14 minutes on two cores)'
 	@echo 'make test      the tests; make test-all also runs the slow ones'
 	@echo 'make setup     only make or update $(VENV); PYTHON=/path/to/python3 chooses of which Python'
 	@echo 'make lint      ruff: rules and format; make types: mypy'
