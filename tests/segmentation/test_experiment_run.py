@@ -21,7 +21,7 @@ from helpers.commands import ROOT
 from helpers.warm import Warm
 from rings import RING, write_fakes, write_volumes
 from segmentation.evaluate import load_evaluation
-from segmentation.experiment import WRITTEN
+from segmentation.experiment import RECIPES, WRITTEN
 from segmentation.results import COLUMNS, read_rows
 from segmentation.scores import targets_of
 from segmentation.statistics import NO_DIFFERENCE
@@ -135,7 +135,7 @@ def test_all_files_are_there_and_agree(finished):
     assert {path.name for path in finished.iterdir()} == {*WRITTEN, "unets", "tests", "agreement", "jobs"}
     (content,) = read_json(finished / "results.json")["experiments"]
     assert (content["name"], content["replicates"], content["gans"]) == ("table1", 2, 1)
-    given = {"steps": 2, "batch": 2, "width": 2, "lr": 0.01, "workers": 0}  # or of the recipe
+    given = {"steps": 2, "batch": 2, "width": 2, "lr": RECIPES["small"]["lr"], "workers": 0}
     assert content["options"] == given | {"empty": 0.05, "average": 0.25}
     claims = [(one["claim"]["kind"], one["claim"]["first"], one["target"]) for one in content["comparisons"]]
     assert claims == [(kind, first, target) for kind, first in CLAIMS for target in ("whole", "core")]
