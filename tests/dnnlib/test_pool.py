@@ -1,6 +1,7 @@
 """Jobs run side by side: in order, in slots of their own, and never on their own when somebody was killed."""
 
 import contextlib
+import math
 import os
 import random
 import re
@@ -175,10 +176,11 @@ def offspring(pid):
     return found[1:]
 
 
-def is_at_work(pid):
-    """Return whether a process exists and has not ended."""
+def is_at_work(pid, now=math.inf):
+    """Return whether a process exists and has not ended. now: one that began later has only got its id."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] not in "ZX"
+        fields = file.read().rpartition(")")[2].split()
+        return fields[0] not in "ZX" and int(fields[19]) / os.sysconf("SC_CLK_TCK") <= now
     return False
 
 
@@ -206,8 +208,8 @@ def kill_one(process, chance, delay):
 
 def check_nobody_works(outdir, family):
     """Wait for all processes to end, as they do at once, and check that the log then stands still."""
-    jobs = [words[2] for words in notes(outdir, "start")]
-    wait_until(lambda: not any(map(is_at_work, [*family, *jobs])))
+    jobs, now = [words[2] for words in notes(outdir, "start")], time.clock_gettime(time.CLOCK_BOOTTIME)
+    wait_until(lambda: not any(is_at_work(pid, now) for pid in [*family, *jobs]))
     before = notes(outdir)
     time.sleep(0.1)
     assert notes(outdir) == before
