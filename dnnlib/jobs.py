@@ -113,7 +113,7 @@ class Graph:
 
     def resolve(self, text: str) -> str:
         """Put paths in place of results of finished jobs in a text."""
-        return self._put_in(text)
+        return _RESULT.sub(lambda match: str(self._results[match[1]][int(match[2])]), text)
 
     def refuse_strangers(self, names: Sequence[str]) -> None:
         """Raise UserError if files with these names exist although no job has ever run."""
@@ -167,9 +167,9 @@ class Graph:
 
     def look(self, job: Job) -> Look:
         """See whether a job's results are up to date. Those of the jobs that it needs must be known."""
-        command = [self._put_in(word.replace(OUT, str(self.outdir))) for word in job.command]
+        command = [self.resolve(word.replace(OUT, str(self.outdir))) for word in job.command]
         portable = tuple(map(self._portable, command))
-        inputs = dict.fromkeys(self._put_in(str(path)) for path in job.inputs)
+        inputs = dict.fromkeys(self.resolve(str(path)) for path in job.inputs)
         inputs |= dict.fromkeys(str(self._results[name][index]) for name, index in job.needs)
         described = [describe_input(Path(path)) for path in inputs]
         wanted = fingerprint([self.programs.sources_of(command), portable, *described])
@@ -237,10 +237,6 @@ class Graph:
     def _record(self, job: Job) -> Path:
         """File of a job's record."""
         return self.folder / f"{job.name}.json"
-
-    def _put_in(self, text: str) -> str:
-        """Put paths of results into a text."""
-        return _RESULT.sub(lambda match: str(self._results[match[1]][int(match[2])]), text)
 
     def _portable(self, word: str) -> str:
         """Put OUT instead of the output folder, which may move, or be spelled in another way, into a word."""

@@ -25,7 +25,7 @@ from segmentation.experiment import DOUBLE, HALF, Archives, Plan, Trial, agreeme
 from segmentation.fit import TrainRecord
 from segmentation.report import about_data, about_names, about_pixels
 from segmentation.results import Row, by_patient
-from segmentation.scores import Evaluation, pooled_dice, targets_of
+from segmentation.scores import Evaluation, headline_of, pooled_dice, targets_of
 from segmentation.statistics import Comparison, compare_all, family
 from segmentation.study import GAIN, Agreement, Archive, Convergence, Study, TrainedUNet
 from slices.archive.reader import ArchiveReader
@@ -174,10 +174,8 @@ def _count_gans(fakes: Sequence[Archive]) -> int:
 
 def _comparisons(plan: Plan, rows: Sequence[Row], first: Evaluation) -> tuple[Comparison, ...]:
     """Every claim of the table for every region, or for every label if there are no regions, with Holm's correction."""
-    targets = targets_of(first.model.info.schema)
     claims = family(plan.name, [arm.name for arm in plan.arms], plan.margin)
-    chosen = [target for target in targets if target.kind == targets[0].kind]
-    return compare_all(claims, chosen, lambda arm, target: by_patient(rows, arm, target))
+    return compare_all(claims, headline_of(first.model.info.schema), lambda arm, target: by_patient(rows, arm, target))
 
 
 # --- diagnostics ------------------------------------------------------------------------------------------------------

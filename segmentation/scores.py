@@ -189,6 +189,12 @@ def targets_of(schema: Schema) -> tuple[Target, ...]:
     return (*regions, *labels)
 
 
+def headline_of(schema: Schema) -> tuple[Target, ...]:
+    """The regions of a schema, or its classes if it has no regions. Claims are about these."""
+    targets = targets_of(schema)
+    return tuple(target for target in targets if target.kind == targets[0].kind)
+
+
 def score_examination(
     patient: str,
     prediction: np.ndarray,  # class indices [S, H, W] of all slices

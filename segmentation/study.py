@@ -12,7 +12,7 @@ from segmentation.archive_facts import ArchiveFacts
 from segmentation.arms import Arm
 from segmentation.fit import TrainRecord
 from segmentation.results import Row
-from segmentation.scores import Evaluation, Target, targets_of
+from segmentation.scores import Evaluation, Target, headline_of, targets_of
 from segmentation.statistics import Comparison
 from slices.schema import Schema
 
@@ -89,8 +89,7 @@ class Study:
     @property
     def headline(self) -> tuple[Target, ...]:
         """The regions, or the labels if the schema has no regions. Claims are about these."""
-        kind = self.targets[0].kind
-        return tuple(target for target in self.targets if target.kind == kind)
+        return headline_of(self.schema)
 
     @property
     def flagged(self) -> frozenset[str]:
