@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dnnlib.pages.panels import Figure, slug
 from dnnlib.text import count, format_time
 from segmentation.arms import Arm, baseline
 from segmentation.page.figures import Difference, Distances, Line, bars, distances, forest, lines
-from segmentation.page.panels import Figure, slug
 from segmentation.report import Table
 from segmentation.results import by_patient, of_target, patients_of
 from segmentation.scores import Target

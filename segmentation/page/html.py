@@ -5,47 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from dnnlib.pages.html import render
 from segmentation.page.report import Report
 from segmentation.page.viewer import Viewer
 from segmentation.page.words import ABOUT, HEADING, RESEARCH, TITLES, citation
 
-_TEMPLATES = Path(__file__).parent / "templates"
-
 
 def to_html(report: Report) -> bytes:
     """Fill the template. Everything from outside is escaped."""
-    loader = jinja2.FileSystemLoader(_TEMPLATES)
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        finalize=_unbroken,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return render(
+        Path(__file__).parent / "templates",
+        "report",
+        TITLES,
+        report=report,
+        heading=HEADING,
+        research=RESEARCH,
+        citation=citation(),
+        about=ABOUT,
+        viewer_data=_viewer_data,
     )
-    css, js = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    return (
-        environment.get_template("report.html.jinja")
-        .render(
-            report=report,
-            heading=HEADING,
-            titles=TITLES,
-            research=RESEARCH,
-            citation=citation(),
-            about=ABOUT,
-            viewer_data=_viewer_data,
-            css=css,
-            js=js,
-        )
-        .encode()
-    )
-
-
-def _unbroken(value: Any) -> Any:
-    """Keep a number and its % on one line."""
-    return value.replace(" %", "\u00a0%") if type(value) is str else value
 
 
 def _viewer_data(viewer: Viewer) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dnnlib.pages.panels import Figure
 from segmentation.page.content import ClaimPart, Named, Part
-from segmentation.page.panels import Figure
 from segmentation.page.report import Report
 from segmentation.page.words import ABOUT, HEADING, RESEARCH, TITLES, citation
 from segmentation.report import Table

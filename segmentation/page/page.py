@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dnnlib.errors import UserError
+from dnnlib.pages.data_uris import data_uri
 from dnnlib.text import count
 from segmentation.page.content import part_of
 from segmentation.page.html import to_html
 from segmentation.page.markdown import to_markdown
-from segmentation.page.pictures import data_uri
 from segmentation.page.report import Download, Report
 from segmentation.page.samples import make_samples
 from segmentation.page.viewer import Answer, make_viewer

@@ -1,31 +1,17 @@
-"""Pictures of slices as data URIs, which need no file beside the page."""
+"""Slices and labels as data URIs."""
 
 from __future__ import annotations
 
-import base64
 import io
 
 import numpy as np
 from PIL import Image
 
+from dnnlib.pages.data_uris import data_uri, picture_uri
 from slices.render import FILL, class_color, outline, overlay
 from slices.schema import Schema
 
-QUALITY = 82  # of lossy WebP
 LOSSLESS_UP_TO = 100  # pixels of an edge; strips of larger slices are lossy
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    """Bytes as an address. kind: such as image/png."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def picture_uri(pixels: np.ndarray, lossless: bool) -> str:
-    """A picture, uint8 [H, W] or RGB [H, W, 3], as WebP."""
-    file = io.BytesIO()
-    how = {"lossless": True, "quality": 60} if lossless else {"quality": QUALITY}
-    Image.fromarray(pixels).save(file, "WEBP", **how)
-    return data_uri("image/webp", file.getvalue())
 
 
 def labels_uri(classes: np.ndarray, schema: Schema) -> str:

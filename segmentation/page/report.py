@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dnnlib.pages.panels import Figure, Panel
 from segmentation.page.content import Part
-from segmentation.page.panels import Figure, Panel
 from segmentation.page.samples import Samples
 from segmentation.page.viewer import Viewer
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dnnlib.pages.data_uris import QUALITY, picture_uri
 from dnnlib.text import count
-from segmentation.page.pictures import QUALITY, labels_uri, picture_uri
+from segmentation.page.pictures import labels_uri
 from segmentation.predict import Examination, predict_slices
 from segmentation.unet import load_unet
 from slices.archive.reader import ArchiveReader

@@ -1,4 +1,3 @@
-"use strict";
 // The viewers. Their pictures are data URIs in a JSON element of each; without this script the first slice stands still.
 for (const viewer of document.querySelectorAll(".viewer")) {
   const data = JSON.parse(viewer.querySelector("script").textContent);
@@ -41,7 +40,3 @@ for (const viewer of document.querySelectorAll(".viewer")) {
   });
   choose();
 }
-// What is folded on the screen is printed.
-window.addEventListener("beforeprint", () => {
-  for (const folded of document.querySelectorAll("details")) folded.open = true;
-});
