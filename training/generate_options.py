@@ -18,7 +18,9 @@ _MOST = 10**6
 class GenerateOptions(Checked):
     """Options of the command line."""
 
-    network: str = option("Snapshot, or a run folder for its latest one.", metavar="FILE|DIR")
+    network: str = option(
+        "Snapshot, a run folder for its latest one, or a published checkpoint (.pkl).", metavar="FILE|DIR"
+    )
     seeds: str | None = option("Seeds, for example 0-63 or 1,5,20-25; at most a million.", default=None, metavar="LIST")
     like: str | None = option(
         "Instead of --seeds: seeds from 0 on, as many as this archive has slices.", default=None, metavar="ZIP"

@@ -18,6 +18,7 @@ from slices.schema import Schema, is_plain_name
 from torch_utils import checkpoint
 from training.config import DiscriminatorConfig, GeneratorConfig, TrainingConfig
 from training.networks.generator import Generator
+from training.published.networks import is_pickle, read_published
 
 KIND, VERSION = "network snapshot", 3
 _NAME = re.compile(r"network-snapshot-(\d{6,})\.safetensors")
@@ -29,7 +30,7 @@ class SnapshotInfo:
 
     schema: Schema
     generator: GeneratorConfig  # enough to build G and G_ema again
-    kimg: float  # real images shown in training, in thousands
+    kimg: float | None  # real images shown in training, in thousands
     # Sorted names of all patients behind the slices that were used. Slices that were generated themselves count with
     # the patients that their own generator was trained on.
     patients: tuple[str, ...] | None
@@ -44,7 +45,7 @@ class SnapshotInfo:
         """Raise UserError for fields that contradict each other."""
         self._check_networks()
         c_dim = self.generator.c_dim
-        if self.kimg < 0:
+        if self.kimg is not None and self.kimg < 0:
             raise UserError(f"kimg {self.kimg:g}: expected 0 or more")
         if self.label_names is not None and len(set(self.label_names)) != c_dim:
             raise UserError(f"{len(set(self.label_names))} class names for a generator of {c_dim}")
@@ -98,15 +99,26 @@ def save_snapshot(path: str | os.PathLike, networks: dict[str, nn.Module], info:
 
 
 def load_generator(source: str | os.PathLike) -> LoadedGenerator:
-    """Load G_ema from a snapshot file, or from the latest snapshot of a run folder.
+    """Load G_ema from a snapshot file, from the latest snapshot of a run folder, or from a published checkpoint.
 
     Raises UserError with the file's name if it is missing, damaged, or not a snapshot.
     """
     path = find_snapshot(source)
+    if is_pickle(path) or path.suffix == ".pkl":
+        return _load_published(path)
     metadata = checkpoint.read_metadata(path, KIND, VERSION, upgrades={2: _from_version_2})
     info = config.from_json(SnapshotInfo, metadata, str(path))
     generator = checkpoint.load_network(path, lambda: Generator(info.generator), prefix="G_ema.")
     return LoadedGenerator(generator.eval().requires_grad_(False), info, path, sha256(path))
+
+
+def _load_published(path: Path) -> LoadedGenerator:
+    """Load G_ema from a checkpoint of the published StyleGAN2-ADA code, which does not say how it was trained."""
+    found = read_published(path, networks=["G_ema"])
+    generator = Generator(found.generator)
+    generator.load_state_dict({name.removeprefix("G_ema."): tensor for name, tensor in found.tensors.items()})
+    info = SnapshotInfo(schema=found.schema, generator=found.generator, kimg=None, patients=None)
+    return LoadedGenerator(generator.eval().requires_grad_(False), info, path, found.sha256)
 
 
 def _from_version_2(metadata: dict[str, Any]) -> dict[str, Any]:
