@@ -24,9 +24,8 @@ def grid_sample(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     require_floating(x)
     require_device(grid, "the grid", x)
     if x.ndim != 4 or grid.ndim != 4 or grid.shape[0] != x.shape[0] or grid.shape[3] != 2:
-        raise ValueError(
-            f"expected x [N, C, H, W] and a grid [N, H', W', 2], found {list(x.shape)}, {list(grid.shape)}"
-        )
+        shapes = f"{list(x.shape)} and {list(grid.shape)}"
+        raise ValueError(f"expected pictures [N, C, H, W] and a grid [N, H', W', 2], found {shapes}")
     if grid.dtype != x.dtype:
         raise ValueError(f"the grid is of {grid.dtype}, x of {x.dtype}; expected the same type")
     if grid.requires_grad and torch.is_grad_enabled():

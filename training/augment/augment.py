@@ -6,13 +6,16 @@ and has derivatives of all orders.
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 
 from torch_utils.transfer import send
+from training.augment.affine import changing
 from training.augment.bands import filter_bands
-from training.augment.color import is_colored, recolor
+from training.augment.color import color_maps, recolor
 from training.augment.draws import Draws
-from training.augment.geometry import move
+from training.augment.geometry import inverse_maps, move
 
 CUTOUT = 0.5  # edge of the square that is cut out, in widths of the image
 
@@ -23,20 +26,35 @@ def augment(images: torch.Tensor, draws: Draws, num_contrasts: int) -> torch.Ten
     num_contrasts: C. The label maps' first channel is the background. They are moved, and cut out, as differences from
     a slice that is all background. So the sum of their probabilities stays 1 everywhere, also beyond their edges.
     """
+    _require_rows(draws, len(images))
     background = _background(images, num_contrasts)  # [1, C + K, 1, 1]
-    x = images - background
-    x = move(x, draws)
-    contrasts, maps = x[:, :num_contrasts], x[:, num_contrasts:]
-    if is_colored(draws):
-        contrasts = recolor(contrasts, draws)
-    if draws.imgfilter is not None:
-        contrasts = filter_bands(contrasts, send(draws.imgfilter.to(images.dtype), images.device))
-    if draws.noise is not None:
+    inverse = inverse_maps(draws, len(images))  # [N, 3, 3]
+    if changing(inverse).any():
+        images = move(images - background, inverse) + background
+    images = torch.cat([_changed(images[:, :num_contrasts], draws), images[:, num_contrasts:]], dim=1)
+    if draws.cutout is not None and not draws.cutout.isnan().all():
+        images = (images - background) * _kept(draws.cutout, images) + background
+    return images
+
+
+def _require_rows(draws: Draws, count: int) -> None:
+    """Raise ValueError unless the draws are for as many images."""
+    for field in fields(draws):
+        values = getattr(draws, field.name)
+        if values is not None and field.name != "noise_images" and len(values) != count:
+            raise ValueError(f"{field.name} is drawn for {len(values)} images, and there are {count}")
+
+
+def _changed(contrasts: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Apply to contrasts what leaves label maps as they are, [N, C, W, W]."""
+    maps = color_maps(draws, *contrasts.shape[:2])
+    if changing(maps).any():
+        contrasts = recolor(contrasts, maps)
+    if draws.imgfilter is not None and bool((draws.imgfilter != 1).any()):
+        contrasts = filter_bands(contrasts, draws.imgfilter)
+    if draws.noise is not None and bool((draws.noise > 0).any()):
         contrasts = _add_noise(contrasts, draws)
-    x = torch.cat([contrasts, maps], dim=1)
-    if draws.cutout is not None:
-        x = x * _kept(draws.cutout, x)
-    return x + background
+    return contrasts
 
 
 def _background(images: torch.Tensor, num_contrasts: int) -> torch.Tensor:

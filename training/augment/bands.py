@@ -11,6 +11,8 @@ import functools
 import numpy as np
 import torch
 
+from torch_utils.transfer import send
+
 NUM_BANDS = 4
 # Expected share of each band, from the lowest to the highest, in the power of images: theirs falls as 1/f.
 _POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)
@@ -23,24 +25,25 @@ def total_gains(gains: torch.Tensor) -> torch.Tensor:
 
     Each of the four is renormalized such that it would keep the expected power of an image on its own.
     """
-    power = torch.tensor(_POWER, dtype=gains.dtype)
     total = torch.ones_like(gains)
-    for band in range(gains.shape[1]):
-        single = torch.ones_like(gains)
-        single[:, band] = gains[:, band]
-        total = total * single / (power * single.square()).sum(dim=1, keepdim=True).sqrt()
+    for band, share in enumerate(_POWER):
+        gain = gains[:, band]
+        total[:, band] *= gain
+        total /= (1 - share + share * gain.square()).sqrt()[:, None]
     return total
 
 
 def filter_bands(contrasts: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
     """Multiply the bands of contrasts by gains, along both axes. Beyond its edges an image is its own reflection.
 
-    contrasts: [N, C, W, W]. gains: [N, 4], on the same device.
+    contrasts: [N, C, W, W]. gains: [N, 4], on the host.
     """
     # A filter along an axis of W pixels is a matrix [W, W]. A product of matrices is the fastest way, and has all
     # derivatives.
-    bands = _matrices(contrasts.shape[-1]).to(contrasts)  # [4, W, W]
-    matrices = torch.einsum("nb,bij->nij", gains, bands)[:, None]  # [N, 1, W, W]
+    bands = send(torch.from_numpy(_matrices(contrasts.shape[-1])).to(contrasts.dtype), contrasts.device)  # [4, W, W]
+    matrices = torch.einsum("nb,bij->nij", send(gains.to(contrasts.dtype), contrasts.device), bands)[
+        :, None
+    ]  # [N, 1, W, W]
     return matrices @ contrasts @ matrices.transpose(2, 3)
 
 
@@ -66,7 +69,7 @@ def _stretched(taps: np.ndarray, factor: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _matrices(width: int) -> torch.Tensor:
+def _matrices(width: int) -> np.ndarray:
     """Return each band's filter with reflection as a matrix, float64 [4, width, width]."""
     bank = _bank()
     half = bank.shape[1] // 2
@@ -76,4 +79,4 @@ def _matrices(width: int) -> torch.Tensor:
         source = (np.arange(width) + tap) % period
         source = np.minimum(source, period - source)  # as often reflected as needed
         matrices[:, np.arange(width), source] += bank[:, half + tap, None]  # each row has one source
-    return torch.from_numpy(matrices)
+    return matrices

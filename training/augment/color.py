@@ -8,20 +8,6 @@ from torch_utils.transfer import send
 from training.augment.draws import Draws
 
 
-def is_colored(draws: Draws) -> bool:
-    """Whether any color changes."""
-    changes = (draws.brightness, 0), (draws.contrast, 1), (draws.lumaflip, 0), (draws.hue, 0), (draws.saturation, 1)
-    return any(values is not None and bool((values != neutral).any()) for values, neutral in changes)
-
-
-def recolor(contrasts: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Change the colors of contrasts, [N, C, H, W] network values."""
-    maps = color_maps(draws, contrasts.shape[0], contrasts.shape[1])  # [N, C + 1, C + 1]
-    maps = send(maps.to(contrasts.dtype), contrasts.device)
-    matrix, offset = maps[:, :-1, :-1], maps[:, :-1, -1:]  # [N, C, C], [N, C, 1]
-    return torch.baddbmm(offset, matrix, contrasts.flatten(2)).reshape(contrasts.shape)
-
-
 def color_maps(draws: Draws, count: int, num_contrasts: int) -> torch.Tensor:
     """Return the affine map of each image as a matrix for values followed by a 1, float64 [count, C + 1, C + 1].
 
@@ -57,3 +43,10 @@ def _rotations(angles: torch.Tensor) -> torch.Tensor:
 def _require_three(name: str, num_contrasts: int) -> None:
     if num_contrasts != 3:
         raise ValueError(f"{name} is defined for 3 contrasts; found {num_contrasts}")
+
+
+def recolor(contrasts: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    """Apply the maps that color_maps returns to contrasts, [N, C, H, W]."""
+    maps = send(maps.to(contrasts.dtype), contrasts.device)
+    matrix, offset = maps[:, :-1, :-1], maps[:, :-1, -1:]  # [N, C, C], [N, C, 1]
+    return torch.baddbmm(offset, matrix, contrasts.flatten(2)).reshape(contrasts.shape)

@@ -12,47 +12,16 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_utils import keys as random
+from torch_utils.keys import Key, seed_of
+from torch_utils.keys import normal as normal_by_key
 from training.augment.bands import NUM_BANDS, total_gains
-
-# Ranges of the published pipes.
-SHIFT = 0.125  # largest shift by whole pixels, and SD of the one by fractions, in widths of the image
-SCALE = 0.2  # SD of the base-2 logarithms of scale and of anisotropic scale
-BRIGHTNESS = 0.2  # SD, in network values
-CONTRAST, SATURATION = 0.5, 1.0  # SD of base-2 logarithms
-BAND_GAIN = 1.0  # SD of the base-2 logarithm of a band's gain
-NOISE = 0.1  # SD of the images' SD
-
-# Whatever can happen to an image -> uniform numbers that say how. One more decides whether. All are drawn for every
-# image, whatever the pipe, so that none depends on the others. What is added later goes to the end.
-_NUMBERS = {
-    "xflip": 1,
-    "rotate90": 1,
-    "xint": 2,
-    "scale": 1,
-    "rotate_before": 1,
-    "aniso": 1,
-    "rotate_after": 1,
-    "xfrac": 2,
-    "brightness": 1,
-    "contrast": 1,
-    "lumaflip": 1,
-    "hue": 1,
-    "saturation": 1,
-    "imgfilter_0": 1,
-    "imgfilter_1": 1,
-    "imgfilter_2": 1,
-    "imgfilter_3": 1,
-    "noise": 1,
-    "cutout": 2,
-}
 
 
 @dataclass(frozen=True)
 class Draws:
     """What happens to each of N images. None: to no image. Tensors of the host, float64, except noise_images.
 
-    Shifts are in pixels, to the right and down; angles in radians.
+    Shifts are in pixels, to the right and down; turns and angles counterclockwise, in radians.
     """
 
     xflip: torch.Tensor | None = None  # 1: flipped left to right, 0: not [N]
@@ -76,8 +45,17 @@ class Draws:
     cutout: torch.Tensor | None = None  # center (x, y) of a square that is cut out, in widths; NaN: none [N, 2]
 
 
+# Ranges of the published pipes.
+SHIFT = 0.125  # largest shift by whole pixels, and SD of the one by fractions, in widths of the image
+SCALE = 0.2  # SD of the base-2 logarithms of scale and of anisotropic scale
+BRIGHTNESS = 0.2  # SD, in network values
+CONTRAST, SATURATION = 0.5, 1.0  # SD of base-2 logarithms
+BAND_GAIN = 1.0  # SD of the base-2 logarithm of a band's gain
+NOISE = 0.1  # SD of the SD, in network values
+
+
 def draws(
-    keys: Sequence[random.Key],
+    keys: Sequence[Key],
     p: float,
     pipe: Collection[str],
     num_contrasts: int,
@@ -86,74 +64,37 @@ def draws(
 ) -> Draws:
     """Draw what happens to images. Each row is a function of its key, p, and what the pipe holds.
 
-    p: probability of each transformation of the pipe, for each image. What happens to an image at some p also happens
-    at a larger one. pipe: names of transformations. The rest is about the images of noise.
+    p: probability of each transformation, for each image; what happens to an image at some p also happens at a larger
+    one. pipe: names of transformations. device: for images of noise.
+    Raises ValueError if p is not from 0 to 1.
     """
-    chance = _Chance(keys, p)
-    normal, signed = _normal, _signed
-    found: dict[str, torch.Tensor] = {}
-    if "xflip" in pipe:
-        found["xflip"] = chance("xflip", 0, lambda u: (u * 2).floor())
-    if "rotate90" in pipe:
-        found["rotate90"] = chance("rotate90", 0, lambda u: (u * 4).floor())
-    if "xint" in pipe:
-        found["xint"] = chance("xint", 0, lambda u: (signed(u) * SHIFT * resolution).round())
-    if "scale" in pipe:
-        found["scale"] = chance("scale", 1, lambda u: (normal(u) * SCALE).exp2())
-    if "rotate" in pipe:
-        # Each with a probability such that one of them at least comes with probability p.
-        turning = 1 - math.sqrt(1 - p)
-        found["rotate_before"] = chance("rotate_before", 0, lambda u: signed(u) * math.pi, turning)
-        found["rotate_after"] = chance("rotate_after", 0, lambda u: signed(u) * math.pi, turning)
-    if "aniso" in pipe:
-        found["aniso"] = chance("aniso", 1, lambda u: (normal(u) * SCALE).exp2())
-    if "xfrac" in pipe:
-        found["xfrac"] = chance("xfrac", 0, lambda u: normal(u) * SHIFT * resolution)
-    if "brightness" in pipe:
-        found["brightness"] = chance("brightness", 0, lambda u: normal(u) * BRIGHTNESS)
-    if "contrast" in pipe:
-        found["contrast"] = chance("contrast", 1, lambda u: (normal(u) * CONTRAST).exp2())
-    if "lumaflip" in pipe:
-        found["lumaflip"] = chance("lumaflip", 0, lambda u: (u * 2).floor())
-    if "hue" in pipe:
-        found["hue"] = chance("hue", 0, lambda u: signed(u) * math.pi)
-    if "saturation" in pipe:
-        found["saturation"] = chance("saturation", 1, lambda u: (normal(u) * SATURATION).exp2())
+    if not 0 <= p <= 1:
+        raise ValueError(f"p = {p}: expected a probability, from 0 to 1")
+    numbers = _uniform_numbers(keys)
+    found = {}
+    for name, parameter in _PARAMETERS.items():
+        if parameter.transformation in pipe:
+            # There are two rotations, such that at least one of them happens with probability p.
+            happens = numbers[name][:, :1] < (1 - math.sqrt(1 - p) if parameter.transformation == "rotate" else p)
+            values = parameter.value(numbers[name][:, 1:], resolution)
+            found[name] = torch.where(happens, values, parameter.neutral).squeeze(1)  # [N], or [N, 2] as it is
     if "imgfilter" in pipe:
-        gains = [chance(f"imgfilter_{b}", 1, lambda u: (normal(u) * BAND_GAIN).exp2()) for b in range(NUM_BANDS)]
-        found["imgfilter"] = total_gains(torch.stack(gains, dim=1))
+        found["imgfilter"] = total_gains(torch.stack([found.pop(f"band{band}") for band in range(NUM_BANDS)], dim=1))
     if "noise" in pipe:
-        found["noise"] = chance("noise", 0, lambda u: (normal(u) * NOISE).abs())
         noisy = [(*key, "noise image") for key, sd in zip(keys, found["noise"].tolist(), strict=True) if sd > 0]
-        images = random.normal(noisy, num_contrasts * resolution**2, device)
+        images = normal_by_key(noisy, num_contrasts * resolution**2, device)
         found["noise_images"] = images.reshape(-1, num_contrasts, resolution, resolution)
-    if "cutout" in pipe:
-        found["cutout"] = chance("cutout", math.nan, lambda u: u)
     return Draws(**found)
 
 
-class _Chance:
-    """Uniform numbers of images, and what they say at a probability p."""
+@dataclass(frozen=True)
+class _Parameter:
+    """A parameter of a transformation, as a function of uniform numbers."""
 
-    def __init__(self, keys: Sequence[random.Key], p: float) -> None:
-        """Draw all numbers of each image."""
-        counts = [1 + count for count in _NUMBERS.values()]
-        rows = torch.empty([len(keys), sum(counts)], dtype=torch.float64)
-        generator = torch.Generator()
-        for row, key in zip(rows, keys, strict=True):
-            row.uniform_(generator=generator.manual_seed(random.seed_of(*key)))
-        self._p, self._numbers = p, dict(zip(_NUMBERS, rows.split(counts, dim=1), strict=True))
-
-    def __call__(
-        self, name: str, neutral: float, value: Callable[[torch.Tensor], torch.Tensor], p: float | None = None
-    ) -> torch.Tensor:
-        """Return `value` of the uniform numbers that belong to a name, for the images chosen; `neutral` for the others.
-
-        p: another probability than that of all. Returns [N], or [N, 2] for a name with two numbers.
-        """
-        numbers = self._numbers[name]
-        happens = numbers[:, :1] < (self._p if p is None else p)
-        return torch.where(happens, value(numbers[:, 1:]), neutral).squeeze(1)  # [N, 1] -> [N]; [N, 2] stays
+    transformation: str
+    value: Callable[[torch.Tensor, int], torch.Tensor]  # (numbers from 0 to below 1, resolution) -> values
+    numbers: int = 1  # that `value` takes
+    neutral: float = 0  # the value that changes nothing
 
 
 def _signed(u: torch.Tensor) -> torch.Tensor:
@@ -164,3 +105,43 @@ def _signed(u: torch.Tensor) -> torch.Tensor:
 def _normal(u: torch.Tensor) -> torch.Tensor:
     """Turn numbers that are uniform from 0 to 1 into unit normal ones."""
     return torch.special.ndtri(u.clamp(min=2.0**-54))  # 0, which comes once in 2**53 numbers, would give −∞
+
+
+def _exp2(x: torch.Tensor) -> torch.Tensor:
+    """Compute 2 to the power of x, one by one: torch rounds the last few numbers of a tensor differently."""
+    return torch.tensor([2**number for number in x.flatten().tolist()], dtype=x.dtype).reshape(x.shape)
+
+
+# Name -> parameter. The numbers of all of them are drawn for every image, whatever the pipe. So no parameter depends on
+# what else the pipe holds. New ones go to the end.
+_PARAMETERS = {
+    "xflip": _Parameter("xflip", lambda u, _: (2 * u).floor()),
+    "rotate90": _Parameter("rotate90", lambda u, _: (4 * u).floor()),
+    "xint": _Parameter("xint", lambda u, width: (_signed(u) * SHIFT * width).round(), numbers=2),
+    "scale": _Parameter("scale", lambda u, _: _exp2(_normal(u) * SCALE), neutral=1),
+    "rotate_before": _Parameter("rotate", lambda u, _: _signed(u) * math.pi),
+    "aniso": _Parameter("aniso", lambda u, _: _exp2(_normal(u) * SCALE), neutral=1),
+    "rotate_after": _Parameter("rotate", lambda u, _: _signed(u) * math.pi),
+    "xfrac": _Parameter("xfrac", lambda u, width: _normal(u) * SHIFT * width, numbers=2),
+    "brightness": _Parameter("brightness", lambda u, _: _normal(u) * BRIGHTNESS),
+    "contrast": _Parameter("contrast", lambda u, _: _exp2(_normal(u) * CONTRAST), neutral=1),
+    "lumaflip": _Parameter("lumaflip", lambda u, _: (2 * u).floor()),
+    "hue": _Parameter("hue", lambda u, _: _signed(u) * math.pi),
+    "saturation": _Parameter("saturation", lambda u, _: _exp2(_normal(u) * SATURATION), neutral=1),
+    **{
+        f"band{band}": _Parameter("imgfilter", lambda u, _: _exp2(_normal(u) * BAND_GAIN), neutral=1)
+        for band in range(NUM_BANDS)
+    },
+    "noise": _Parameter("noise", lambda u, _: _normal(u).abs() * NOISE),
+    "cutout": _Parameter("cutout", lambda u, _: u, numbers=2, neutral=math.nan),
+}
+
+
+def _uniform_numbers(keys: Sequence[Key]) -> dict[str, torch.Tensor]:
+    """Draw each parameter's numbers, [N, 1 + numbers]. The first one of a row decides whether it happens."""
+    counts = [1 + parameter.numbers for parameter in _PARAMETERS.values()]
+    rows = torch.empty([len(keys), sum(counts)], dtype=torch.float64)
+    generator = torch.Generator()
+    for row, key in zip(rows, keys, strict=True):
+        row.uniform_(generator=generator.manual_seed(seed_of(*key)))
+    return dict(zip(_PARAMETERS, rows.split(counts, dim=1), strict=True))

@@ -27,12 +27,9 @@ PIPES: dict[str, tuple[str, ...]] = {
 }
 TRANSFORMATIONS = PIPES["bgcfnc"]  # all of them, in the order in which they are applied
 
-# Transformations of colors -> the numbers of contrasts that they are defined for, and those numbers in words.
-_NUMBERS_OF_CONTRASTS = {
-    "lumaflip": (lambda contrasts: contrasts == 3, "exactly 3 contrasts"),
-    "hue": (lambda contrasts: contrasts == 3, "exactly 3 contrasts"),
-    "saturation": (lambda contrasts: contrasts > 1, "at least 2 contrasts"),
-}
+_EXACTLY_3, _AT_LEAST_2 = "exactly 3 contrasts", "at least 2 contrasts"
+# What transformations of colors need. The others are defined for any number of contrasts.
+_NEEDS = {"lumaflip": _EXACTLY_3, "hue": _EXACTLY_3, "saturation": _AT_LEAST_2}
 
 
 @dataclass(frozen=True)
@@ -53,33 +50,36 @@ def parse_pipe(text: str, num_contrasts: int) -> Pipe:
     for member in members:
         _check(member, text, num_contrasts)
     wanted = {name for member in members for name in PIPES.get(member, (member,))}
-    names = tuple(name for name in TRANSFORMATIONS if name in wanted and _defined(name, num_contrasts))
-    remarks = tuple(
-        f"--augpipe {text}: without {name}, which needs {_NUMBERS_OF_CONTRASTS[name][1]}; this archive has "
-        f"{num_contrasts}"
-        for name in TRANSFORMATIONS
-        if name in wanted and name not in names
-    )
-    return Pipe(names, remarks)
+    remarks = []
+    for need in (_EXACTLY_3, _AT_LEAST_2):
+        if missing := [name for name in TRANSFORMATIONS if name in wanted and _lacks(name, num_contrasts) == need]:
+            verb = "needs" if len(missing) == 1 else "need"
+            remarks.append(
+                f"--augpipe {text}: without {' and '.join(missing)}, which {verb} {need}; the archive has "
+                f"{num_contrasts}"
+            )
+    names = tuple(name for name in TRANSFORMATIONS if name in wanted and not _lacks(name, num_contrasts))
+    return Pipe(names, tuple(remarks))
 
 
 def _check(member: str, text: str, num_contrasts: int) -> None:
-    """Raise UserError unless `member`, a part of --augpipe, names a pipe, or a transformation that is defined."""
+    """Raise UserError unless a part of --augpipe names a pipe, or a transformation that is defined."""
     known = list(dict.fromkeys([*PIPES, *TRANSFORMATIONS]))
     if member not in known:
         near = difflib.get_close_matches(member, known, 1)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        meant = f"Did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"--augpipe {shorten(text)}: there is no {shorten(member)}{meant} Expected one or several of "
-            f"{', '.join(known)}, joined by commas"
+            f"--augpipe {shorten(text)}: {shorten(member)} is no pipe and no transformation. {meant}"
+            f"Expected one or several of {', '.join(known)}, joined by commas"
         )
-    if not _defined(member, num_contrasts):
+    if need := _lacks(member, num_contrasts):
         raise UserError(
-            f"--augpipe {shorten(text)}: {member} needs {_NUMBERS_OF_CONTRASTS[member][1]}; this archive has "
-            f"{num_contrasts}. Leave it out"
+            f"--augpipe {shorten(text)}: {member} needs {need}, and the archive has {num_contrasts}; leave {member} out"
         )
 
 
-def _defined(name: str, num_contrasts: int) -> bool:
-    """Whether a transformation is defined for this number of contrasts. True for the name of a pipe."""
-    return name not in _NUMBERS_OF_CONTRASTS or _NUMBERS_OF_CONTRASTS[name][0](num_contrasts)
+def _lacks(name: str, num_contrasts: int) -> str | None:
+    """Return what a transformation needs if this number of contrasts isn't it, else None. Pipes need nothing."""
+    need = _NEEDS.get(name)
+    fits = num_contrasts == 3 if need == _EXACTLY_3 else num_contrasts >= 2
+    return None if fits else need
