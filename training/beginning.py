@@ -18,9 +18,21 @@ from dnnlib.text import count
 from slices.dataset import SliceDataset
 from slices.leaks import doubts, refuse_leaks
 from torch_utils.distributed import World
-from training.config import DataConfig, FolderOptions, RunOptions, TrainingConfig, notes
+from training.ada import LEAKS, leak_warning
+from training.augment.pipes import parse_pipe
+from training.config import (
+    DEFAULT_PIPE,
+    NOAUG,
+    AugmentConfig,
+    DataConfig,
+    FolderOptions,
+    RunOptions,
+    TrainingConfig,
+    notes,
+)
 from training.resuming import (
     OPTIONS_FILE,
+    Request,
     StoredRun,
     combine,
     configure,
@@ -96,6 +108,8 @@ def make_plan(folders: FolderOptions, given: Given, processes: int) -> Plan:
     if before is None or not find_states(Path(folder)):  # the log begins here
         remarks = [*notes(request.options.cfg, dataset.resolution, request.recipe, request.options.gpus), *remarks]
     remarks += describe_data(request.data, dataset, exclude)
+    if config.augment is not None:
+        remarks += describe_augmentation(config.augment, request.recipe.get("augpipe"), dataset.schema.num_contrasts)
     return Plan(before, StoredRun.of(config, request, data_sha256), dataset, remarks)
 
 
@@ -126,7 +140,7 @@ def begun(world: World, folders: FolderOptions, given: Given) -> Iterator[Begun 
             yield None if told is None else _follow(told)
             return
         plan = make_plan(folders, given, world.size)
-        folder = _folder(plan, folders, given)
+        folder = _folder(plan, folders)
         held.enter_context(held_run_folder(folder))
         if folders.outdir is None and read_run(folder) != plan.before:
             raise UserError(f"{folder}: another process has trained there in the meantime: give the command again")
@@ -154,11 +168,10 @@ def begun(world: World, folders: FolderOptions, given: Given) -> Iterator[Begun 
         yield _begun(folder, plan.now, saved, plan.dataset, log)
 
 
-def _folder(plan: Plan, folders: FolderOptions, given: Given) -> Path:
+def _folder(plan: Plan, folders: FolderOptions) -> Path:
     """Return the run folder, which exists from now on."""
     if folders.outdir is not None:
-        batch = given.recipe.get("batch")
-        return make_run_folder(folders.outdir, describe_run(plan.now.request.data, plan.now.request.options.cfg, batch))
+        return make_run_folder(folders.outdir, describe_run(plan.now.request))
     return make_folder(folders.run_dir or folders.resume or "")
 
 
@@ -194,13 +207,16 @@ def _begun(folder: Path, now: StoredRun, saved: LoadedState | None, dataset: Sli
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def describe_run(data: DataConfig, cfg: str, batch: int | None) -> str:
-    """Return the second half of a run folder's name, in the manner of StyleGAN2-ADA: train-mirror-auto-batch16."""
+def describe_run(request: Request) -> str:
+    """Return the second half of a run folder's name, in the manner of StyleGAN2-ADA: train-mirror-auto-batch16-ada."""
+    data, recipe = request.data, request.recipe
+    batch, aug = recipe.get("batch"), recipe.get("aug", NOAUG)
     # A list times False is empty, so each line adds its word only under its condition.
     parts = [re.sub(r"[^A-Za-z0-9_.-]", "_", Path(data.path).stem)]
     parts += ["mirror"] * data.mirror + ["cond"] * data.cond
     parts += [f"subset{data.subset}"] * (data.subset is not None)
-    parts += [cfg] + [f"batch{batch}"] * (batch is not None)
+    parts += [request.options.cfg] + [f"batch{batch}"] * (batch is not None)
+    parts += [aug] * (aug != NOAUG) + ["transfer"] * (request.options.transfer is not None)
     return "-".join(parts)
 
 
@@ -209,6 +225,16 @@ def describe_data(data: DataConfig, dataset: SliceDataset, exclude: Sequence[str
     told = [f"{data.path} shares no patient with {path}, as far as their names tell" for path in exclude]
     told += doubts([dataset.archive], exclude)
     return [*told, "Classes: " + describe_classes(dataset)] if data.cond else told
+
+
+def describe_augmentation(augment: AugmentConfig, augpipe: str | None, num_contrasts: int) -> list[str]:
+    """Describe what the discriminator is going to see, what was left out of it, and what the generator may learn."""
+    how = f"with probability {augment.p:g}"
+    if augment.target is not None:
+        how = f"with a probability that adapts to a mean sign of {augment.target:g} over {augment.kimg:g} kimg"
+    told = [f"Augments {', '.join(augment.pipe)}, {how}"]
+    told += parse_pipe(augpipe or DEFAULT_PIPE, num_contrasts).remarks
+    return told + ([f"warning: {leak_warning(augment.p)}"] if augment.p >= LEAKS else [])
 
 
 def count_classes(dataset: SliceDataset) -> dict[str, int]:

@@ -10,14 +10,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dnnlib.cli import Checked, like, limited, option
+from dnnlib.config import optional
 from dnnlib.errors import UserError
 from dnnlib.text import count
 from slices.archive.format import LARGEST_LABEL, LARGEST_RESOLUTION
 from slices.schema import MOST_CLASSES, MOST_CONTRASTS, Schema
+from training.augment.pipes import parse_pipe
 from training.division import divide, nearest_batch
 
-# On a GPU, the four highest resolutions compute in half precision. The clamp keeps activations within its range.
+# The four highest resolutions compute in half precision. The clamp keeps activations within the range of float16.
 NUM_FP16_RES, CONV_CLAMP = 4, 256
+FP32, FP16, BF16 = PRECISIONS = ("fp32", "fp16", "bf16")
+HALVES = {FP16: "float16", BF16: "bfloat16"}  # names of the types that a precision uses
+NOAUG, ADA, FIXED = AUGMENTATIONS = ("noaug", "ada", "fixed")
+TARGET, ADA_KIMG, TRANSFER_ADA_KIMG = 0.6, 500, 100  # defaults of adaptive augmentation
+DEFAULT_PIPE = "bgc"
 # Features of a layer, number of layers, images. No real network comes near; a typing error or a forged file does.
 WIDEST, DEEPEST, LARGEST_BATCH = 1 << 16, 100, 1 << 20
 
@@ -48,13 +55,63 @@ class Recipe(Checked):
     map_depth: int = option("Layers of the mapping network.", least=1, most=DEEPEST)
     cbase: int = option("A layer has cbase / resolution feature maps, but at most --cmax.", least=1, most=1 << 30)
     cmax: int = option("Largest number of feature maps of a layer.", default=512, least=1, most=WIDEST)
-    fp32: bool = option("Compute in float32 on a GPU too, without a clamp of activations.", default=False)
+    precision: str | None = option(
+        "Type of the four highest resolutions: fp16 on a GPU, bf16 on a CPU too, or fp32 without a clamp.",
+        default=None,
+        choices=PRECISIONS,
+        shown=FP16,
+    )
+    fp32: bool = option("The same as --precision=fp32.", default=False)
     z_dim: int = option("Size of the latent z.", default=512, least=1, most=WIDEST)
     w_dim: int | None = option("Size of the style w.", default=None, shown="--z-dim", least=1, most=WIDEST)
+    aug: str = option(
+        "Augment what the discriminator sees: ada adapts the probability to its overfitting, fixed keeps --p.",
+        default=NOAUG,
+        choices=AUGMENTATIONS,
+    )
+    p: float | None = option(
+        "With --aug=fixed: probability of each augmentation.", default=None, least=0, most=1, shown=""
+    )
+    target: float | None = option(
+        "With --aug=ada: mean sign of the discriminator's logits at real slices that it aims at.",
+        default=None,
+        least=-1,
+        most=1,
+        shown=f"{TARGET}",
+    )
+    ada_kimg: float | None = option(
+        "With --aug=ada: thousands of real images in which the probability could go from 0 to 1.",
+        default=None,
+        above=0,
+        shown=f"{ADA_KIMG}, with --transfer {TRANSFER_ADA_KIMG}",
+    )
+    augpipe: str | None = option(
+        "Augmentations: blit, geom, color, filter, noise, cutout, their unions bg, bgc, bgcf, bgcfn, bgcfnc, or a list "
+        "of these and of single ones, such as blit,scale.",
+        default=None,
+        metavar="LIST",
+        shown="bgc",
+    )
+    freezed: int = option(
+        "First layers of the discriminator, from the image on, that keep their weights.", default=0, least=0, most=DEEPEST
+    )
     mbstd: int  # group size of the minibatch standard deviation; a smaller part of a minibatch is one group
     ema_kimg: float  # half-life of the generator's moving average, in thousands of images
     ema_ramp: float | None = None  # limits the half-life to this share of the images shown so far; None: no limit
     residual: bool = True  # whether the discriminator's blocks have skip connections
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fp32 and self.precision not in (None, FP32):
+            raise UserError(f"--fp32 and --precision={self.precision} contradict each other: give one of them")
+        told = {"--p": (self.p, FIXED), "--target": (self.target, ADA), "--ada-kimg": (self.ada_kimg, ADA)}
+        for name, (value, aug) in told.items():
+            if value is not None and self.aug != aug:
+                raise UserError(f"{name} {value:g} belongs to --aug={aug}, but this is --aug={self.aug}")
+        if self.aug == FIXED and self.p is None:
+            raise UserError("--aug=fixed needs the probability of augmentations: --p=0.2, for example")
+        if self.augpipe is not None and self.aug == NOAUG:
+            raise UserError(f"--augpipe {self.augpipe} belongs to --aug=ada or --aug=fixed, but nothing is augmented")
 
 
 _STYLEGAN2 = Recipe(
@@ -124,7 +181,11 @@ def find_recipe(cfg: str, resolution: int, gpus: int = 1) -> Recipe:
 def notes(cfg: str, resolution: int, given: Mapping[str, Any], gpus: int = 1) -> list[str]:
     """Remarks for the user: values given by hand, and recipe values that were tuned for another batch."""
     recipe = find_recipe(cfg, resolution, gpus)
-    told = [f"{name.replace('_', '-')} {value:g}" for name, value in given.items() if value is not False]
+    told = [
+        f"{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}"
+        for name, value in given.items()
+        if value is not False
+    ]
     lines = ["By hand: " + ", ".join(told)] if told else []
     wanted = _auto_batch(resolution, gpus) if cfg == "auto" else RECIPES[cfg].batch
     if "batch" not in given and recipe.batch != wanted:
@@ -176,6 +237,7 @@ class FolderOptions(Checked):
     resume: str | None = option(
         "Continue the run in this folder with its own options, and with those given here.", default=None, metavar="DIR"
     )
+    force: bool = option("Transfer although less than half of the weights fit.", switch=True)
     dry_run: bool = option("Print the resolved configuration and stop.", switch=True, short="-n")
 
     def __post_init__(self) -> None:
@@ -218,6 +280,12 @@ class RunOptions(Checked):
     max_bad_steps: int = option(
         "End after this many steps in a row with gradients that are not finite.", default=50, least=1
     )
+    transfer: str | None = option(
+        "Begin with the weights of this network: a snapshot, a run folder, or a published .pkl.",
+        default=None,
+        metavar="FILE|DIR",
+        optional=True,
+    )
     best: str | None = option(
         "Keep the snapshot with the smallest value of this measure; NAME:max keeps the largest. For programs that give "
         "a training measures; this one has none yet.",
@@ -244,6 +312,7 @@ class GeneratorConfig(Checked):
     channel_max: int = like(Recipe, "cmax", default=512)  # … but at most channel_max
     num_fp16_res: int = limited(default=0, least=0, most=16)  # how many of the highest resolutions use half precision
     conv_clamp: float | None = limited(default=None, least=0, most=1 << 16)  # limit of |activation|; None: no limit
+    half: str = limited(default=HALVES[FP16], choices=tuple(HALVES.values()), optional=True)  # float16: on GPUs only
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -263,6 +332,7 @@ class DiscriminatorConfig(Checked):
     conv_clamp: float | None = like(GeneratorConfig, "conv_clamp", default=None)
     mbstd_group_size: int = limited(default=4, least=1, most=LARGEST_BATCH)  # slices compared with each other
     residual: bool = True  # False: no skip connections, as in the cifar recipe
+    half: str = limited(default=HALVES[FP16], choices=tuple(HALVES.values()), optional=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -290,6 +360,17 @@ class LossConfig(Checked):
 
 
 @dataclass(frozen=True)
+class AugmentConfig(Checked):
+    """Augmentation of all images that the discriminator judges (Karras et al. 2020)."""
+
+    pipe: tuple[str, ...] = limited(name="--augpipe")  # names of transformations
+    p: float = limited(least=0, most=1, name="--p")  # probability; where it adapts, that of the first step
+    target: float | None = like(Recipe, "target")  # of the mean sign of logits at reals; None: p stays as it is
+    kimg: float = like(Recipe, "ada_kimg", default=ADA_KIMG)  # shown while p goes from 0 to 1
+    interval: int = limited(default=4, least=1)  # steps from one move of p to the next
+
+
+@dataclass(frozen=True)
 class TrainingConfig(Checked):
     """The complete configuration of a run. Lengths count images; a name with "kimg" counts thousands of images."""
 
@@ -311,6 +392,8 @@ class TrainingConfig(Checked):
     tf32: bool = like(
         RunOptions, "tf32", default=False
     )  # on a GPU, products of float32 matrices round their factors to 10 bits
+    augment: AugmentConfig | None = optional(None)  # None: the discriminator sees images as they are
+    freezed: int = limited(default=0, least=0, most=DEEPEST, name="--freezed", optional=True)  # layers of D
 
     @property
     def parts(self) -> int:
@@ -332,11 +415,14 @@ def resolve(
     snap: int = 50,
     gpus: int = 1,
     tf32: bool = False,
+    transfers: bool = False,
 ) -> TrainingConfig:
     """Return the configuration of a run with this recipe.
 
     gpus: number of processes; by default, each of them computes one part of a minibatch.
-    Raises UserError for a resolution that can't be trained, and for a minibatch that does not divide.
+    transfers: the run starts from weights that exist.
+    Raises UserError for a resolution that can't be trained, a minibatch that does not divide, and augmentations that
+    don't fit the contrasts.
     """
     if resolution < 8 or resolution & (resolution - 1):  # more than one bit is set
         raise UserError(f"{data.path}: {resolution}×{resolution} pixels; the networks need a power of two from 8 up")
@@ -346,8 +432,7 @@ def resolve(
         "c_dim": c_dim,
         "channel_base": recipe.cbase,
         "channel_max": recipe.cmax,
-        "num_fp16_res": 0 if recipe.fp32 else NUM_FP16_RES,
-        "conv_clamp": None if recipe.fp32 else CONV_CLAMP,
+        **_precision_of(recipe),
     }
     return TrainingConfig(
         data=data,
@@ -371,8 +456,30 @@ def resolve(
         batch_gpu=batch_gpu,
         lrate=recipe.lrate,
         ema_kimg=recipe.ema_kimg,
-        ema_ramp=recipe.ema_ramp,
+        ema_ramp=None if transfers else recipe.ema_ramp,  # the ramp is there to forget random weights
         seed=seed,
         snap=snap,
         tf32=tf32,
+        augment=_augmentation_of(recipe, schema.num_contrasts, transfers),
+        freezed=recipe.freezed,
     )
+
+
+def _precision_of(recipe: Recipe) -> dict[str, Any]:
+    """Arguments of both networks that follow from the precision."""
+    precision = FP32 if recipe.fp32 else recipe.precision or FP16
+    if precision == FP32:
+        return {"num_fp16_res": 0, "conv_clamp": None}
+    return {"num_fp16_res": NUM_FP16_RES, "conv_clamp": CONV_CLAMP, "half": HALVES[precision]}
+
+
+def _augmentation_of(recipe: Recipe, num_contrasts: int, transfers: bool) -> AugmentConfig | None:
+    """Configuration of the augmentation. Raises UserError if none of it can be done to so many contrasts."""
+    if recipe.aug == NOAUG:
+        return None
+    pipe = parse_pipe(recipe.augpipe or DEFAULT_PIPE, num_contrasts).names
+    if recipe.aug == FIXED:
+        assert recipe.p is not None
+        return AugmentConfig(pipe, recipe.p, None)
+    kimg = recipe.ada_kimg or (TRANSFER_ADA_KIMG if transfers else ADA_KIMG)
+    return AugmentConfig(pipe, 0.0, TARGET if recipe.target is None else recipe.target, kimg)

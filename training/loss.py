@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.stats import Sums
+from training.augment.augment import augment
 from training.config import LossConfig
 from training.minibatches import FakeInputs, Labeled, Part
 from training.networks.discriminator import Discriminator
@@ -65,6 +66,7 @@ def path_length_penalty(
 
 
 W, PATH_LENGTHS = "w", "path lengths"  # sums of a phase besides its statistics
+REAL_SIGNS = "Loss/signs/real"  # statistic to which augmentation adapts
 
 
 class Loss:
@@ -84,7 +86,7 @@ class Loss:
         """Gmain: train the generator to make fakes that the discriminator takes for real."""
         fakes = _required(part)
         images, _ = self._generate(fakes, sums)  # [N, C + K, H, W]
-        (logits,) = self._judge(Labeled(images, fakes.c))  # [N, 1]
+        (logits,) = self._judge(Labeled(images, fakes.c, fakes.augmentation))  # [N, 1]
         loss = generator_loss(logits)
         sums.report("Loss/scores/fake", logits)
         sums.report("Loss/signs/fake", logits.sign())
@@ -112,19 +114,19 @@ class Loss:
         fakes = _required(part)
         with torch.no_grad():
             images, _ = self._generate(fakes, sums)  # [N, C + K, H, W]
-        fake_logits, real_logits = self._judge(Labeled(images, fakes.c), part.reals)  # [N, 1] each
+        fake_logits, real_logits = self._judge(Labeled(images, fakes.c, fakes.augmentation), part.reals)  # [N, 1] each
         fake_loss, real_loss = discriminator_loss_on_fakes(fake_logits), discriminator_loss_on_reals(real_logits)
         ((fake_loss.mean() + real_loss.mean()) * gain).backward()
         sums.report("Loss/scores/fake", fake_logits)
         sums.report("Loss/signs/fake", fake_logits.sign())
         sums.report("Loss/scores/real", real_logits)
-        sums.report("Loss/signs/real", real_logits.sign())
+        sums.report(REAL_SIGNS, real_logits.sign())
         sums.report("Loss/D/loss", fake_loss + real_loss)
 
     def discriminator_r1(self, part: Part, gain: float, sums: Sums) -> None:
-        """Dr1: penalize the discriminator's slope at real images."""
+        """Dr1: penalize the discriminator's slope at real images, which it sees through the augmentation."""
         images = part.reals.images.detach().requires_grad_(True)  # [N, C + K, H, W]
-        (logits,) = self._judge(Labeled(images, part.reals.c))  # [N, 1]
+        (logits,) = self._judge(part.reals._replace(images=images))  # [N, 1]
         gradients = r1_gradients(logits, images)  # [N, C + K, H, W]
         penalty = r1_penalty(gradients)  # [N]
         sums.report("Loss/r1_penalty", penalty)
@@ -139,10 +141,16 @@ class Loss:
         their own group.
         """
         if len(groups) == 1:
-            return (self.discriminator(*groups[0]),)
-        # zip(*groups) turns (images, c) pairs into all images and all c; cat joins the groups along N.
-        images, c = map(torch.cat, zip(*groups, strict=True))  # [groups · N, C + K, H, W], [groups · N, c_dim]
+            return (self.discriminator(self._augmented(groups[0]), groups[0].c),)
+        images = torch.cat([self._augmented(group) for group in groups])  # [groups · N, C + K, H, W]
+        c = torch.cat([group.c for group in groups])  # [groups · N, c_dim]
         return self.discriminator(images, c, minibatches=len(groups)).chunk(len(groups))
+
+    def _augmented(self, group: Labeled) -> torch.Tensor:
+        """Images as the discriminator sees them."""
+        if group.augmentation is None:
+            return group.images
+        return augment(group.images, group.augmentation, self.generator.config.num_contrasts)
 
     def _generate(self, fakes: FakeInputs, sums: Sums) -> tuple[torch.Tensor, torch.Tensor]:
         """Generate images [N, C + K, H, W]. Returns them with their w's, [N, num_ws, w_dim]."""

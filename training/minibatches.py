@@ -20,6 +20,7 @@ from torch_utils.data_loading import minibatches
 from torch_utils.distributed import World
 from torch_utils.sampler import ShareOfMinibatches, ShuffledOrder
 from torch_utils.transfer import send
+from training.augment.draws import Draws, draws
 from training.config import TrainingConfig
 from training.networks.generator import Generator
 
@@ -29,6 +30,7 @@ class Labeled(NamedTuple):
 
     images: torch.Tensor  # network values [N, C + K, H, W]
     c: torch.Tensor  # class labels [N, c_dim]
+    augmentation: Draws | None = None  # what happens to the images first; None: nothing
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class FakeInputs:
     second_z: torch.Tensor  # latents for style mixing [N, z_dim]
     crossover: int | None = None  # first layer that takes its style from second_z; None: no style mixing
     direction: torch.Tensor | None = None  # of the image, for path length: unit normal [N, C + K, H, W]
+    augmentation: Draws | None = None  # of the images, before the discriminator judges them
 
 
 @dataclass(frozen=True)
@@ -118,3 +121,18 @@ class FakeSource:
         if keys.uniform(*of_phase, "mixing") >= self.mixing:
             return None
         return 1 + keys.integer(self.num_ws - 1, *of_phase, "crossover")
+
+
+class AugmentationSource:
+    """Draws what happens to images before the discriminator judges them: functions of their key and of p."""
+
+    def __init__(self, config: TrainingConfig, device: torch.device) -> None:
+        self.seed, self.config, self.device = config.seed, config.augment, device
+        self.num_contrasts, self.resolution = config.generator.num_contrasts, config.generator.resolution
+
+    def draw(self, step: int, phase: str, kind: str, samples: Sequence[int], p: float) -> Draws | None:
+        """Draw for some samples of a minibatch. kind: of images, "real" or "fake". None: nothing is augmented."""
+        if self.config is None:
+            return None
+        of_samples = [(self.seed, step, phase, sample, kind) for sample in samples]
+        return draws(of_samples, p, self.config.pipe, self.num_contrasts, self.resolution, self.device)

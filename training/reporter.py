@@ -24,6 +24,7 @@ from torch_utils.distributed import World
 from torch_utils.ops import native
 from torch_utils.stats import Moments
 from torch_utils.stopwatch import Stopwatch
+from training.ada import LEAKS, leak_warning
 from training.config import TrainingConfig
 from training.minibatches import FakeInputs
 from training.state import TrainingState
@@ -31,6 +32,7 @@ from training.state_file import LoadedState
 from training.tensorboard import TensorBoard
 
 _BAD_STEPS = "Health/bad_steps/"
+_AUGMENT = "Progress/augment"
 
 
 class Reporter:
@@ -51,6 +53,7 @@ class Reporter:
         self.world, self.inputs, self.state = world, inputs, state
         self._lines = Log(folder / "stats.jsonl" if world.first else None, shown=False)
         self._board = TensorBoard(folder, state.nimg) if world.first else None
+        self._warned_of_leaks = False
         self._start_clock()
 
     # ---- Clock -----------------------------------------------------------------------------------------------
@@ -133,6 +136,8 @@ class Reporter:
             "Progress/tick": state.tick,
             "Progress/kimg": state.nimg / 1000,
             "Progress/processes": self.world.size,
+            "Progress/continued_kimg": self._nimg_before / 1000,
+            **({} if state.ada is None else {_AUGMENT: state.ada.p}),
             "Timing/total_sec": self.seconds(),
             "Timing/sec_per_tick": seconds,
             "Timing/sec_per_kimg": per_kimg,
@@ -148,11 +153,19 @@ class Reporter:
         stats = statistics.collect()
         if self._board is not None:
             self.log(status_line(stats))
-            for warning in warnings(stats):
+            for warning in [*warnings(stats), *self._leak()]:
                 self.log(warning)
             self._lines(json.dumps({name: m._asdict() for name, m in stats.items()} | {"timestamp": time.time()}))
             self._board.tick(stats, state.nimg)
         self._tick_start, self._maintenance = now, 0.0
+
+    def _leak(self) -> list[str]:
+        """Warn once for a process, if augmentations are so probable that the generator learns to make them."""
+        ada = self.state.ada
+        if self._warned_of_leaks or ada is None or ada.p < LEAKS:
+            return []
+        self._warned_of_leaks = True
+        return [f"warning: {leak_warning(ada.p)}"]
 
     def measures(self, values: Mapping[str, float]) -> None:
         """Report what the evaluation of a snapshot measured."""
@@ -217,6 +230,7 @@ def status_line(stats: dict[str, Moments]) -> str:
             f"gpumem {value['Resources/peak_gpu_mem_gb']:<6.2f}",
             f"processes {value['Progress/processes']:<3.0f}",
             f"bad {sum(bad_steps(stats).values()):<4d}",
+            *([f"augment {value[_AUGMENT]:.3f}"] if _AUGMENT in value else []),
         ]
     ).rstrip()
 

@@ -15,14 +15,26 @@ from dnnlib.errors import UserError
 from dnnlib.files import read_json
 from dnnlib.text import format_table
 from slices.schema import Schema
-from training.config import DataConfig, Recipe, RunOptions, TrainingConfig, find_recipe, resolve
+from training.config import (
+    ADA,
+    FIXED,
+    FP32,
+    HALVES,
+    NOAUG,
+    DataConfig,
+    Recipe,
+    RunOptions,
+    TrainingConfig,
+    find_recipe,
+    resolve,
+)
 from training.division import divide, largest_part
 
 OPTIONS_FILE = "training_options.json"
 FORMAT, VERSION = "stylegan2-mr run", 1
 # Fields of a configuration that may change. Others decide what the run computes.
 _MAY_CHANGE = {"--data", "--workers", "--kimg", "--snap", "--batch-gpu"}
-_ONLY_ON_GPU = {"num_fp16_res", "conv_clamp"}  # what --fp32 decides
+_PRECISION = {"num_fp16_res", "conv_clamp", "half"}  # what --precision decides
 
 
 # --- what a run was asked for -----------------------------------------------------------------------------------------
@@ -145,6 +157,7 @@ def configure(request: Request, schema: Schema, resolution: int, c_dim: int) -> 
         snap=options.snap,
         gpus=options.gpus,
         tf32=options.tf32,
+        transfers=options.transfer is not None,
     )
 
 
@@ -190,10 +203,15 @@ def _facts(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.name == "augment":
+            found["--aug"] = NOAUG if value is None else FIXED if value.target is None else ADA
         if dataclasses.is_dataclass(value):
             found |= _facts(value)
-        elif field.name in _ONLY_ON_GPU:
-            found["--fp32"] = not config.num_fp16_res
+        elif field.name in _PRECISION:
+            halves = {name: precision for precision, name in HALVES.items()}
+            found["--precision"] = halves[config.half] if config.num_fp16_res else FP32
+        elif field.name == "augment":
+            continue
         else:
             found[name_of(field)] = value
     return found

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from dnnlib.config import shorten
+from dnnlib.config import optional, shorten
 from dnnlib.errors import UserError
 from torch_utils.stats import Statistics
+from training.ada import Ada
 from training.config import TrainingConfig
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
@@ -30,6 +31,7 @@ class Position:
     tick_nimg: int  # real images shown when the last tick ended
     seconds: float  # of training so far
     bad_in_a_row: dict[str, int]  # phase -> applications without finite gradients since the last one with
+    ada: Ada | None = optional(None)  # probability of augmentations; None: nothing is augmented
 
 
 @dataclass
@@ -52,6 +54,7 @@ class TrainingState:
     tick_nimg: int = 0
     seconds: float = 0
     bad_in_a_row: dict[str, int] = field(default_factory=dict)
+    ada: Ada | None = None
 
     @classmethod
     def initial(cls, config: TrainingConfig, device: torch.device) -> TrainingState:
@@ -71,6 +74,7 @@ class TrainingState:
                 discriminator, config.lrate, config.r1_interval if config.loss.r1_gamma else None
             ),
             pl_mean=torch.zeros([], device=device),
+            ada=None if config.augment is None else Ada(config.augment.p),
         )
         # Trainer.apply unfreezes one network at a time, so the other one costs no gradients.
         generator.requires_grad_(False)
@@ -92,7 +96,9 @@ class TrainingState:
     @property
     def position(self) -> Position:
         """Where the training is, as plain values."""
-        return Position(self.step, self.nimg, self.tick, self.tick_nimg, self.seconds, dict(self.bad_in_a_row))
+        return Position(
+            self.step, self.nimg, self.tick, self.tick_nimg, self.seconds, dict(self.bad_in_a_row), self.ada
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all tensors of the state by name. They share memory with it."""

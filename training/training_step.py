@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -15,8 +15,9 @@ from torch_utils.stopwatch import Stopwatch
 from torch_utils.transfer import send
 from training.config import TrainingConfig
 from training.ema import ema_beta, update_ema
-from training.loss import PATH_LENGTHS, Loss, W
-from training.minibatches import FakeSource, Labeled, Part, RealSource
+from training.loss import PATH_LENGTHS, REAL_SIGNS, Loss, W
+from training.augment.draws import Draws
+from training.minibatches import AugmentationSource, FakeInputs, FakeSource, Labeled, Part, RealSource
 from training.state import TrainingState
 
 STATISTICS = "Loss/"  # names of sums that are statistics begin with this
@@ -32,6 +33,7 @@ class Phase:
     interval: int  # steps from one application to the next; also a factor of the gradients, to make up for the pause
     accumulate: Callable[[Part, float, Sums], None]  # adds the gradients of a part, times a gain, and sums
     fakes: int  # number of fakes in a part
+    judged: tuple[str, ...] = ()  # images that the discriminator judges: "real", "fake"
     directed: bool = False  # fakes come with directions for path length
 
 
@@ -55,6 +57,7 @@ class Trainer:
         self.config, self.state, self.reals, self.fakes, self.world = config, state, reals, fakes, world
         self.max_bad_steps = max_bad_steps
         self.phases = make_phases(config, state)
+        self.augmentations = AugmentationSource(config, world.device)
         self.stopwatch = Stopwatch(world.device)
 
     def step(self, requests: Callable[[], Sequence[float]] = list) -> list[float]:
@@ -73,11 +76,12 @@ class Trainer:
         state.nimg += config.batch
         state.step += 1
         # The only place of a step where a GPU is waited for.
-        numbers = torch.cat([*(result.finite[None].to(torch.float64) for result in applied), applied[-1].requests])
-        answers = numbers.tolist()
-        for phase, result, finite in zip(due, applied, answers, strict=False):
-            self._count_bad(phase, result, bool(finite))
-        return answers[len(due) :]
+        finite, signs, asked = _read([result.finite for result in applied], _real_signs(applied), applied[-1].requests)
+        for phase, result, fine in zip(due, applied, finite, strict=True):
+            self._count_bad(phase, result, bool(fine))
+        if state.ada is not None and config.augment is not None:
+            state.ada = state.ada.seen(signs[1], int(signs[0])).adapted(config.augment, config.batch, state.step)
+        return asked
 
     def apply(self, phase: Phase, reals: Sequence[Labeled], requests: Callable[[], Sequence[float]] = list) -> Applied:
         """Add up a phase's gradients over all parts of all processes, and take one step of its optimizer.
@@ -92,9 +96,9 @@ class Trainer:
             own = range(world.rank, config.parts, world.size)
             for number, real in zip(own, reals, strict=True):
                 # Sample i of the minibatch is in part i modulo the number of parts.
-                samples = range(number, config.batch, config.parts)[: phase.fakes]
-                step = self.state.step
-                fakes = self.fakes.draw(step, phase.name, samples, phase.directed) if samples else None
+                samples = range(number, config.batch, config.parts)
+                fakes = self._draw_fakes(phase, samples[: phase.fakes])
+                real = real._replace(augmentation=self._draw_augmentation(phase, "real", samples))
                 # 1 / parts turns a sum over parts, which all have the same size, into a mean over the minibatch.
                 phase.accumulate(Part(real, fakes), phase.interval / config.parts, sums)
             phase.network.requires_grad_(False)
@@ -104,6 +108,20 @@ class Trainer:
             phase.optimizer.step()
             self._move_means(phase, result)
         return result
+
+    def _draw_fakes(self, phase: Phase, samples: Sequence[int]) -> FakeInputs | None:
+        """Draw what the fakes of a part are made of, and how they are augmented."""
+        if not samples:
+            return None
+        fakes = self.fakes.draw(self.state.step, phase.name, samples, phase.directed)
+        return replace(fakes, augmentation=self._draw_augmentation(phase, "fake", samples))
+
+    def _draw_augmentation(self, phase: Phase, kind: str, samples: Sequence[int]) -> Draws | None:
+        """Draw how the reals or fakes of a part are augmented. None: not at all, or this phase does not judge them."""
+        ada = self.state.ada
+        if ada is None or kind not in phase.judged:
+            return None
+        return self.augmentations.draw(self.state.step, phase.name, kind, samples, ada.p)
 
     def _add_up(self, phase: Phase, sums: Sums, requests: Sequence[float]) -> Applied:
         """Replace a phase's gradients and sums by those of all processes: one reduction."""
@@ -189,16 +207,29 @@ class Applied:
         return next((name for name, fine in zip(self.names, finite, strict=True) if not fine), "none")
 
 
+def _real_signs(applied: Sequence[Applied]) -> torch.Tensor:
+    """Number of real logits that Dmain has seen, and sum of their signs, [2]. Zeros if it was bad."""
+    (found,) = (result for result in applied if REAL_SIGNS in result.sums)
+    return torch.where(found.finite, found.sums[REAL_SIGNS][:2], 0)
+
+
+def _read(finite: Sequence[torch.Tensor], *vectors: torch.Tensor) -> list[list[float]]:
+    """Copy numbers [] and vectors to this process, all at once. Returns the numbers as one list, then each vector."""
+    columns = [torch.stack([*finite]), *vectors]
+    numbers = torch.cat([column.to(torch.float64) for column in columns])
+    return [piece.tolist() for piece in numbers.cpu().split([len(column) for column in columns])]
+
+
 def make_phases(config: TrainingConfig, state: TrainingState) -> list[Phase]:
     """Create the phases in the order of a step. A regularizer with weight 0 gets no phase."""
     loss = Loss(state.generator, state.discriminator, state.pl_mean, config.loss)
     generator, discriminator = (state.generator, state.g_optimizer), (state.discriminator, state.d_optimizer)
     fakes = config.batch_gpu
-    phases = [Phase("Gmain", *generator, 1, loss.generator_main, fakes)]
+    phases = [Phase("Gmain", *generator, 1, loss.generator_main, fakes, judged=("fake",))]
     if config.loss.pl_weight:
         shrunk = max(fakes // config.loss.pl_batch_shrink, 1)
         phases.append(Phase("Gpl", *generator, config.pl_interval, loss.generator_path_length, shrunk, directed=True))
-    phases.append(Phase("Dmain", *discriminator, 1, loss.discriminator_main, fakes))
+    phases.append(Phase("Dmain", *discriminator, 1, loss.discriminator_main, fakes, judged=("fake", "real")))
     if config.loss.r1_gamma:
-        phases.append(Phase("Dr1", *discriminator, config.r1_interval, loss.discriminator_r1, 0))
+        phases.append(Phase("Dr1", *discriminator, config.r1_interval, loss.discriminator_r1, 0, judged=("real",)))
     return phases
