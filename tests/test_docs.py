@@ -86,7 +86,7 @@ def test_the_demo_is_shown_as_it_is():
 
 def test_a_wrong_option_would_be_noticed():
     with pytest.raises(click.ClickException):
-        parse(["train.py", "--outdir=x", "--data=y", "--augpipe=bgc"])
+        parse(["train.py", "--outdir=x", "--data=y", "--augment=bgc"])
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -27,7 +27,8 @@ from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from training import training_loop
 from training.beginning import describe_run
-from training.config import DataConfig
+from training.config import DataConfig, RunOptions
+from training.resuming import Request
 from training.snapshot import load_generator
 
 NO_NUMBERS = ["kimg=inf", "kimg=nan", "lrate=nan", "lrate=inf", "lrate=0", "gamma=nan", "pl-weight=inf"]
@@ -180,8 +181,9 @@ def test_run_folders_are_numbered(tmp_path, archive):
 
 
 def test_hostile_names_do_not_reach_the_run_folder():
-    assert describe_run(DataConfig("../a b;c.zip"), "auto", None) == "a_b_c-auto"
-    assert np.all([c.isprintable() for c in describe_run(DataConfig("ü\n.zip", mirror=True), "auto", 4)])
+    assert describe_run(Request(DataConfig("../a b;c.zip"), RunOptions(), {})) == "a_b_c-auto"
+    request = Request(DataConfig("ü\n.zip", mirror=True), RunOptions(), {"batch": 4, "aug": "ada"})
+    assert describe_run(request) == "__-mirror-auto-batch4-ada"
 
 
 # --- runs that go on --------------------------------------------------------------------------------------------------

@@ -39,6 +39,6 @@ class Ada(Checked):
 def leak_warning(p: float) -> str:
     """Say what happens at a probability of augmentations of LEAKS or more."""
     return (
-        f"augmentations have a probability of {p:.2f}: from {LEAKS} on they leak, so fakes come out turned or discolored "
-        "themselves; look at the sheets, and train on more slices"
+        f"augmentations have a probability of {p:.2f}: from {LEAKS} on they leak, so fakes come out turned or "
+        "discolored themselves; look at the sheets, and train on more slices"
     )

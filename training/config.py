@@ -93,7 +93,10 @@ class Recipe(Checked):
         shown="bgc",
     )
     freezed: int = option(
-        "First layers of the discriminator, from the image on, that keep their weights.", default=0, least=0, most=DEEPEST
+        "First layers of the discriminator, from the image on, that keep their weights.",
+        default=0,
+        least=0,
+        most=DEEPEST,
     )
     mbstd: int  # group size of the minibatch standard deviation; a smaller part of a minibatch is one group
     ema_kimg: float  # half-life of the generator's moving average, in thousands of images

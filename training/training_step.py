@@ -13,10 +13,10 @@ from torch_utils.distributed import World
 from torch_utils.stats import Sums
 from torch_utils.stopwatch import Stopwatch
 from torch_utils.transfer import send
+from training.augment.draws import Draws
 from training.config import TrainingConfig
 from training.ema import ema_beta, update_ema
 from training.loss import PATH_LENGTHS, REAL_SIGNS, Loss, W
-from training.augment.draws import Draws
 from training.minibatches import AugmentationSource, FakeInputs, FakeSource, Labeled, Part, RealSource
 from training.state import TrainingState
 

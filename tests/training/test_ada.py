@@ -1,6 +1,7 @@
 """Adaptive augmentation: how p moves, and that training follows it."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -69,15 +70,19 @@ def test_a_bad_phase_does_not_count(tmp_path, archive):
     assert trainer.state.ada == Ada(0.0)
 
 
+def keep_input(kept, _, inputs):
+    kept.append(inputs[0].detach())
+
+
 def test_the_discriminator_sees_augmented_images_and_path_length_does_not_care(tmp_path, archive):
     """A probability of 1 changes what D judges, reals and fakes, and thus the weights of both; 0 changes nothing."""
     weights = {}
     for name, changes in {"noaug": {}, "0": {"aug": "fixed", "p": 0}, "1": {"aug": "fixed", "p": 1}}.items():
         trainer = tiny_trainer(tmp_path, archive, **changes)
-        judged = []
-        trainer.state.discriminator.register_forward_pre_hook(lambda _, inputs: judged.append(inputs[0].detach()))
+        judged = weights[name] = []
+        keep = functools.partial(keep_input, judged)
+        trainer.state.discriminator.register_forward_pre_hook(keep)
         trainer.step()
-        weights[name] = judged
     for plain, still, moved in zip(weights["noaug"][:1], weights["0"][:1], weights["1"][:1], strict=True):
         torch.testing.assert_close(still, plain, rtol=0, atol=1e-5)
         assert (moved - plain).abs().mean() > 0.05

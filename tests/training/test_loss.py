@@ -43,7 +43,7 @@ def test_phases_have_the_published_weights(tmp_path, cond):
     expected = {
         "Gmain": lambda: softplus(-score_fakes("Gmain")).mean(),
         "Gpl": path_length,
-        "Dmain": lambda: (softplus(score_fakes("Dmain")) + softplus(-discriminator(*reals))).mean(),
+        "Dmain": lambda: (softplus(score_fakes("Dmain")) + softplus(-discriminator(reals.images, reals.c))).mean(),
         "Dr1": r1,
     }
     for phase in trainer.phases:

@@ -13,7 +13,7 @@ def test_reals_are_network_values_with_their_labels(tmp_path):
     source, dataset = tiny_trainer(tmp_path, data, cond=True).reals, SliceDataset(data, use_labels=True)
     label_of = {dataset[n].stored.numpy().tobytes(): dataset.label(n).tolist() for n in range(len(dataset))}
     for _ in range(4):
-        ((images, c),) = source.next_parts()
+        ((images, c, _),) = source.next_parts()
         assert images.shape == (4, 8, 16, 16) and images.min() == -1 and images.max() == 1
         for stored, label in zip(source.codec.to_stored(images), c, strict=True):
             assert label_of[stored.numpy().tobytes()] == label.tolist()
@@ -29,11 +29,11 @@ def test_parts_of_all_processes_are_the_minibatch(tmp_path, archive):
         for rank in range(2)
     ]
     for _ in range(3):
-        ((minibatch, _),) = whole.next_parts()
+        ((minibatch, *_),) = whole.next_parts()
         for rank, share in enumerate(shares):
             parts = share.next_parts()
             assert len(parts) == 3
-            for number, (images, _) in zip((rank, rank + 2, rank + 4), parts, strict=True):
+            for number, (images, *_) in zip((rank, rank + 2, rank + 4), parts, strict=True):
                 assert torch.equal(images, minibatch[number::6])
 
 

@@ -29,9 +29,11 @@ EVERY_STEP = 1e-6  # minutes
 
 
 def stats_of(folder: Path) -> list[dict]:
-    """Lines of stats.jsonl without times and memory."""
+    """Lines of stats.jsonl without times, memory, and where processes began."""
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k.split("/")[0] in ("Loss", "Progress", "Health")} for line in lines]
+    began = "Progress/continued_kimg"
+    kept = ("Loss", "Progress", "Health")
+    return [{k: v for k, v in line.items() if k.split("/")[0] in kept and k != began} for line in lines]
 
 
 def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
