@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from torch_utils.ops import warp
 from torch_utils.ops.grid_sample import grid_sample
 from torch_utils.ops.upfirdn2d import upfirdn2d
 from torch_utils.transfer import send
@@ -39,6 +40,10 @@ _AFTER = len(_SYM6) - 1 - _CENTER  # taps after it
 
 def move(images: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     """Move images, [N, channels, W, W], by the maps that inverse_maps returns."""
+    if warp.serves(images):
+        far = (images.shape[-1] - 1) / 2
+        maps = translation(far, far) @ inverse @ translation(-far, -far)
+        return warp.warp(images, maps[:, :2], _low_pass())
     windows = _windows(inverse, images.shape[-1])
     sizes = windows.size.tolist()
     # Images whose windows have the same size are moved together. An image's size doesn't depend on the others, so not
@@ -65,7 +70,7 @@ def _move(images: torch.Tensor, inverse: torch.Tensor, start: torch.Tensor, size
     start, size: the window of the continued image that is seen.
     """
     width = images.shape[-1]
-    taps = _low_pass(images)
+    taps = send(_low_pass().to(images.dtype), images.device)
     # Sample 2 · i of the enlarged picture lies where pixel i of the window is.
     enlarged = upfirdn2d(_cut(images, start, size), taps, up=2, padding=(_AFTER, _CENTER) * 2, gain=4)
     # Sample q of the moved picture lies where pixel (q − center) / 2 of the result is.
@@ -154,7 +159,7 @@ def _grid(maps: torch.Tensor, size: int, source: int, images: torch.Tensor) -> t
     return x * along[None, :, None] + (y * along[:, None, None] + constant)
 
 
-def _low_pass(images: torch.Tensor) -> torch.Tensor:
-    """The wavelet's filter with a sum of 1, of the type and on the device of images."""
+def _low_pass() -> torch.Tensor:
+    """The wavelet's filter with a sum of 1, float64."""
     taps = torch.tensor(_SYM6, dtype=torch.float64)
-    return send((taps / taps.sum()).to(images.dtype), images.device)
+    return taps / taps.sum()
