@@ -27,6 +27,24 @@ def wait_for_lock(file: int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
+def is_held(path: Path) -> bool:
+    """Return whether a process holds a lock file, as far as this machine can see. It need not be writable."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two that look don't see each other. It is given back at once.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
 @contextlib.contextmanager
 def hold(path: Path, busy: str) -> Iterator[int]:
     """Hold a lock file during the block. Yields the open file.

@@ -13,10 +13,11 @@ import tqdm
 
 from dnnlib.errors import FULL, describe_os_error
 from dnnlib.files import make_folder
-from dnnlib.locks import hold
+from dnnlib.locks import hold, is_held
 from dnnlib.system import PLAIN
 
 _HELD = 1 << 20
+_LOCK = ".lock"  # in a run folder; held by the process that trains there
 
 
 def make_run_folder(outdir: str | os.PathLike, description: str) -> Path:
@@ -37,10 +38,15 @@ def held_run_folder(folder: Path) -> Iterator[None]:
     """Be the only process in the block that trains in a run folder. Raises UserError with the other one's name."""
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(hold(folder / ".lock", f"{folder} is in use by another training"))
+            held.enter_context(hold(folder / _LOCK, f"{folder} is in use by another training"))
         except OSError as error:  # the user knows the folder, not the lock
             raise OSError(error.errno, error.strerror or str(error), str(folder)) from error
         yield
+
+
+def is_in_use(folder: Path) -> bool:
+    """Return whether a process of this machine, or of one whose locks it sees, trains in a run folder."""
+    return is_held(folder / _LOCK)
 
 
 class Log:

@@ -94,8 +94,7 @@ def sheet(stored: np.ndarray, schema: Schema, columns: int | None = None) -> Ima
     tiles = schema.num_contrasts + (1 if schema.num_maps else 0)  # pictures of a strip, one pixel apart
     edge = resolution * _enlargement(resolution, SHEET_TILE)
     columns = columns or _handy_columns(len(stored), tiles, edge)
-    room = MAX_WIDTH - 2 * _MARGIN - (columns - 1) * _STRIP_GAP
-    edge = max(1, min(edge, room // (columns * tiles) - 1))
+    edge = _sheet_edge(resolution, tiles, columns)
     strip, rows = tiles * (edge + 1) - 1, math.ceil(len(stored) / columns)
 
     header = _HEADER + 6
@@ -114,6 +113,27 @@ def sheet(stored: np.ndarray, schema: Schema, columns: int | None = None) -> Ima
             canvas.paste(picture, (x, top))
     _draw_legend(canvas, legend, height - _MARGIN - legend.height)
     return canvas
+
+
+def first_row(size: tuple[int, int], resolution: int, tiles: int) -> tuple[int, int, int, int] | None:
+    """Where the first row of strips lies on a sheet of this size (width, height), as left, top, right, bottom.
+
+    resolution: of its slices. tiles: pictures of a strip. None: `sheet` draws none of this size.
+    """
+    width, height = size
+    top = _MARGIN + _HEADER + 6
+    for columns in range(1, MAX_WIDTH // (tiles + 1)):
+        edge = _sheet_edge(resolution, tiles, columns)
+        if 2 * _MARGIN + columns * (tiles * (edge + 1) - 1 + _STRIP_GAP) - _STRIP_GAP == width and top + edge <= height:
+            return _MARGIN, top, width - _MARGIN, top + edge
+    return None
+
+
+def _sheet_edge(resolution: int, tiles: int, columns: int) -> int:
+    """Edge of a picture on a sheet, in pixels."""
+    edge = resolution * _enlargement(resolution, SHEET_TILE)
+    room = MAX_WIDTH - 2 * _MARGIN - (columns - 1) * _STRIP_GAP
+    return max(1, min(edge, room // (columns * tiles) - 1))
 
 
 def save(image: Image.Image, path: str | os.PathLike, force: bool = True) -> None:

@@ -15,6 +15,7 @@ import reproduce
 import segmentation.__main__
 import torch_utils.ops.__main__
 import train
+import training.report.__main__
 from dnnlib.cli import arguments
 from helpers.commands import ROOT
 from reproduce_jobs import PRESETS
@@ -28,6 +29,7 @@ PROGRAMS = {
     "reproduce.py": reproduce.main,
     "-m segmentation": segmentation.__main__.main,
     "-m torch_utils.ops": torch_utils.ops.__main__.main,
+    "-m training.report": training.report.__main__.main,
 }
 
 

@@ -16,7 +16,7 @@ import tqdm
 from torch import nn
 
 from dnnlib.runs import Log
-from dnnlib.text import count, format_time
+from dnnlib.text import count, format_time, tool_version
 from slices import render
 from slices.codec import SliceCodec
 from slices.dataset import SliceDataset
@@ -100,7 +100,8 @@ class Reporter:
         self.log(f"Channels   {dataset.schema.describe()}, {dataset.resolution}×{dataset.resolution}")
         self.log(f"Generator  {_parameters(state.generator)}")
         self.log(f"Discrim.   {_parameters(state.discriminator)}")
-        self.log(f"Device     {device}, {processes}")
+        self.log(f"Device     {_name_device(device)}, {processes}")
+        self.log(f"Software   stylegan2-mr {tool_version()}, PyTorch {torch.__version__}")
         self.log(f"Minibatch  {config.batch} slices in {count(config.parts, 'part')} of {config.batch_gpu}")
         self.log(f"Operators  {'native' if operators else 'plain PyTorch; for the reason: python -m torch_utils.ops'}")
         self.log(f"Output     {self.folder}")
@@ -260,6 +261,11 @@ def memory_in_use(device: torch.device) -> tuple[float, float]:
         gpu = torch.cuda.max_memory_allocated(device) / 2**30
         torch.cuda.reset_peak_memory_stats(device)
     return psutil.Process(os.getpid()).memory_info().rss / 2**30, gpu
+
+
+def _name_device(device: torch.device) -> str:
+    """A device in words: cpu, or cuda:0 with the name of the GPU."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def _parameters(network: nn.Module) -> str:

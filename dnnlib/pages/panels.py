@@ -18,7 +18,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 INK, FAINT = "#1c2126", "#5d6670"  # of words and axes; the page puts the reader's colors in their place
 WIDTH = 4.0  # inches; about the width of a telephone, so that letters stay readable there
 SMALL = 8  # font size of small print, in points
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {  # of matplotlib
     "svg.fonttype": "none",  # words stay words: they can be found, and take the font of the page
     "font.size": 9,
     "text.color": INK,
@@ -44,7 +44,7 @@ class Panel:
     name: str  # of its files, without suffix
     alt: str  # what it shows, in words
     svg: bytes
-    png: bytes
+    png: bytes  # empty if it has no files
 
     @property
     def inline(self) -> str:
@@ -68,22 +68,23 @@ class Figure:
     panels: tuple[Panel, ...]
 
 
-def draw_panel(name: str, alt: str, height: float, draw: Callable[[Axes], None]) -> Panel:
-    """Draw one picture of WIDTH × height inches."""
+def draw_panel(name: str, alt: str, height: float, draw: Callable[[Axes], None], png: bool = True) -> Panel:
+    """Draw one picture of WIDTH × height inches. png: False for a panel of a page alone, which has no files."""
     # Imported here, as matplotlib is slow to import. Agg draws without a display.
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         canvas = Canvas((WIDTH, height), dpi=200, layout="constrained")
         FigureCanvasAgg(canvas)
         draw(canvas.subplots())
-        svg, png = io.BytesIO(), io.BytesIO()
+        svg, pixels = io.BytesIO(), io.BytesIO()
         canvas.savefig(svg, format="svg", transparent=True, metadata=_NO_METADATA)
-        canvas.set_layout_engine("none")  # it has done its work, which takes as long as the drawing
-        canvas.savefig(png, format="png", metadata={"Software": None})
-    return Panel(name, alt, svg.getvalue(), png.getvalue())
+        if png:
+            canvas.set_layout_engine("none")  # it has done its work, which takes as long as the drawing
+            canvas.savefig(pixels, format="png", metadata={"Software": None})
+    return Panel(name, alt, svg.getvalue(), pixels.getvalue())
 
 
 def slug(text: str) -> str:

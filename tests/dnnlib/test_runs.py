@@ -31,10 +31,12 @@ def test_a_run_folder_in_use_is_refused_with_its_holder(tmp_path):
             pytest.fail("two processes hold the folder")
     expected = f"{tmp_path} is in use by another training (process {holder.pid} on {platform.node()})"
     assert str(refusal.value) == expected
+    assert runs.is_in_use(tmp_path) and not runs.is_in_use(tmp_path / "nothing")
     # A killed process releases it.
     holder.kill()
     holder.communicate()
     for _ in range(2):
+        assert not runs.is_in_use(tmp_path)
         with runs.held_run_folder(tmp_path):
             pass
     with pytest.raises(OSError) as error, runs.held_run_folder(tmp_path / "nothing"):

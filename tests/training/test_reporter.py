@@ -40,6 +40,16 @@ def test_a_run_is_described_before_it_starts(run, tmp_path):
     assert {"reals.png", "fakesinit.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_a_tick_tells_where_its_process_began(run, tmp_path):
+    reporter, state = run
+    state.nimg = state.tick_nimg = 12
+    reporter.start(None)
+    state.nimg = 16
+    reporter.tick(Stopwatch(state.device))
+    (line,) = (json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines())
+    assert line["Progress/continued_kimg"]["mean"] == pytest.approx(0.012)
+
+
 def test_a_tick_is_a_line_of_the_log_and_of_the_statistics(run, tmp_path):
     reporter, state = run
     for tick, loss in enumerate((3.0, 5.0)):

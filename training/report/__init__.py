@@ -1,0 +1,1 @@
+"""The page about runs: what their folders tell, as one HTML file and one picture. Imports no torch."""

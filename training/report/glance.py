@@ -1,0 +1,137 @@
+"""How runs stand, in few words: progress, and what stands out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dnnlib.text import count, format_time
+from training.report.figures import color_of
+from training.report.quantities import LAST, Quantity, last_mean, mean_of, target_of, value_of
+from training.report.run_folder import BAD_STEPS, RunFolder, number, show_kimg
+
+RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
+_SILENT = 5  # ticks of time without a line that are worth a word
+_LEAK = 0.8  # p from which on augmentations may leak
+_ABOVE = 0.15  # of the target; signs of reals above it are worth a word
+_BLIND = 0.02  # share of the labels below which the discriminator hardly looks at them
+# Kind of augmentation -> what helps against overfitting; without any, it is augmentation.
+_HELPS = {"ada": "p rises while they are above it", "fixed": "a larger --p works against it"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A run at a glance."""
+
+    name: str
+    color: str
+    word: str  # running, finished or stopped
+    words: str  # how far it is
+    kimg: float
+    length: float | None
+    facts: tuple[tuple[str, str], ...]
+    remarks: tuple[str, ...]  # what stands out
+
+
+def status_word(run: RunFolder) -> str:
+    """Whether a run is running, finished or stopped.
+
+    It runs if a process holds its folder's lock. Otherwise it is finished if all images were shown.
+    """
+    if run.in_use:
+        return RUNNING
+    return FINISHED if run.finished else STOPPED
+
+
+def status_words(run: RunFolder) -> str:
+    """How far a run is, behind its status: as in "at 24 of 40 kimg"."""
+    if not run.ticks:
+        return "before the first tick"
+    if status_word(run) == FINISHED:
+        return f"after {show_kimg(run.kimg)} kimg"
+    return f"at {show_kimg(run.kimg)}" + (f" of {run.length:g} kimg" if run.length is not None else " kimg")
+
+
+def card_of(run: RunFolder, place: int, now: float | None = None) -> Card:
+    """A run at a glance. now: seconds since 1970."""
+    return Card(
+        run.name,
+        color_of(place),
+        status_word(run),
+        status_words(run),
+        run.kimg,
+        run.length,
+        tuple(_facts(run)),
+        tuple(remarks_of(run, time.time() if now is None else now)),
+    )
+
+
+def _facts(run: RunFolder) -> Iterator[tuple[str, str]]:
+    if not run.ticks:
+        return
+    last = run.ticks[-1]
+    seconds = value_of(last, "Timing/total_sec")
+    if seconds is not None:
+        yield "time", format_time(seconds[1])
+    per_kimg = mean_of(run, "Timing/sec_per_kimg")
+    if per_kimg is not None:
+        yield "speed", f"{per_kimg:.3g} s/kimg"
+        if run.length is not None and run.length > run.kimg:
+            yield "left", format_time((run.length - run.kimg) * per_kimg)
+    if last.time is not None:
+        yield "last tick", time.strftime("%Y-%m-%d %H:%M", time.localtime(last.time))
+    for name, statistic in (("signs of reals", "Loss/signs/real"), ("p", "Progress/augment")):
+        if (mean := mean_of(run, statistic)) is not None:
+            yield name, f"{mean:.2f}"
+    bad = last_mean(run, Quantity("", "", BAD_STEPS, total=True))
+    if bad is not None:
+        yield "bad steps", f"{bad:.0f}"
+    if run.continued:
+        yield "continued", "at " + ", ".join(show_kimg(kimg) for kimg in run.continued[-4:]) + " kimg"
+    state = _state_kimg(run)
+    if state is not None and status_word(run) == STOPPED:
+        yield "newest state", f"{show_kimg(state)} kimg"
+
+
+def _state_kimg(run: RunFolder) -> float | None:
+    """Kimg of the newest state, from which a run goes on."""
+    batch = number(run.options.get("batch"))
+    return None if run.state_step is None or batch is None else run.state_step * batch / 1000
+
+
+# --- what stands out --------------------------------------------------------------------------------------------------
+
+
+def remarks_of(run: RunFolder, now: float) -> Iterator[str]:
+    """What stands out in the last ticks, in sentences, and what can't be read."""
+    if status_word(run) == RUNNING and run.ticks:
+        yield from _silence(run, now)
+    p = mean_of(run, "Progress/augment")
+    signs, target = mean_of(run, "Loss/signs/real"), target_of([run])
+    if signs is not None and signs > target + _ABOVE:
+        helps = _HELPS.get(str(run.options.get("augment.aug")), "--aug=ada works against it")
+        yield (
+            f"Signs of reals are {signs:.2f} over the last {LAST} ticks, above {target:g}: the discriminator begins to "
+            f"know its training slices by heart; {helps}."
+        )
+    if p is not None and p >= _LEAK:
+        yield f"p is {p:.2f}: from {_LEAK:g} on, augmentations may leak into the fakes."
+    share = mean_of(run, "Loss/D/label_share")
+    if share is not None and share < _BLIND:
+        yield f"The share of the labels is {share:.3f}: the discriminator hardly looks at the label maps."
+    bad = sum(value[1] for tick in run.ticks[-LAST:] if (value := value_of(tick, BAD_STEPS)) is not None)
+    if bad:
+        yield f"{count(round(bad), 'bad step')} in the last {LAST} ticks: gradients were not finite."
+    yield from run.remarks
+
+
+def _silence(run: RunFolder, now: float) -> Iterator[str]:
+    """Say that a running run has been silent for long, by the pace of its ticks."""
+    last = run.ticks[-1]
+    tick = value_of(last, "Timing/sec_per_tick")
+    if last.time is None or tick is None:
+        return
+    silent = now - last.time
+    if silent > 600 and silent > _SILENT * tick[1]:
+        yield f"No tick for {format_time(silent)}; one takes about {format_time(tick[1])}."
