@@ -103,8 +103,10 @@ def module_as_saved(module: nn.Module, change: Change | None = None, name: str =
         if inner is not None and not isinstance(inner, nn.Identity)
     }
     if isinstance(module, DiscriminatorEpilogue):
-        options = {"group_size": module.mbstd_group_size, "num_channels": 1}
-        state["_modules"]["mbstd"] = object_as_saved("MinibatchStdLayer", options)
+        compared = {"group_size": module.mbstd_group_size, "num_channels": 1}
+        if change:
+            change(f"{name}.mbstd", compared)
+        state["_modules"]["mbstd"] = object_as_saved("MinibatchStdLayer", compared)
     if change:
         change(name, state)
     return object_as_saved(type(module).__name__, state)
@@ -134,13 +136,16 @@ def published_options(module: nn.Module) -> dict[str, Any]:
     return {}
 
 
+def network_as_saved(network: nn.Module, change: Change | None = None) -> Called:
+    """A generator or discriminator as the published code saves it. change: of the state of a module."""
+    if isinstance(network, Discriminator):
+        network.b4.published_architecture = "resnet" if network.config.residual else "orig"
+    return module_as_saved(network, change)
+
+
 def checkpoint_as_saved(
     networks: Mapping[str, nn.Module], change: Change | None = None, protocol: int = 4, **more: Any
 ) -> bytes:
     """A checkpoint with these networks. change: of the state of a module. more: values beside the networks."""
-    saved: dict[str, Any] = {}
-    for name, network in networks.items():
-        if isinstance(network, Discriminator):
-            network.b4.published_architecture = "resnet" if network.config.residual else "orig"
-        saved[name] = module_as_saved(network, change)
+    saved: dict[str, Any] = {name: network_as_saved(network, change) for name, network in networks.items()}
     return dumps(saved | {"augment_pipe": None, "training_set_kwargs": {"path": "x.zip"}} | more, protocol)

@@ -10,6 +10,7 @@ LEAST = {
     "test_hostile_index": 400,
     "test_hostile_networks": 70,
     "test_hostile_nifti": 250,
+    "test_hostile_published": 500,
     "test_hostile_zips": 250,
 }
 

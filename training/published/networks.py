@@ -144,16 +144,15 @@ def _walk(module: Module, where: str) -> Iterator[tuple[str, Module]]:
 
     Raises UserError if there are too many: a part may contain another one any number of times.
     """
-    waiting = [("", module)]
-    for _ in range(_MOST_MODULES):
-        if not waiting:
-            return
+    waiting, count = [("", module)], 1
+    while waiting:
         name, part = waiting.pop()
         yield name, part
-        for key, inner in _dict(part.state.get("_modules")).items():
-            if isinstance(inner, Module):
-                waiting.append((f"{name}.{key}".lstrip("."), inner))
-    raise UserError(f"{where}: a network of more than {_MOST_MODULES} parts")
+        parts = _dict(part.state.get("_modules"))
+        if (count := count + len(parts)) > _MOST_MODULES:
+            raise UserError(f"{where}: a network of more than {_MOST_MODULES} parts, far more than networks have")
+        inner = [(f"{name}.{key}".lstrip("."), value) for key, value in parts.items() if isinstance(value, Module)]
+        waiting += inner[::-1]  # the first one comes next
 
 
 def _part(module: Module, name: str, where: str) -> Module:
@@ -266,31 +265,39 @@ def _check_network(module: Module, ours: nn.Module, where: str, name: str) -> di
     ours: the network of this project with the same options. Raises UserError that names the first difference.
     """
     our_parts = dict(ours.named_modules())
+    expected = {f"{name}.{key}": tensor for key, tensor in ours.state_dict().items()}
     found: dict[str, StoredTensor] = {}
     for inner, part in _walk(module, where):
         full = f"{name}.{inner}".rstrip(".")
         _check_options(part, our_parts.get(inner), f"{where}: {full}", getattr(ours.config, "residual", True))
-        for kind in ("_parameters", "_buffers"):
-            for key, tensor in _dict(part.state.get(kind)).items():
-                if tensor is not None and not isinstance(tensor, StoredTensor):
-                    raise UserError(f"{where}: {full}.{shorten(key)} is no tensor")
-                if tensor is not None:
-                    found[f"{full}.{key}"] = tensor
-    expected = {f"{name}.{key}": tensor for key, tensor in ours.state_dict().items()}
-    # At most one message: about the first missing tensor, or else the first unknown one.
-    for names, words in ((expected.keys() - found.keys(), "lacks"), (found.keys() - expected.keys(), "has")):
-        if names:
-            raise UserError(
-                f"{where} {words} the tensor {name_some([min(names)])}, so {name} is not the network of StyleGAN2-ADA "
-                "that it describes"
-            )
-    for key, tensor in found.items():
-        if tensor.shape != tuple(expected[key].shape) or tensor.storage.dtype != expected[key].dtype:
-            raise UserError(
-                f"{where}: {key} is {shorten(list(tensor.shape))} of {tensor.storage.dtype}; the network that it "
-                f"describes has {list(expected[key].shape)} of {expected[key].dtype}"
-            )
+        for key, tensor in _tensors(part).items():
+            if f"{full}.{key}" not in expected:
+                raise UserError(f"{where} has {name_some([f'{full}.{key}'])}, {_NOT_OURS}")
+            found[f"{full}.{key}"] = _fitting(tensor, expected[f"{full}.{key}"], f"{where}: {full}.{key}")
+    if missing := expected.keys() - found.keys():
+        raise UserError(f"{where} lacks {min(missing)}, {_NOT_OURS}")
     return found
+
+
+_NOT_OURS = "unlike the network of StyleGAN2-ADA that it describes"
+
+
+def _tensors(part: Module) -> dict[str, Any]:
+    """Return the parameters and buffers of a part, without those of its own parts."""
+    both = _dict(part.state.get("_parameters")) | _dict(part.state.get("_buffers"))
+    return {key: value for key, value in both.items() if value is not None}
+
+
+def _fitting(tensor: Any, expected: torch.Tensor, where: str) -> StoredTensor:
+    """Return the tensor. Raises UserError if it is none, or of another shape or type."""
+    if not isinstance(tensor, StoredTensor):
+        raise UserError(f"{where} is {shorten(tensor)}; expected a tensor")
+    if tensor.shape != tuple(expected.shape) or tensor.storage.dtype != expected.dtype:
+        raise UserError(
+            f"{where} is {list(tensor.shape)} of {tensor.storage.dtype}; the network that it describes has "
+            f"{list(expected.shape)} of {expected.dtype}"
+        )
+    return tensor
 
 
 def _check_options(part: Module, ours: nn.Module | None, where: str, residual: bool) -> None:
@@ -318,7 +325,8 @@ def _same(found: Any, ours: Any) -> bool:
 def _load(name: str, stored: StoredTensor, where: str) -> torch.Tensor:
     """Return a tensor. Raises UserError for values that are not finite, and for another filter than ours."""
     tensor = stored.load()
-    if not tensor.isfinite().all():
+    # Not isfinite().all(), which takes as much memory again.
+    if not torch.stack(tensor.aminmax()).isfinite().all():
         raise UserError(f"{where}: {name} holds values that are not finite numbers; take another checkpoint")
     if name.endswith(".resample_filter") and not torch.allclose(tensor, setup_filter(LOWPASS)):
         raise UserError(f"{where}: {name} is another filter than [1, 3, 3, 1], the only one of this project's networks")

@@ -18,7 +18,7 @@ from dnnlib.config import shorten
 from dnnlib.errors import UserError
 
 DEEPEST = 100  # levels of containers in containers; a network has about 40
-MOST_OPCODES = 300_000  # of a file with its storages; the largest published networks have about 100 000
+MOST_OPCODES = 300_000  # of a file with its storages; the largest published networks have about 60 000
 LONGEST_TEXT = 1000  # bytes of a text that is decoded; source code is longer, and stays a view
 MOST_TEXT = 1 << 22  # bytes of all decoded texts; a character may take four times as many in memory
 OLDEST, NEWEST = 2, 5  # protocols
@@ -293,7 +293,9 @@ class PickleReader:
 def refuse_name(where: str, module: str, name: str) -> NoReturn:
     """Raise UserError about a name that is not admitted."""
     full = f"{module}.{name}"
-    shown = full if len(full) <= 80 and full.replace(".", "").isidentifier() and full.isascii() else shorten(full)
+    # Lookalikes are shown with what makes them others: spaces, letters of other alphabets.
+    shown = full if full.isascii() and full.replace(".", "").isidentifier() else ascii(full)
+    shown = shown if len(shown) <= 100 else shown[:100] + "…"
     if module.split(".")[:2] == ["dnnlib", "tflib"]:
         raise UserError(
             f"{where} asks for {shown}: it was saved by StyleGAN code for TensorFlow; convert it first with legacy.py "

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from dnnlib.config import shorten
 from dnnlib.errors import UserError
 from training.published.pickles import Budget, PickleReader, Record, Table
 
@@ -87,7 +86,7 @@ def _header(reader: PickleReader, identity: Any) -> _Header:
         reader.refuse("a persistent id that is no storage")
     kind, key, count = identity[1], identity[2], identity[4]
     dtype = getattr(kind, "meaning", None)
-    if not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int or identity[5:] != (None,):
+    if not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int or identity[5:] not in ((), (None,)):
         reader.refuse("a storage of another form")
     return _Header(dtype, key, count)
 
@@ -107,32 +106,28 @@ class StoredTensor(Record):
         return math.prod(self.shape) * self.storage.dtype.itemsize
 
     def load(self) -> torch.Tensor:
-        """Return the tensor, with its numbers in order in memory of its own."""
+        """Return the tensor, in memory of its own."""
         size, dtype = self.storage.dtype.itemsize, self.storage.dtype
-        tensor = torch.empty(self.shape, dtype=dtype)
-        if not tensor.numel():
-            return tensor
-        # A copy of the bytes begins at an address that suits the type; in the file, they may begin anywhere.
-        span = 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
-        content = self.storage.content[self.offset * size : (self.offset + span) * size]
-        numbers = torch.frombuffer(content, dtype=torch.uint8).clone().view(dtype)
-        return tensor.copy_(numbers.as_strided(self.shape, self.strides))
+        begin, end = self.offset * size, self.offset * size + self.nbytes
+        # The copy of the bytes begins at an address that suits the type; in the file, they may begin anywhere.
+        content = torch.frombuffer(self.storage.content[begin:end], dtype=torch.uint8).clone()
+        return content.view(dtype).as_strided(self.shape, self.strides)
 
 
 def stored_tensor(reader: PickleReader, arguments: tuple) -> StoredTensor:
     """Make a tensor of the arguments of torch._utils._rebuild_tensor_v2.
 
-    Raises UserError if it reaches beyond its storage, or has more numbers than it.
+    Raises UserError if it reaches beyond its storage, or if its numbers do not lie side by side.
     """
     storage, offset, shape, strides = arguments[:4] if len(arguments) in (6, 7) else (None,) * 4
     if not isinstance(storage, Storage) or not _are_counts((offset,)) or not _are_counts(shape, strides):
         reader.refuse("a tensor of another form")
+    # The last number minus the first one, plus 1.
     span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    numbers = math.prod(shape)
-    if numbers and (offset + span > storage.count or numbers > storage.count):
+    if 0 in shape or span != math.prod(shape) or offset + span > storage.count:
         raise UserError(
-            f"{reader.where}: a tensor {shorten(list(shape))} at {offset} with strides {shorten(list(strides))} in a "
-            f"storage of {storage.count} numbers: it reaches beyond its storage"
+            f"{reader.where}: a tensor {list(shape)} at {offset} with strides {list(strides)} reaches beyond its "
+            f"storage of {storage.count} numbers, or has gaps"
         )
     return StoredTensor(storage, offset, shape, strides)
 
