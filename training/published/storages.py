@@ -84,9 +84,9 @@ def _header(reader: PickleReader, identity: Any) -> _Header:
     """Return what a persistent id says. It is ("storage", type, key, device, count, view), view being None."""
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
         reader.refuse("a persistent id that is no storage")
-    kind, key, count = identity[1], identity[2], identity[4]
+    kind, key, count, *view = (*identity[1:3], *identity[4:])
     dtype = getattr(kind, "meaning", None)
-    if not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int or identity[5:] not in ((), (None,)):
+    if not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int or view not in ([], [None]):
         reader.refuse("a storage of another form")
     return _Header(dtype, key, count)
 
