@@ -101,6 +101,7 @@ def save_snapshot(path: str | os.PathLike, networks: dict[str, nn.Module], info:
 def load_generator(source: str | os.PathLike) -> LoadedGenerator:
     """Load G_ema from a snapshot file, from the latest snapshot of a run folder, or from a published checkpoint.
 
+    It doesn't compute in bfloat16, so that a slice does not depend on its batch.
     Raises UserError with the file's name if it is missing, damaged, or not a snapshot.
     """
     path = find_snapshot(source)
@@ -109,7 +110,7 @@ def load_generator(source: str | os.PathLike) -> LoadedGenerator:
     metadata = checkpoint.read_metadata(path, KIND, VERSION, upgrades={2: _from_version_2})
     info = config.from_json(SnapshotInfo, metadata, str(path))
     generator = checkpoint.load_network(path, lambda: Generator(info.generator), prefix="G_ema.")
-    return LoadedGenerator(generator.eval().requires_grad_(False), info, path, sha256(path))
+    return LoadedGenerator(generator.without_bfloat16().eval().requires_grad_(False), info, path, sha256(path))
 
 
 def _load_published(path: Path) -> LoadedGenerator:

@@ -68,7 +68,8 @@ class TrainingState:
         state = cls(
             generator,
             discriminator,
-            ema=copy.deepcopy(generator).eval().requires_grad_(False),
+            # It computes as in generate.py.
+            ema=copy.deepcopy(generator).without_bfloat16().eval().requires_grad_(False),
             g_optimizer=_make_optimizer(generator, config.lrate, config.pl_interval if config.loss.pl_weight else None),
             d_optimizer=_make_optimizer(
                 discriminator, config.lrate, config.r1_interval if config.loss.r1_gamma else None

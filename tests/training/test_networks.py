@@ -284,9 +284,11 @@ def in_float64(request) -> Iterator[bool]:
 
 @pytest.mark.parametrize("noise_mode", ["const", "random"])
 def test_networks_in_float64_compute_nothing_in_another_type(in_float64, noise_mode):
-    """Values, first and second derivatives, with blocks that would compute in half precision on a GPU."""
+    """Values, first and second derivatives, with blocks that would compute in bfloat16."""
     torch.manual_seed(0)
-    size = dict(resolution=16, c_dim=2, channel_base=128, channel_max=16, num_fp16_res=2, conv_clamp=256)
+    size = dict(
+        resolution=16, c_dim=2, channel_base=128, channel_max=16, num_fp16_res=2, half="bfloat16", conv_clamp=256
+    )
     generator = Generator(GeneratorConfig(num_contrasts=4, num_maps=4, z_dim=8, w_dim=8, mapping_layers=2, **size))
     discriminator = Discriminator(DiscriminatorConfig(img_channels=8, **size))
     if in_float64:

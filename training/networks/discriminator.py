@@ -11,7 +11,7 @@ from torch_utils.ops.reference import compute_type
 from torch_utils.ops.upfirdn2d import setup_filter
 from training.config import DiscriminatorConfig
 from training.networks.layers import LOWPASS, Conv2dLayer, FullyConnectedLayer, MappingNetwork
-from training.networks.shapes import block_type, channels_at, resolutions_up_to, runs_in_half
+from training.networks.shapes import block_type, channels_at, half_type, resolutions_up_to
 
 
 def minibatch_std(x: torch.Tensor, group_size: int, minibatches: int = 1) -> torch.Tensor:
@@ -45,11 +45,11 @@ class DiscriminatorBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         residual: bool,
-        use_fp16: bool,
+        half: torch.dtype | None,
         conv_clamp: float | None,
     ) -> None:
         super().__init__()
-        self.residual, self.use_fp16 = residual, use_fp16
+        self.residual, self.half_type = residual, half  # type of 16 bits, see `block_type`
         # No layer of this block uses it, but published checkpoints contain it under this name.
         self.register_buffer("resample_filter", setup_filter(LOWPASS))
         self.fromrgb = None
@@ -61,7 +61,7 @@ class DiscriminatorBlock(nn.Module):
             self.skip = Conv2dLayer(in_channels, out_channels, 1, bias=False, down=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(block_type(self.use_fp16, self.conv0.weight))
+        x = x.to(block_type(self.half_type, self.conv0.weight))
         if self.fromrgb is not None:
             x = self.fromrgb(x)  # [N, C + K, H, W] -> [N, C, H, W]
         if not self.residual:
@@ -110,7 +110,7 @@ class Discriminator(nn.Module):
                 channels(resolution),
                 channels(resolution // 2),
                 residual=config.residual,
-                use_fp16=runs_in_half(resolution, config.resolution, config.num_fp16_res),
+                half=half_type(config, resolution),
                 conv_clamp=config.conv_clamp,
             )
             setattr(self, f"b{resolution}", block)  # published checkpoints name the blocks b8, b16, …

@@ -14,7 +14,7 @@ from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
 from training.config import GeneratorConfig
 from training.networks.joint_head import JointHead
 from training.networks.layers import LOWPASS, FullyConnectedLayer, MappingNetwork, modulated_conv2d, scaled_bias_act
-from training.networks.shapes import block_type, channels_at, resolutions_up_to, runs_in_half
+from training.networks.shapes import block_type, channels_at, half_type, resolutions_up_to
 
 NOISE_MODES = ("random", "const", "none")
 
@@ -94,11 +94,11 @@ class SynthesisBlock(nn.Module):
         w_dim: int,
         resolution: int,
         img_channels: int,
-        use_fp16: bool,
+        half: torch.dtype | None,
         conv_clamp: float | None,
     ) -> None:
         super().__init__()
-        self.use_fp16 = use_fp16
+        self.half_type = half  # type of 16 bits, see `block_type`
         self.num_conv = 1 if in_channels is None else 2
         self.register_buffer("resample_filter", setup_filter(LOWPASS))
         if in_channels is None:
@@ -127,7 +127,7 @@ class SynthesisBlock(nn.Module):
         *layer_ws, image_w = ws.unbind(dim=1)  # [N, w_dim] each
         if x is None:
             x = self.const.expand(len(ws), -1, -1, -1)  # [N, C', 4, 4]
-        x = x.to(block_type(self.use_fp16, self.conv1.weight))
+        x = x.to(block_type(self.half_type, self.conv1.weight))
         for layer, w, noise in zip(self.layers, layer_ws, noises, strict=True):
             x = layer(x, w, noise)  # [N, C', H, W]
         y = self.torgb(x, image_w).to(ws.dtype)  # [N, C + K, H, W]
@@ -152,7 +152,7 @@ class SynthesisNetwork(nn.Module):
                 config.w_dim,
                 resolution,
                 img_channels=config.num_contrasts + config.num_maps,
-                use_fp16=runs_in_half(resolution, config.resolution, config.num_fp16_res),
+                half=half_type(config, resolution),
                 conv_clamp=config.conv_clamp,
             )
             setattr(self, f"b{resolution}", block)  # published checkpoints name the blocks b4, b8, …
@@ -162,9 +162,14 @@ class SynthesisNetwork(nn.Module):
         self.noise_size = sum(layer.resolution**2 for layer in self.layers)
 
     @property
+    def blocks(self) -> list[SynthesisBlock]:
+        """The blocks, from 4×4 up."""
+        return [getattr(self, f"b{resolution}") for resolution in self.resolutions]
+
+    @property
     def layers(self) -> list[SynthesisLayer]:
         """The convolutions of all blocks, from 4×4 up."""
-        return [layer for resolution in self.resolutions for layer in getattr(self, f"b{resolution}").layers]
+        return [layer for block in self.blocks for layer in block.layers]
 
     def forward(self, ws: torch.Tensor, noise_mode: str = "random", noise: torch.Tensor | None = None) -> torch.Tensor:
         """Generate joint slices, in the type of the parameters.
@@ -176,8 +181,7 @@ class SynthesisNetwork(nn.Module):
         noises = self._noises(ws, noise_mode, noise)
         x = img = None
         first = 0
-        for resolution in self.resolutions:
-            block = getattr(self, f"b{resolution}")
+        for block in self.blocks:
             # Blocks overlap by one w: the image output uses the w of the next block's first convolution.
             block_ws = ws.narrow(1, first, block.num_conv + 1)  # [N, num_conv + 1, w_dim]
             x, img = block(x, img, block_ws, noises[first : first + block.num_conv])
@@ -214,6 +218,17 @@ class Generator(nn.Module):
         )
         # Nearly twice as fast on a CPU. Activations take the layout of the weights.
         self.to(memory_format=torch.channels_last)
+
+    def without_bfloat16(self) -> Generator:
+        """Compute in float32 from now on where blocks would use bfloat16. Returns this generator.
+
+        Libraries add up in an order that depends on the batch. With the 8 bits of bfloat16 a slice then differs by
+        several gray levels from the same slice in another batch.
+        """
+        for block in self.synthesis.blocks:
+            if block.half_type == torch.bfloat16:
+                block.half_type = None
+        return self
 
     def forward(
         self,

@@ -51,7 +51,7 @@ def modulated_conv2d(
     Scaling the input by the styles gives the same result as scaling the weights, so all samples share one convolution.
     A grouped convolution with weights for each sample was never faster, neither on CPUs nor on an H100.
     """
-    if x.dtype == torch.float16 and demodulate:
+    if x.dtype in (torch.float16, torch.bfloat16) and demodulate:
         # Demodulation cancels constant factors, so choose factors that keep half precision from overflowing.
         fan_in = weight[0].numel()  # C · kh · kw
         weight = weight / (weight.abs().amax(dim=[1, 2, 3], keepdim=True) * math.sqrt(fan_in))

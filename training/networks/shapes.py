@@ -7,6 +7,7 @@ import math
 import torch
 
 from torch_utils.ops.reference import compute_type
+from training.config import DiscriminatorConfig, GeneratorConfig
 
 
 def resolutions_up_to(resolution: int) -> list[int]:
@@ -21,15 +22,23 @@ def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
 
 
 def runs_in_half(resolution: int, full_resolution: int, num_fp16_res: int) -> bool:
-    """Return whether a block has one of the `num_fp16_res` highest resolutions. These use half precision on a GPU."""
+    """Return whether a block has one of the `num_fp16_res` highest resolutions, which use half precision."""
     return resolution > 4 and resolution * 2**num_fp16_res > full_resolution
 
 
-def block_type(use_fp16: bool, parameter: torch.Tensor) -> torch.dtype:
-    """Type in which a block computes, given one of its parameters.
+def half_type(config: GeneratorConfig | DiscriminatorConfig, resolution: int) -> torch.dtype | None:
+    """Type of 16 bits that the block of this resolution uses. None: it uses none."""
+    in_half = runs_in_half(resolution, config.resolution, config.num_fp16_res)
+    return getattr(torch, config.half) if in_half else None
 
-    float16 if the block uses it, on a GPU, where it is fast; else the parameters' type. A float64 network is made for
+
+def block_type(half: torch.dtype | None, parameter: torch.Tensor) -> torch.dtype:
+    """Type in which a block computes, given one of its parameters. half: the type of 16 bits that it uses.
+
+    float16 is used on a GPU only, bfloat16 everywhere; else it is the parameters' type. A float64 network is made for
     exact numbers, and computes in float64 everywhere.
     """
     dtype = compute_type(parameter)
-    return torch.float16 if use_fp16 and parameter.is_cuda and dtype == torch.float32 else dtype
+    if half is None or dtype != torch.float32 or (half == torch.float16 and not parameter.is_cuda):
+        return dtype
+    return half
