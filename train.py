@@ -46,7 +46,7 @@ def main(folders: FolderOptions, data: dict[str, Any], asked: dict[str, Any], re
 
     Prints a status line per tick. Writes a run folder with log.txt, training_options.json, stats.jsonl, reals.png,
     fakesNNNNNN.png, network-snapshot-NNNNNN.safetensors, and states from which an interrupted run continues. Runs on
-    the first GPU, on more with --gpus, or on the CPU in float32.
+    the first GPU, on more with --gpus, or on the CPU.
     """
     if "best" in asked:
         raise UserError(f"--best={asked['best']}: nothing is measured in training yet, so no snapshot is the best")

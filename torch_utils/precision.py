@@ -1,10 +1,18 @@
-"""How exactly a GPU multiplies, and whether cuDNN looks for the fastest algorithm."""
+"""How exactly a device computes, and whether cuDNN looks for the fastest algorithm."""
 
 from __future__ import annotations
 
 import warnings
 
 import torch
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether a device can train in bfloat16. CPUs can, and GPUs of compute capability 8.0 or more."""
+    if device.type != "cuda":
+        return True
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def set_precision(tf32: bool, benchmark: bool) -> None:

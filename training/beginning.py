@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from dnnlib.config import from_json, to_json
 from dnnlib.errors import UserError
 from dnnlib.files import make_folder, sha256, write_json
@@ -17,11 +19,14 @@ from dnnlib.runs import Log, held_run_folder, make_run_folder
 from dnnlib.text import count
 from slices.dataset import SliceDataset
 from slices.leaks import doubts, refuse_leaks
-from torch_utils.distributed import World
+from torch_utils.distributed import World, default_device
+from torch_utils.precision import has_bfloat16
 from training.ada import LEAKS, leak_warning
 from training.augment.pipes import parse_pipe
 from training.config import (
+    BF16,
     DEFAULT_PIPE,
+    FP16,
     NOAUG,
     AugmentConfig,
     DataConfig,
@@ -29,6 +34,7 @@ from training.config import (
     RunOptions,
     TrainingConfig,
     notes,
+    precision_of,
 )
 from training.resuming import (
     OPTIONS_FILE,
@@ -108,6 +114,7 @@ def make_plan(folders: FolderOptions, given: Given, processes: int) -> Plan:
     if before is None or not find_states(Path(folder)):  # the log begins here
         remarks = [*notes(request.options.cfg, dataset.resolution, request.recipe, request.options.gpus), *remarks]
     remarks += describe_data(request.data, dataset, exclude)
+    remarks += remarks_on_precision(config, request.recipe.get("precision"), default_device())
     if config.augment is not None:
         remarks += describe_augmentation(config.augment, request.recipe.get("augpipe"), dataset.schema.num_contrasts)
     return Plan(before, StoredRun.of(config, request, data_sha256), dataset, remarks)
@@ -225,6 +232,21 @@ def describe_data(data: DataConfig, dataset: SliceDataset, exclude: Sequence[str
     told = [f"{data.path} shares no patient with {path}, as far as their names tell" for path in exclude]
     told += doubts([dataset.archive], exclude)
     return [*told, "Classes: " + describe_classes(dataset)] if data.cond else told
+
+
+def remarks_on_precision(config: TrainingConfig, given: str | None, device: torch.device) -> list[str]:
+    """Describe a precision given by hand that this device does not compute in.
+
+    Raises UserError if the run needs bfloat16, and this device has none.
+    """
+    if given == FP16 and device.type != "cuda":
+        return ["fp16 is for GPUs: on this device all is computed in float32; --precision=bf16 works here too"]
+    if precision_of(config.generator) == BF16 and not has_bfloat16(device):
+        raise UserError(
+            f"--precision=bf16: {torch.cuda.get_device_name(device)} has no bfloat16, which needs compute capability "
+            "8.0 or more; use --precision=fp16"
+        )
+    return []
 
 
 def describe_augmentation(augment: AugmentConfig, augpipe: str | None, num_contrasts: int) -> list[str]:

@@ -106,7 +106,7 @@ class Recipe(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.fp32 and self.precision not in (None, FP32):
-            raise UserError(f"--fp32 and --precision={self.precision} contradict each other: give one of them")
+            raise UserError(f"--fp32=1 and --precision={self.precision} contradict each other: give one of them")
         told = {"--p": (self.p, FIXED), "--target": (self.target, ADA), "--ada-kimg": (self.ada_kimg, ADA)}
         for name, (value, aug) in told.items():
             if value is not None and self.aug != aug:
@@ -435,7 +435,7 @@ def resolve(
         "c_dim": c_dim,
         "channel_base": recipe.cbase,
         "channel_max": recipe.cmax,
-        **_precision_of(recipe),
+        **_arguments_of_precision(recipe),
     }
     return TrainingConfig(
         data=data,
@@ -468,7 +468,13 @@ def resolve(
     )
 
 
-def _precision_of(recipe: Recipe) -> dict[str, Any]:
+def precision_of(config: GeneratorConfig | DiscriminatorConfig) -> str:
+    """Return the precision of a network, one of PRECISIONS."""
+    (precision,) = (precision for precision, half in HALVES.items() if half == config.half)
+    return precision if config.num_fp16_res else FP32
+
+
+def _arguments_of_precision(recipe: Recipe) -> dict[str, Any]:
     """Arguments of both networks that follow from the precision."""
     precision = FP32 if recipe.fp32 else recipe.precision or FP16
     if precision == FP32:

@@ -27,6 +27,8 @@ from torch_utils.stopwatch import Stopwatch
 from training.ada import LEAKS, leak_warning
 from training.config import TrainingConfig
 from training.minibatches import FakeInputs
+from training.networks.generator import Generator
+from training.networks.shapes import block_type
 from training.state import TrainingState
 from training.state_file import LoadedState
 from training.tensorboard import TensorBoard
@@ -102,6 +104,7 @@ class Reporter:
         self.log(f"Discrim.   {_parameters(state.discriminator)}")
         self.log(f"Device     {_name_device(device)}, {processes}")
         self.log(f"Software   stylegan2-mr {tool_version()}, PyTorch {torch.__version__}")
+        self.log(f"Precision  {describe_precision(state.generator)}")
         self.log(f"Minibatch  {config.batch} slices in {count(config.parts, 'part')} of {config.batch_gpu}")
         self.log(f"Operators  {'native' if operators else 'plain PyTorch; for the reason: python -m torch_utils.ops'}")
         self.log(f"Output     {self.folder}")
@@ -213,6 +216,17 @@ class Reporter:
 def sheet_size(resolution: int) -> int:
     """Number of slices on a sheet, few enough to be legible."""
     return 12 if resolution >= 256 else 24
+
+
+def describe_precision(generator: Generator) -> str:
+    """Describe the types in which the blocks of both networks compute."""
+    blocks = generator.synthesis.blocks
+    types = [block_type(block.half_type, block.conv1.weight) for block in blocks]
+    lowest, highest = (str(kind).removeprefix("torch.") for kind in (types[0], types[-1]))
+    if lowest == highest:
+        return highest
+    size = blocks[types.index(types[-1])].conv1.resolution
+    return f"{highest} from {size}×{size} up, {lowest} below"
 
 
 def status_line(stats: dict[str, Moments]) -> str:

@@ -18,14 +18,15 @@ from slices.schema import Schema
 from training.config import (
     ADA,
     FIXED,
+    FP16,
     FP32,
-    HALVES,
     NOAUG,
     DataConfig,
     Recipe,
     RunOptions,
     TrainingConfig,
     find_recipe,
+    precision_of,
     resolve,
 )
 from training.division import divide, largest_part
@@ -127,19 +128,31 @@ def combine(
     """
     before = stored.request if stored is not None else None
     if resume and before is not None:
-        request = Request(replace(before.data, **data), replace(before.options, **options), {**before.recipe, **recipe})
+        both = {**_with_precision(before.recipe), **_with_precision(recipe)}
+        request = Request(replace(before.data, **data), replace(before.options, **options), both)
     elif "path" not in data:
         raise UserError(
             "--data is missing: the archive to train on, made by dataset_tool.py; a run that is there goes on with "
             "--resume=FOLDER"
         )
     else:
-        request = Request(DataConfig(**data), RunOptions(**options), dict(recipe))
+        request = Request(DataConfig(**data), RunOptions(**options), _with_precision(recipe))
     began = before or replace(request, options=replace(request.options, gpus=processes))
     # Defaults follow from how the run began, so that it is the same run on another number of processes.
     kept = {name: value for name, value in request.recipe.items() if name != "batch_gpu"}
     kept |= {name: value for name, value in began.recipe.items() if name == "batch_gpu"}
     return Request(request.data, replace(request.options, gpus=began.options.gpus), kept)
+
+
+def _with_precision(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return given values of a recipe with --fp32 as --precision. Raises UserError if the two contradict each other."""
+    kept = dict(recipe)
+    if (fp32 := kept.pop("fp32", None)) is None:
+        return kept
+    precision = kept.setdefault("precision", FP32 if fp32 else FP16)
+    if fp32 != (precision == FP32):
+        raise UserError(f"--fp32={int(fp32)} and --precision={precision} contradict each other: give one of them")
+    return kept
 
 
 def configure(request: Request, schema: Schema, resolution: int, c_dim: int) -> TrainingConfig:
@@ -208,8 +221,7 @@ def _facts(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             found |= _facts(value)
         elif field.name in _PRECISION:
-            halves = {name: precision for precision, name in HALVES.items()}
-            found["--precision"] = halves[config.half] if config.num_fp16_res else FP32
+            found["--precision"] = precision_of(config)
         elif field.name == "augment":
             continue
         else:

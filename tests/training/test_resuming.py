@@ -92,6 +92,7 @@ def test_what_may_change_changes():
         ({"data": {"mirror": True, "subset": 9}}, ["--mirror 0 1", "--subset none 9"]),
         ({"batch": 32}, ["--batch 16 32"]),
         ({"fp32": True}, ["--precision fp16 fp32"]),
+        ({"precision": "bf16"}, ["--precision fp16 bf16"]),
         ({"aug": "ada"}, ["--aug noaug ada", "--target none 0.6", "--ada-kimg none 500"]),
         ({"cbase": 512, "cmax": 32}, ["--cbase 16384 512", "--cmax 512 32"]),
         ({"z_dim": 8}, ["--z-dim 64 8", "--w-dim 64 8"]),
@@ -110,6 +111,27 @@ def test_what_decides_the_run_can_not_change(changes, rows):
     assert header.split() == ["field", "run", "now"] and set(line) == {"-", " "}
     found = [" ".join(row.split()) for row in table]
     assert found == rows if len(rows) < 3 else set(rows) <= set(found), found
+
+
+def test_the_older_name_of_a_precision_is_the_same():
+    """Also where a run of before has stored it."""
+    run = begun(precision="fp32")
+    old = replace(run, request=replace(run.request, recipe={**HAND, "fp32": True}))
+    assert begun(fp32=True) == run and begun(fp32=True, precision="fp32") == run
+    assert begun(fp32=False).config == begun(precision="fp16").config == begun().config
+    assert begun(fp32=False, precision="bf16") == begun(precision="bf16")
+    for stored in (run, old):
+        for same in ({}, {"fp32": True}, {"precision": "fp32"}):
+            assert goes_on(stored, **same)[0] == run.config
+        for other in ({"fp32": False}, {"precision": "fp16"}):
+            assert refusal(stored, **other).split()[-3:] == ["--precision", "fp32", "fp16"]
+        assert refusal(stored, precision="bf16").split()[-3:] == ["--precision", "fp32", "bf16"]
+
+
+@pytest.mark.parametrize("fp32, precision", [(True, "bf16"), (True, "fp16"), (False, "fp32")])
+def test_names_of_precisions_that_contradict_each_other(fp32, precision):
+    with pytest.raises(UserError, match=f"^--fp32={int(fp32)} and --precision={precision} contradict each other: give"):
+        begun(fp32=fp32, precision=precision)
 
 
 def test_an_unchanged_command_goes_on_and_another_one_is_refused():
