@@ -9,7 +9,18 @@ from training.report.quantities import LAST, Quantity, charts, is_there, last_me
 from training.report.run_folder import Measured, RunFolder, show_option
 
 NONE = "–"
-_FACTS = ("Data", "Channels", "Generator", "Discrim", "Minibatch", "Device", "Software", "Operators", "By hand")
+_FACTS = (
+    "Data",
+    "Channels",
+    "Generator",
+    "Discrim",
+    "Minibatch",
+    "Device",
+    "Software",
+    "Precision",
+    "Operators",
+    "By hand",
+)
 _TITLES = {"Discrim": "Discriminator", "By hand": "Set by hand"}
 
 
