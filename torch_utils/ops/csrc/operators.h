@@ -77,8 +77,8 @@ struct Filter {
 //
 //   y = D S U R x,   or with `adjoint`   y = (D S U R)ᵀ x
 //
-// R continues the picture by its reflections, w − 1 pixels on each side, and by 0 beyond them. U enlarges it twice by the
-// taps, whose tap kCenter stays in place; S samples it bilinearly, at twice the resolution too; D makes the samples
+// R continues the picture by its reflections, w − 1 pixels on each side, and by 0 beyond them. U enlarges it twice by
+// the taps, whose tap kCenter stays in place; S samples it bilinearly, at twice the resolution too; D makes the samples
 // smaller with the taps in reverse. If the map is the identity, so is D S U R.
 struct Warp {
   static constexpr int kTaps = 12, kCenter = 5;

@@ -40,7 +40,7 @@ class Warper {
   }
 
  private:
-  // Part of a picture that is seen, in pixels; the reflections on its sides included. Empty if a last is before a first.
+  // The part that is seen of a picture and its reflections, in pixels. Empty if a last one is before a first.
   struct Window {
     int64_t x0, x1, y0, y1;
     int64_t width() const { return x1 - x0 + 1; }
