@@ -1,7 +1,9 @@
 """What augmentation does to joint slices: geometry of all channels, colors of contrasts, labels that stay labels."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import scipy.ndimage
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import reference
+from torch_utils.ops import native, reference
 from training.augment.augment import augment
 from training.augment.bands import filter_bands
 from training.augment.draws import Draws, draws
@@ -37,6 +39,13 @@ def rows(**values: list) -> Draws:
     return Draws(**{name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
 
+@pytest.fixture(params=["native", "plain"])
+def way(request) -> Iterator[None]:
+    """With the native operator, if it is built, and in plain PyTorch."""
+    with native.reference_only() if request.param == "plain" else contextlib.nullcontext():
+        yield
+
+
 # ---- all of it -------------------------------------------------------------------------------------------------------
 
 
@@ -47,7 +56,7 @@ def test_nothing_changes_at_p_0():
 
 
 @pytest.mark.parametrize("p", [0.3, 1])
-def test_an_image_does_not_depend_on_the_others(p):
+def test_an_image_does_not_depend_on_the_others(p, way):
     images, seen = joint_slices(), drawn(p)
     together = augment(images, seen, C)
     noisy = (seen.noise > 0).cumsum(0) - 1  # index of an image's noise
@@ -138,7 +147,7 @@ def moved_at_length(images: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor
 
 @pytest.mark.parametrize("width", [8, 24])
 @pytest.mark.parametrize("scale", [0.15, 0.5, 1, 3])
-def test_windows_hold_all_that_is_seen(width, scale):
+def test_windows_hold_all_that_is_seen(width, scale, way):
     images = joint_slices(12, torch.float64, width)
     seen = drawn(0.8, PIPES["bg"], 12, width)
     inverse = inverse_maps(dataclasses.replace(seen, scale=seen.scale * scale), 12)

@@ -1,4 +1,4 @@
-"""Affine maps as matrices."""
+"""Affine maps of the plane as matrices, for columns (x, y, 1)."""
 
 from __future__ import annotations
 
@@ -7,23 +7,33 @@ import torch
 Number = float | torch.Tensor  # the same for all images, or one for each [N]
 
 
-def _matrix(rows: list[list[Number]]) -> torch.Tensor:
-    """Make matrices [N, 3, 3] of their entries; [3, 3] if none of them is a tensor."""
-    entries = [torch.as_tensor(entry, dtype=torch.float64) for row in rows for entry in row]
-    return torch.stack(torch.broadcast_tensors(*entries), dim=-1).unflatten(-1, (3, 3))
-
-
 def scaling(x: Number, y: Number | None = None) -> torch.Tensor:
-    return _matrix([[x, 0, 0], [0, x if y is None else y, 0], [0, 0, 1]])
+    """Multiply positions: matrices [N, 3, 3], or [1, 3, 3] for plain numbers. y: that of x by default."""
+    matrix = _identities(x)
+    matrix[:, 0, 0] = x
+    matrix[:, 1, 1] = x if y is None else y
+    return matrix
 
 
 def translation(x: Number, y: Number) -> torch.Tensor:
-    return _matrix([[1, 0, x], [0, 1, y], [0, 0, 1]])
+    """Shift positions."""
+    matrix = _identities(x)
+    matrix[:, 0, 2] = x
+    matrix[:, 1, 2] = y
+    return matrix
 
 
 def rotation(angle: torch.Tensor) -> torch.Tensor:
-    cos, sin = angle.cos(), angle.sin()
-    return _matrix([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    """Turn positions from the x axis towards the y axis, by angles [N] in radians."""
+    matrix = _identities(angle)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = angle.cos()
+    matrix[:, 1, 0] = angle.sin()
+    matrix[:, 0, 1] = -matrix[:, 1, 0]
+    return matrix
+
+
+def _identities(like: Number) -> torch.Tensor:
+    return torch.eye(3, dtype=torch.float64).repeat(len(like) if isinstance(like, torch.Tensor) else 1, 1, 1)
 
 
 def changing(maps: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,7 @@ _SYM6 = (
 )
 _CENTER = 5  # the tap nearest to the filter's center of mass: it holds a picture in place
 _AFTER = len(_SYM6) - 1 - _CENTER  # taps after it
+_EXCESS = len(_SYM6) - 2  # samples of the moved picture beyond twice the image, for the filter on its edges
 
 
 def move(images: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
@@ -44,15 +45,15 @@ def move(images: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         far = (images.shape[-1] - 1) / 2
         maps = translation(far, far) @ inverse @ translation(-far, -far)
         return warp.warp(images, maps[:, :2], _low_pass())
-    windows = _windows(inverse, images.shape[-1])
+    windows = _find_windows(inverse, images.shape[-1])
     sizes = windows.size.tolist()
     # Images whose windows have the same size are moved together. An image's size doesn't depend on the others, so not
     # even the rounding of its result does.
     groups = [[i for i, size in enumerate(sizes) if size == one] for one in sorted(set(sizes))]
     pieces = []
     for group in groups:
-        piece, size = _chosen(images, group), sizes[group[0]]
-        pieces.append(_move(piece, inverse[group], windows.start[group], size) if size else piece)
+        piece, size = _chosen(images, group), int(sizes[group[0]])
+        pieces.append(_move(piece, windows.start[group], windows.maps[group], size) if size else piece)
     order = [i for group in groups for i in group]
     return _chosen(torch.cat(pieces), sorted(range(len(order)), key=order.__getitem__))
 
@@ -64,21 +65,12 @@ def _chosen(images: torch.Tensor, indices: list[int]) -> torch.Tensor:
     return images.index_select(0, send(torch.tensor(indices), images.device))
 
 
-def _move(images: torch.Tensor, inverse: torch.Tensor, start: torch.Tensor, size: int) -> torch.Tensor:
-    """Move images. inverse: maps from positions in the moved images to those in the given ones, float64 [N, 3, 3].
-
-    start, size: the window of the continued image that is seen.
-    """
-    width = images.shape[-1]
+def _move(images: torch.Tensor, start: torch.Tensor, maps: torch.Tensor, size: int) -> torch.Tensor:
+    """Move images. start, maps, size: of their windows."""
     taps = send(_low_pass().to(images.dtype), images.device)
     # Sample 2 · i of the enlarged picture lies where pixel i of the window is.
     enlarged = upfirdn2d(_cut(images, start, size), taps, up=2, padding=(_AFTER, _CENTER) * 2, gain=4)
-    # Sample q of the moved picture lies where pixel (q − center) / 2 of the result is.
-    pixels = scaling(0.5) @ translation(-_CENTER, -_CENTER)
-    far = (width - 1) / 2
-    in_window = translation(far - start[:, 0], far - start[:, 1])
-    maps = scaling(2) @ in_window @ inverse @ translation(-far, -far) @ pixels
-    moved = grid_sample(enlarged, _grid(maps, 2 * width + len(_SYM6) - 2, 2 * size, images))
+    moved = grid_sample(enlarged, _grid(maps, 2 * images.shape[-1] + _EXCESS, images))
     return upfirdn2d(moved, taps, down=2, flip_filter=True)
 
 
@@ -88,9 +80,9 @@ def _cut(images: torch.Tensor, start: torch.Tensor, size: int) -> torch.Tensor:
     start: its first pixel (x, y), [N, 2], on the host.
     """
     width = images.shape[-1]
-    along = torch.arange(size, device=images.device)
-    pixels = (send(start.to(torch.int64), images.device)[:, :, None] + along).abs()  # [N, 2, size]
-    x, y = (width - 1 - (width - 1 - pixels).abs()).unbind(1)
+    # Beyond the edge: width − 1 − |width − 1 − |pixel||.
+    pixels = (start[:, :, None] + torch.arange(size)).abs_().sub_(width - 1).abs_().neg_().add_(width - 1)
+    x, y = send(pixels.to(torch.int64), images.device).unbind(1)  # [N, size]
     indices = (y[:, :, None] * width + x[:, None, :]).flatten(1)[:, None]  # [N, 1, size · size]
     cut = images.flatten(2).gather(2, indices.expand(-1, images.shape[1], -1))
     return cut.unflatten(2, (size, size))
@@ -122,40 +114,43 @@ def inverse_maps(draws: Draws, count: int) -> torch.Tensor:
 
 
 class _Windows(NamedTuple):
-    """What is seen of each image and its reflections: a square."""
+    """What is seen of each image and its reflections: squares. On the host, float64."""
 
-    start: torch.Tensor  # its first pixel (x, y), whole numbers, float64 [N, 2]
-    size: torch.Tensor  # its edge in pixels; 0 where the image isn't moved [N]
+    start: torch.Tensor  # first pixel (x, y), whole numbers [N, 2]
+    size: torch.Tensor  # edge in pixels, a whole number; 0 where the image isn't moved [N]
+    # From samples of the moved picture, counted from the middle, to grid_sample's positions in the enlarged window.
+    maps: torch.Tensor  # [N, 2, 3]
 
 
-def _windows(inverse: torch.Tensor, width: int) -> _Windows:
-    """Find the windows. A reflection has one pixel less than the image, and there is one on each side."""
+def _find_windows(inverse: torch.Tensor, width: int) -> _Windows:
+    """Find the windows of images of this width."""
     far = (width - 1) / 2
-    low, high = -far - _CENTER / 2, far + (_AFTER - 1) / 2  # outermost samples of the moved picture
-    corners = torch.tensor([[low, low, high, high], [low, high, low, high], [1, 1, 1, 1]], dtype=torch.float64)
-    seen = (inverse @ corners)[:, :2] + far  # in pixels of the image, [N, 2, 4]
-    # A bilinear sample takes two of the enlarged picture, and each of these the pixels under the filter.
+    # A pixel of the result lies where sample _CENTER of those under its filter is, in the moved picture. Counted from
+    # the middle, as positions are, samples are off by a quarter of a pixel: the filter has two middle taps.
+    quarter = (_AFTER - _CENTER) / 4
+    to_image = translation(far, far) @ inverse @ translation(quarter, quarter) @ scaling(0.5)
+    half = (2 * width + _EXCESS - 1) / 2  # the last sample
+    corners = torch.tensor([[-half, -half, half, half], [-half, half, -half, half], [1, 1, 1, 1]], dtype=torch.float64)
+    seen = (to_image @ corners)[:, :2]  # in pixels of the image, [N, 2, 4]
+    # A bilinear sample takes two of the enlarged picture, and each of these the pixels under the filter. A reflection
+    # has one pixel less than the image, and there is one on each side.
     first = (seen.amin(dim=2) - (_AFTER + 1) / 2).floor().clamp(1 - width, 2 * width - 2)
-    last = (seen.amax(dim=2) + (_CENTER + 1) / 2).ceil().clamp(1 - width, 2 * width - 2)
-    # A few sizes, so that groups are large.
-    step = max(width // 8, 8)
-    size = (((last - first).amax(dim=1) + 1) / step).ceil() * step
-    size = size.clamp(max=3 * width - 2)
+    end = (seen.amax(dim=2) + (_CENTER + 1) / 2).ceil().clamp(1 - width, 2 * width - 2) + 1
+    step = max(width // 8, 8)  # few sizes make large groups
+    size = ((end - first).amax(dim=1) / step).ceil().mul(step).clamp(max=3 * width - 2)
     start = first.minimum(2 * width - 1 - size[:, None])
-    return _Windows(start, torch.where(changing(inverse), size, 0).to(torch.int64))
+    # Sample j of the enlarged window, of 2 · size samples, is at (2 · j + 1) / (2 · size) − 1, where its edges are at
+    # −1 and 1; pixel i of the window is sample 2 · i.
+    offset = 0.5 / size - 1
+    to_window = scaling(2 / size) @ translation(-start[:, 0], -start[:, 1])
+    maps = translation(offset, offset) @ to_window @ to_image
+    return _Windows(start, torch.where(changing(inverse), size, 0), maps[:, :2])
 
 
-def _grid(maps: torch.Tensor, size: int, source: int, images: torch.Tensor) -> torch.Tensor:
-    """Grid of size × size samples for grid_sample, [N, size, size, 2].
-
-    maps: from samples to those of the sampled pictures, float64 [N, 3, 3], on the host. source: edge of those pictures.
-    images: gives device and type.
-    """
-    # From samples, counted from 0, to grid_sample's coordinates, in which edges lie at −1 and 1.
-    normalized = scaling(2 / source) @ translation(0.5 - source / 2, 0.5 - source / 2) @ maps
-    coefficients = send(normalized[:, :2].to(images.dtype), images.device)  # [N, 2, 3]
-    along = torch.arange(size, dtype=images.dtype, device=images.device)
-    x, y, constant = coefficients[:, None, None].unbind(-1)  # [N, 1, 1, 2] each
+def _grid(maps: torch.Tensor, size: int, images: torch.Tensor) -> torch.Tensor:
+    """Grid of size × size positions for grid_sample, [N, size, size, 2]. images: gives device and type."""
+    x, y, constant = send(maps.to(images.dtype), images.device)[:, None, None].unbind(-1)  # [N, 1, 1, 2] each
+    along = torch.arange(size, dtype=images.dtype, device=images.device) - (size - 1) / 2
     return x * along[None, :, None] + (y * along[:, None, None] + constant)
 
 
