@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from dnnlib.config import to_json
 from slices import render
 from slices.schema import BRATS
+from training.config import AugmentConfig
 
 RESOLUTION = 8
 
@@ -54,17 +56,14 @@ def write_run(
     seed: int = 0,
     sheets: Sequence[int] = (),
     measures: Mapping[str, Sequence[tuple[float, float | None]]] | None = None,
-    aug: str | None = None,
+    augment: AugmentConfig | None = None,
 ) -> Path:
-    """Write a run folder. kimg: its length. sheets: kimg of its sheets. measures: name -> kimg and value.
-
-    aug: kind of augmentation, ada or fixed.
-    """
+    """Write a run folder. kimg: its length. sheets: kimg of its sheets. measures: name -> kimg and value."""
     folder.mkdir(parents=True)
     generator = {"resolution": RESOLUTION, "num_contrasts": 4, "num_maps": 4, "z_dim": 128}
     config = {"kimg": kimg, "batch": 8, "seed": seed, "generator": generator, "data": {"path": "few.zip"}}
-    if aug is not None:
-        config["augment"] = {"aug": aug, "target": 0.5}
+    if augment is not None:
+        config["augment"] = to_json(augment)
     request = {"options": {"cfg": "auto", "seed": seed}, "recipe": {"batch": 8}}
     options = {"format": "stylegan2-mr run", "version": 1, "config": config, "request": request, "data_sha256": "ab"}
     (folder / "training_options.json").write_text(json.dumps(options))

@@ -18,6 +18,7 @@ from dnnlib.runs import held_run_folder
 from helpers.commands import ROOT, call, refused
 from helpers.run_folders import draw_ticks, tick, write_run
 from helpers.trainings import tiny_training
+from training.config import AugmentConfig
 from training.report import glance, quantities, report_files, sheets
 from training.report.__main__ import main
 from training.report.figures import MOST_RUNS, draw, drawer, sections_of
@@ -29,6 +30,7 @@ from training.report.tables import show_number
 
 TICKS = [0.008, *range(4, 41, 4)]
 SHEETS = (0, 8, 16, 40)
+ADA, FIXED = AugmentConfig(("scale",), 0, target=0.5), AugmentConfig(("scale",), 0.3, target=None)
 HOSTILE = "<script>alert(1) $x$ & ä"
 
 # Runs the command in a process in which torch can't be imported.
@@ -225,6 +227,16 @@ def test_odd_statistics_are_left_out(tmp_path):
     assert glance.status_words(found) == "at 16 kimg" and b"can&#39;t be read" in make_page([found])
 
 
+def test_names_that_are_not_utf8(odd_folder):
+    run = write_run(odd_folder / "a", draw_ticks(TICKS[:2]), sheets=[0])
+    options = json.loads((run / "training_options.json").read_text())
+    options["config"]["data"] = {"path": "\ud800.zip", "\udcff": [1, None]}
+    (run / "training_options.json").write_text(json.dumps(options))
+    (run / "fakes000008.png").write_bytes(b"")
+    page = make_page([read_run_folder(run), read_run_folder(run, "x\0y\udcff")]).decode()
+    assert "\\ud800.zip" in page and "<td>1, none</td>" in page and "M\\xfcller" in page
+
+
 def test_lines_that_were_written_twice_count_once(tmp_path):
     lines = draw_ticks([4, 8, 12]) + draw_ticks([8, 12, 16], seed=5)
     found = read_run_folder(write_run(tmp_path / "a", lines))
@@ -233,23 +245,23 @@ def test_lines_that_were_written_twice_count_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("means", "aug", "words"),
+    ("means", "augment", "words"),
     [
         ({"Loss_signs/real": 0.9}, None, "Signs of reals are 0.90 over the last 5 ticks, above 0.6"),
         ({"Loss_signs/real": 0.9}, None, "--aug=ada works against it"),
-        ({"Loss_signs/real": 0.9, "Progress_augment": 0.3}, "ada", "above 0.5: the discriminator begins"),
-        ({"Loss_signs/real": 0.9, "Progress_augment": 0.3}, "fixed", "a larger --p works against it"),
-        ({"Progress_augment": 0.85}, "ada", "p is 0.85: from 0.8 on"),
+        ({"Loss_signs/real": 0.9, "Progress_augment": 0.3}, ADA, "above 0.5: the discriminator begins"),
+        ({"Loss_signs/real": 0.9, "Progress_augment": 0.3}, FIXED, "a larger --p works against it"),
+        ({"Progress_augment": 0.85}, ADA, "p is 0.85: from 0.8 on"),
         ({"Loss_D/label_share": 0.004}, None, "The share of the labels is 0.004"),
         ({"Health_bad_steps/Gmain": 1}, None, "5 bad steps in the last 5 ticks"),
     ],
 )
-def test_what_stands_out(tmp_path, means, aug, words):
+def test_what_stands_out(tmp_path, means, augment, words):
     lines = draw_ticks(TICKS, **{name: (lambda _, mean=mean: mean) for name, mean in means.items()})
     for line in lines:
         for name in line.keys() & {"Health/bad_steps/Gmain"}:
             line[name]["num"] = 1
-    remarks = list(glance.remarks_of(read_run_folder(write_run(tmp_path / "a", lines, aug=aug)), 0))
+    remarks = list(glance.remarks_of(read_run_folder(write_run(tmp_path / "a", lines, augment=augment)), 0))
     assert len(remarks) == 1 and words in remarks[0]
 
 
@@ -293,17 +305,24 @@ def test_a_mark_stands_where_the_run_was_continued(runs, tmp_path):
     assert read_run_folder(write_run(tmp_path / "twice", twice)).continued == (5.5, 15)
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(11800, "11800"), (-0.123456, "−0.1235"), (12.0, "12"), (1e-7, "1e−07"), (None, "–")]
+)
+def test_numbers_are_written_out(value, text):
+    assert show_number(value) == text
+
+
 def test_bad_steps_are_a_chart_only_if_there_are_any(runs):
     keys = [{p.chart.key for s in sections_of([read_run_folder(run)]) for p in s.plots} for run in runs]
     assert "bad-steps" in keys[0] and "bad-steps" not in keys[1]
 
 
 def test_a_long_run_has_few_points_with_all_it_spans(tmp_path):
-    lines = draw_ticks([4 * n for n in range(1, 1001)], Loss_r1_penalty=lambda kimg: 50 if kimg == 2000 else 1)
+    lines = draw_ticks([4 * n for n in range(1, 1051)], Loss_r1_penalty=lambda kimg: 50 if kimg == 2000 else 1)
     run = read_run_folder(write_run(tmp_path / "a", lines))
     line = line_of(run, quantities.Quantity("", "", "Loss/r1_penalty"))
-    assert len(line.kimg) <= 300 and max(line.high) == 50 and min(line.low) == 1
-    assert sum(line.mean) / len(line.mean) == pytest.approx((999 + 50) / 1000)
+    assert len(line.kimg) <= 150 and max(line.high) == 50 and min(line.low) == 1
+    assert sum(line.mean) / len(line.mean) == pytest.approx((1049 + 50) / 1050)
     (plot,) = (p for section in sections_of([run]) for p in section.plots if p.chart.key == "r1")
     assert len(draw(plot).svg) < 60_000
 

@@ -144,7 +144,7 @@ def drawer(plot: Plot) -> Callable[[Axes], None]:
             axis.axhline(plot.target, color=FAINT, linewidth=1, linestyle=(0, (5, 3)))
         for one in plot.drawn:
             _draw_line(axis, one)
-        axis.set_title(plain(plot.chart.title, 48))
+        axis.set_title(plain(plot.chart.title, 48), pad=10)  # marks stand between it and the axes
         axis.set_xlabel("kimg")
         axis.set_ylabel(plot.chart.unit)
         axis.set_xlim(0, 1.01 * max(one.line.kimg[-1] for one in plot.drawn) or 1)
@@ -169,9 +169,9 @@ def _draw_line(axis: Axes, one: Drawn) -> None:
         every = 1 if one.dots or alone else max(1, len(line.kimg) // 6)
         marks = {"marker": one.marker or "o", "markersize": 4, "markevery": every}
     if any(low != high for low, high in zip(line.low, line.high, strict=True)):
-        axis.fill_between(line.kimg, line.low, line.high, color=one.color, alpha=0.2, linewidth=0)
+        axis.fill_between(line.kimg, line.low, line.high, color=one.color, alpha=0.18, linewidth=0)
     style = (0, (3, 1.5)) if one.dashed else "-"
-    axis.plot(line.kimg, line.mean, color=one.color, linewidth=1.5, linestyle=style, **marks)
+    axis.plot(line.kimg, line.mean, color=one.color, linewidth=1.4, linestyle=style, **marks)
 
 
 def _draw_legend(axis: Axes, plot: Plot) -> None:

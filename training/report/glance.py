@@ -16,8 +16,6 @@ _SILENT = 5  # ticks of time without a line that are worth a word
 _LEAK = 0.8  # p from which on augmentations may leak
 _ABOVE = 0.15  # of the target; signs of reals above it are worth a word
 _BLIND = 0.02  # share of the labels below which the discriminator hardly looks at them
-# Kind of augmentation -> what helps against overfitting; without any, it is augmentation.
-_HELPS = {"ada": "p rises while they are above it", "fixed": "a larger --p works against it"}
 
 
 @dataclass(frozen=True)
@@ -110,10 +108,9 @@ def remarks_of(run: RunFolder, now: float) -> Iterator[str]:
     p = mean_of(run, "Progress/augment")
     signs, target = mean_of(run, "Loss/signs/real"), target_of([run])
     if signs is not None and signs > target + _ABOVE:
-        helps = _HELPS.get(str(run.options.get("augment.aug")), "--aug=ada works against it")
         yield (
             f"Signs of reals are {signs:.2f} over the last {LAST} ticks, above {target:g}: the discriminator begins to "
-            f"know its training slices by heart; {helps}."
+            f"know its training slices by heart; {_help(run)}."
         )
     if p is not None and p >= _LEAK:
         yield f"p is {p:.2f}: from {_LEAK:g} on, augmentations may leak into the fakes."
@@ -124,6 +121,14 @@ def remarks_of(run: RunFolder, now: float) -> Iterator[str]:
     if bad:
         yield f"{count(round(bad), 'bad step')} in the last {LAST} ticks: gradients were not finite."
     yield from run.remarks
+
+
+def _help(run: RunFolder) -> str:
+    """What works against overfitting."""
+    if not any(name.startswith("augment.") for name in run.options):
+        return "--aug=ada works against it"
+    adapts = run.options.get("augment.target") is not None
+    return "p rises while they are above it" if adapts else "a larger --p works against it"
 
 
 def _silence(run: RunFolder, now: float) -> Iterator[str]:

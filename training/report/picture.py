@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _WIDTH, _DPI = 13.0, 110  # inches, pixels per inch
 _COLUMNS, _PANEL = 3, 2.35  # charts beside each other; inches of one with its words
 _SIDE, _LINE = 0.65, 0.26  # inches: the margin at the left, a line of words
+_ROW = 1.0  # inches; the largest height of a row of fakes
 
 
 def make_picture(runs: Sequence[RunFolder]) -> bytes:
@@ -34,7 +35,8 @@ def make_picture(runs: Sequence[RunFolder]) -> bytes:
     plots = [plot for section in sections_of(runs) for plot in section.plots]
     rows = fakes_of(runs)
     panel_rows = -(-len(plots) // _COLUMNS)
-    row_height = max(((_WIDTH - 2 * _SIDE) * image.height / image.width + 0.03 for _, image in rows), default=0.0)
+    room = _WIDTH - 2 * _SIDE
+    row_height = min(_ROW, max((room * image.height / image.width for _, image in rows), default=0.0)) + 0.03
     head = 0.55 + _LINE * len(runs)
     height = head + panel_rows * _PANEL + (0.35 + row_height * len(rows) if rows else 0) + 0.2
     title = "The first fakes, " + ("from start to now; left: kimg" if len(runs) == 1 else "the newest of each run")
@@ -49,11 +51,11 @@ def make_picture(runs: Sequence[RunFolder]) -> bytes:
                 panel_rows,
                 _COLUMNS,
                 left=_SIDE / _WIDTH,
-                right=1 - 0.2 / _WIDTH,
+                right=1 - 0.35 / _WIDTH,
                 top=1 - (head + 0.25) / height,
                 bottom=1 - (head + panel_rows * _PANEL - 0.5) / height,
                 hspace=0.6,
-                wspace=0.22,
+                wspace=0.28,
             )
             for n, plot in enumerate(plots):
                 drawer(plot)(canvas.add_subplot(grid[n // _COLUMNS, n % _COLUMNS]))
@@ -102,7 +104,7 @@ def _draw_fakes(
         canvas.text(_SIDE / _WIDTH, 1 - (top - 0.15) / height, title, weight="bold")
     for n, (label, image) in enumerate(rows):
         bottom = 1 - (top + (n + 1) * row_height) / height
-        width = (_WIDTH - 2 * _SIDE) / _WIDTH
+        width = (row_height - 0.03) * image.width / image.height / _WIDTH
         axis = canvas.add_axes((_SIDE / _WIDTH, bottom, width, (row_height - 0.03) / height))
         axis.imshow(np.asarray(image), aspect="auto", interpolation="antialiased")
         axis.set_axis_off()

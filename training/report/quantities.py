@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from training.report.run_folder import BAD_STEPS, RunFolder, Tick, number
 
 LAST = 5  # ticks that the table's means are taken of
-_POINTS = 300  # of a line; more ticks are put together
+_POINTS = 150  # of a line; more ticks are put together
 TARGET = 0.6  # of the signs of reals, where a run has none of its own
 
 

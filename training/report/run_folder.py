@@ -85,7 +85,8 @@ class RunFolder:
     @property
     def length(self) -> float | None:
         """Length of the run in kimg, if it is known."""
-        return number(self.options.get("kimg"))
+        found = number(self.options.get("kimg"))
+        return found if found is not None and found > 0 else None
 
     @property
     def finished(self) -> bool:
@@ -178,9 +179,9 @@ def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Values of nested objects by names such as generator.z_dim."""
     for name, value in content.items() if isinstance(content, dict) else ():
         if isinstance(value, dict) and prefix.count(".") < 3:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{plain_text(name)}.")
         else:
-            yield f"{prefix}{name}", value
+            yield f"{prefix}{plain_text(name)}", value
 
 
 def _parse(text: bytes) -> Any:
@@ -199,7 +200,7 @@ def _read_lines(path: Path, record: Callable[[Any], Any], remarks: list[str]) ->
     found = [None if not line.strip() else record(_parse(line)) for line in lines]
     damaged = sum(one is None and bool(line.strip()) for one, line in zip(found[:-1], lines, strict=False))
     if damaged:
-        remarks.append(f"{path.name}: left out {count(damaged, 'line')} that can't be read.")
+        remarks.append(f"{plain_text(path.name)}: left out {count(damaged, 'line')} that can't be read.")
     return [one for one in found if one is not None]
 
 
@@ -274,5 +275,5 @@ def show_option(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, list):
         return ", ".join(map(show_option, value[:50])) or "none"
-    text = str(value)
-    return text if len(text) <= 200 else shorten(value)
+    text = plain_text(str(value))
+    return text if len(text) <= 200 else shorten(text)

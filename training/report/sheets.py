@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from dnnlib.pages.data_uris import data_uri
+from dnnlib.system import plain_text
 from slices.render import first_row
 from training.report.run_folder import RunFolder, Sheet, number, show_kimg
 
@@ -107,7 +108,9 @@ def make_fakes(runs: Sequence[RunFolder], room: int) -> Fakes:
         tuple(_newest(runs)) if len(runs) > 1 else (),
         strips,
         len(times) - len(steps),
-        tuple(f"{path.name} of {path.parent.name} is no picture that can be read." for path in sorted(damaged)),
+        tuple(
+            f"{path.name} of {plain_text(path.parent.name)} is no picture that can be read." for path in sorted(damaged)
+        ),
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dnnlib.system import plain_text
 from training.report.quantities import LAST, Quantity, charts, is_there, last_mean, points_of
-from training.report.run_folder import Measured, RunFolder, show_option
+from training.report.run_folder import Measured, RunFolder, show_kimg, show_option
 
 NONE = "–"
 _FACTS = (
@@ -42,10 +43,11 @@ class Captioned:
 
 
 def show_number(value: float | None) -> str:
-    """A number with four digits, and a minus sign that is one."""
+    """A number with four digits or all before its point, and a minus sign that is one."""
     if value is None:
         return NONE
-    return f"{value:.4g}".replace("-", "−")
+    whole = 1000 <= abs(value) < 1e8
+    return (f"{value:.0f}" if whole else f"{value:.4g}").replace("-", "−")
 
 
 def values_table(runs: Sequence[RunFolder]) -> Captioned:
@@ -63,9 +65,13 @@ def values_table(runs: Sequence[RunFolder]) -> Captioned:
 
 def _extremes(run: RunFolder, quantity: Quantity) -> tuple[str, ...]:
     points = points_of(run, quantity)
-    least, most = (choose(points, key=lambda point: point[2]) for choose in (min, max))
-    numbers = (points[-1][2], last_mean(run, quantity), least[2], least[0], most[2], most[0])
-    return (quantity.title, *map(show_number, numbers))
+    least, most = (choose(points, key=lambda found: found[2]) for choose in (min, max))
+    return (
+        quantity.title,
+        show_number(points[-1][2]),
+        show_number(last_mean(run, quantity)),
+        *(text for kimg, _, value in (least, most) for text in (show_number(value), show_kimg(kimg))),
+    )
 
 
 def measures_table(runs: Sequence[RunFolder]) -> Captioned | None:
@@ -79,8 +85,8 @@ def measures_table(runs: Sequence[RunFolder]) -> Captioned | None:
 
 def _measure(run: RunFolder, name: str, points: Sequence[Measured]) -> tuple[str, ...]:
     least, most = (choose(points, key=lambda point: point.value) for choose in (min, max))
-    found = [n for point in (points[-1], least, most) for n in (point.value, point.kimg)]
-    return (name, run.name, *map(show_number, found))
+    found = (text for p in (points[-1], least, most) for text in (show_number(p.value), show_kimg(p.kimg)))
+    return (name, run.name, *found)
 
 
 # --- how it was made --------------------------------------------------------------------------------------------------
@@ -92,7 +98,7 @@ def facts_of(run: RunFolder) -> tuple[tuple[str, str], ...]:
 
 
 def _facts(run: RunFolder) -> Iterator[tuple[str, str]]:
-    yield "Folder", str(run.path)
+    yield "Folder", plain_text(str(run.path))
     recipe = {"options.cfg": "Recipe", "options.seed": "Seed"}
     yield from ((title, show_option(run.request[key])) for key, title in recipe.items() if key in run.request)
     yield from ((_TITLES.get(name, name), run.facts[name]) for name in _FACTS if name in run.facts)
