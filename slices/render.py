@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,28 +83,36 @@ def panel(stored: np.ndarray, schema: Schema, title: str = "") -> Image.Image:
     return canvas
 
 
-def sheet(stored: np.ndarray, schema: Schema, columns: int | None = None) -> Image.Image:
+def sheet(
+    stored: np.ndarray, schema: Schema, columns: int | None = None, row_titles: Sequence[str] = ()
+) -> Image.Image:
     """Draw a contact sheet of joint slices [N, C + K, H, W]: each is a strip of its contrasts and the overlay.
 
     columns: strips beside each other; by default the number that makes the sheet about 3:2. Strips that don't fit into
-    MAX_WIDTH are made smaller.
+    MAX_WIDTH are made smaller. row_titles: written to the left of the rows, one for each.
     """
     assert stored.ndim == 4 and len(stored), stored.shape
     assert stored.shape[1] == schema.num_channels, (stored.shape, schema.describe())
     resolution = stored.shape[-1]
-    tiles = schema.num_contrasts + (1 if schema.num_maps else 0)  # pictures of a strip, one pixel apart
+    tiles = _tiles(schema)
     edge = resolution * _enlargement(resolution, SHEET_TILE)
     columns = columns or _handy_columns(len(stored), tiles, edge)
-    edge = _sheet_edge(resolution, tiles, columns)
+    titles = [_plain(title) for title in row_titles]
+    titles_width = max((math.ceil(_font(_HEADER).getlength(title)) + _STRIP_GAP for title in titles), default=0)
+    edge = _sheet_edge(resolution, tiles, columns, titles_width)
     strip, rows = tiles * (edge + 1) - 1, math.ceil(len(stored) / columns)
+    assert len(titles) in (0, rows), (titles, rows)
 
     header = _HEADER + 6
-    width = 2 * _MARGIN + columns * (strip + _STRIP_GAP) - _STRIP_GAP
+    width = 2 * _MARGIN + titles_width + columns * (strip + _STRIP_GAP) - _STRIP_GAP
     legend = _layout_legend(schema, width)
     height = 2 * _MARGIN + header + rows * (edge + _GAP) - _GAP + legend.height
     canvas = Image.new("RGB", (width, height), _CANVAS)
+    for row, title in enumerate(titles):
+        corner = _MARGIN, _MARGIN + header + row * (edge + _GAP) + (edge - _HEADER) // 2
+        _write(canvas, title, corner, titles_width, _HEADER, _TEXT)
     for n, one in enumerate(stored):
-        left = _MARGIN + n % columns * (strip + _STRIP_GAP)
+        left = _MARGIN + titles_width + n % columns * (strip + _STRIP_GAP)
         top = _MARGIN + header + n // columns * (edge + _GAP)
         faces = [face for face in _faces(one, schema, edge) if face[0] != _MAP_NAME]
         for t, (name, picture) in enumerate(faces):
@@ -129,11 +138,16 @@ def first_row(size: tuple[int, int], resolution: int, tiles: int) -> tuple[int, 
     return None
 
 
-def _sheet_edge(resolution: int, tiles: int, columns: int) -> int:
+def _sheet_edge(resolution: int, tiles: int, columns: int, titles_width: int = 0) -> int:
     """Edge of a picture on a sheet, in pixels."""
     edge = resolution * _enlargement(resolution, SHEET_TILE)
-    room = MAX_WIDTH - 2 * _MARGIN - (columns - 1) * _STRIP_GAP
+    room = MAX_WIDTH - 2 * _MARGIN - titles_width - (columns - 1) * _STRIP_GAP
     return max(1, min(edge, room // (columns * tiles) - 1))
+
+
+def fitting_columns(schema: Schema, resolution: int) -> int:
+    """How many strips fit beside each other on a sheet at full size, without titles of rows; at least one."""
+    return _fitting(_tiles(schema), resolution * _enlargement(resolution, SHEET_TILE))
 
 
 def save(image: Image.Image, path: str | os.PathLike, force: bool = True) -> None:
@@ -190,12 +204,20 @@ def outline(indices: np.ndarray) -> np.ndarray:
 # --- layout ---------------------------------------------------------------------------------------------------------
 
 
+def _tiles(schema: Schema) -> int:
+    """Number of pictures of a strip, which stand one pixel apart: the contrasts and the overlay."""
+    return schema.num_contrasts + (1 if schema.num_maps else 0)
+
+
+def _fitting(tiles: int, edge: int) -> int:
+    return max(1, (MAX_WIDTH - 2 * _MARGIN + _STRIP_GAP) // (tiles * (edge + 1) + _STRIP_GAP))
+
+
 def _handy_columns(count: int, tiles: int, edge: int) -> int:
     """The number of strips beside each other that makes a sheet closest to 3:2, within MAX_WIDTH."""
-    strip = tiles * (edge + 1) + _STRIP_GAP
-    fitting = max(1, (MAX_WIDTH - 2 * _MARGIN + _STRIP_GAP) // strip)
+    strip, most = tiles * (edge + 1) + _STRIP_GAP, min(count, _fitting(tiles, edge))
     # Columns -> width / height of the sheet. Ratios are compared by their logarithms: 3:1 is as far off as 3:4.
-    shape = {c: c * strip / (math.ceil(count / c) * (edge + _GAP)) for c in range(1, min(count, fitting) + 1)}
+    shape = {c: c * strip / (math.ceil(count / c) * (edge + _GAP)) for c in range(1, most + 1)}
     return min(shape, key=lambda c: abs(math.log(shape[c] / 1.5)))
 
 

@@ -25,6 +25,7 @@ from torch_utils.ops import native
 from torch_utils.stats import Moments
 from torch_utils.stopwatch import Stopwatch
 from training.ada import LEAKS, leak_warning
+from training.augment.sheet import save_augmented
 from training.config import TrainingConfig
 from training.minibatches import FakeInputs
 from training.networks.generator import Generator
@@ -85,6 +86,8 @@ class Reporter:
             self.describe()
             if saved is None:
                 self.save_reals()
+                if self.config.augment is not None:
+                    save_augmented(self.dataset, self.config, self.folder / "augmented.png")
                 self.save_fakes("fakesinit.png")
             else:
                 self.log(f"Continuing from {saved.path.name}, {self.state.nimg / 1000:g} kimg")

@@ -124,6 +124,28 @@ def test_sheets_take_the_columns_asked_for():
     assert render.sheet(stored, BRATS, columns=6).width <= render.MAX_WIDTH
 
 
+def test_titles_of_rows_stand_beside_them():
+    stored = make(BRATS, 64, 6)
+    plain, titled = (render.sheet(stored, BRATS, columns=2, row_titles=titles) for titles in ((), ("p = 0", "", "x")))
+    assert titled.height == plain.height
+    above_legend, added = slice(0, 400), titled.width - plain.width
+    pictures, beside = np.asarray(titled)[above_legend, added:], np.asarray(titled)[above_legend, : added + 10]
+    assert (pictures[:, 10:] == np.asarray(plain)[above_legend, 10:]).all(), "the pictures are as without titles"
+    written = [(beside[row * 132 + 31 : row * 132 + 159] != beside[0, 0]).any() for row in range(3)]
+    assert written == [True, False, True]
+    assert render.sheet(stored, BRATS, columns=6, row_titles=("a title",)).width <= render.MAX_WIDTH
+
+
+@pytest.mark.parametrize("contrasts, resolution, fitting", [(4, 64, 3), (3, 256, 2), (1, 64, 9), (16, 256, 1)])
+def test_as_many_strips_fit_as_a_sheet_shows_at_full_size(contrasts, resolution, fitting):
+    schema = schema_of(contrasts, 1)
+    assert render.fitting_columns(schema, resolution) == fitting
+    one, full, more = (
+        render.sheet(make(schema, resolution, n), schema, columns=n).height for n in (1, fitting, fitting + 1)
+    )
+    assert one == full > more
+
+
 def test_enlarging_mixes_no_labels():
     schema = schema_of(1, 2)
     indices = np.zeros((16, 16), np.uint8)

@@ -38,6 +38,10 @@ def test_a_run_is_described_before_it_starts(run, tmp_path):
     assert "drawn.zip: 24 slices, 48 with their mirrored copies" in text and "16×16" in text
     assert all(f"\n{word}" in text for word in ("Generator", "Discrim.", "Device     cpu", "Operators", "Output"))
     assert {"reals.png", "fakesinit.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / "augmented.png").exists()
+    reporter.config = tiny_config(reporter.dataset, aug="ada")
+    reporter.start(None)
+    assert (tmp_path / "augmented.png").exists()
 
 
 def test_a_tick_tells_where_its_process_began(run, tmp_path):
