@@ -139,8 +139,10 @@ def find_snapshot(source: str | os.PathLike) -> Path:
     # Sort by number, not by name: from a million kimg on, names have more than six digits.
     found = sorted((int(m[1]), p) for p in source.iterdir() if (m := _NAME.fullmatch(p.name)))
     if not found:
+        published = any(path.suffix == ".pkl" for path in source.iterdir())
         raise UserError(
-            f"{source}: no network-snapshot-NNNNNN.safetensors in this folder; give a run folder of train.py, or a file"
+            f"{source}: no network-snapshot-NNNNNN.safetensors in this folder; give "
+            + ("one of its .pkl files" if published else "a run folder of train.py, or a file")
         )
     return found[-1][1]
 

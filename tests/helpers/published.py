@@ -126,11 +126,12 @@ def published_options(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, SynthesisNetwork):
         return {"_init_kwargs": module.published_kwargs}
     if isinstance(module, SynthesisBlock):
-        return {"architecture": "skip"}
+        return {"architecture": "skip", "use_fp16": module.half_type is not None}
     if isinstance(module, SynthesisLayer):
         return {"activation": "lrelu", "use_noise": True}
     if isinstance(module, DiscriminatorBlock):
-        return {"architecture": "resnet" if module.residual else "orig"}
+        architecture = "resnet" if module.residual else "orig"
+        return {"architecture": architecture, "use_fp16": module.half_type is not None}
     if isinstance(module, DiscriminatorEpilogue):
         return {"architecture": module.published_architecture}
     return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickletools
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 import generate
 from dnnlib.errors import UserError
 from helpers.goldens import GOLDEN, golden_arrays, golden_cases
-from helpers.published import checkpoint_as_saved, dumps, network_as_saved, tensor_as_saved
+from helpers.published import checkpoint_as_saved, dumps, network_as_saved, object_as_saved, tensor_as_saved
 from slices.codec import SliceCodec
 from slices.schema import Schema
 from training import sampling
@@ -173,6 +174,8 @@ def test_a_file_is_known_by_its_content(tmp_path):
     (tmp_path / "x.pkl").write_text("no pickle")
     with pytest.raises(UserError, match="x.pkl.*expected a pickle of protocol 2 to 5"):
         load_generator(tmp_path / "x.pkl")
+    with pytest.raises(UserError, match="no network-snapshot-NNNNNN.safetensors in this folder; give one of its .pkl"):
+        load_generator(tmp_path)  # as the published code's run folders are
 
 
 def test_pictures_only(tmp_path):
@@ -192,10 +195,15 @@ DIFFERENT = [
     ("synthesis.b8.conv1", {"use_noise": False}, "use_noise False"),
     ("synthesis.b8.conv1", {"up": 2}, "has up 2"),
     ("synthesis.b8.conv1", {"conv_clamp": 256}, "has conv_clamp 256"),
+    ("synthesis.b8.conv1", {"conv_clamp": 2**79 - 1}, "has conv_clamp 6"),
+    ("synthesis.b4.conv1", {"conv_clamp": 2**79 - 1}, "G_ema: conv_clamp 6.*expected a number"),
+    ("synthesis.b4.conv1", {"conv_clamp": math.nan}, "conv_clamp nan"),
+    ("synthesis.b4.conv1", {"conv_clamp": "256"}, "conv_clamp is '256'; expected a number"),
+    ("synthesis.b8", {"use_fp16": True}, "G_ema.synthesis.b8 has use_fp16 True"),
     ("synthesis.b8.torgb", {"weight_gain": 1}, "has weight_gain 1"),
     ("mapping.fc1", {"activation": "linear"}, "G_ema.mapping.fc1 has activation 'linear'"),
     ("mapping.fc0", {"bias_gain": 0.1, "weight_gain": 0.1}, r"G_ema.mapping.fc0 has lr_multiplier 0.1.* 0.01 there"),
-    ("mapping", {"num_layers": 2}, "has G_ema.mapping.fc2"),
+    ("mapping", {"num_layers": 2}, "has G_ema.mapping.fc2, unlike the network"),
     ("mapping", {"num_layers": 4}, "lacks G_ema.mapping.fc3"),
     ("mapping", {"num_layers": "3"}, "num_layers is '3'; expected a whole number"),
     ("mapping", {"num_layers": 10**9}, "G_ema: --map-depth 1000000000: expected a whole number from 1 to 100"),
@@ -203,6 +211,7 @@ DIFFERENT = [
     ("mapping", {"_buffers": {}}, "lacks G_ema.mapping.w_avg"),
     ("mapping", {"_buffers": {"w_avg": 1}}, "G_ema.mapping.w_avg is 1; expected a tensor"),
     ("mapping", {"_buffers": {"w_avg": None, "more": 1}}, "has G_ema.mapping.more, unlike the network"),
+    ("mapping", {"_modules": {"a\x1b[2J": object_as_saved("MappingNetwork", {})}}, r"has 'G_ema.mapping.a.x1b.2J'"),
     ("", {"img_resolution": 24}, "power of two"),
     ("", {"img_resolution": 32}, "lacks G_ema.synthesis.b32"),
     ("", {"img_channels": 17}, "17"),
@@ -252,3 +261,17 @@ def test_a_generator_that_differs_from_its_average_is_refused(tmp_path):
     (tmp_path / "x.pkl").write_bytes(checkpoint_as_saved(networks))
     with pytest.raises(UserError, match="x.pkl: G and G_ema have different options"):
         read_published(tmp_path / "x.pkl")
+
+
+def test_frozen_layers_are_read(tmp_path):
+    """The published --freezed keeps weights as buffers, which have the same names."""
+    networks = small_networks()
+
+    def freeze(name, state):
+        if name == "b16.fromrgb":
+            state["_buffers"] |= state["_parameters"]
+            state["_parameters"] = {}
+
+    (tmp_path / "x.pkl").write_bytes(checkpoint_as_saved(networks, freeze))
+    weight = networks["D"].state_dict()["b16.fromrgb.weight"]
+    assert torch.equal(read_published(tmp_path / "x.pkl").tensors["D.b16.fromrgb.weight"], weight)

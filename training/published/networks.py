@@ -72,11 +72,8 @@ def read_published(path: str | os.PathLike, networks: Collection[str] = NETWORKS
     """
     content = _mapped(Path(path))
     modules = _networks_in(read_values(content, str(path)), str(path))
-    generators = {
-        name: _generator_config(modules[name], f"{path}: {name}") for name in ("G", "G_ema") if name in modules
-    }
-    generator = generators["G_ema"]
-    if generators.get("G", generator) != generator:
+    generator = _generator_config(modules["G_ema"], f"{path}: G_ema")
+    if "G" in modules and _generator_config(modules["G"], f"{path}: G") != generator:
         raise UserError(f"{path}: G and G_ema have different options; expected two copies of one network")
     discriminator = _discriminator_config(modules["D"], f"{path}: D") if "D" in modules else None
     if discriminator and (discriminator.resolution, discriminator.img_channels, discriminator.c_dim) != (
@@ -243,7 +240,6 @@ _SHARED = {
     "bias_gain": "lr_multiplier",
     "weight_gain": "weight_gain",
     "conv_clamp": "conv_clamp",
-    "use_fp16": "use_fp16",
     "resolution": "resolution",
     "up": "up",
     "down": "down",
@@ -259,6 +255,10 @@ _FIXED: dict[str, dict[str, Any]] = {
 }
 
 
+_DEVIATIONS = "b4.mbstd"  # part for the minibatch standard deviation, which is a function in ours
+_NOT_OURS = "unlike the network of StyleGAN2-ADA that it describes"
+
+
 def _check_network(module: Module, ours: nn.Module, where: str, name: str) -> dict[str, StoredTensor]:
     """Return the tensors of a network of the file, with its name in front.
 
@@ -268,6 +268,8 @@ def _check_network(module: Module, ours: nn.Module, where: str, name: str) -> di
     expected = {f"{name}.{key}": tensor for key, tensor in ours.state_dict().items()}
     found: dict[str, StoredTensor] = {}
     for inner, part in _walk(module, where):
+        if inner not in our_parts and inner != _DEVIATIONS:
+            raise UserError(f"{where} has {name_some([f'{name}.{inner}'])}, {_NOT_OURS}")
         full = f"{name}.{inner}".rstrip(".")
         _check_options(part, our_parts.get(inner), f"{where}: {full}", getattr(ours.config, "residual", True))
         for key, tensor in _tensors(part).items():
@@ -277,9 +279,6 @@ def _check_network(module: Module, ours: nn.Module, where: str, name: str) -> di
     if missing := expected.keys() - found.keys():
         raise UserError(f"{where} lacks {min(missing)}, {_NOT_OURS}")
     return found
-
-
-_NOT_OURS = "unlike the network of StyleGAN2-ADA that it describes"
 
 
 def _tensors(part: Module) -> dict[str, Any]:
@@ -305,6 +304,8 @@ def _check_options(part: Module, ours: nn.Module | None, where: str, residual: b
     wanted = dict(_FIXED.get(part.class_name, {}))
     if part.class_name == "DiscriminatorBlock":
         wanted["architecture"] = "resnet" if residual else "orig"
+    if ours is not None and hasattr(ours, "half_type"):
+        wanted["use_fp16"] = ours.half_type is not None
     # What ours notes under the same name.
     wanted |= {key: getattr(ours, key) for key in _SHARED if hasattr(ours, key)}
     for key, value in wanted.items():

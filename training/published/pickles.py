@@ -19,6 +19,7 @@ from dnnlib.errors import UserError
 
 DEEPEST = 100  # levels of containers in containers; a network has about 40
 MOST_OPCODES = 300_000  # of a file with its storages; the largest published networks have about 60 000
+LONGEST_NUMBER = 10  # bytes of a whole number, which storages begin with
 LONGEST_TEXT = 1000  # bytes of a text that is decoded; source code is longer, and stays a view
 MOST_TEXT = 1 << 22  # bytes of all decoded texts; a character may take four times as many in memory
 OLDEST, NEWEST = 2, 5  # protocols
@@ -150,6 +151,12 @@ class PickleReader:
     def number(self, layout: struct.Struct) -> Any:
         """Return the number that comes next."""
         return layout.unpack(self.take(layout.size))[0]
+
+    def long(self, size: int) -> int:
+        """Return the number of so many bytes that comes next."""
+        if size > LONGEST_NUMBER:
+            self.refuse(f"a number of {size} bytes")
+        return int.from_bytes(self.take(size), "little", signed=True)
 
     def text(self, size: int) -> str | LongText:
         """Return the text of so many bytes that comes next."""
@@ -365,7 +372,7 @@ _STEPS: dict[int, Callable[[PickleReader], None]] = {
     0x4A: lambda r: r.push(r.number(_I4)),  # BININT
     0x4B: lambda r: r.push(r.number(_U1)),  # BININT1
     0x4D: lambda r: r.push(r.number(_U2)),  # BININT2
-    0x8A: lambda r: r.push(int.from_bytes(r.take(r.number(_U1)), "little", signed=True)),  # LONG1
+    0x8A: lambda r: r.push(r.long(r.number(_U1))),  # LONG1
     0x47: lambda r: r.push(r.number(_F8)),  # BINFLOAT
     0x8C: lambda r: r.push(r.text(r.number(_U1))),  # SHORT_BINUNICODE
     0x58: lambda r: r.push(r.text(r.number(_U4))),  # BINUNICODE
