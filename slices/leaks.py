@@ -87,6 +87,31 @@ def refuse_shared(archive: ArchiveReader, excluded: ArchiveReader) -> None:
         )
 
 
+def refuse_known(network: str, patients: Iterable[str], excluded: ArchiveReader, option: str) -> None:
+    """Raise UserError if a network, from whose weights another one is to begin, knows a patient of `excluded`.
+
+    patients: all that the network learned from. network, option: names of the network and of the archive's option.
+    """
+    if shared := shared_patients(patients, excluded.info.known_patients):
+        raise UserError(
+            f"{network} learned from {name_some(shared)}, of {excluded.path} ({option}): a network that begins "
+            "with its weights may make fakes that resemble them; begin with one that does not know them"
+        )
+
+
+def refuse_known_test_part(network: str, patients: Iterable[str], archive: ArchiveReader) -> None:
+    """Raise UserError if a network knows a patient that the split of `archive`, a training part, keeps for testing."""
+    split = archive.info.made.get("split")
+    # Other programs may have written anything into `made`.
+    held_out = split.get(TEST) if isinstance(split, dict) else None
+    names = [name for name in held_out if isinstance(name, str)] if isinstance(held_out, list) else []
+    if shared := shared_patients(patients, names):
+        raise UserError(
+            f"{network} learned from {name_some(shared)}, of the test part of the split of {archive.path}: a network "
+            "that begins with its weights may make fakes that resemble them; begin with one that does not know them"
+        )
+
+
 def shared_patients(some: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
     """Patients on both sides, sorted."""
     return tuple(sorted(set(some) & set(others)))

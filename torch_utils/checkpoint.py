@@ -148,14 +148,33 @@ def read_metadata(
         return _metadata(path, file, kind, version, upgrades or {})
 
 
+def read_names(path: str | os.PathLike) -> frozenset[str]:
+    """Read the names of a file's tensors. Raises UserError if safetensors can't read it."""
+    with _open(path) as file:
+        return frozenset(file.keys())
+
+
 def load_network(path: str | os.PathLike, build: Callable[[], Network], prefix: str = "") -> Network:
     """Build a network, and load the tensors whose names begin with `prefix` into it.
+
+    Raises UserError as `load_tensors` does.
+    """
+    tensors = load_tensors(path, build, prefix)
+    network = build()
+    network.load_state_dict(tensors)
+    return network
+
+
+def load_tensors(
+    path: str | os.PathLike, build: Callable[[], torch.nn.Module], prefix: str = ""
+) -> dict[str, torch.Tensor]:
+    """Read the tensors of a network, whose names in the file begin with `prefix`. Returns them by their names in it.
 
     Raises UserError with the names of file and tensor if a tensor is missing, unknown, has another shape or type, or
     contains values that are not finite.
     """
-    # `build` follows the file's own metadata, which may be forged. So build on the meta device first, where tensors of
-    # any size take no memory, and again only if the file really has these tensors.
+    # `build` follows the file's own metadata, which may be forged. So build on the meta device, where tensors of any
+    # size take no memory, and read only if the file really has these tensors.
     with torch.device("meta"):
         expected = {prefix + name: tensor for name, tensor in build().state_dict().items()}
     with _open(path) as file:
@@ -170,13 +189,10 @@ def load_network(path: str | os.PathLike, build: Callable[[], Network], prefix: 
             if (shape := file.get_slice(name).get_shape()) != list(tensor.shape):
                 raise UserError(f"{path}: {name} is {shape}; the network that it describes has {list(tensor.shape)}")
         checksums = _checksums(path, file)
-        tensors = {
+        return {
             name.removeprefix(prefix): _checked(path, name, file.get_tensor(name), expected, checksums)
             for name in expected
         }
-    network = build()
-    network.load_state_dict(tensors)
-    return network
 
 
 def _checked(

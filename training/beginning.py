@@ -51,7 +51,9 @@ from training.resuming import (
 )
 from training.run import Run
 from training.snapshot import has_snapshot
+from training.source import Source, read_source
 from training.state_file import LoadedState, cut_back, find_states, load_state, newest_state
+from training.transfer_plan import describe_freezing, effective, plan_transfer
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Plan:
     before: StoredRun | None  # the run to continue; None: a new one begins
     now: StoredRun  # what its folder is going to store
     dataset: SliceDataset
+    source: Source | None  # weights to begin with; None: random ones, or those of the run's state
     remarks: list[str]
 
 
@@ -107,17 +110,21 @@ def make_plan(folders: FolderOptions, given: Given, processes: int) -> Plan:
     if before is not None:
         refuse_other_data(before, request.data.path, data_sha256)
     config = configure(request, dataset.schema, dataset.resolution, dataset.c_dim)
+    has_state = before is not None and bool(find_states(Path(folder)))
+    transfer = plan_transfer(request, config, dataset, before, has_state, exclude, folders.force)
+    config = replace(config, transfer=transfer.record)
     if before is None:
         remarks: list[str] = []
     else:
         config, remarks = go_on(folder, before.config, config, given.recipe.get("batch_gpu"), processes)
-    if before is None or not find_states(Path(folder)):  # the log begins here
+    if not has_state:  # the log begins here
         remarks = [*notes(request.options.cfg, dataset.resolution, request.recipe, request.options.gpus), *remarks]
     remarks += describe_data(request.data, dataset, exclude)
     remarks += remarks_on_precision(config, request.recipe.get("precision"), default_device())
     if config.augment is not None:
         remarks += describe_augmentation(config.augment, request.recipe.get("augpipe"), dataset.schema.num_contrasts)
-    return Plan(before, StoredRun.of(config, request, data_sha256), dataset, remarks)
+    remarks += [*transfer.remarks, *([] if has_state else describe_freezing(config, transfer.matched))]
+    return Plan(before, StoredRun.of(config, request, data_sha256, transfer.known), dataset, transfer.source, remarks)
 
 
 def open_dataset(data: DataConfig, seed: int) -> SliceDataset:
@@ -170,9 +177,10 @@ def begun(world: World, folders: FolderOptions, given: Given) -> Iterator[Begun 
             log("The run has no state yet: it begins anew")
         for remark in [*plan.remarks, *(saved.remarks if saved is not None else ()), *lost]:
             log(remark)
+        source = plan.source and str(plan.source.path)
         # JSON spells out bytes of a path that are not UTF-8, so paths go as they are.
-        world.share([str(folder), plan.now.config.data.path, to_json(plan.now), saved and saved.path.name])
-        yield _begun(folder, plan.now, saved, plan.dataset, log)
+        world.share([str(folder), plan.now.config.data.path, to_json(plan.now), saved and saved.path.name, source])
+        yield _begun(folder, plan.now, saved, plan.dataset, log, plan.source)
 
 
 def _folder(plan: Plan, folders: FolderOptions) -> Path:
@@ -190,20 +198,25 @@ def _is_finished(saved: LoadedState, config: TrainingConfig, folder: Path) -> bo
 
 def _follow(told: Sequence[Any]) -> Begun:
     """Open what the first process has told of the run."""
-    folder, path, stored, state = told
+    folder, path, stored, state, source = told
     now = from_json(StoredRun, stored, OPTIONS_FILE)
     now = replace(now, config=replace(now.config, data=replace(now.config.data, path=path)))
     saved = None if state is None else load_state(Path(folder) / state)
-    return _begun(Path(folder), now, saved, open_dataset(now.config.data, now.config.seed), Log(None))
+    weights = None if source is None else read_source(Path(source))
+    return _begun(Path(folder), now, saved, open_dataset(now.config.data, now.config.seed), Log(None), weights)
 
 
-def _begun(folder: Path, now: StoredRun, saved: LoadedState | None, dataset: SliceDataset, log: Log) -> Begun:
+def _begun(
+    folder: Path, now: StoredRun, saved: LoadedState | None, dataset: SliceDataset, log: Log, source: Source | None
+) -> Begun:
     options = now.request.options
     run = Run(
         config=now.config,
         folder=folder,
         data_sha256=now.data_sha256,
         saved=saved,
+        source=source,
+        known=effective(now.known, now.request),
         state_minutes=options.state_minutes,
         max_bad_steps=options.max_bad_steps,
         best=options.best,

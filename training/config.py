@@ -289,6 +289,12 @@ class RunOptions(Checked):
         metavar="FILE|DIR",
         optional=True,
     )
+    no_patients: bool = option(
+        "State that the file of --transfer has learned from no patient, as a network of photographs. For files that do "
+        "not say it themselves.",
+        default=False,
+        optional=True,
+    )
     best: str | None = option(
         "Keep the snapshot with the smallest value of this measure; NAME:max keeps the largest. For programs that give "
         "a training measures; this one has none yet.",
@@ -341,6 +347,17 @@ class DiscriminatorConfig(Checked):
         super().__post_init__()
         _check_resolution(self)
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers, from the image on. The mapping of class labels is beside them."""
+        resolutions = [self.resolution >> i for i in range(self.resolution.bit_length() - 3)]  # from its own down to 8
+        of_block = ("conv0", "conv1", "skip") if self.residual else ("conv0", "conv1")
+        return (
+            *(f"b{resolution}.fromrgb" for resolution in resolutions[:1]),
+            *(f"b{resolution}.{layer}" for resolution in resolutions for layer in of_block),
+            *("b4.conv", "b4.fc", "b4.out"),
+        )
+
 
 def _check_resolution(config: GeneratorConfig | DiscriminatorConfig) -> None:
     """Raise UserError if the resolution is not a power of two, or a layer would have no channels."""
@@ -374,6 +391,16 @@ class AugmentConfig(Checked):
 
 
 @dataclass(frozen=True)
+class Transferred(Checked):
+    """The weights with which a run began (--transfer)."""
+
+    name: str  # of the file, without its folder
+    sha256: str  # of the file
+    kimg: float | None  # real images that its networks had been shown, in thousands; None: unknown
+    share: float = limited(least=0, most=1)  # of the parameters of G and D that were copied
+
+
+@dataclass(frozen=True)
 class TrainingConfig(Checked):
     """The complete configuration of a run. Lengths count images; a name with "kimg" counts thousands of images."""
 
@@ -397,15 +424,26 @@ class TrainingConfig(Checked):
     )  # on a GPU, products of float32 matrices round their factors to 10 bits
     augment: AugmentConfig | None = optional(None)  # None: the discriminator sees images as they are
     freezed: int = limited(default=0, least=0, most=DEEPEST, name="--freezed", optional=True)  # layers of D
+    transfer: Transferred | None = optional(None)  # None: the run began with random weights
 
     @property
     def parts(self) -> int:
         """Number of parts of a minibatch."""
         return self.batch // self.batch_gpu
 
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the discriminator's layers that keep their weights (Freeze-D, Mo et al. 2020)."""
+        return self.discriminator.layers[: self.freezed]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         divide(self.batch, self.batch_gpu, self.discriminator.mbstd_group_size, gpus=1)
+        if self.freezed >= (layers := len(self.discriminator.layers)):
+            raise UserError(
+                f"--freezed {self.freezed}: this discriminator has {layers} layers, and one must learn: use --freezed "
+                f"from 0 to {layers - 1}"
+            )
 
 
 def resolve(

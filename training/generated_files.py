@@ -99,10 +99,13 @@ def write_archive(generated: Generated, dest: Path, options: dict[str, Any], for
     network, info, world = generated.network, generated.network.info, generated.world
     if world.first:
         refuse_existing(dest, force)
-    if info.patients is None:
+    if info.all_patients is None:
+        silent = "does not say which patients it was trained on"
+        if info.more_patients:
+            silent = "began with weights (train.py --transfer) that do not say which patients they were trained on"
         raise UserError(
-            f"{network.path} does not say which patients it was trained on, so the leak guard could not check an "
-            "archive of its slices: make pictures only (--outdir)"
+            f"{network.path} {silent}, so the leak guard could not check an archive of its slices: make pictures only "
+            "(--outdir)"
         )
     if world.first:
         make_folder(dest.parent)
@@ -125,7 +128,7 @@ def _archive_writer(generated: Generated, path: Path, options: dict[str, Any]) -
     snapshot = {"name": network.path.name, "sha256": network.sha256, "kimg": info.kimg}
     made = describe_making("generate.py", options, snapshot=snapshot)
     # "seen": the patients behind the generator count as known to every network that learns from its slices.
-    known: dict[str, Any] = {"label_names": info.label_names, "seen": info.patients, "pixel": info.pixel}
+    known: dict[str, Any] = {"label_names": info.label_names, "seen": info.all_patients, "pixel": info.pixel}
     return ArchiveWriter(path, info.schema, network.generator.config.resolution, made, **known)
 
 

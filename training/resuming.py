@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.cli import name_of, show
-from dnnlib.config import from_json, shorten, to_json
+from dnnlib.config import from_json, optional, shorten, to_json
 from dnnlib.errors import UserError
 from dnnlib.files import read_json
 from dnnlib.text import format_table
@@ -51,6 +51,14 @@ class Request:
 
 
 @dataclass(frozen=True)
+class KnownPatients:
+    """Patients behind the weights with which a run began. Its fakes may resemble them."""
+
+    names: tuple[str, ...]
+    more: bool = False  # the file does not say all of them
+
+
+@dataclass(frozen=True)
 class StoredRun:
     """Content of a run folder's training_options.json."""
 
@@ -59,12 +67,18 @@ class StoredRun:
     config: TrainingConfig
     request: Request
     data_sha256: str  # SHA-256 of the archive
+    known: KnownPatients | None = optional(None)  # with --transfer
 
     @classmethod
-    def of(cls, config: TrainingConfig, request: Request, data_sha256: str) -> StoredRun:
-        """Return the content to store now. The archive's path gets its folder: a run may go on from another one."""
+    def of(
+        cls, config: TrainingConfig, request: Request, data_sha256: str, known: KnownPatients | None = None
+    ) -> StoredRun:
+        """Return the content to store now. Paths get their folders: a run may go on from another one."""
         data = replace(request.data, path=os.path.abspath(request.data.path))
-        return cls(FORMAT, VERSION, config, replace(request, data=data), data_sha256)
+        options = request.options
+        if options.transfer is not None:
+            options = replace(options, transfer=os.path.abspath(options.transfer))
+        return cls(FORMAT, VERSION, config, replace(request, data=data, options=options), data_sha256, known)
 
 
 def read_run(folder: Path) -> StoredRun | None:

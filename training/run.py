@@ -8,6 +8,8 @@ from pathlib import Path
 
 from training.config import TrainingConfig
 from training.networks.generator import Generator
+from training.resuming import KnownPatients
+from training.source import Source
 from training.state_file import LoadedState
 
 # Measures the averaged generator at a snapshot, after this many kimg: name of a measure -> value. It is called in all
@@ -23,6 +25,8 @@ class Run:
     folder: Path  # exists, and belongs to this run
     data_sha256: str  # SHA-256 of the archive
     saved: LoadedState | None = None  # continue from here; `train` takes its tensors over, and clears them
+    source: Source | None = None  # begin with its weights, unless there is a state; likewise
+    known: KnownPatients | None = None  # patients behind the weights with which the run began
     state_minutes: float = 10  # from one state to the next
     max_bad_steps: int = 50  # applications of a phase in a row without finite gradients that end the run
     best: str | None = None  # measure by which the best snapshot is kept: its name, or name:max if more is better

@@ -40,6 +40,8 @@ class SnapshotInfo:
     label_names: tuple[str, ...] | None = None  # names of the class labels; None: unconditional, or without names
     label_counts: tuple[int, ...] | None = config.optional(None)  # training slices of each class label; 0 is possible
     pixel: tuple[float, float] | None = config.optional(None)  # smallest and largest pixel size of the slices, in mm
+    # The weights come from a network (--transfer) that does not say its patients: there may be others than `patients`.
+    more_patients: bool = config.optional(False)
 
     def __post_init__(self) -> None:
         """Raise UserError for fields that contradict each other."""
@@ -67,6 +69,11 @@ class SnapshotInfo:
             )
         if training and (training.generator, training.discriminator) != (generator, self.discriminator):
             raise UserError("the networks differ from those in the training configuration")
+
+    @property
+    def all_patients(self) -> tuple[str, ...] | None:
+        """Patients behind the network, sorted; None if not all of them are known."""
+        return None if self.more_patients else self.patients
 
     def label_name(self, label: int) -> str:
         """Name of a class, or its number where classes have no names."""
@@ -107,8 +114,7 @@ def load_generator(source: str | os.PathLike) -> LoadedGenerator:
     path = find_snapshot(source)
     if is_pickle(path) or path.suffix == ".pkl":
         return _load_published(path)
-    metadata = checkpoint.read_metadata(path, KIND, VERSION, upgrades={2: _from_version_2})
-    info = config.from_json(SnapshotInfo, metadata, str(path))
+    info = read_info(path)
     generator = checkpoint.load_network(path, lambda: Generator(info.generator), prefix="G_ema.")
     return LoadedGenerator(generator.without_bfloat16().eval().requires_grad_(False), info, path, sha256(path))
 
@@ -120,6 +126,12 @@ def _load_published(path: Path) -> LoadedGenerator:
     generator.load_state_dict({name.removeprefix("G_ema."): tensor for name, tensor in found.tensors.items()})
     info = SnapshotInfo(schema=found.schema, generator=found.generator, kimg=None, patients=None)
     return LoadedGenerator(generator.eval().requires_grad_(False), info, path, found.sha256)
+
+
+def read_info(path: Path) -> SnapshotInfo:
+    """Read the metadata of a snapshot file. Raises UserError as `load_generator` does."""
+    metadata = checkpoint.read_metadata(path, KIND, VERSION, upgrades={2: _from_version_2})
+    return config.from_json(SnapshotInfo, metadata, str(path))
 
 
 def _from_version_2(metadata: dict[str, Any]) -> dict[str, Any]:

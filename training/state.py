@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -70,9 +70,13 @@ class TrainingState:
             discriminator,
             # It computes as in generate.py.
             ema=copy.deepcopy(generator).without_bfloat16().eval().requires_grad_(False),
-            g_optimizer=_make_optimizer(generator, config.lrate, config.pl_interval if config.loss.pl_weight else None),
+            g_optimizer=_make_optimizer(
+                generator.parameters(), config.lrate, config.pl_interval if config.loss.pl_weight else None
+            ),
             d_optimizer=_make_optimizer(
-                discriminator, config.lrate, config.r1_interval if config.loss.r1_gamma else None
+                [p for name, p in discriminator.named_parameters() if name.rpartition(".")[0] not in config.frozen],
+                config.lrate,
+                config.r1_interval if config.loss.r1_gamma else None,
             ),
             pl_mean=torch.zeros([], device=device),
             ada=None if config.augment is None else Ada(config.augment.p),
@@ -131,12 +135,18 @@ class TrainingState:
             setattr(self, name, copy.copy(value))
 
     def _moments(self) -> Iterator[tuple[str, torch.optim.Optimizer, nn.Parameter, str]]:
-        """Name each tensor of an optimizer. Yields its name, optimizer, parameter, and key in the optimizer's state."""
+        """Name each tensor of an optimizer. Yields its name, optimizer, parameter, and key in the optimizer's state.
+
+        Frozen parameters have none.
+        """
         for prefix, network, optimizer in (
             ("G", self.generator, self.g_optimizer),
             ("D", self.discriminator, self.d_optimizer),
         ):
+            moved = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             for name, parameter in network.named_parameters():
+                if parameter not in moved:
+                    continue
                 for key in (_STEP, "exp_avg", "exp_avg_sq"):
                     yield f"{prefix}_optimizer.{name}.{key}", optimizer, parameter, key
 
@@ -154,7 +164,7 @@ def _require_equal_shapes(expected: Mapping[str, torch.Tensor], found: Mapping[s
             )
 
 
-def _make_optimizer(network: nn.Module, lrate: float, interval: int | None) -> torch.optim.Adam:
+def _make_optimizer(parameters: Iterable[nn.Parameter], lrate: float, interval: int | None) -> torch.optim.Adam:
     """Create Adam for a network whose regularizer runs every `interval` steps. None: it has no regularizer.
 
     The regularizer adds one optimizer step to every `interval` steps of the loss. The learning rate λ and the decays β₁
@@ -162,7 +172,7 @@ def _make_optimizer(network: nn.Module, lrate: float, interval: int | None) -> t
     """
     ratio = interval / (interval + 1) if interval else 1.0
     return torch.optim.Adam(
-        network.parameters(),
+        parameters,
         lr=lrate * ratio,
         betas=(0.0**ratio, 0.99**ratio),
         eps=1e-8,

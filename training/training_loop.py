@@ -19,12 +19,14 @@ from training.config import TrainingConfig
 from training.measures import Measures
 from training.minibatches import FakeSource, RealSource
 from training.reporter import Reporter, sheet_size
+from training.resuming import KnownPatients
 from training.run import Evaluate, Outcome, Run
 from training.saving import StateSaver
 from training.shared_memory import share_slices
 from training.snapshot import SnapshotInfo, save_snapshot, snapshot_name
 from training.state import Position, TrainingState
 from training.training_step import Trainer
+from training.transfer import copy_weights
 
 _NAMES = {"SIGINT": "Ctrl-C"}  # of signals, as users know them
 
@@ -45,7 +47,7 @@ def train(run: Run, dataset: SliceDataset, world: World, log: Log, evaluate: Eva
     reals = RealSource(config, dataset, world, log, state.step)
     trainer = Trainer(config, state, reals, fakes, world, run.max_bad_steps)
     measures = Measures(run.folder, evaluate, world, log, run.best)
-    info = describe_training(config, dataset, run.data_sha256)
+    info = describe_training(config, dataset, run.data_sha256, run.known)
 
     def snapshot() -> Path | None:
         reporter.save_fakes(f"fakes{int(state.nimg / 1000):06d}.png")
@@ -99,6 +101,8 @@ def begin(run: Run, device: torch.device) -> TrainingState:
         state.load(run.saved.tensors, position)
         # They are mapped from the file, and would keep its memory, and its room on the disk after its deletion.
         run.saved.tensors.clear()
+    elif run.source is not None:
+        copy_weights(state, run.source)
     return state
 
 
@@ -127,15 +131,21 @@ def save(state: TrainingState, info: SnapshotInfo, folder: Path) -> Path:
     return path
 
 
-def describe_training(config: TrainingConfig, dataset: SliceDataset, data_sha256: str) -> SnapshotInfo:
-    """Collect the metadata that all snapshots of a run share. kimg is 0, and replaced by `save`."""
-    archive = dataset.archive
+def describe_training(
+    config: TrainingConfig, dataset: SliceDataset, data_sha256: str, known: KnownPatients | None = None
+) -> SnapshotInfo:
+    """Collect the metadata that all snapshots of a run share. kimg is 0, and replaced by `save`.
+
+    known: patients behind the weights with which the run began.
+    """
+    archive, known = dataset.archive, known or KnownPatients(())
     return SnapshotInfo(
         schema=dataset.schema,
         generator=config.generator,
         discriminator=config.discriminator,
         kimg=0,
-        patients=dataset.patients,
+        patients=tuple(sorted({*dataset.patients, *known.names})),
+        more_patients=known.more,
         training=replace(config, data=replace(config.data, path=archive.path.name)),
         data_sha256=data_sha256,
         label_names=archive.info.label_names if config.data.cond else None,

@@ -36,6 +36,12 @@ class Phase:
     judged: tuple[str, ...] = ()  # images that the discriminator judges: "real", "fake"
     directed: bool = False  # fakes come with directions for path length
 
+    def learns(self, on: bool) -> None:
+        """Turn the gradients of all parameters that the optimizer moves on or off. Frozen layers never have any."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(on)
+
 
 class Diverged(Failure):
     """Phases had gradients that were not finite numbers for too many steps."""
@@ -91,7 +97,7 @@ class Trainer:
         config, world = self.config, self.world
         sums = Sums()
         with self.stopwatch.time(f"Timing/{phase.name}_sec"):
-            phase.network.requires_grad_(True)
+            phase.learns(True)
             phase.optimizer.zero_grad(set_to_none=True)
             own = range(world.rank, config.parts, world.size)
             for number, real in zip(own, reals, strict=True):
@@ -101,7 +107,7 @@ class Trainer:
                 real = real._replace(augmentation=self._draw_augmentation(phase, "real", samples))
                 # 1 / parts turns a sum over parts, which all have the same size, into a mean over the minibatch.
                 phase.accumulate(Part(real, fakes), phase.interval / config.parts, sums)
-            phase.network.requires_grad_(False)
+            phase.learns(False)
             result = self._add_up(phase, sums, requests())
             # Fused Adam skips its step on the device, without telling this process, where found_inf is 1.
             phase.optimizer.found_inf = (~result.finite).to(torch.float32)  # type: ignore[attr-defined]
