@@ -129,10 +129,6 @@ class PickleReader:
             f"(at byte {self.at}{self.part})"
         )
 
-    def refuse_nesting(self) -> NoReturn:
-        """Raise UserError about a pickle whose containers go too deep."""
-        raise UserError(f"{self.where}: values nested more than {DEEPEST} levels deep, far deeper than in networks")
-
     # --- bytes
 
     def take(self, size: int) -> memoryview:
@@ -213,7 +209,7 @@ class PickleReader:
     def mark(self) -> None:
         """Begin a new stack above this one."""
         if len(self.below) == DEEPEST:
-            self.refuse_nesting()
+            _refuse_nesting(self.where)
         self.below.append(self.stack)
         self.stack = []
 
@@ -336,7 +332,12 @@ def check_nesting(value: Any, where: str) -> None:
             if open_ones:
                 open_ones[-1].levels = max(open_ones[-1].levels, 1 + container.levels)
         if open_ones and len(open_ones) - 1 + open_ones[-1].levels > DEEPEST:
-            raise UserError(f"{where}: values nested more than {DEEPEST} levels deep, which no network needs")
+            _refuse_nesting(where)
+
+
+def _refuse_nesting(where: str) -> NoReturn:
+    """Raise UserError about containers that go too deep."""
+    raise UserError(f"{where}: values nested more than {DEEPEST} levels deep, far deeper than in networks")
 
 
 class _Open:
