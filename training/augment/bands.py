@@ -38,12 +38,10 @@ def filter_bands(contrasts: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
 
     contrasts: [N, C, W, W]. gains: [N, 4], on the host.
     """
-    # A filter along an axis of W pixels is a matrix [W, W]. A product of matrices is the fastest way, and has all
-    # derivatives.
-    bands = send(torch.from_numpy(_matrices(contrasts.shape[-1])).to(contrasts.dtype), contrasts.device)  # [4, W, W]
-    matrices = torch.einsum("nb,bij->nij", send(gains.to(contrasts.dtype), contrasts.device), bands)[
-        :, None
-    ]  # [N, 1, W, W]
+    dtype, device = contrasts.dtype, contrasts.device
+    # A filter along an axis of W pixels is a matrix [W, W], whatever lies beyond the edges.
+    bands = send(torch.from_numpy(_matrices(contrasts.shape[-1])).to(dtype), device)  # [4, W, W]
+    matrices = torch.einsum("nb,bij->nij", send(gains.to(dtype), device), bands)[:, None]  # [N, 1, W, W]
     return matrices @ contrasts @ matrices.transpose(2, 3)
 
 

@@ -39,9 +39,7 @@ class Draws:
     saturation: torch.Tensor | None = None  # factor of deviations from the contrasts' mean [N]
     imgfilter: torch.Tensor | None = None  # gains of the bands [N, 4]
     noise: torch.Tensor | None = None  # SD [N]
-    noise_images: torch.Tensor | None = (
-        None  # unit normal, float32, on the device, one for each SD above 0 [M, C, H, W]
-    )
+    noise_images: torch.Tensor | None = None  # unit normal, on the device, for the M with an SD above 0 [M, C, H, W]
     cutout: torch.Tensor | None = None  # center (x, y) of a square that is cut out, in widths; NaN: none [N, 2]
 
 
