@@ -81,6 +81,23 @@ def test_the_slider_moves_all_runs_in_time(tab):
     assert tab.evaluate(FIRST) == newest
 
 
+def test_a_chart_tells_the_values_under_the_pointer(tab):
+    plot = tab.locator(".plot").nth(1)  # the generator's loss
+    plot.scroll_into_view_if_needed()
+    readout, box = plot.locator(".readout"), plot.locator("svg").bounding_box()
+    assert not readout.is_visible()
+    data = tab.evaluate("JSON.parse(document.getElementById('readouts').textContent)[1]")
+    for kimg, lines in ((12, (0, 1)), (36, (0,))):  # the second run ends at 16
+        x = data["left"] + kimg / data["end"] * (data["right"] - data["left"])
+        tab.mouse.move(box["x"] + x * box["width"], box["y"] + box["height"] / 2)
+        told = readout.inner_text().splitlines()
+        values = [data["lines"][n]["values"][data["lines"][n]["kimg"].index(kimg)] for n in lines]
+        assert told[0] == f"{kimg} kimg" and len(told) == 1 + len(lines)
+        assert [float(line.rpartition(": ")[2].replace("−", "-")) for line in told[1:]] == pytest.approx(values)
+    tab.mouse.move(1, 1)
+    assert not readout.is_visible()
+
+
 def test_the_keyboard_reaches_everything(tab):
     tab.reload()
     expected = tab.evaluate(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnnlib.pages.panels import COLORS, FAINT, INK, MARKERS, SMALL, Panel, draw_panel, slug
 from training.report.quantities import MEASURES, SECTIONS, Chart, Line, Section, is_there, line_of, target_of
-from training.report.run_folder import RunFolder
+from training.report.run_folder import RunFolder, show_kimg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,14 +39,15 @@ class Plot:
     marks: tuple[tuple[float, str], ...]  # kimg at which a run was continued, and its color
     target: float | None
     several: bool  # runs
+    end: float  # of the axis, in kimg; the same in all charts
 
     @property
     def alt(self) -> str:
         """What the chart shows, in words."""
         lines = "; ".join(
             ", ".join(filter(None, (one.run, one.quantity)))
-            + f": from {one.line.mean[0]:.4g} at {one.line.kimg[0]:.4g} kimg to {one.line.mean[-1]:.4g} "
-            f"at {one.line.kimg[-1]:.4g}"
+            + f": from {one.line.mean[0]:.4g} at {show_kimg(one.line.kimg[0])} kimg to {one.line.mean[-1]:.4g} "
+            f"at {show_kimg(one.line.kimg[-1])}"
             for one in self.drawn
         )
         unit = f" ({self.chart.unit})" if self.chart.unit else ""
@@ -82,7 +83,14 @@ def _plot(chart: Chart, runs: Sequence[RunFolder]) -> Plot:
                 color = color_of(place if several else n)
                 line = line_of(run, quantity)
                 drawn.append(Drawn(run.name, quantity.name, line, color, marker_of(place), several and n > 0))
-    return Plot(chart, tuple(drawn), _marks(runs), target_of(runs) if chart.target else None, several)
+    target = target_of(runs) if chart.target else None
+    return Plot(chart, tuple(drawn), _marks(runs), target, several, _end(runs))
+
+
+def _end(runs: Sequence[RunFolder]) -> float:
+    """Where the longest run is, in kimg."""
+    measured = [point.kimg for run in runs for points in run.measures.values() for point in points]
+    return max([*(run.kimg for run in runs), *measured]) or 1.0
 
 
 def _marks(runs: Sequence[RunFolder]) -> tuple[tuple[float, str], ...]:
@@ -96,15 +104,15 @@ def measure_plots(runs: Sequence[RunFolder]) -> list[Plot]:
     """A chart for each measure."""
     names = dict.fromkeys(name for run in runs for name in run.measures)
     plots = []
-    for name in names:
+    for n, name in enumerate(names, start=1):
         drawn = []
         for place, run in enumerate(runs):
             if points := run.measures.get(name):
                 kimg, values = tuple(p.kimg for p in points), tuple(p.value for p in points)
                 line = Line(kimg, values, values, values)
                 drawn.append(Drawn(run.name, "", line, color_of(place), marker_of(place), False, dots=True))
-        chart = Chart(f"measure-{slug(name)}", name, "", "", ())
-        plots.append(Plot(chart, tuple(drawn), _marks(runs), None, len(runs) > 1))
+        chart = Chart(f"measure-{n}-{slug(name)}", name, "", "", ())
+        plots.append(Plot(chart, tuple(drawn), _marks(runs), None, len(runs) > 1, _end(runs)))
     return plots
 
 
@@ -125,9 +133,47 @@ def sections_of(runs: Sequence[RunFolder]) -> list[DrawnSection]:
     return [section for section in made if section.plots]
 
 
-def draw(plot: Plot) -> Panel:
+@dataclass(frozen=True)
+class Readout:
+    """What a page needs to tell the values at a point of a chart."""
+
+    left: float  # edges of the axis, as shares of the picture's width
+    right: float
+    end: float  # kimg at the right edge; 0 is at the left one
+    lines: tuple[ReadLine, ...]
+
+
+@dataclass(frozen=True)
+class ReadLine:
+    """A line of a chart, in few digits."""
+
+    name: str
+    color: str
+    kimg: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+def draw(plot: Plot) -> tuple[Panel, Readout]:
     """Draw a chart as a panel of the page."""
-    return draw_panel(f"chart-{plot.chart.key}", plot.alt, _HEIGHT, drawer(plot), png=False)
+    axes: list[Axes] = []
+
+    def remembering(axis: Axes) -> None:
+        axes.append(axis)
+        drawer(plot)(axis)
+
+    panel = draw_panel(f"chart-{plot.chart.key}", plot.alt, _HEIGHT, remembering, png=False)
+    (axis,) = axes  # knows its place now that it is drawn
+    place = axis.get_position()
+    lines = tuple(
+        ReadLine(
+            " ".join(filter(None, (one.run if plot.several else "", one.quantity))),
+            one.color,
+            tuple(float(f"{kimg:.6g}") for kimg in one.line.kimg),
+            tuple(float(f"{value:.4g}") for value in one.line.mean),
+        )
+        for one in plot.drawn
+    )
+    return panel, Readout(float(place.x0), float(place.x1), float(axis.get_xlim()[1]), lines)
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -147,7 +193,7 @@ def drawer(plot: Plot) -> Callable[[Axes], None]:
         axis.set_title(plain(plot.chart.title, 48), pad=10)  # marks stand between it and the axes
         axis.set_xlabel("kimg")
         axis.set_ylabel(plot.chart.unit)
-        axis.set_xlim(0, 1.01 * max(one.line.kimg[-1] for one in plot.drawn) or 1)
+        axis.set_xlim(0, 1.01 * plot.end)
         # Room above the largest value; an axis without any other value than 0 has no top.
         low, high = plot.chart.limits
         axis.set_ylim(bottom=low, top=high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from dnnlib.pages.html import render
 from dnnlib.pages.panels import Panel
 from dnnlib.text import count, tool_version
-from training.report.figures import color_of, draw, sections_of
+from training.report.figures import Readout, color_of, draw, sections_of
 from training.report.glance import Card, card_of
 from training.report.run_folder import RunFolder
 from training.report.sheets import Fakes, Named, make_fakes, make_named
@@ -41,6 +42,7 @@ class ShownChart:
     """A chart, and how to read it."""
 
     panel: Panel
+    readout: Readout
     hint: str
 
 
@@ -84,6 +86,7 @@ def make_page(runs: Sequence[RunFolder]) -> bytes:
         mark=MARK,
         research=_RESEARCH,
         fakes_data=_fakes_data(page.fakes),
+        readouts=[dataclasses.asdict(chart.readout) for section in page.sections for chart in section.charts],
         footer=f"Made on {made} by stylegan2-mr {tool_version()}.",
     )
 
@@ -99,7 +102,7 @@ def page_of(runs: Sequence[RunFolder]) -> Page:
         reals=make_named(runs, "reals.png", "Sheet of real slices"),
         augmented=make_named(runs, "augmented.png", "Sheet of augmented slices"),
         sections=tuple(
-            ShownSection(s.key, s.title, s.words, tuple(ShownChart(draw(plot), plot.chart.hint) for plot in s.plots))
+            ShownSection(s.key, s.title, s.words, tuple(ShownChart(*draw(plot), plot.chart.hint) for plot in s.plots))
             for s in sections_of(runs)
         ),
         values=values_table(runs),

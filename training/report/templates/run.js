@@ -30,3 +30,36 @@ for (const viewer of document.querySelectorAll(".viewer")) {
   });
   show();
 }
+// Values under the pointer. The table has numbers for everybody.
+const readouts = JSON.parse(document.getElementById("readouts").textContent);
+[...document.querySelectorAll(".plot")].forEach((plot, n) => {
+  const data = readouts[n];
+  const hair = plot.querySelector(".hair");
+  const list = plot.querySelector(".readout");
+  const digits = (value) => String(Number(value.toPrecision(4))).replace("-", "\u2212");
+  const line = (color, text) => {
+    const item = document.createElement("li");
+    if (color) item.appendChild(document.createElement("i")).style.background = color;
+    item.append(text);
+    return item;
+  };
+  const hide = () => { hair.hidden = list.hidden = true; };
+  plot.addEventListener("pointermove", (event) => {
+    const box = plot.querySelector("svg").getBoundingClientRect();
+    const share = ((event.clientX - box.left) / box.width - data.left) / (data.right - data.left);
+    if (share < 0 || share > 1) { hide(); return; }
+    const kimg = share * data.end;
+    // Of each line, the nearest point; none beyond its end.
+    const near = data.lines.map((one) => one.kimg.reduce(
+      (best, at, k) => (Math.abs(at - kimg) < Math.abs(one.kimg[best] - kimg) ? k : best), 0));
+    const closest = data.lines.map((one, k) => one.kimg[near[k]]).reduce(
+      (best, at) => (Math.abs(at - kimg) < Math.abs(best - kimg) ? at : best));
+    const reach = data.end / 40;
+    const items = data.lines.flatMap((one, k) => (Math.abs(one.kimg[near[k]] - closest) > reach ? []
+      : [line(one.color, `${one.name ? one.name + ": " : ""}${digits(one.values[near[k]])}`)]));
+    list.replaceChildren(line("", `${digits(closest)} kimg`), ...items);
+    hair.style.left = `${100 * (data.left + closest / data.end * (data.right - data.left))}%`;
+    hair.hidden = list.hidden = false;
+  });
+  plot.addEventListener("pointerleave", hide);
+});
