@@ -70,7 +70,7 @@ class Recipe(Checked):
         choices=AUGMENTATIONS,
     )
     p: float | None = option(
-        "With --aug=fixed: probability of each augmentation.", default=None, least=0, most=1, shown=""
+        "With --aug=fixed: probability of each augmentation.", default=None, least=0, most=1, shown="none"
     )
     target: float | None = option(
         "With --aug=ada: mean sign of the discriminator's logits at real slices that it aims at.",
