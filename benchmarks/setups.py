@@ -35,7 +35,8 @@ class Setup(NamedTuple):
     cfg: str = "auto"
 
     def describe(self) -> str:
-        values = "".join(f", {name} {value:g}" for name, value in self.given.items())
+        told = {name: value if isinstance(value, str) else f"{value:g}" for name, value in self.given.items()}
+        values = "".join(f", {name} {value}" for name, value in told.items())
         return f"{self.resolution}×{self.resolution}, `{self.cfg}`{values}"
 
 
@@ -49,6 +50,12 @@ SETUPS = {
     "128": Setup(128, dict(batch=8, cbase=4096, cmax=128, **_SMALL)),
 }
 PAPER = Setup(256, {}, "stylegan2")
+
+
+def in_precision(setup: Setup, precision: str) -> Setup:
+    """Return the same training in another precision."""
+    given = {name: value for name, value in setup.given.items() if name != "fp32"}
+    return setup._replace(given={**given, "precision": precision})
 
 
 def configure(setup: Setup, processes: int = 1) -> TrainingConfig:

@@ -28,11 +28,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.phases import time_generation, time_phases
-from benchmarks.setups import PAPER, SETUPS
+from benchmarks.setups import PAPER, SETUPS, in_precision
 from benchmarks.upkeep import count_synchronizations, time_data, time_states
 from dnnlib.system import run
 from torch_utils.distributed import default_device
 from torch_utils.ops import native
+from training.config import PRECISIONS
 
 PARTS = ("phases", "generation", "state", "data", "ranks", "synchronizations")
 
@@ -40,13 +41,15 @@ PARTS = ("phases", "generation", "state", "data", "ranks", "synchronizations")
 @click.command(help=__doc__.replace("\n\n", "\n\n\b\n"))
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="Do this; may be repeated.  [default: all]")
 @click.option("--setup", multiple=True, type=click.Choice(list(SETUPS)), help="Of `phases`.  [default: all]")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Of `phases`.  [default: the setup's]")
 @click.option("--periods", type=click.IntRange(1), default=3, show_default=True, help="Periods of 16 steps.")
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="Images at 256×256.")
-def main(only: tuple[str, ...], setup: tuple[str, ...], periods: int, images: int) -> None:
+def main(only: tuple[str, ...], setup: tuple[str, ...], precision: str | None, periods: int, images: int) -> None:
     device = default_device()
     operators = "native operators" if native.available(device.type) else "operators in plain PyTorch"
     print(f"PyTorch {torch.__version__} on {device}, {torch.get_num_threads()} threads, {operators}")
     setups = [SETUPS[name] for name in setup or SETUPS] + [PAPER] * (device.type == "cuda")
+    setups = [in_precision(chosen, precision) if precision else chosen for chosen in setups]
     for part in only or PARTS:
         if part == "phases":
             for chosen in setups:

@@ -12,10 +12,10 @@ from training.state_file import find_states
 SIX_PARTS = ("--cfg=stylegan2", "--batch=12", "--batch-gpu=2", "--kimg=0.096", "--snap=0")
 
 
-def train(tmp_path, archive, processes, double=True):
+def train(tmp_path, archive, processes, *options, double=True):
     """Train in a folder named after the number of processes. Returns the folder."""
     folder = tmp_path / f"{processes}"
-    go(f"--run-dir={folder}", f"--data={archive}", *SIX_PARTS, f"--gpus={processes}", double=double)
+    go(f"--run-dir={folder}", f"--data={archive}", *SIX_PARTS, f"--gpus={processes}", *options, double=double)
     return folder
 
 
@@ -44,6 +44,15 @@ def test_three_processes_and_single_precision(tmp_path, archive):
         for found, wanted in zip(stats_of(folder), stats_of(one), strict=True):
             for name, moments in wanted.items():
                 assert found[name] == pytest.approx(moments, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.slow
+def test_gradients_of_bfloat16_add_up_in_float32(tmp_path, archive):
+    """One step, as the next one rounds what differs. A sum in bfloat16 would be off by 2e-3."""
+    options = ("--precision=bf16", "--kimg=0.012")
+    one, two = (train(tmp_path, archive, processes, *options, double=False) for processes in (1, 2))
+    assert "Precision  bfloat16 from" in (two / "log.txt").read_text()
+    assert relative_difference(state_of(two), state_of(one)) < 1e-4
 
 
 @pytest.mark.slow
