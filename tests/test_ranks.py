@@ -7,9 +7,10 @@ import pytest
 from helpers.runs import go, left_over, relative_difference, state_of, stats_of
 from training.state_file import find_states
 
-# Six parts of two slices: they divide over 1, 2 and 3 processes. Eight steps with all phases. The recipe `auto` would
-# depend on the number of processes.
-SIX_PARTS = ("--cfg=stylegan2", "--batch=12", "--batch-gpu=2", "--kimg=0.096", "--snap=0")
+# Six parts of two slices: they divide over 1, 2 and 3 processes. Eight steps with all phases, half of them augmented.
+# The recipe `auto` would depend on the number of processes.
+ADA = ("--aug=ada", "--ada-kimg=0.1", "--target=-0.9", "--augpipe=bgcfnc")
+SIX_PARTS = ("--cfg=stylegan2", "--batch=12", "--batch-gpu=2", "--kimg=0.096", "--snap=0", *ADA)
 
 
 def train(tmp_path, archive, processes, *options, double=True):
@@ -25,6 +26,8 @@ def test_two_processes_compute_what_one_does(tmp_path, archive):
     found, wanted = state_of(two), state_of(one)
     assert wanted.metadata["position"]["step"] == 8 and any(name.startswith("statistics.") for name in wanted.tensors)
     assert relative_difference(found, wanted) < 1e-12
+    assert found.metadata["position"]["ada"] == wanted.metadata["position"]["ada"]
+    assert wanted.metadata["position"]["ada"]["p"] > 0.4
     log = (two / "log.txt").read_text()
     assert "2 processes, 1 thread each" in log and "6 parts of 2" in log
     assert log.count("\ntick 0 ") == 1, "one process speaks"

@@ -14,8 +14,10 @@ from torch_utils import checkpoint
 from training import snapshot
 from training.state_file import find_states
 
-# A state after every step, a snapshot every other tick of five steps; all phases.
-OPTIONS = ("--kimg=0.1", "--snap=2", "--state-minutes=0.000001", "--mixing=0.9")
+# A state after every step, a snapshot every other tick of five steps; all phases; augmentation that becomes more
+# probable every four steps.
+ADA = ("--aug=ada", "--ada-kimg=0.2", "--target=-0.5", "--augpipe=bgcfnc")
+OPTIONS = ("--kimg=0.1", "--snap=2", "--state-minutes=0.000001", "--mixing=0.9", *ADA)
 
 
 def begin(folder, archive):
@@ -36,6 +38,8 @@ def straight(tmp_path_factory):
 def require_same_end(folder, straight):
     """Assert that a run has ended like the undisturbed one, to the bit, and that nothing else is left in its folder."""
     assert equal(state_of(folder).tensors, state_of(straight).tensors)
+    found, wanted = (state_of(run).metadata["position"]["ada"] for run in (folder, straight))
+    assert found == wanted and wanted["p"] > 0.1
     last = "network-snapshot-000000.safetensors"
     found, wanted = (checkpoint.load(run / last, snapshot.KIND, snapshot.VERSION).tensors for run in (folder, straight))
     assert equal(found, wanted)
