@@ -11,7 +11,7 @@ import numpy as np
 from dnnlib.config import to_json
 from slices import render
 from slices.schema import BRATS
-from training.config import AugmentConfig
+from training.config import AugmentConfig, Transferred
 
 RESOLUTION = 8
 
@@ -57,6 +57,7 @@ def write_run(
     sheets: Sequence[int] = (),
     measures: Mapping[str, Sequence[tuple[float, float | None]]] | None = None,
     augment: AugmentConfig | None = None,
+    transfer: Transferred | None = None,
 ) -> Path:
     """Write a run folder. kimg: its length. sheets: kimg of its sheets. measures: name -> kimg and value."""
     folder.mkdir(parents=True)
@@ -64,6 +65,8 @@ def write_run(
     config = {"kimg": kimg, "batch": 8, "seed": seed, "generator": generator, "data": {"path": "few.zip"}}
     if augment is not None:
         config["augment"] = to_json(augment)
+    if transfer is not None:
+        config["transfer"] = to_json(transfer)
     request = {"options": {"cfg": "auto", "seed": seed}, "recipe": {"batch": 8}}
     options = {"format": "stylegan2-mr run", "version": 1, "config": config, "request": request, "data_sha256": "ab"}
     (folder / "training_options.json").write_text(json.dumps(options))

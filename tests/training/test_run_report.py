@@ -18,7 +18,7 @@ from dnnlib.runs import held_run_folder
 from helpers.commands import ROOT, call, refused
 from helpers.run_folders import draw_ticks, tick, write_run
 from helpers.trainings import tiny_training
-from training.config import AugmentConfig
+from training.config import AugmentConfig, Transferred
 from training.report import glance, quantities, report_files, sheets
 from training.report.__main__ import main
 from training.report.figures import MOST_RUNS, draw, drawer, sections_of
@@ -26,7 +26,7 @@ from training.report.page import make_page, page_of
 from training.report.quantities import LAST, charts, line_of
 from training.report.report_files import destination, name_runs, write_report
 from training.report.run_folder import read_run_folder
-from training.report.tables import show_number
+from training.report.tables import facts_of, show_number
 
 TICKS = [0.008, *range(4, 41, 4)]
 SHEETS = (0, 8, 16, 40)
@@ -359,6 +359,20 @@ def test_a_strip_is_the_first_row_of_its_sheet(runs):
     assert row.size == (sheet.width - 20, 96)
     assert row.tobytes() == sheet.crop((10, 31, sheet.width - 10, 127)).tobytes()
     assert sheet.getpixel((100, 129)) == sheet.getpixel((0, 0)), "below it lies the gap"
+
+
+def test_augmented_slices_are_shared_by_runs_that_augment_alike(tmp_path):
+    pipes = [ADA, FIXED, AugmentConfig(("hue",), 0, target=0.5)]
+    folders = [write_run(tmp_path / f"run{n}", [], augment=pipe) for n, pipe in enumerate(pipes)]
+    for folder in folders:
+        Image.new("RGB", (40, 30)).save(folder / "augmented.png")
+    page = page_of([read_run_folder(folder) for folder in folders])
+    assert [one.runs for one in page.augmented] == [("run0", "run1"), ("run2",)] and not page.reals
+
+
+def test_a_run_tells_with_what_it_began(tmp_path):
+    run = write_run(tmp_path / "a", [], transfer=Transferred("b.safetensors", "12", 25000.0, 0.9))
+    assert ("Began with", "b.safetensors, trained for 25000 kimg") in facts_of(read_run_folder(run))
 
 
 def test_what_does_not_fit_is_left_out(tmp_path):

@@ -14,7 +14,7 @@ from dnnlib.text import count, tool_version
 from training.report.figures import Readout, color_of, draw, sections_of
 from training.report.glance import Card, card_of
 from training.report.run_folder import RunFolder
-from training.report.sheets import Fakes, Named, make_fakes, make_named
+from training.report.sheets import Fakes, Named, augmentation_of, data_of, make_fakes, make_named
 from training.report.tables import Captioned, facts_of, measures_table, options_table, values_table
 
 MARK = "stylegan2-mr: page about runs"  # in the files of a report, which a later one may replace
@@ -99,8 +99,8 @@ def page_of(runs: Sequence[RunFolder]) -> Page:
         lead=_lead(runs),
         cards=tuple(card_of(run, place) for place, run in enumerate(runs)),
         fakes=make_fakes(runs, _ROOM),
-        reals=make_named(runs, "reals.png", "Sheet of real slices"),
-        augmented=make_named(runs, "augmented.png", "Sheet of augmented slices"),
+        reals=make_named(runs, "reals.png", "Sheet of real slices", data_of),
+        augmented=make_named(runs, "augmented.png", "Sheet of augmented slices", augmentation_of),
         sections=tuple(
             ShownSection(s.key, s.title, s.words, tuple(ShownChart(*draw(plot), plot.chart.hint) for plot in s.plots))
             for s in sections_of(runs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,18 +186,28 @@ def _strip(place: int, run: RunFolder, most: int) -> Strip | None:
     return Strip(run.name, place, tuple(rows)) if rows else None
 
 
-def make_named(runs: Sequence[RunFolder], file: str, words: str) -> tuple[Named, ...]:
-    """A picture of each run; runs with the same data share one. words: what it shows."""
+def make_named(runs: Sequence[RunFolder], file: str, words: str, same: Callable[[RunFolder], str]) -> tuple[Named, ...]:
+    """A picture of each run. words: what it shows. same: runs with the same value share one picture."""
     owners: dict[str, list[RunFolder]] = {}
     for run in runs:
         if run.picture(file):
-            owners.setdefault(run.data or str(run.path), []).append(run)
+            owners.setdefault(same(run), []).append(run)
     found = []
     for owned in owners.values():
         names = tuple(run.name for run in owned)
         if (image := open_picture(owned[0].path / file)) is not None:
             found.append(Named(names, encode(image, _WIDTHS[0], f"{words} of {', '.join(names)}")))
     return tuple(found)
+
+
+def data_of(run: RunFolder) -> str:
+    """What runs on the same data share."""
+    return run.data or str(run.path)
+
+
+def augmentation_of(run: RunFolder) -> str:
+    """What runs share that augment the same slices in the same manner."""
+    return f"{data_of(run)} {run.options.get('seed')} {run.options.get('augment.pipe')}"
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dnnlib.system import plain_text
 from training.report.quantities import LAST, Quantity, charts, is_there, last_mean, points_of
-from training.report.run_folder import Measured, RunFolder, show_kimg, show_option
+from training.report.run_folder import Measured, RunFolder, number, show_kimg, show_option
 
 NONE = "–"
 _FACTS = (
@@ -101,6 +101,10 @@ def _facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     yield "Folder", plain_text(str(run.path))
     recipe = {"options.cfg": "Recipe", "options.seed": "Seed"}
     yield from ((title, show_option(run.request[key])) for key, title in recipe.items() if key in run.request)
+    if (transferred := run.options.get("transfer.name")) is not None:
+        kimg = number(run.options.get("transfer.kimg"))
+        told = "" if kimg is None else f", trained for {show_kimg(kimg)} kimg"
+        yield "Began with", f"{show_option(transferred)}{told}"
     yield from ((_TITLES.get(name, name), run.facts[name]) for name in _FACTS if name in run.facts)
 
 
