@@ -25,7 +25,7 @@ from training.report.figures import MOST_RUNS, draw, drawer, sections_of
 from training.report.page import make_page, page_of
 from training.report.quantities import LAST, charts, line_of
 from training.report.report_files import destination, name_runs, write_report
-from training.report.run_folder import read_run_folder
+from training.report.run_folder import FACTS, read_run_folder
 from training.report.tables import facts_of, show_number
 
 TICKS = [0.008, *range(4, 41, 4)]
@@ -176,7 +176,7 @@ def test_what_a_run_writes_is_what_the_page_reads(tmp_path, archive):
     shown = {plot.chart.key for section in sections_of([run]) for plot in section.plots}
     not_here = {"augment", "gpu-memory", "bad-steps"}
     assert shown >= {chart.key for chart in charts()} - not_here
-    assert run.facts.keys() >= {"Data", "Channels", "Generator", "Discrim", "Device", "Software", "Minibatch"}
+    assert run.facts.keys() == {*FACTS} - {"By hand"}, "that line comes from train.py"
     assert run.kimg == pytest.approx(0.016) and [sheet.kimg for sheet in run.sheets] == [0, 0]
     assert run.continued == () and "PyTorch" in run.facts["Software"]
 
@@ -263,6 +263,12 @@ def test_what_stands_out(tmp_path, means, augment, words):
             line[name]["num"] = 1
     remarks = list(glance.remarks_of(read_run_folder(write_run(tmp_path / "a", lines, augment=augment)), 0))
     assert len(remarks) == 1 and words in remarks[0]
+
+
+def test_signs_at_the_start_are_no_news(tmp_path):
+    high = {"Loss_signs/real": lambda kimg: 0.97}
+    early, later = (write_run(tmp_path / f"{n}", draw_ticks(TICKS[:n], **high)) for n in (LAST, LAST + 1))
+    assert not list(glance.remarks_of(read_run_folder(early), 0)) and list(glance.remarks_of(read_run_folder(later), 0))
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------

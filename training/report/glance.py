@@ -107,7 +107,8 @@ def remarks_of(run: RunFolder, now: float) -> Iterator[str]:
         yield from _silence(run, now)
     p = mean_of(run, "Progress/augment")
     signs, target = mean_of(run, "Loss/signs/real"), target_of([run])
-    if signs is not None and signs > target + _ABOVE:
+    # At its start, every discriminator is far ahead.
+    if signs is not None and signs > target + _ABOVE and len(run.ticks) > LAST:
         yield (
             f"Signs of reals are {signs:.2f} over the last {LAST} ticks, above {target:g}: the discriminator begins to "
             f"know its training slices by heart; {_help(run)}."

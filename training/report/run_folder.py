@@ -23,7 +23,12 @@ KIMG, CONTINUED, BAD_STEPS = "Progress/kimg", "Progress/continued_kimg", "Health
 _LOG_TAIL = 12  # lines
 _SHEET = re.compile(r"fakes(init|\d{6,})\.png")
 _STATE = re.compile(r"training-state-(\d{6,})\.safetensors")
-_FACT = re.compile(r"(Data|Channels|Generator|Discrim\.|Device|Software|Minibatch|Operators|By hand:) +(\S.*)")
+# Beginnings of the lines of the log that describe a run.
+FACTS = (
+    *("Data", "Channels", "Generator", "Discrim", "Minibatch"),
+    *("Device", "Software", "Precision", "Operators", "By hand"),
+)
+_FACT = re.compile(rf"({'|'.join(FACTS)})[.:]? +(\S.*)")
 
 
 class Value(NamedTuple):
@@ -139,7 +144,7 @@ def read_run_folder(path: Path, name: str | None = None) -> RunFolder:
         options=dict(_flat(content.get("config"))),
         request=dict(_flat(content.get("request"))),
         data=content.get("data_sha256") if isinstance(content.get("data_sha256"), str) else None,
-        facts={match[1].rstrip(".:"): match[2] for line in log if (match := _FACT.fullmatch(line))},
+        facts={match[1]: match[2] for line in log if (match := _FACT.fullmatch(line))},
         log=tuple(log[-_LOG_TAIL:]),
         state_step=max((int(m[1]) for n in _names(path) if (m := _STATE.fullmatch(n))), default=None),
         remarks=tuple(remarks),

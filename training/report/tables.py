@@ -7,21 +7,9 @@ from dataclasses import dataclass
 
 from dnnlib.system import plain_text
 from training.report.quantities import LAST, Quantity, charts, is_there, last_mean, points_of
-from training.report.run_folder import Measured, RunFolder, number, show_kimg, show_option
+from training.report.run_folder import FACTS, Measured, RunFolder, number, show_kimg, show_option
 
 NONE = "–"
-_FACTS = (
-    "Data",
-    "Channels",
-    "Generator",
-    "Discrim",
-    "Minibatch",
-    "Device",
-    "Software",
-    "Precision",
-    "Operators",
-    "By hand",
-)
 _TITLES = {"Discrim": "Discriminator", "By hand": "Set by hand"}
 
 
@@ -105,7 +93,7 @@ def _facts(run: RunFolder) -> Iterator[tuple[str, str]]:
         kimg = number(run.options.get("transfer.kimg"))
         told = "" if kimg is None else f", trained for {show_kimg(kimg)} kimg"
         yield "Began with", f"{show_option(transferred)}{told}"
-    yield from ((_TITLES.get(name, name), run.facts[name]) for name in _FACTS if name in run.facts)
+    yield from ((_TITLES.get(name, name), run.facts[name]) for name in FACTS if name in run.facts)
 
 
 def options_table(runs: Sequence[RunFolder], differing: bool) -> Captioned | None:
