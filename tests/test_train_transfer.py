@@ -44,6 +44,12 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_sheets(monkeypatch):
+    """To draw them takes half of such a short run. The runs of `place` and `transferred` have theirs."""
+    monkeypatch.setattr("training.reporter.Reporter._save_sheet", lambda *arguments: None)
+
+
 def begin(place, folder, *options, data="b.zip"):
     """Words of a command that begins on other patients with the weights of A."""
     return [f"--run-dir={folder}", f"--data={place / data}", f"--transfer={place / 'A'}", *TINY_OPTIONS, *options]
@@ -147,7 +153,7 @@ def test_a_source_that_has_changed_before_the_first_state(place, tmp_path, monke
         resume
     )
     elsewhere = shutil.copy(place / "A" / SNAPSHOT, tmp_path / "other.safetensors")
-    invoke(resume, f"--transfer={elsewhere}")
+    invoke(resume, f"--transfer={elsewhere}", "-n")
 
 
 def test_runs_that_go_on_with_another_source(place, transferred, tmp_path):

@@ -267,10 +267,10 @@ def test_only_all_is_all(share, text):
 # --- weights that are copied ------------------------------------------------------------------------------------------
 
 
-def trained_source(tmp_path, data, name="source.safetensors", cond=False, **changes) -> Path:
-    """A snapshot after three steps, in which G_ema differs from G."""
-    trainer = tiny_trainer(tmp_path, data, cond=cond, **changes)
-    for _ in range(3):
+def trained_source(tmp_path, data, name="source.safetensors", steps=0, cond=False) -> Path:
+    """A snapshot after some steps. From the third on, G_ema differs from G."""
+    trainer = tiny_trainer(tmp_path, data, cond=cond)
+    for _ in range(steps):
         trainer.step()
     info = describe_training(trainer.config, SliceDataset(data, use_labels=cond), "0" * 64)
     save_snapshot(tmp_path / name, trainer.state.networks, replace(info, kimg=0.012))
@@ -286,7 +286,7 @@ def begin(data, path, cond=False, **changes) -> TrainingState:
 
 def test_networks_become_those_of_the_source_to_the_bit(tmp_path, archive):
     """G and D those of the source, the average that of its G_ema, with all buffers; fakes are then the same."""
-    path = trained_source(tmp_path, archive)
+    path = trained_source(tmp_path, archive, steps=3)
     tensors = checkpoint.load(path, KIND, VERSION).tensors
     state = begin(archive, path, cfg="cifar", residual=True)
     for name, network in state.networks.items():
