@@ -21,6 +21,7 @@ from training.training_step import Trainer
 
 PKL = ROOT / "tests" / "golden" / "published_snapshot.pkl"
 SNAPSHOT = "network-snapshot-000000.safetensors"
+SPECIAL = ("--aug=ada", "--freezed=3")
 PATIENTS = {seed: tuple(f"drawn{seed}-{n}" for n in range(8)) for seed in (0, 1)}
 
 
@@ -58,7 +59,7 @@ def begin(place, folder, *options, data="b.zip"):
 @pytest.fixture(scope="module")
 def transferred(place):
     """A run B that has begun with the weights of A, and what it printed. Not to be changed."""
-    output = invoke(*begin(place, place / "B", "--aug=ada", "--state-minutes=0.000001"))
+    output = invoke(*begin(place, place / "B", *SPECIAL, "--state-minutes=0.000001"))
     return place / "B", output
 
 
@@ -79,7 +80,8 @@ def test_what_a_run_remembers_of_its_beginning(place, transferred):
     assert info.kimg == 0.016 and info.training.transfer.sha256 == digest
     assert info.patients == (*PATIENTS[0], *PATIENTS[1]) and not info.more_patients
     log = (folder / "log.txt").read_text()
-    for words in (f"Transfer from {place / 'A' / SNAPSHOT}", "together", "100 %", "learned from 8 patients"):
+    frozen = "Frozen in the discriminator: b16.fromrgb, b16.conv0, b16.conv1\n"
+    for words in (f"Transfer from {place / 'A' / SNAPSHOT}", "together", "100 %", "learned from 8 patients", frozen):
         assert words in log and words in output
     assert "Skipped" not in output and "Reasons" not in output and "ramp" not in output
 
@@ -122,7 +124,7 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(place, transferred, tm
     """First before it has a state: it begins anew, with the same file. Then it has one, and the file is gone."""
     shutil.copytree(place / "A", tmp_path / "A")
     write_archive(tmp_path / "b.zip", seed=1, labels=True)
-    command = begin(tmp_path, tmp_path / "B", "--aug=ada", "--state-minutes=0.000001")
+    command = begin(tmp_path, tmp_path / "B", *SPECIAL, "--state-minutes=0.000001")
     kill_at(monkeypatch, 0, command)
     # A later snapshot of the source, which a command that begins would take.
     shutil.copy(place / "B" / SNAPSHOT, tmp_path / "A" / "network-snapshot-000001.safetensors")
@@ -159,7 +161,7 @@ def test_a_source_that_has_changed_before_the_first_state(place, tmp_path, monke
 def test_runs_that_go_on_with_another_source(place, transferred, tmp_path):
     """The state wins, whatever lies where the source was; another source than at the beginning is a mistake."""
     folder, _ = transferred
-    again = begin(place, folder, "--aug=ada")
+    again = begin(place, folder, *SPECIAL)
     for command in (again, [f"--resume={folder}"], [f"--resume={folder}", f"--transfer={place / 'A' / SNAPSHOT}"]):
         assert "is finished" in invoke(*command)
     told = refused(f"--resume={folder}", f"--transfer={folder}")
@@ -256,6 +258,25 @@ def test_a_published_checkpoint_knows_unknown_patients(place, tmp_path):
     # Unless the user knows better. The run can also be told so later.
     assert "from none, as --no-patients says" in invoke(f"--resume={tmp_path / 'P'}", "--no-patients=1", "--kimg=0.008")
     assert load_generator(tmp_path / "P").info.all_patients == PATIENTS[1]
+
+
+@pytest.mark.slow
+def test_a_unet_of_fakes_is_not_tested_on_patients_of_the_source(tmp_path):
+    """A learns from some patients, B begins with its weights, a U-Net learns from fakes of B."""
+    for name, seed in (("a", 0), ("b", 1), ("c", 2)):
+        write_archive(tmp_path / f"{name}.zip", seed=seed, resolution=32)
+    invoke(f"--run-dir={tmp_path / 'A'}", f"--data={tmp_path / 'a.zip'}", *TINY_OPTIONS)
+    invoke(*begin(tmp_path, tmp_path / "B"))
+    fakes, model = f"{tmp_path / 'fake.zip'}", f"--model={tmp_path / 'unet'}"
+    invoke(f"--network={tmp_path / 'B'}", "--seeds=0-3", f"--dest={fakes}", command=generate.main)
+    unet = ["train", f"--data={fakes}", f"--outdir={tmp_path / 'unet'}", "--steps=1", "--batch=2", "--width=2"]
+    invoke(*unet, "--workers=0", command=segmentation.__main__.main)
+    for name in ("a", "b"):
+        evaluate = ["evaluate", model, f"--data={tmp_path / f'{name}.zip'}", f"--outdir={tmp_path / 'out'}"]
+        told = refused(*evaluate, command=segmentation.__main__.main)
+        assert f"generated slices of a GAN that learned from drawn{'ab'.index(name)}-0" in told
+    evaluate = ["evaluate", model, f"--data={tmp_path / 'c.zip'}", f"--outdir={tmp_path / 'out'}"]
+    invoke(*evaluate, command=segmentation.__main__.main)
 
 
 @pytest.mark.slow
