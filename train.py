@@ -22,8 +22,10 @@ from dnnlib.system import run
 from torch_utils.launching import launch, ranks_around
 from torch_utils.memory import keep_freed_memory, naming_what_to_lower
 from torch_utils.stopping import ending_at_ctrl_c
-from training.config import DataConfig, FolderOptions, Recipe, RunOptions, TrainingConfig
+from training.config import TrainingConfig
 from training.division import largest_part
+from training.options import DataConfig, FolderOptions, RunOptions
+from training.recipes import Recipe
 from training.resuming import run_to_resume
 
 if TYPE_CHECKING:

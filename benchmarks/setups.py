@@ -18,8 +18,10 @@ from slices.archive.writer import ArchiveWriter
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from torch_utils.distributed import World
-from training.config import DataConfig, TrainingConfig, find_recipe, resolve
+from training.config import TrainingConfig, resolve
 from training.minibatches import FakeSource, RealSource
+from training.options import DataConfig
+from training.recipes import find_recipe
 from training.state import TrainingState
 from training.training_step import Applied, Phase, Trainer
 

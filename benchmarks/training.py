@@ -33,7 +33,7 @@ from benchmarks.upkeep import count_synchronizations, time_data, time_states
 from dnnlib.system import run
 from torch_utils.distributed import default_device
 from torch_utils.ops import native
-from training.config import PRECISIONS
+from training.recipes import PRECISIONS
 
 PARTS = ("phases", "generation", "state", "data", "ranks", "synchronizations")
 

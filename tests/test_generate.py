@@ -30,8 +30,10 @@ from torch_utils import checkpoint
 from torch_utils.distributed import World
 from training import sampling
 from training.beginning import most_frequent_class
-from training.config import DataConfig, find_recipe, resolve
+from training.config import resolve
 from training.minibatches import FakeSource, RealSource
+from training.options import DataConfig
+from training.recipes import find_recipe
 from training.snapshot import KIND, VERSION, find_snapshot, load_generator
 from training.state import TrainingState
 from training.training_loop import describe_training, save

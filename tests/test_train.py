@@ -27,7 +27,7 @@ from slices.dataset import SliceDataset
 from slices.schema import BRATS
 from training import training_loop
 from training.beginning import describe_run
-from training.config import DataConfig, RunOptions
+from training.options import DataConfig, RunOptions
 from training.resuming import Request
 from training.snapshot import load_generator
 

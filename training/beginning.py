@@ -23,19 +23,9 @@ from torch_utils.distributed import World, default_device
 from torch_utils.precision import has_bfloat16
 from training.ada import LEAKS, leak_warning
 from training.augment.pipes import parse_pipe
-from training.config import (
-    BF16,
-    DEFAULT_PIPE,
-    FP16,
-    NOAUG,
-    AugmentConfig,
-    DataConfig,
-    FolderOptions,
-    RunOptions,
-    TrainingConfig,
-    notes,
-    precision_of,
-)
+from training.config import DEFAULT_PIPE, AugmentConfig, TrainingConfig, precision_of
+from training.options import DataConfig, FolderOptions, RunOptions
+from training.recipes import BF16, FP16, NOAUG, notes
 from training.resuming import (
     OPTIONS_FILE,
     Request,

@@ -15,21 +15,10 @@ from dnnlib.errors import UserError
 from dnnlib.files import read_json
 from dnnlib.text import format_table
 from slices.schema import Schema
-from training.config import (
-    ADA,
-    FIXED,
-    FP16,
-    FP32,
-    NOAUG,
-    DataConfig,
-    Recipe,
-    RunOptions,
-    TrainingConfig,
-    find_recipe,
-    precision_of,
-    resolve,
-)
+from training.config import TrainingConfig, precision_of, resolve
 from training.division import divide, largest_part
+from training.options import DataConfig, RunOptions
+from training.recipes import ADA, FIXED, FP16, FP32, NOAUG, Recipe, find_recipe
 
 OPTIONS_FILE = "training_options.json"
 FORMAT, VERSION = "stylegan2-mr run", 1

@@ -11,8 +11,10 @@ from dnnlib.files import sha256
 from dnnlib.runs import Log
 from slices.dataset import SliceDataset
 from torch_utils.distributed import World
-from training.config import DataConfig, TrainingConfig, find_recipe, resolve
+from training.config import TrainingConfig, resolve
 from training.minibatches import FakeSource, RealSource
+from training.options import DataConfig
+from training.recipes import find_recipe
 from training.state import TrainingState
 from training.training_step import Trainer
 

@@ -19,8 +19,10 @@ from segmentation.draws import Drawn
 from segmentation.unet import TrainedUNet, UNetInfo, build_unet, configure_unet, load_unet, save_unet
 from slices.dataset import SliceDataset
 from slices.schema import BRATS
-from training.config import DataConfig, find_recipe, resolve
+from training.config import resolve
 from training.networks.generator import Generator
+from training.options import DataConfig
+from training.recipes import find_recipe
 from training.snapshot import SnapshotInfo, load_generator, save_snapshot
 
 HUGE = 1 << 62

@@ -12,8 +12,9 @@ from helpers.trainings import tiny_config, tiny_trainer
 from slices.dataset import SliceDataset
 from training.ada import Ada
 from training.beginning import describe_augmentation
-from training.config import AugmentConfig, Recipe, find_recipe
+from training.config import AugmentConfig
 from training.loss import REAL_SIGNS
+from training.recipes import Recipe, find_recipe
 from training.state import Position
 
 CONFIG = AugmentConfig(("xflip",), 0.0, target=0.6, kimg=0.1)  # p moves by 8 · 4 / 100 at a batch of 8

@@ -8,18 +8,10 @@ import train
 from dnnlib.config import from_json, to_json
 from dnnlib.errors import UserError
 from slices.schema import BRATS, Schema
-from training.config import (
-    CFG_NAMES,
-    RECIPES,
-    DataConfig,
-    FolderOptions,
-    TrainingConfig,
-    auto_recipe,
-    find_recipe,
-    notes,
-    resolve,
-)
+from training.config import TrainingConfig, resolve
 from training.division import divide, largest_part
+from training.options import DataConfig, FolderOptions
+from training.recipes import CFG_NAMES, RECIPES, auto_recipe, find_recipe, notes
 
 DATA = DataConfig("x.zip")
 

@@ -23,11 +23,13 @@ from slices.schema import BRATS
 from torch_utils.distributed import World
 from torch_utils.ops.synthesis_tail import synthesis_tail
 from training.beginning import remarks_on_precision
-from training.config import DataConfig, DiscriminatorConfig, GeneratorConfig, find_recipe, resolve
+from training.config import DiscriminatorConfig, GeneratorConfig, resolve
 from training.networks.discriminator import Discriminator, DiscriminatorEpilogue, minibatch_std
 from training.networks.generator import Generator, SynthesisBlock, SynthesisLayer, ToRGBLayer
 from training.networks.layers import Conv2dLayer, modulated_conv2d
 from training.networks.shapes import block_type, half_type
+from training.options import DataConfig
+from training.recipes import find_recipe
 from training.reporter import describe_precision
 from training.sampling import generate
 from training.snapshot import load_generator
