@@ -19,7 +19,7 @@ from torch_utils import keys
 from torch_utils.data_loading import minibatches
 from torch_utils.distributed import World
 from torch_utils.sampler import ShareOfMinibatches, ShuffledOrder
-from torch_utils.transfer import send
+from torch_utils.sending import send
 from training.augment.draws import Draws, draws
 from training.config import TrainingConfig
 from training.networks.generator import Generator

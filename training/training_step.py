@@ -10,9 +10,9 @@ from torch import nn
 
 from dnnlib.errors import Failure
 from torch_utils.distributed import World
+from torch_utils.sending import send
 from torch_utils.stats import Sums
 from torch_utils.stopwatch import Stopwatch
-from torch_utils.transfer import send
 from training.augment.draws import Draws
 from training.config import TrainingConfig
 from training.ema import ema_beta, update_ema

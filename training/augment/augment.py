@@ -10,7 +10,7 @@ from dataclasses import fields
 
 import torch
 
-from torch_utils.transfer import send
+from torch_utils.sending import send
 from training.augment.affine import changing
 from training.augment.bands import filter_bands
 from training.augment.color import color_maps, recolor

@@ -11,7 +11,7 @@ import functools
 import numpy as np
 import torch
 
-from torch_utils.transfer import send
+from torch_utils.sending import send
 
 NUM_BANDS = 4
 # Expected share of each band, from the lowest to the highest, in the power of images: theirs falls as 1/f.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torch_utils.transfer import send
+from torch_utils.sending import send
 from training.augment.draws import Draws
 
 

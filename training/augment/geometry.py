@@ -14,7 +14,7 @@ import torch
 
 from torch_utils.ops.grid_sample import grid_sample
 from torch_utils.ops.upfirdn2d import upfirdn2d
-from torch_utils.transfer import send
+from torch_utils.sending import send
 from training.augment.affine import changing, rotation, scaling, translation
 from training.augment.draws import Draws
 
