@@ -36,6 +36,8 @@ _library.define(
 # csrc/cpu/winograd.h has the algorithm, and conv2d_gradfix.py the derivatives.
 _library.define("conv3x3(Tensor x, Tensor w, bool transposed) -> Tensor")
 _library.define("conv3x3_weight_gradient(Tensor x, Tensor dy, Tensor w) -> Tensor")
+# CPU only. csrc/operators.h has the definition, and warp.py the derivatives.
+_library.define("warp(Tensor x, Tensor maps, Tensor taps, bool adjoint) -> Tensor")
 
 
 # ---- Shapes ----------------------------------------------------------------------------------------------------
@@ -99,6 +101,12 @@ def _(x, dy, w):
     return torch.empty_like(w)
 
 
+@torch.library.register_fake(f"{NAMESPACE}::warp", lib=_library)
+def _(x, maps, taps, adjoint):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 # Looked up only once, as a look-up is slow compared with a call of a few microseconds.
 TAIL, UPFIRDN2D = OPERATORS.tail.default, OPERATORS.upfirdn2d.default
 CONV3X3, CONV3X3_WEIGHT_GRADIENT = OPERATORS.conv3x3.default, OPERATORS.conv3x3_weight_gradient.default
+WARP = OPERATORS.warp.default

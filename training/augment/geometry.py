@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from torch_utils.ops import warp
 from torch_utils.ops.grid_sample import grid_sample
 from torch_utils.ops.upfirdn2d import upfirdn2d
 from torch_utils.sending import send
@@ -40,6 +41,10 @@ _EXCESS = len(_SYM6) - 2  # samples of the moved picture beyond twice the image,
 
 def move(images: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     """Move images, [N, channels, W, W], by the maps that inverse_maps returns."""
+    if warp.serves(images):
+        far = (images.shape[-1] - 1) / 2
+        maps = translation(far, far) @ inverse @ translation(-far, -far)
+        return warp.warp(images, maps[:, :2], _low_pass())
     windows = _find_windows(inverse, images.shape[-1])
     sizes = windows.size.tolist()
     # Images whose windows have the same size are moved together. An image's size doesn't depend on the others, so not

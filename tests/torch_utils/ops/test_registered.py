@@ -424,6 +424,12 @@ def test_native_convolutions_pass_the_checks_of_pytorch(on_cpu):
     torch.library.opcheck(OPERATORS.conv3x3_weight_gradient, (x, torch.randn(2, 16, 5, 6), weight))
 
 
+def test_warps_pass_the_checks_of_pytorch(on_cpu):
+    x, maps, taps = torch.randn(2, 3, 5, 5), torch.randn(2, 2, 3, dtype=torch.float64), torch.randn(12).double()
+    torch.library.opcheck(OPERATORS.warp, (x, maps, taps, False))
+    torch.library.opcheck(OPERATORS.warp, (x.contiguous(memory_format=torch.channels_last), maps, taps, True))
+
+
 class Layer(torch.nn.Module):
     f: torch.Tensor
 

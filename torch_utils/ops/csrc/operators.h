@@ -73,6 +73,24 @@ struct Filter {
   double gain;
 };
 
+// Move each of n·c pictures [w][w] by the affine map of its n, on the CPU:
+//
+//   y = D S U R x,   or with `adjoint`   y = (D S U R)ᵀ x
+//
+// R continues the picture by its reflections, w − 1 pixels on each side, and by 0 beyond them. U enlarges it twice by
+// the taps, whose tap kCenter stays in place; S samples it bilinearly, at twice the resolution too; D makes the samples
+// smaller with the taps in reverse. If the map is the identity, so is D S U R.
+struct Warp {
+  static constexpr int kTaps = 12, kCenter = 5;
+  DType dtype;
+  int64_t n, c, w;
+  bool adjoint;
+  const void* x;
+  void* y;
+  const double* maps;  // [n][2][3], from pixels of the result to pixels of x, both counted from 0
+  const double* taps;  // [kTaps], with a sum of 1
+};
+
 namespace cuda {
 // All return null, or what the runtime says is wrong. stream: a cudaStream_t.
 int64_t tail_chunks(const Tail& tail);

@@ -8,6 +8,7 @@
 
 #include "cpu/tail.h"
 #include "cpu/upfirdn2d.h"
+#include "cpu/warp.h"
 #include "cpu/winograd.h"
 
 namespace {
@@ -277,11 +278,85 @@ bool convolution_is_right() {
   return true;
 }
 
+// D S U R of one picture, step by step.
+std::vector<Number> warped(const std::vector<Number>& x, const double* m, const double* taps, int64_t w) {
+  constexpr int kTaps = ops::Warp::kTaps, kCenter = ops::Warp::kCenter;
+  const int64_t padded = 3 * w - 2, edge = 2 * padded, size = 2 * w + kTaps - 2;
+  const auto reflected = [&](int64_t i) { return w - 1 - std::abs(w - 1 - std::abs(i - (w - 1))); };
+  std::vector<Number> enlarged(edge * edge, 0), samples(size * size, 0), y(w * w, 0);
+  for (int64_t j = 0; j < padded; ++j) {
+    for (int64_t i = 0; i < padded; ++i) {
+      for (int64_t k = 0; k < kTaps * kTaps; ++k) {
+        const int64_t v = 2 * j + k / kTaps - kCenter, u = 2 * i + k % kTaps - kCenter;
+        if (v < 0 || v >= edge || u < 0 || u >= edge) continue;
+        enlarged[v * edge + u] += 4 * Number(taps[k / kTaps]) * taps[k % kTaps] * x[reflected(j) * w + reflected(i)];
+      }
+    }
+  }
+  for (int64_t q = 0; q < size * size; ++q) {
+    const Number x0 = (q % size - kCenter) / 2.0L, y0 = (q / size - kCenter) / 2.0L;
+    const Number u = 2 * (m[0] * x0 + m[1] * y0 + m[2] + w - 1), v = 2 * (m[3] * x0 + m[4] * y0 + m[5] + w - 1);
+    for (int k = 0; k < 4; ++k) {
+      const Number column = std::floor(u) + k % 2, row = std::floor(v) + k / 2;
+      if (!(0 <= column && column < edge && 0 <= row && row < edge)) continue;
+      samples[q] += (1 - std::abs(u - column)) * (1 - std::abs(v - row)) * enlarged[int64_t(row) * edge + int64_t(column)];
+    }
+  }
+  for (int64_t at = 0; at < w * w; ++at) {
+    for (int64_t k = 0; k < kTaps * kTaps; ++k) {
+      const int64_t row = 2 * (at / w) + k / kTaps, column = 2 * (at % w) + k % kTaps;
+      y[at] += Number(taps[k / kTaps]) * taps[k % kTaps] * samples[row * size + column];
+    }
+  }
+  return y;
+}
+
+template <typename T>
+bool warp_is_right(DType dtype, Number tolerance) {
+  ops::Warp a{};
+  a.dtype = dtype;
+  a.n = draw(1, 2), a.c = pick<int64_t>({1, 3, 8, 9, 16}), a.w = draw(1, 7), a.adjoint = chance(0.5);
+  Array<double> maps(a.n * 6, false), taps(ops::Warp::kTaps, false);
+  for (int64_t i = 0; i < taps.size; ++i) taps.values[i] /= 4;
+  for (int64_t i = 0; chance(0.7) && i < maps.size; ++i) maps.values[i] *= pick({1.0, 1.0, 5.0, 1e5});
+  if (chance(0.2)) std::copy_n(std::initializer_list<double>{1, 0, 0, 0, 1, 0}.begin(), 6, maps.values);
+  const Array<T> x(a.n * a.c * a.w * a.w, false);
+  Array<T> y(x.size, false);
+  a.maps = maps.values, a.taps = taps.values, a.x = x.values, a.y = y.values;
+  at::simulated_threads = draw(1, 4);
+  std::fill_n(y.values, y.size, static_cast<T>(NAN));
+  ops::cpu::run_warp(a);
+  const int64_t pixels = a.w * a.w;
+  const std::vector<double> identity = {1, 0, 0, 0, 1, 0};
+  for (int64_t plane = 0; plane < a.n * a.c; ++plane) {
+    const double* m = maps.values + plane / a.c * 6;
+    const bool stays = std::equal(identity.begin(), identity.end(), m);
+    std::vector<Number> given(pixels);
+    for (Number& number : given) number = std::normal_distribution<double>()(generator);
+    for (int64_t i = 0; !a.adjoint && i < pixels; ++i) given[i] = x(plane * pixels + i, 0);
+    const std::vector<Number> expected = stays ? given : warped(given, m, taps.values, a.w);
+    // Of the adjoint, the product with `given`.
+    Number found = 0, wanted = 0, magnitude = 1;
+    for (int64_t i = 0; i < pixels; ++i) {
+      const Number in = x(plane * pixels + i, 0), out = y(plane * pixels + i, 0);
+      found = a.adjoint ? found + out * given[i] : out, wanted = a.adjoint ? wanted + in * expected[i] : expected[i];
+      magnitude += std::abs(out) + std::abs(expected[i]);
+      const bool last = !a.adjoint || i == pixels - 1;
+      if (last && !(std::abs(found - wanted) <= 20 * tolerance * magnitude)) {
+        std::printf("warp%s of %d pixels: %Lg, expected %Lg\n", a.adjoint ? " back" : "", int(a.w), found, wanted);
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 template <typename T>
 int wrong(DType dtype, Number tolerance) {
-  return !tail_is_right<T>(dtype, tolerance) + !filter_is_right<T>(dtype, tolerance);
+  return !tail_is_right<T>(dtype, tolerance) + !filter_is_right<T>(dtype, tolerance) +
+         !warp_is_right<T>(dtype, tolerance);
 }
 
 int main(int, char** arguments) {

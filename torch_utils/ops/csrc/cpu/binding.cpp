@@ -10,6 +10,7 @@
 #include "../binding.h"
 #include "tail.h"
 #include "upfirdn2d.h"
+#include "warp.h"
 #include "winograd.h"
 
 namespace {
@@ -114,10 +115,33 @@ Tensor conv3x3_weight_gradient(const Tensor& input, const Tensor& gradient, cons
   return dw;
 }
 
+// ---- Warps -----------------------------------------------------------------------------------------------------
+
+Tensor warp(const Tensor& input, const Tensor& maps_, const Tensor& taps_, bool adjoint) {
+  TORCH_CHECK_VALUE(input.dim() == 4 && input.size(2) == input.size(3), "expected pictures [N, C, W, W], found ",
+                    input.sizes());
+  const auto fits = [](const Tensor& t, at::IntArrayRef shape) {
+    return t.is_cpu() && t.scalar_type() == at::kDouble && t.sizes() == shape;
+  };
+  TORCH_CHECK_VALUE(fits(maps_, {input.size(0), 2, 3}) && fits(taps_, {ops::Warp::kTaps}),
+                    "expected maps [N, 2, 3] and taps [", ops::Warp::kTaps, "], both Double; found maps ",
+                    maps_.sizes(), " ", maps_.scalar_type(), " and taps ", taps_.sizes(), " ", taps_.scalar_type(),
+                    " for x ", input.sizes());
+  const Tensor x = input.contiguous(), maps = maps_.contiguous(), taps = taps_.contiguous();
+  const double* const numbers = maps.const_data_ptr<double>();
+  TORCH_CHECK_VALUE(std::all_of(numbers, numbers + maps.numel(), [](double m) { return std::abs(m) < 1e9; }),
+                    "a map has a number that is not finite, or too large");
+  Tensor y = at::empty_like(x);
+  ops::cpu::run_warp({ops::binding::dtype_of(x), x.size(0), x.size(1), x.size(2), adjoint, x.const_data_ptr(),
+                      y.mutable_data_ptr(), numbers, taps.const_data_ptr<double>()});
+  return y;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(stylegan2_mr, CPU, library) {
   ops::binding::register_operators<Cpu>(library);
   library.impl("conv3x3", conv3x3);
   library.impl("conv3x3_weight_gradient", conv3x3_weight_gradient);
+  library.impl("warp", warp);
 }
