@@ -222,7 +222,7 @@ DIFFERENT = [
     ("D:b4", {"architecture": "skip"}, "D has the architecture 'skip'; this project has resnet and orig"),
     ("D:b8", {"architecture": "orig"}, r"D.b8 has architecture 'orig'.*'resnet' there"),
     ("D:b4.mbstd", {"num_channels": 2}, "D.b4.mbstd has num_channels 2"),
-    ("D:b4.mbstd", {"group_size": None}, "group_size is None; expected a whole number"),
+    ("D:b4.mbstd", {"group_size": "4"}, "group_size is '4'; expected a whole number"),
     ("D:b8.conv1", {"down": 1}, "D.b8.conv1 has down 1"),
     ("D:mapping", {"num_layers": 2}, "D.mapping has num_layers 2"),
     ("D:", {"img_channels": 1}, "D judges other images than G_ema makes"),
@@ -242,8 +242,27 @@ def test_networks_that_compute_something_else_are_refused(tmp_path, part, said, 
     names = {"D": ("G", "D", "G_ema"), "G_ema": ("G_ema",)}[which]
     saved = {name: network_as_saved(networks[name], change if name == which else None) for name in names}
     (tmp_path / "x.pkl").write_bytes(dumps(saved))
-    with pytest.raises(UserError, match=f"x.pkl.*{words}"):
+    with pytest.raises(UserError, match=f"x.pkl.*{words}") as refused:
         read_published(tmp_path / "x.pkl")
+    assert str(refused.value).count("x.pkl") == 1
+
+
+@torch.no_grad()
+def test_a_minibatch_may_be_one_group(tmp_path):
+    """As in networks that were converted from TensorFlow: no group size is given."""
+    networks, x = small_networks(), torch.randn(6, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    ours, c = networks["D"], torch.eye(3).repeat(2, 1)
+
+    def change(name, state):
+        if name == "b4.mbstd":
+            state["group_size"] = None
+
+    (tmp_path / "x.pkl").write_bytes(checkpoint_as_saved(networks, change))
+    found = read_published(tmp_path / "x.pkl")
+    assert found.discriminator is not None
+    logits = network_of(found, "D", Discriminator(found.discriminator))(x, c)
+    ours.b4.mbstd_group_size = len(x)
+    torch.testing.assert_close(logits, ours(x, c))
 
 
 def test_another_filter_is_refused(tmp_path):

@@ -7,6 +7,7 @@ whose networks compute anything else than ours do is refused.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import mmap
@@ -30,6 +31,7 @@ from training.networks.generator import Generator
 from training.networks.layers import LOWPASS
 from training.published.names import Module, read_values
 from training.published.storages import StoredTensor
+from training.recipes import LARGEST_BATCH
 
 NETWORKS = ("G", "D", "G_ema")
 _MOST_MODULES = 10_000  # of a network, each as often as it is named; the largest published ones have about 100
@@ -176,6 +178,13 @@ def _clamp(part: Module, where: str) -> float | None:
     return value
 
 
+def _group_size(part: Module, where: str) -> int:
+    """Return how many samples the minibatch standard deviation compares."""
+    if part.state.get("group_size", 0) is None:  # the whole minibatch, as where networks of TensorFlow were converted
+        return LARGEST_BATCH
+    return _number(part.state, "group_size", where)
+
+
 def _blocks(module: Module, where: str) -> list[Module]:
     """Return the blocks that are one for each resolution, without the one at 4×4."""
     parts = _dict(module.state.get("_modules"))
@@ -202,17 +211,16 @@ def _generator_config(module: Module, where: str) -> GeneratorConfig:
     """Return the options of a generator. Raises UserError for those that ours does not have."""
     synthesis, mapping = _part(module, "synthesis", where), _part(module, "mapping", where)
     layer = _part(_part(synthesis, "b4", where), "conv1", where)
-    try:
-        return GeneratorConfig(
-            num_contrasts=_number(module.state, "img_channels", where),
-            num_maps=0,
-            z_dim=_number(module.state, "z_dim", where),
-            w_dim=_number(module.state, "w_dim", where),
-            mapping_layers=_number(mapping.state, "num_layers", where),
-            **_common(module, synthesis, layer, where),
-        )
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    options = {
+        "num_contrasts": _number(module.state, "img_channels", where),
+        "num_maps": 0,
+        "z_dim": _number(module.state, "z_dim", where),
+        "w_dim": _number(module.state, "w_dim", where),
+        "mapping_layers": _number(mapping.state, "num_layers", where),
+        **_common(module, synthesis, layer, where),
+    }
+    with _naming(where):
+        return GeneratorConfig(**options)
 
 
 def _discriminator_config(module: Module, where: str) -> DiscriminatorConfig:
@@ -221,13 +229,21 @@ def _discriminator_config(module: Module, where: str) -> DiscriminatorConfig:
     architecture = last.state.get("architecture")
     if architecture not in ("resnet", "orig"):
         raise UserError(f"{where} has the architecture {shorten(architecture)}; this project has resnet and orig")
+    options = {
+        "img_channels": _number(module.state, "img_channels", where),
+        "mbstd_group_size": _group_size(_part(last, "mbstd", where), where),
+        "residual": architecture == "resnet",
+        **_common(module, module, _part(last, "conv", where), where),
+    }
+    with _naming(where):
+        return DiscriminatorConfig(**options)
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Put the name of the network before messages about options."""
     try:
-        return DiscriminatorConfig(
-            img_channels=_number(module.state, "img_channels", where),
-            mbstd_group_size=_number(_part(last, "mbstd", where).state, "group_size", where),
-            residual=architecture == "resnet",
-            **_common(module, module, _part(last, "conv", where), where),
-        )
+        yield
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
