@@ -118,6 +118,8 @@ class TrainingState:
         """Take over what `tensors` and `position` have returned. Raises UserError for tensors that don't fit."""
         statistics = {name: tensor for name, tensor in tensors.items() if name.startswith(_STATISTICS)}
         self.statistics.sums = {}
+        if (self.ada is None) != (position.ada is None):
+            raise UserError("the state and its run differ in whether they augment: it is of another run")
         count = torch.zeros([], dtype=torch.float32)  # the type that Adam gives its counts of steps
         moments = {name: count if key == _STEP else p for name, _, p, key in self._moments()}
         _require_equal_shapes(self.tensors() | moments, {n: t for n, t in tensors.items() if n not in statistics})

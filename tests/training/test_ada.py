@@ -134,3 +134,11 @@ def test_the_configuration_says_what_is_augmented(archive):
     assert any("leak" in line for line in describe_augmentation(fixed, "blit", 4))
     assert not any("leak" in line for line in describe_augmentation(ada, None, 4))
     assert isinstance(find_recipe("auto", 64), Recipe)
+
+
+def test_a_state_without_p_is_of_another_run(tmp_path, archive):
+    trainer = tiny_trainer(tmp_path, archive)
+    trainer.step()
+    state, other = trainer.state, tiny_trainer(tmp_path, archive, aug="ada").state
+    with pytest.raises(UserError, match="it is of another run"):
+        other.load(state.tensors(), state.position)
