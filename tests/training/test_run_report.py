@@ -23,7 +23,7 @@ from training.report import glance, quantities, report_files, sheets
 from training.report.__main__ import main
 from training.report.figures import MOST_RUNS, draw, drawer, sections_of
 from training.report.page import make_page, page_of
-from training.report.quantities import LAST, charts, line_of
+from training.report.quantities import LAST, charts, line_of, targets_of
 from training.report.report_files import destination, name_runs, write_report
 from training.report.run_folder import FACTS, read_run_folder
 from training.report.tables import facts_of, show_number
@@ -374,6 +374,12 @@ def test_augmented_slices_are_shared_by_runs_that_augment_alike(tmp_path):
         Image.new("RGB", (40, 30)).save(folder / "augmented.png")
     page = page_of([read_run_folder(folder) for folder in folders])
     assert [one.runs for one in page.augmented] == [("run0", "run1"), ("run2",)] and not page.reals
+
+
+def test_every_target_is_drawn(tmp_path):
+    augmentations = [None, FIXED, ADA, AugmentConfig(("scale",), 0, target=0.7)]
+    runs = [read_run_folder(write_run(tmp_path / f"run{n}", [], augment=one)) for n, one in enumerate(augmentations)]
+    assert targets_of(runs) == (0.5, 0.7) and targets_of(runs[:2]) == (0.6,)
 
 
 def test_a_run_tells_with_what_it_began(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dnnlib.pages.panels import COLORS, FAINT, INK, MARKERS, SMALL, Panel, draw_panel, slug
-from training.report.quantities import MEASURES, SECTIONS, Chart, Line, Section, is_there, line_of, target_of
+from training.report.quantities import MEASURES, SECTIONS, Chart, Line, Section, is_there, line_of, targets_of
 from training.report.run_folder import RunFolder, show_kimg
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Plot:
     chart: Chart
     drawn: tuple[Drawn, ...]
     marks: tuple[tuple[float, str], ...]  # kimg at which a run was continued, and its color
-    target: float | None
+    targets: tuple[float, ...]
     several: bool  # runs
     end: float  # of the axis, in kimg; the same in all charts
 
@@ -83,8 +83,8 @@ def _plot(chart: Chart, runs: Sequence[RunFolder]) -> Plot:
                 color = color_of(place if several else n)
                 line = line_of(run, quantity)
                 drawn.append(Drawn(run.name, quantity.name, line, color, marker_of(place), several and n > 0))
-    target = target_of(runs) if chart.target else None
-    return Plot(chart, tuple(drawn), _marks(runs), target, several, _end(runs))
+    targets = targets_of(runs) if chart.target else ()
+    return Plot(chart, tuple(drawn), _marks(runs), targets, several, _end(runs))
 
 
 def _end(runs: Sequence[RunFolder]) -> float:
@@ -112,7 +112,7 @@ def measure_plots(runs: Sequence[RunFolder]) -> list[Plot]:
                 line = Line(kimg, values, values, values)
                 drawn.append(Drawn(run.name, "", line, color_of(place), marker_of(place), False, dots=True))
         chart = Chart(f"measure-{n}-{slug(name)}", name, "", "", ())
-        plots.append(Plot(chart, tuple(drawn), _marks(runs), None, len(runs) > 1, _end(runs)))
+        plots.append(Plot(chart, tuple(drawn), _marks(runs), (), len(runs) > 1, _end(runs)))
     return plots
 
 
@@ -186,8 +186,8 @@ def drawer(plot: Plot) -> Callable[[Axes], None]:
         for kimg, color in plot.marks:
             axis.axvline(kimg, color=color, linewidth=0.9, linestyle=(0, (1, 2)))
             axis.plot([kimg], [1], "v", color=color, markersize=5, transform=axis.get_xaxis_transform(), clip_on=False)
-        if plot.target is not None:
-            axis.axhline(plot.target, color=FAINT, linewidth=1, linestyle=(0, (5, 3)))
+        for target in plot.targets:
+            axis.axhline(target, color=FAINT, linewidth=1, linestyle=(0, (5, 3)))
         for one in plot.drawn:
             _draw_line(axis, one)
         axis.set_title(plain(plot.chart.title, 48), pad=10)  # marks stand between it and the axes

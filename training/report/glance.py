@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dnnlib.text import count, format_time
+from training.ada import LEAKS
 from training.report.figures import color_of
-from training.report.quantities import LAST, Quantity, last_mean, mean_of, target_of, value_of
+from training.report.quantities import LAST, Quantity, last_mean, mean_of, targets_of, value_of
 from training.report.run_folder import BAD_STEPS, RunFolder, number, show_kimg
 
 RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
 _SILENT = 5  # ticks of time without a line that are worth a word
-_LEAK = 0.8  # p from which on augmentations may leak
 _ABOVE = 0.15  # of the target; signs of reals above it are worth a word
 _BLIND = 0.02  # share of the labels below which the discriminator hardly looks at them
 
@@ -106,15 +106,15 @@ def remarks_of(run: RunFolder, now: float) -> Iterator[str]:
     if status_word(run) == RUNNING and run.ticks:
         yield from _silence(run, now)
     p = mean_of(run, "Progress/augment")
-    signs, target = mean_of(run, "Loss/signs/real"), target_of([run])
+    signs, (target,) = mean_of(run, "Loss/signs/real"), targets_of([run])
     # At its start, every discriminator is far ahead.
     if signs is not None and signs > target + _ABOVE and len(run.ticks) > LAST:
         yield (
             f"Signs of reals are {signs:.2f} over the last {LAST} ticks, above {target:g}: the discriminator begins to "
             f"know its training slices by heart; {_help(run)}."
         )
-    if p is not None and p >= _LEAK:
-        yield f"p is {p:.2f}: from {_LEAK:g} on, augmentations may leak into the fakes."
+    if p is not None and p >= LEAKS:
+        yield f"p is {p:.2f}: from {LEAKS:g} on, augmentations may leak into the fakes."
     share = mean_of(run, "Loss/D/label_share")
     if share is not None and share < _BLIND:
         yield f"The share of the labels is {share:.3f}: the discriminator hardly looks at the label maps."

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from training.recipes import TARGET
 from training.report.run_folder import BAD_STEPS, RunFolder, Tick, number
 
 LAST = 5  # ticks that the table's means are taken of
 _POINTS = 150  # of a line; more ticks are put together
-TARGET = 0.6  # of the signs of reals, where a run has none of its own
 
 
 @dataclass(frozen=True)
@@ -269,8 +269,7 @@ def mean_of(run: RunFolder, statistic: str) -> float | None:
     return last_mean(run, Quantity("", "", statistic))
 
 
-def target_of(runs: Sequence[RunFolder]) -> float:
-    """The target of the signs of reals that is drawn."""
+def targets_of(runs: Sequence[RunFolder]) -> tuple[float, ...]:
+    """The targets of the signs of reals; the usual one where no run has any."""
     told = [number(run.options.get("augment.target")) for run in runs]
-    known = [target for target in told if target is not None]
-    return known[0] if known else TARGET
+    return tuple(sorted({target for target in told if target is not None})) or (TARGET,)
