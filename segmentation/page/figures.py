@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segmentation.page.panels import COLORS, FAINT, INK, MARKERS, REAL, SMALL, Panel, draw_panel
+from dnnlib.pages.panels import COLORS, FAINT, INK, MARKERS, SMALL, Panel, draw_panel
 from segmentation.tables import format_interval, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_REAL = "#777777"  # the color of real slices
 _MANY = 5000  # dots, or points of lines; more are pixels in the SVG, as they would take megabytes
 _LINE = 50  # letters of small print that a panel's width takes
 
@@ -153,7 +154,7 @@ def bars(
 ) -> Panel:
     """Horizontal bars in groups; series: name -> a value for each group (None: unknown). The first series is gray."""
     step = 0.8 / len(series)
-    colors = [REAL, *(COLORS[(k + 1) % len(COLORS)] for k in range(len(series) - 1))]
+    colors = [_REAL, *(COLORS[(k + 1) % len(COLORS)] for k in range(len(series) - 1))]
 
     def draw(axis: Axes) -> None:
         for k, ((label, values), color) in enumerate(zip(series.items(), colors, strict=True)):

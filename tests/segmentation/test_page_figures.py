@@ -7,8 +7,8 @@ import xml.etree.ElementTree as xml
 import numpy as np
 import pytest
 
+from dnnlib.pages.panels import COLORS, INK, MARKERS, Panel, slug
 from segmentation.page.figures import Difference, Distances, Line, bars, distances, forest, lines
-from segmentation.page.panels import COLORS, INK, MARKERS, Panel, slug
 
 LONG = "3300 % F + 300 % A + 100 % R, augmented, of a table with more words than a telephone is wide"
 

@@ -3,14 +3,12 @@
 import base64
 import csv
 import io
-import shutil
 from collections import defaultdict
 
 import pytest
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-FOCUSABLE = "a[href], select, input, summary, [tabindex='0']"
+from helpers.browser import FOCUSABLE, chromium, opened
+
 SHOWN = "document.querySelectorAll('.viewer img.gray')[0].src + document.querySelectorAll('.viewer img.labels')[1].src"
 
 
@@ -23,28 +21,15 @@ def address(reported, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    if BROWSER is None:
-        pytest.skip("no Chromium: the Debian package chromium has one")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=[*QUIET, "--disable-sync", "--no-first-run"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module", params=[1280, 390])
 def tab(request, browser, address):
-    """The page in a window of some width, with all that was asked for and all that went wrong."""
-    tab = browser.new_page(viewport={"width": request.param, "height": 900})
-    tab.requests, tab.errors = [], []
-    tab.on("request", lambda asked: tab.requests.append(asked.url))
-    tab.on("console", lambda message: tab.errors.append(message.text))
-    tab.on("pageerror", lambda error: tab.errors.append(str(error)))
-    tab.goto(address)
-    yield tab
-    assert {url for url in tab.requests if not url.startswith("data:")} == {address}
-    assert not tab.errors
-    tab.close()
+    """The page in a window of some width."""
+    with opened(browser, address, request.param) as tab:
+        yield tab
 
 
 def test_it_fits_its_window(tab):
