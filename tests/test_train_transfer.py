@@ -254,7 +254,7 @@ def test_a_published_checkpoint_knows_unknown_patients(place, tmp_path):
     # It is not forgotten on the way to a third network, which knows those that are known.
     onward = [f"--run-dir={tmp_path / 'Q'}", f"--data={place / 'a.zip'}", f"--transfer={tmp_path / 'P'}", *TINY_OPTIONS]
     assert "learned from drawn1-0" in refused(*onward, *published, f"--exclude={place / 'b.zip'}")
-    assert "does not say which patients it learned from" in invoke(*onward, *published, "-n")
+    assert "does not say which other patients it learned from" in invoke(*onward, *published, "-n")
     # Unless the user knows better. The run can also be told so later.
     assert "from none, as --no-patients says" in invoke(f"--resume={tmp_path / 'P'}", "--no-patients=1", "--kimg=0.008")
     assert load_generator(tmp_path / "P").info.all_patients == PATIENTS[1]

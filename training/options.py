@@ -87,8 +87,8 @@ class RunOptions(Checked):
         optional=True,
     )
     no_patients: bool = option(
-        "State that the file of --transfer has learned from no patient, as a network of photographs. For files that do "
-        "not say it themselves.",
+        "State that the file of --transfer has learned from no patient that it does not name, as a network of "
+        "photographs. For files that do not say it themselves.",
         default=False,
         optional=True,
     )

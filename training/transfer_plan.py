@@ -134,12 +134,13 @@ def _on_patients(asked: str, known: KnownPatients, silent: bool, exclude: Sequen
         archive = ArchiveReader(path)
         refuse_known(f"--transfer {asked}", known.names, archive, "--exclude")
         yield from warn_of_alike(known.names, archive.info.known_patients)
+    others, none = ("other patients", "no others") if known.names else ("patients", "none")
     if known.more and silent:
-        yield f"{asked} does not say which patients it learned from: from none, as --no-patients says"
+        yield f"{asked} does not say which {others} it learned from: from {none}, as --no-patients says"
     elif known.more:
         yield (
-            f"warning: {asked} does not say which patients it learned from, so snapshots of this run won't either, and "
-            "generate.py makes pictures of them, but no archives; if it has learned from none, say so with "
+            f"warning: {asked} does not say which {others} it learned from, so snapshots of this run won't either, and "
+            f"generate.py makes pictures of them, but no archives; if it has learned from {none}, say so with "
             "--no-patients=1"
         )
     elif exclude:
