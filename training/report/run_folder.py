@@ -146,7 +146,7 @@ def read_run_folder(path: Path, name: str | None = None) -> RunFolder:
         data=content.get("data_sha256") if isinstance(content.get("data_sha256"), str) else None,
         facts={match[1]: match[2] for line in log if (match := _FACT.fullmatch(line))},
         log=tuple(log[-_LOG_TAIL:]),
-        state_step=max((int(m[1]) for n in _names(path) if (m := _STATE.fullmatch(n))), default=None),
+        state_step=max((int(m[1]) for n in os.listdir(path) if (m := _STATE.fullmatch(n))), default=None),
         remarks=tuple(remarks),
     )
 
@@ -159,13 +159,9 @@ def refuse_other_folders(path: Path) -> None:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; {what}")
     if not any((path / name).is_file() for name in (OPTIONS_FILE, STATS_FILE)):
-        inside = sorted(n for n in _names(path) if (path / n / OPTIONS_FILE).is_file())
+        inside = sorted(n for n in os.listdir(path) if (path / n / OPTIONS_FILE).is_file())
         hint = f"; did you mean {path / inside[0]}?" if inside else ""
         raise UserError(f"{path} holds no run: {what}{hint}")
-
-
-def _names(folder: Path) -> list[str]:
-    return os.listdir(folder)
 
 
 def _read_options(folder: Path, remarks: list[str]) -> dict[str, Any]:
@@ -235,7 +231,7 @@ def _continuous(ticks: list[Tick]) -> list[Tick]:
 
 def _read_measures(folder: Path, remarks: list[str]) -> dict[str, tuple[Measured, ...]]:
     found = {}
-    for name in sorted(_names(folder)):
+    for name in sorted(os.listdir(folder)):
         if (match := re.fullmatch(r"metric-(.+)\.jsonl", name)) is None:
             continue
         # A value that is not finite is null, and no damage.
@@ -248,7 +244,7 @@ def _read_measures(folder: Path, remarks: list[str]) -> dict[str, tuple[Measured
 
 
 def _sheets(folder: Path) -> Iterator[Sheet]:
-    for name in _names(folder):
+    for name in os.listdir(folder):
         if match := _SHEET.fullmatch(name):
             yield Sheet(0.0 if match[1] == "init" else float(match[1]), folder / name)
 
