@@ -254,11 +254,14 @@ def remarks_on_precision(config: TrainingConfig, given: str | None, device: torc
 
 def describe_augmentation(augment: AugmentConfig, augpipe: str | None, num_contrasts: int) -> list[str]:
     """Describe what the discriminator is going to see, what was left out of it, and what the generator may learn."""
-    how = f"with probability {augment.p:g}"
+    how = f"each with probability {augment.p:g}"
     if augment.target is not None:
-        how = f"with a probability that adapts to a mean sign of {augment.target:g} over {augment.kimg:g} kimg"
+        how = (
+            f"each with a probability p that adapts until sign(D) at reals is {augment.target:g} on average; p takes "
+            f"{augment.kimg:g} kimg from 0 to 1 at the earliest"
+        )
     told = [f"Augments {', '.join(augment.pipe)}, {how}"]
-    told += parse_pipe(augpipe or DEFAULT_PIPE, num_contrasts).remarks
+    told += parse_pipe(DEFAULT_PIPE if augpipe is None else augpipe, num_contrasts).remarks
     return told + ([f"warning: {leak_warning(augment.p)}"] if augment.p >= LEAKS else [])
 
 

@@ -251,7 +251,7 @@ def _augmentation_of(recipe: Recipe, num_contrasts: int, transfers: bool) -> Aug
     """Configuration of the augmentation. Raises UserError if none of it can be done to so many contrasts."""
     if recipe.aug == NOAUG:
         return None
-    pipe = parse_pipe(recipe.augpipe or DEFAULT_PIPE, num_contrasts).names
+    pipe = parse_pipe(DEFAULT_PIPE if recipe.augpipe is None else recipe.augpipe, num_contrasts).names
     if recipe.aug == FIXED:
         assert recipe.p is not None
         return AugmentConfig(pipe, recipe.p, None)

@@ -162,7 +162,10 @@ def configure(request: Request, schema: Schema, resolution: int, c_dim: int) -> 
     """Return the configuration that a run with this request begins with. Raises UserError for values that don't fit."""
     options = request.options
     found = to_json(find_recipe(options.cfg, resolution, options.gpus))
-    recipe = from_json(Recipe, {**found, **request.recipe}, "recipe")
+    try:
+        recipe = from_json(Recipe, {**found, **request.recipe}, "recipe")
+    except UserError as error:  # options that don't go together are named as they were given
+        raise UserError(str(error).removeprefix("recipe: ")) from None
     return resolve(
         recipe,
         request.data,

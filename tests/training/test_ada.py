@@ -134,6 +134,8 @@ def test_the_configuration_says_what_is_augmented(archive):
     assert any("leak" in line for line in describe_augmentation(fixed, "blit", 4))
     assert not any("leak" in line for line in describe_augmentation(ada, None, 4))
     assert isinstance(find_recipe("auto", 64), Recipe)
+    with pytest.raises(UserError, match="--augpipe ''"):  # an empty variable of a script is not the default
+        tiny_config(dataset, aug="ada", augpipe="")
 
 
 def test_a_state_without_p_is_of_another_run(tmp_path, archive):

@@ -39,5 +39,5 @@ def test_what_the_contrasts_lack_is_refused_by_its_own_name(text, contrasts):
 def test_unknown_names(text, hint):
     with pytest.raises(UserError, match=hint):
         parse_pipe(text, 4)
-    with pytest.raises(UserError, match="no pipe and no transformation"):
+    with pytest.raises(UserError, match="no pipe and no augmentation"):
         parse_pipe(f"bg,{text}", 4)

@@ -69,7 +69,7 @@ def _check(member: str, text: str, num_contrasts: int) -> None:
         near = difflib.get_close_matches(member, known, 1)
         meant = f"Did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"--augpipe {shorten(text)}: {shorten(member)} is no pipe and no transformation. {meant}"
+            f"--augpipe {shorten(text)}: {shorten(member)} is no pipe and no augmentation. {meant}"
             f"Expected one or several of {', '.join(known)}, joined by commas"
         )
     if need := _lacks(member, num_contrasts):
