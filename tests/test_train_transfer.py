@@ -191,7 +191,10 @@ def test_runs_that_go_on_with_another_source(place, transferred, tmp_path):
         ),
         (["--transfer={place}/none"], "none: no such file"),
         (["--transfer={place}"], "{place}: no network-snapshot-NNNNNN.safetensors in this folder"),
-        (["--transfer={place}/a.zip"], "a.zip: a zip file"),
+        (
+            ["--transfer={place}/a.zip"],
+            "a.zip: a zip file (an archive of slices, or PyTorch's .pt); expected a .safetensors file\n",
+        ),
         (
             ["--freezed=99"],
             "--freezed 99: this discriminator has 10 layers, and one must learn: use --freezed from 0 to 9",
@@ -205,6 +208,12 @@ def test_what_is_refused_at_the_beginning(place, tmp_path, options, words):
     given = [option.format(place=place) for option in options]
     told = refused(*begin(place, tmp_path / "new"), *given)
     assert words.format(place=place) in told and not (tmp_path / "new").exists()
+
+
+def test_options_of_transfer_without_it(place, tmp_path):
+    alone = [word for word in begin(place, tmp_path / "new") if not word.startswith("--transfer")]
+    assert "--force is for --transfer, but there is none" in refused(*alone, "--force")
+    assert "--no-patients speaks of the file of --transfer" in refused(*alone, "--no-patients=1")
 
 
 def write_with_history(path, made):

@@ -249,11 +249,11 @@ def _open(path: str | os.PathLike) -> Any:
             name = path if plain_text(str(path)) == str(path) else f"/dev/fd/{file.fileno()}"
             return safetensors.safe_open(name, framework="pt", device="cpu")
     except safetensors.SafetensorError as error:
-        raise Damaged(f"{path}: {_what_else(path)} ({str(error)[:100]})") from None
+        raise Damaged(f"{path}: {_what_else(path, str(error)[:100])}") from None
 
 
-def _what_else(path: Path) -> str:
-    """Guess the kind of a file that safetensors can't read, from its first bytes."""
+def _what_else(path: Path, why: str) -> str:
+    """Guess the kind of a file that safetensors can't read, from its first bytes. why: what safetensors says."""
     with open(path, "rb") as file:
         start = file.read(16)
     if not start:
@@ -265,8 +265,8 @@ def _what_else(path: Path) -> str:
         return "a pickle, which is never opened here; expected a .safetensors file"
     # safetensors begins with the length of its JSON header, in 8 bytes.
     if start[8:9] == b"{":
-        return "an incomplete or damaged .safetensors file; copy or make it again"
-    return "not a .safetensors file"
+        return f"an incomplete or damaged .safetensors file; copy or make it again ({why})"
+    return f"not a .safetensors file ({why})"
 
 
 def _metadata(

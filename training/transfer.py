@@ -232,7 +232,9 @@ def _by_sizes(source: Source, new: NewNetworks) -> Iterator[str]:
         fewer, deeper = sorted((before.mapping_layers, now.mapping_layers))
         which = f"fc{fewer}" + {1: "", 2: " and "}.get(deeper - fewer, " to ")
         which += f"fc{deeper - 1}" * (deeper > fewer + 1)
-        become = "begin anew" if now.mapping_layers == deeper else "are left out"
+        one = deeper == fewer + 1
+        anew, left_out = ("begins anew", "is left out") if one else ("begin anew", "are left out")
+        become = anew if now.mapping_layers == deeper else left_out
         yield f"mapping depth, {before.mapping_layers} → {now.mapping_layers}: {which} {become}, and w is another"
     if _widths_differ(before, now):
         yield (

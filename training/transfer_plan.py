@@ -50,6 +50,8 @@ def plan_transfer(
     if asked is None:
         if silent:
             raise UserError("--no-patients speaks of the file of --transfer, but there is none")
+        if force:
+            raise UserError("--force is for --transfer, but there is none; leave it out")
         return TransferPlan()
     if before is not None and has_state:
         plan = TransferPlan(before.config.transfer, before.known)

@@ -143,6 +143,14 @@ HEAD = {"G.synthesis.head.label_conv.weight", "G.synthesis.head.label_conv.bias"
             {f"G.mapping.fc{i}.{kind}" for i in (2, 3) for kind in ("weight", "bias")},
             ["mapping depth, 2 → 4: fc2 and fc3 begin anew", "--map-depth=2 would copy all"],
         ),
+        (
+            {"depth": 2},
+            {"depth": 3},
+            set(),
+            {"G.mapping.fc2.weight", "G.mapping.fc2.bias"},
+            ["mapping depth, 2 → 3: fc2 begins anew, and w is another"],
+        ),
+        ({"depth": 3}, {}, set(), set(), ["mapping depth, 3 → 2: fc2 is left out, and w is another"]),
         ({"depth": 8}, {}, set(), set(), ["mapping depth, 8 → 2: fc2 to fc7 are left out, and w is another"]),
         (
             {"residual": False},
