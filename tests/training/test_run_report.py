@@ -265,6 +265,17 @@ def test_what_stands_out(tmp_path, means, augment, words):
     assert len(remarks) == 1 and words in remarks[0]
 
 
+def test_the_glance_tells_p_as_it_is_now_and_the_speed_without_the_first_tick(tmp_path):
+    """As the status line does. A finished run has no time left, though its statistics have seven digits only."""
+    now = draw_ticks(TICKS, Progress_augment=lambda kimg: kimg / 100)
+    now[0]["Timing/sec_per_kimg"]["mean"] = 1e6
+    facts = dict(glance.card_of(read_run_folder(write_run(tmp_path / "a", now[:3], augment=ADA)), 0).facts)
+    assert facts["p"] == f"{TICKS[2] / 100:.2f}" and "left" in facts
+    assert facts["speed"] == f"{sum(line['Timing/sec_per_kimg']['mean'] for line in now[1:3]) / 2:.3g} s/kimg"
+    now[-1]["Progress/kimg"]["mean"] *= 1 - 1e-7
+    assert "left" not in dict(glance.card_of(read_run_folder(write_run(tmp_path / "b", now)), 0).facts)
+
+
 def test_signs_at_the_start_are_no_news(tmp_path):
     high = {"Loss_signs/real": lambda kimg: 0.97}
     early, later = (write_run(tmp_path / f"{n}", draw_ticks(TICKS[:n], **high)) for n in (LAST, LAST + 1))
@@ -299,6 +310,13 @@ def axes_of(plot):
     axis = Figure().subplots()
     drawer(plot)(axis)
     return axis
+
+
+def test_a_flat_curve_is_not_drawn_on_the_edge(tmp_path):
+    flat = read_run_folder(write_run(tmp_path / "a", draw_ticks(TICKS, Resources_cpu_mem_gb=lambda kimg: 0.8)))
+    plots = {plot.chart.title: plot for section in sections_of([flat]) for plot in section.plots}
+    low, high = axes_of(plots["Memory of the process"]).get_ylim()
+    assert low == 0 and 0.83 <= high < 0.9
 
 
 def test_a_mark_stands_where_the_run_was_continued(runs, tmp_path):

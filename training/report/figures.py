@@ -197,8 +197,12 @@ def drawer(plot: Plot) -> Callable[[Axes], None]:
         # Room above the largest value; an axis without any other value than 0 has no top.
         low, high = plot.chart.limits
         axis.set_ylim(bottom=low, top=high)
-        if low == 0 and max(max(one.line.high) for one in plot.drawn) <= 0:
+        bottom, top = axis.get_ylim()
+        largest = max(max(one.line.high) for one in plot.drawn)
+        if low == 0 and largest <= 0:
             axis.set_ylim(0, 1)
+        elif high is None:  # flat curves would lie on the upper edge: matplotlib's room is a share of their range
+            axis.set_ylim(top=max(top, largest + 0.05 * (largest - bottom)))
         axis.grid(axis="y", color=FAINT, alpha=0.2, linewidth=0.6)
         axis.tick_params(length=3)
         if len(plot.chart.quantities) > 1:

@@ -72,16 +72,17 @@ def _facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     seconds = value_of(last, "Timing/total_sec")
     if seconds is not None:
         yield "time", format_time(seconds[1])
-    per_kimg = mean_of(run, "Timing/sec_per_kimg")
+    per_kimg = last_mean(run, Quantity("", "", "Timing/sec_per_kimg", from_second=True))
     if per_kimg is not None:
         yield "speed", f"{per_kimg:.3g} s/kimg"
-        if run.length is not None and run.length > run.kimg:
+        if run.length is not None and not run.finished:
             yield "left", format_time((run.length - run.kimg) * per_kimg)
     if last.time is not None:
         yield "last tick", time.strftime("%Y-%m-%d %H:%M", time.localtime(last.time))
-    for name, statistic in (("signs of reals", "Loss/signs/real"), ("p", "Progress/augment")):
-        if (mean := mean_of(run, statistic)) is not None:
-            yield name, f"{mean:.2f}"
+    if (signs := mean_of(run, "Loss/signs/real")) is not None:
+        yield "signs of reals", f"{signs:.2f}".replace("-", "−")
+    if (p := _p_now(run)) is not None:
+        yield "p", f"{p:.2f}"
     bad = last_mean(run, Quantity("", "", BAD_STEPS, total=True))
     if bad is not None:
         yield "bad steps", f"{bad:.0f}"
@@ -90,6 +91,11 @@ def _facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     state = _state_kimg(run)
     if state is not None and status_word(run) == STOPPED:
         yield "newest state", f"{show_kimg(state)} kimg"
+
+
+def _p_now(run: RunFolder) -> float | None:
+    """The newest p. Its mean over the last ticks would lag behind the status line."""
+    return last_mean(run, Quantity("", "", "Progress/augment"), ticks=1)
 
 
 def _state_kimg(run: RunFolder) -> float | None:
@@ -105,7 +111,7 @@ def remarks_of(run: RunFolder, now: float) -> Iterator[str]:
     """What stands out in the last ticks, in sentences, and what can't be read."""
     if status_word(run) == RUNNING and run.ticks:
         yield from _silence(run, now)
-    p = mean_of(run, "Progress/augment")
+    p = _p_now(run)
     signs, (target,) = mean_of(run, "Loss/signs/real"), targets_of([run])
     # At its start, every discriminator is far ahead.
     if signs is not None and signs > target + _ABOVE and len(run.ticks) > LAST:

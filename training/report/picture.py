@@ -103,10 +103,11 @@ def _draw_fakes(
     if rows:
         canvas.text(_SIDE / _WIDTH, 1 - (top - 0.15) / height, title, weight="bold")
     for n, (label, image) in enumerate(rows):
-        bottom = 1 - (top + (n + 1) * row_height) / height
-        width = (row_height - 0.03) * image.width / image.height / _WIDTH
-        axis = canvas.add_axes((_SIDE / _WIDTH, bottom, width, (row_height - 0.03) / height))
+        # Runs with fewer contrasts have narrower rows. All have the same height, if the widest one then fits.
+        tall = min(row_height - 0.03, (_WIDTH - 2 * _SIDE) * image.height / image.width)
+        middle = 1 - (top + (n + 0.5) * row_height) / height
+        width = tall * image.width / image.height / _WIDTH
+        axis = canvas.add_axes((_SIDE / _WIDTH, middle - tall / 2 / height, width, tall / height))
         axis.imshow(np.asarray(image), aspect="auto", interpolation="antialiased")
         axis.set_axis_off()
-        middle = bottom + row_height / 2 / height
         canvas.text((_SIDE - 0.08) / _WIDTH, middle, label, ha="right", va="center", fontsize=9)
