@@ -103,7 +103,7 @@ def _draw_fakes(
     if rows:
         canvas.text(_SIDE / _WIDTH, 1 - (top - 0.15) / height, title, weight="bold")
     for n, (label, image) in enumerate(rows):
-        # Runs with fewer contrasts have narrower rows. All have the same height, if the widest one then fits.
+        # Rows of more contrasts are wider. Where one would not fit, it is made smaller.
         tall = min(row_height - 0.03, (_WIDTH - 2 * _SIDE) * image.height / image.width)
         middle = 1 - (top + (n + 0.5) * row_height) / height
         width = tall * image.width / image.height / _WIDTH
