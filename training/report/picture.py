@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _DPI = 13.0, 110  # inches, pixels per inch
 _COLUMNS, _PANEL = 3, 2.35  # charts beside each other; inches of one with its words
-_SIDE, _LINE = 0.65, 0.26  # inches: the margin at the left, a line of words
+_SIDE, _LINE = 0.8, 0.26  # inches: the margin at the left, a line of words
 _ROW = 1.0  # inches; the largest height of a row of fakes
 
 
