@@ -46,6 +46,8 @@ class Source:
 
 def find_source(path: str | os.PathLike) -> Path:
     """Return the file of `--transfer`: the file itself, or the latest snapshot of a run folder."""
+    if not os.path.exists(path):
+        raise UserError(f"--transfer {path}: no such file or folder; give a snapshot, a run folder or a .pkl")
     found = find_snapshot(path)
     if found.name.startswith("training-state-"):
         raise UserError(f"--transfer {found} is a state; it takes a snapshot, or the run folder: {found.parent}")
