@@ -127,12 +127,11 @@ class AugmentationSource:
     """Draws what happens to images before the discriminator judges them: functions of their key and of p."""
 
     def __init__(self, config: TrainingConfig, device: torch.device) -> None:
-        self.seed, self.config, self.device = config.seed, config.augment, device
+        self.seed, self.device = config.seed, device
+        self.pipe = config.augment.pipe if config.augment is not None else ()
         self.num_contrasts, self.resolution = config.generator.num_contrasts, config.generator.resolution
 
-    def draw(self, step: int, phase: str, kind: str, samples: Sequence[int], p: float) -> Draws | None:
-        """Draw for some samples of a minibatch. kind: of images, "real" or "fake". None: nothing is augmented."""
-        if self.config is None:
-            return None
+    def draw(self, step: int, phase: str, kind: str, samples: Sequence[int], p: float) -> Draws:
+        """Draw for some samples of a minibatch. kind: of images, "real" or "fake"."""
         of_samples = [(self.seed, step, phase, sample, kind) for sample in samples]
-        return draws(of_samples, p, self.config.pipe, self.num_contrasts, self.resolution, self.device)
+        return draws(of_samples, p, self.pipe, self.num_contrasts, self.resolution, self.device)

@@ -41,7 +41,8 @@ def filter_bands(contrasts: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
     dtype, device = contrasts.dtype, contrasts.device
     # A filter along an axis of W pixels is a matrix [W, W], whatever lies beyond the edges.
     bands = send(torch.from_numpy(_matrices(contrasts.shape[-1])).to(dtype), device)  # [4, W, W]
-    matrices = torch.einsum("nb,bij->nij", send(gains.to(dtype), device), bands)[:, None]  # [N, 1, W, W]
+    # [N, 1, W, W]: one matrix for all contrasts of an image.
+    matrices = torch.einsum("nb,bij->nij", send(gains.to(contrasts.dtype), contrasts.device), bands).unsqueeze(1)
     return matrices @ contrasts @ matrices.transpose(2, 3)
 
 
