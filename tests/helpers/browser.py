@@ -37,3 +37,15 @@ def opened(browser: Any, address: str, width: int) -> Iterator[Any]:
     assert {url for url in requests if not url.startswith("data:")} == {address}
     assert not errors
     tab.close()
+
+
+def assert_fits_its_window(tab: Any) -> None:
+    """Nothing overflows. What is wider scrolls in a region of its own, with a name, which the keyboard reaches."""
+    scroll, width = tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert scroll <= width
+    wide = tab.evaluate(
+        "[...document.querySelectorAll('main *')].filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth && "
+        "getComputedStyle(e).overflowX == 'auto').map(e => [e.tabIndex, e.getAttribute('role'), !!e.ariaLabel || "
+        "e.hasAttribute('aria-labelledby')])"
+    )
+    assert all(one == [0, "region", True] for one in wide) and (wide or width > 1000)

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 
-from helpers.browser import FOCUSABLE, chromium, opened
+from helpers.browser import FOCUSABLE, assert_fits_its_window, chromium, opened
 
 SHOWN = "document.querySelectorAll('.viewer img.gray')[0].src + document.querySelectorAll('.viewer img.labels')[1].src"
 
@@ -33,14 +33,7 @@ def tab(request, browser, address):
 
 
 def test_it_fits_its_window(tab):
-    scroll, width = tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-    assert scroll <= width
-    # What is wider scrolls in a region of its own, which the keyboard reaches and which has a name.
-    wide = tab.evaluate(
-        "[...document.querySelectorAll('main *')].filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth && "
-        "getComputedStyle(e).overflowX == 'auto').map(e => [e.tabIndex, e.getAttribute('role')])"
-    )
-    assert all(one == [0, "region"] for one in wide) and (wide or width > 1000)
+    assert_fits_its_window(tab)
 
 
 def test_every_picture_is_decoded(tab):

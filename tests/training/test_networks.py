@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from helpers.goldens import golden_arrays, golden_cases
+from helpers.goldens import golden_arrays, golden_cases, golden_configs
 from slices.codec import SliceCodec
 from slices.schema import BRATS
 from training import loss
@@ -27,29 +27,8 @@ class Published:
     def __init__(self, name: str) -> None:
         self.arrays = golden_arrays(f"networks_{name}")
         self.settings = golden_cases("networks")[name]
-        g, d = self.settings["G"], self.settings["D"]
-        shared = {k: v for k, v in g["synthesis_kwargs"].items()}
-        self.generator = Generator(
-            GeneratorConfig(
-                resolution=g["img_resolution"],
-                num_contrasts=g["img_channels"],
-                num_maps=0,
-                z_dim=g["z_dim"],
-                c_dim=g["c_dim"],
-                w_dim=g["w_dim"],
-                mapping_layers=g["mapping_kwargs"]["num_layers"],
-                **shared,
-            )
-        )
-        self.discriminator = Discriminator(
-            DiscriminatorConfig(
-                resolution=d["img_resolution"],
-                img_channels=d["img_channels"],
-                c_dim=d["c_dim"],
-                mbstd_group_size=d["mbstd_group_size"],
-                **shared,
-            )
-        )
+        generator, discriminator = golden_configs(name)
+        self.generator, self.discriminator = Generator(generator), Discriminator(discriminator)
         self.generator.load_state_dict(self._state("G."))
         self.discriminator.load_state_dict(self._state("D."))
 

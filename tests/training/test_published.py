@@ -15,7 +15,7 @@ from torch import nn
 
 import generate
 from dnnlib.errors import UserError
-from helpers.goldens import GOLDEN, golden_arrays, golden_cases
+from helpers.goldens import GOLDEN, golden_arrays, golden_configs
 from helpers.published import checkpoint_as_saved, dumps, network_as_saved, object_as_saved, tensor_as_saved
 from slices.codec import SliceCodec
 from slices.schema import Schema
@@ -81,20 +81,8 @@ def test_generated_pictures_are_the_published_ones(tmp_path):
 
 def test_conditional_networks_compute_what_the_published_ones_do(tmp_path):
     """The golden networks with class labels, written in the form of a published checkpoint."""
-    golden, settings = golden_arrays("networks_cond"), golden_cases("networks")["cond"]
-    g, d = settings["G"], settings["D"]
-    config = GeneratorConfig(
-        resolution=g["img_resolution"],
-        num_contrasts=g["img_channels"],
-        num_maps=0,
-        z_dim=g["z_dim"],
-        c_dim=g["c_dim"],
-        w_dim=g["w_dim"],
-        mapping_layers=g["mapping_kwargs"]["num_layers"],
-        **g["synthesis_kwargs"],
-    )
-    shared = {key: d[key] for key in ("c_dim", "img_channels", "mbstd_group_size")} | g["synthesis_kwargs"]
-    networks = {"G_ema": Generator(config), "D": Discriminator(DiscriminatorConfig(d["img_resolution"], **shared))}
+    golden, (config, judge) = golden_arrays("networks_cond"), golden_configs("cond")
+    networks = {"G_ema": Generator(config), "D": Discriminator(judge)}
     for name, prefix in (("G_ema", "G."), ("D", "D.")):
         networks[name].load_state_dict(golden_arrays("networks_cond", prefix))
     (tmp_path / "cond.pkl").write_bytes(checkpoint_as_saved(networks))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.browser import FOCUSABLE, chromium, opened
+from helpers.browser import FOCUSABLE, assert_fits_its_window, chromium, opened
 from helpers.run_folders import draw_ticks, write_run
 from training.report.page import make_page
 from training.report.run_folder import read_run_folder
@@ -38,15 +38,7 @@ def tab(request, browser, address):
 
 
 def test_it_fits_its_window(tab):
-    scroll, width = tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-    assert scroll <= width
-    # What is wider scrolls in a region of its own, which the keyboard reaches and which has a name.
-    wide = tab.evaluate(
-        "[...document.querySelectorAll('main *')].filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth && "
-        "getComputedStyle(e).overflowX == 'auto').map(e => [e.tabIndex, e.getAttribute('role'), !!e.ariaLabel || "
-        "e.hasAttribute('aria-labelledby')])"
-    )
-    assert all(one == [0, "region", True] for one in wide) and (wide or width > 1000)
+    assert_fits_its_window(tab)
 
 
 def test_every_picture_is_decoded_and_described(tab):
